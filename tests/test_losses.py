@@ -1,0 +1,173 @@
+"""Losses against the PyTorch originals' numbers, closed forms in numpy, and invariances."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from w2s_jax import config as config_lib
+from w2s_jax import errors, losses
+
+RELEASED_NAMES = {
+    "xent": ("xent", {}),
+    "logconf": ("logconf", {}),
+    "logconf_aux0.75_w0.2": ("logconf", {"aux_coef": 0.75, "warmup_fraction": 0.2}),
+}
+
+
+def released_results(golden):
+    """(case name, loss, options, logits, targets, fraction, value, gradient) of every result."""
+    cases = json.loads((golden / "losses_released.json").read_text())["cases"]
+    for number, case in enumerate(cases):
+        logits_BC = np.array(case["logits"], np.float32).reshape(-1, 2)
+        targets_BC = np.array(case["labels"], np.float32).reshape(-1, 2)
+        for name, fraction, value, gradient in case["results"]:
+            if name in RELEASED_NAMES and value is not None:
+                kind, options = RELEASED_NAMES[name]
+                label = f"case {number} ({case['label_kind']}, {case['logit_kind']}) {name}"
+                grad_BC = np.array(gradient, np.float32).reshape(-1, 2)
+                yield label, kind, options, logits_BC, targets_BC, fraction, value, grad_BC
+
+
+def test_released_losses_match_the_original_in_value_and_gradient(golden):
+    checked = 0
+    for label, kind, options, logits, targets, fraction, value, grad in released_results(golden):
+        ours, our_grad = jax.value_and_grad(
+            lambda x, kind=kind, targets=targets, fraction=fraction, options=options: losses.LOSSES[
+                kind
+            ](x, targets, fraction, **options)
+        )(logits)
+        np.testing.assert_allclose(ours, value, rtol=2e-6, atol=2e-6, err_msg=label)
+        np.testing.assert_allclose(our_grad, grad, rtol=2e-5, atol=5e-7, err_msg=label)
+        checked += 1
+    assert checked > 400
+
+
+def confidence_by_hand(logits_BC, targets_BC, fraction, weights_B, alpha_max, warmup, threshold):
+    """The confidence loss in float64 numpy: sort, then hand out the positive mass from the top."""
+    logits = logits_BC.astype(np.float64)
+    targets = targets_BC.astype(np.float64)
+    weights = np.asarray(weights_B, np.float64)
+    share = 0.5 if threshold == "half" else (weights @ targets[:, 1]) / weights.sum()
+    left = share * weights.sum()
+    margins = logits_BC[:, 1] - logits_BC[:, 0]
+    positive = np.zeros(len(logits))
+    for margin in sorted(set(margins.tolist()), reverse=True):
+        tied = margins == margin
+        mass = weights[tied].sum()
+        if mass > 0:
+            positive[tied] = min(1.0, left / mass)
+        left = max(0.0, left - mass)
+    alpha = alpha_max * min(fraction / warmup, 1.0)
+    mixed = (1 - alpha) * targets + alpha * np.stack([1 - positive, positive], 1)
+    log_z = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+    loss_B = -(mixed * (logits - log_z[:, None])).sum(1)
+    p = np.exp(logits - log_z[:, None])
+    grad = weights[:, None] * (p - mixed) / weights.sum()
+    return (weights @ loss_B) / weights.sum(), grad
+
+
+@pytest.mark.parametrize("threshold", ["half", "prior"])
+@pytest.mark.parametrize("batch", [2, 7, 32])
+@pytest.mark.parametrize("corner", ["plain", "ties", "weights", "hard labels", "huge logits"])
+def test_confidence_equals_its_closed_form(batch, threshold, corner):
+    rng = np.random.default_rng(batch)
+    logits = rng.normal(size=(batch, 2)).astype(np.float32)
+    soft = rng.uniform(size=batch).astype(np.float32)
+    weights = np.ones(batch, np.float32)
+    if corner == "ties":
+        logits = np.round(logits)
+    if corner == "weights":
+        weights = rng.choice([0.0, 0.5, 2.0], size=batch).astype(np.float32)
+        weights[0] = 1.0
+    if corner == "hard labels":
+        soft = np.round(soft)
+    if corner == "huge logits":
+        logits *= 300
+    targets = np.stack([1 - soft, soft], 1)
+    for fraction in (0.0, 0.05, 0.2, 0.7):
+        loss = lambda x, fraction=fraction: losses.LOSSES["confidence"](  # noqa: E731
+            x, targets, fraction, weights_B=weights, alpha_max=0.75, threshold=threshold
+        )
+        value, grad = jax.value_and_grad(loss)(logits)
+        expected, expected_grad = confidence_by_hand(
+            logits, targets, fraction, weights, 0.75, 0.2, threshold
+        )
+        np.testing.assert_allclose(value, expected, rtol=3e-6, atol=1e-6)
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-6)
+
+
+def random_batch(batch=16, seed=0):
+    rng = np.random.default_rng(seed)
+    soft = rng.uniform(size=batch).astype(np.float32)
+    return rng.normal(size=(batch, 2)).astype(np.float32), np.stack([1 - soft, soft], 1)
+
+
+@pytest.mark.parametrize("kind,zero", [("confidence", "alpha_max"), ("logconf", "aux_coef")])
+def test_without_its_auxiliary_term_a_loss_is_cross_entropy(kind, zero):
+    logits, targets = random_batch()
+    reference = jax.value_and_grad(losses.LOSSES["xent"])(logits, targets, 0.5)
+    ours = jax.value_and_grad(losses.LOSSES[kind])(logits, targets, 0.5, **{zero: 0.0})
+    np.testing.assert_array_equal(ours[0], reference[0])
+    np.testing.assert_array_equal(ours[1], reference[1])
+
+
+@pytest.mark.parametrize("kind", sorted(losses.LOSSES))
+def test_a_document_of_weight_zero_changes_nothing(kind):
+    logits, targets = random_batch(9)
+    loss = losses.LOSSES[kind]
+    weights = np.array([1.0] * 8 + [0.0], np.float32)
+    for noise in (0.0, 50.0):
+        logits[8] += noise
+        np.testing.assert_allclose(
+            loss(logits, targets, 0.5, weights_B=weights),
+            loss(logits[:8], targets[:8], 0.5),
+            rtol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("kind", sorted(losses.LOSSES))
+def test_the_order_of_the_batch_does_not_matter(kind):
+    logits, targets = random_batch(16)
+    logits = np.round(logits * 2) / 2  # ties
+    order = np.random.default_rng(1).permutation(16)
+    loss = losses.LOSSES[kind]
+    np.testing.assert_allclose(
+        loss(logits, targets, 0.5), loss(logits[order], targets[order], 0.5), rtol=1e-6
+    )
+
+
+def test_confidence_is_symmetric_under_a_swap_of_the_labels():
+    logits, targets = random_batch(15)
+    logits = np.round(logits * 2) / 2
+    loss = losses.LOSSES["confidence"]
+    np.testing.assert_allclose(
+        loss(logits, targets, 0.5), loss(logits[:, ::-1], targets[:, ::-1], 0.5), rtol=1e-6
+    )
+
+
+def test_bfloat16_logits_are_computed_in_float32():
+    logits, targets = random_batch(8)
+    half = jnp.asarray(logits, jnp.bfloat16)
+    for loss in losses.LOSSES.values():
+        value = loss(half, targets, 0.5)
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, loss(half.astype(jnp.float32), targets, 0.5), rtol=1e-6)
+
+
+def test_register_adds_a_loss_with_options_and_refuses_a_taken_name():
+    @losses.register("test_only", scale=2.0)
+    def test_only(logits_BC, targets_BC, step_fraction, *, weights_B=None, scale):
+        return scale * losses.soft_cross_entropy(logits_BC, targets_BC, weights_B)
+
+    try:
+        logits, targets = random_batch()
+        expected = 2.0 * losses.LOSSES["xent"](logits, targets, 0.0)
+        np.testing.assert_allclose(losses.LOSSES["test_only"](logits, targets, 0.0), expected)
+        assert config_lib.LOSS_OPTIONS["test_only"] == {"scale": 2.0}
+        with pytest.raises(errors.InputError, match="test_only"):
+            losses.register("test_only")(lambda *_: None)
+    finally:
+        del losses.LOSSES["test_only"], config_lib.LOSS_OPTIONS["test_only"]

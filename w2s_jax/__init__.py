@@ -1,0 +1,28 @@
+"""w2s_jax: weak-to-strong generalization in JAX.
+
+    import w2s_jax
+    from w2s_jax.config import default_config
+
+    result = w2s_jax.run(default_config(), "runs/first")
+
+Importing the package imports no JAX.
+"""
+
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
+
+__version__ = metadata.version("w2s_jax")
+
+
+def run(config: "config_dict.ConfigDict", workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Runs the experiment that `config` describes in `workdir` and returns its result.json.
+
+    See `w2s_jax.execute.run`, which has more options, for what is resumed and what is refused.
+    """
+    from w2s_jax import execute
+
+    return execute.run(config, workdir)

@@ -1,0 +1,175 @@
+"""What phases leave on disk: folders, claims, labels, predictions, results. No JAX but in labels.
+
+    DIR/phases/<kind>-<fingerprint>/  config.json checkpoints/ labels/ predictions.parquet
+                                      metrics.jsonl result.json
+
+A phase is complete exactly when its result.json exists; it is written last, by a rename.
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2s_jax import errors
+
+
+@dataclass(frozen=True)
+class PhaseFolder:
+    """The files of one phase."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """What the phase computes, in full."""
+        return self.path / "config.json"
+
+    @property
+    def result(self) -> Path:
+        """Its outcome; its presence says that the phase is complete."""
+        return self.path / "result.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON row a step and an evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def predictions(self) -> Path:
+        """P(label 1) of every validation and test document."""
+        return self.path / "predictions.parquet"
+
+    @property
+    def labels(self) -> Path:
+        """Weak labels (Orbax)."""
+        return self.path / "labels"
+
+    @property
+    def steps(self) -> Path:
+        """Mid-phase checkpoints (Orbax)."""
+        return self.path / "checkpoints" / "steps"
+
+    @property
+    def final(self) -> Path:
+        """The parameters that the phase ends with (Orbax)."""
+        return self.path / "checkpoints" / "final"
+
+    @property
+    def trained(self) -> Path:
+        """What training leaves besides parameters; present when `final` is."""
+        return self.path / "checkpoints" / "trained.json"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the phase need not run."""
+        return self.result.exists()
+
+
+def read_json(path: Path) -> Any:
+    """Parses a JSON file.
+
+    Raises:
+      InputError: if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise errors.InputError(f"{path}: not valid JSON ({error})") from error
+
+
+@contextmanager
+def claim(folder: PhaseFolder, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a phase's folder for this process; waits while another process holds it.
+
+    A `flock`: the kernel releases it when its process ends, however it ends.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / ".lock").open("w") as lock:
+        told = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    waiting()
+                    told = True
+                time.sleep(0.2)
+        yield
+
+
+def save_labels(folder: PhaseFolder, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Stores class labels by Orbax: split -> (ids_N uint64, soft float32 [N, C]).
+
+    Ids are stored as pairs of uint32: JAX, through which Orbax may pass them, would cut 64 bits.
+    """
+    from w2s_jax.training.checkpoints import save_tree
+
+    tree = {
+        split: {"ids": ids_N.view(np.uint32).reshape(-1, 2), "soft": soft_NC.astype(np.float32)}
+        for split, (ids_N, soft_NC) in labels.items()
+    }
+    save_tree(folder.labels, tree)
+
+
+def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarray:
+    """The soft labels of the documents `ids_N`, float32 [N, C], joined by id.
+
+    Raises:
+      StorageError: if the stored labels are damaged.
+      InputError: if a document has no label, or the phase stored none for the split.
+    """
+    from w2s_jax.training.checkpoints import load_tree
+
+    record = read_json(folder.result)["labels"]
+    if split not in record["splits"]:
+        raise errors.InputError(f"{folder.labels}: no labels for {split!r}")
+    target = {
+        name: {"ids": np.zeros((n, 2), np.uint32), "soft": np.zeros((n, 2), np.float32)}
+        for name, n in record["splits"].items()
+    }
+    stored = load_tree(folder.labels, target)[split]
+    stored_ids_N = np.ascontiguousarray(stored["ids"], np.uint32).view(np.uint64).reshape(-1)
+    place = {int(i): n for n, i in enumerate(stored_ids_N)}
+    missing = [int(i) for i in ids_N if int(i) not in place]
+    if missing:
+        raise errors.InputError(
+            f"{folder.labels}: {len(missing)} of {len(ids_N)} documents of {split!r} have no weak "
+            f"label (the first: id {missing[0]}); labels and documents are of different runs"
+        )
+    return np.asarray(stored["soft"])[[place[int(i)] for i in ids_N]]
+
+
+def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
+    """Writes predictions.parquet: id (uint64), split, p, label, ground_truth (float32)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        "id": pa.uint64(),
+        "split": pa.string(),
+        "p": pa.float32(),
+        "label": pa.float32(),
+        "ground_truth": pa.float32(),
+    }
+    arrays = {name: pa.array(columns[name], type=kind) for name, kind in types.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(pa.table(arrays), temporary)
+    temporary.replace(path)
+
+
+def read_predictions(path: Path, split: str) -> dict[str, np.ndarray]:
+    """The columns of one split of predictions.parquet, as numpy arrays, in document order."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    table = table.filter(pc.equal(table["split"], split))
+    return {name: table[name].to_numpy() for name in ("id", "p", "label", "ground_truth")}

@@ -1,0 +1,136 @@
+"""The `w2s` command: dispatch only. Imports no JAX before a phase runs.
+
+Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and resumable, 1 otherwise.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from w2s_jax import errors
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's) and returns the exit status."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except errors.W2SError as error:
+        print(f"w2s: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="w2s", description="Weak-to-strong generalization in JAX.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser(
+        "run",
+        help="run an experiment, or what of it is missing",
+        allow_abbrev=False,
+        epilog="--config.FIELD=VALUE overrides a field of the config; fields and defaults: "
+        "w2s_jax/config.py. The same command resumes an interrupted run, and prints the result "
+        "of a finished one.",
+    )
+    run.add_argument("--config", required=True, metavar="FILE", help="a recipe: configs/*.py")
+    run.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    run.add_argument("--store", metavar="DIR", help="where phases live (default: WORKDIR/phases)")
+    run.add_argument("--dry_run", action="store_true", help="print the phases and stop")
+    run.add_argument(
+        "--debug_nans", action="store_true", help="raise where a NaN is first computed (slow)"
+    )
+    report = commands.add_parser("report", help="one page on any number of runs", allow_abbrev=False)
+    report.add_argument("dirs", nargs="+", metavar="DIR", help="folders of finished runs")
+    report.add_argument("--out", metavar="DIR", help="where to (default: the first DIR's report/)")
+    return parser
+
+
+def _dispatch(arguments: list[str]) -> int:
+    options, rest = _parser().parse_known_args(arguments)
+    if options.command == "report":
+        if rest:
+            raise errors.InputError(f"report: unknown argument {rest[0]!r}; see w2s report --help")
+        return _report(options)
+    return _run(options, rest)
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    config = load_config(options.config, overrides)
+    from w2s_jax import execute
+
+    if options.debug_nans:
+        import jax
+
+        jax.config.update("jax_debug_nans", True)
+    execute.run(config, options.workdir, store=options.store, dry_run=options.dry_run)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from w2s_jax.report import write_report
+
+    dirs = [Path(d) for d in options.dirs]
+    page = write_report(dirs, Path(options.out) if options.out else dirs[0] / "report")
+    print(page)
+    return 0
+
+
+def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict":
+    """The config that a recipe returns, with `--config.FIELD=VALUE` overrides applied.
+
+    Raises:
+      InputError: for a missing or broken recipe, an unknown field, or a value of a wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from w2s_jax.config import default_config, flatten
+
+    for override in overrides:
+        if not override.startswith("--config."):
+            raise errors.InputError(
+                f"run: unknown argument {override!r}; allowed: --config.FIELD=VALUE, and what "
+                "w2s run --help lists"
+            )
+    command = ["w2s", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    try:
+        values(command)
+        return values["config"].value
+    except errors.InputError:
+        raise
+    except (AttributeError, KeyError) as error:
+        known = flatten(default_config())
+        for override in overrides:
+            field, _, value = override.removeprefix("--config.").partition("=")
+            if field not in known and not field.startswith("loss."):
+                hint = errors.unknown("config", field, known)
+                raise errors.InputError(f"{hint} [in --config.{field}={value}]") from error
+        raise errors.InputError(f"--config: {path}: {error}") from error
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise errors.InputError(f"--config: {path}: cannot be loaded: {reason}") from error
+    except flags.Error as error:
+        raise errors.InputError(_one_line(str(error))) from error
+    except Exception as error:  # a recipe is the user's own Python
+        raise errors.InputError(
+            f"--config: {path}: {type(error).__name__}: {_one_line(str(error))}"
+        ) from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

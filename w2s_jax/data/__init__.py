@@ -1,0 +1,11 @@
+"""Tasks, documents, and how they become tokens.
+
+The way of the data is source -> task -> documents -> slices -> tokens -> packed batches. Nothing
+here needs JAX, and packages that are slow to import are imported where they are used.
+"""
+
+from w2s_jax.data.documents import Document
+from w2s_jax.data.loading import load_task
+from w2s_jax.data.tasks import Candidate, Task, register_task
+
+__all__ = ["Candidate", "Document", "Task", "load_task", "register_task"]

@@ -1,0 +1,77 @@
+"""Documents, their stable ids, and orders that depend on nothing but a seed and those ids."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One item of a task.
+
+    Exactly one of `text`, `texts` (a pair to be compared) and `tokens` holds the content.
+
+    Attributes:
+      id: stable 64-bit hash of the content and its place in the task (see `stable_id`).
+      text, texts, tokens: the content.
+      label: ground truth, 0 or 1; None for text without labels.
+      soft_label: P(label 1) from elsewhere (people, a judge), in [0, 1].
+      target: what a generative task should produce.
+      group: documents of one group never stand on both sides of a split; None: a group of its own.
+      loss_weights: for `tokens` used in language-model training: the weight of predicting each
+        token (same length as `tokens`; the first one is never predicted).
+      meta: anything else, for people to read.
+    """
+
+    id: int
+    text: str | None = None
+    texts: tuple[str, ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    label: int | None = None
+    soft_label: float | None = None
+    target: str | None = None
+    group: str | None = None
+    loss_weights: tuple[float, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stable_id(*parts: str | bytes | int) -> int:
+    """A 64-bit hash of `parts`, the same on every machine and Python version.
+
+    Each part is hashed with its length, so that ('ab', 'c') and ('a', 'bc') differ.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def hash_keys(ids_N: np.ndarray, *salt: str | int) -> np.ndarray:
+    """A pseudo-random uint64 key for each id (SplitMix64's finaliser over id + hash of `salt`).
+
+    Args:
+      ids_N: uint64 document ids.
+      *salt: what the keys should depend on besides the id (a purpose, a seed, an epoch).
+
+    Returns:
+      uint64 [N].
+    """
+    with np.errstate(over="ignore"):
+        key_N = ids_N.astype(np.uint64) + np.uint64(stable_id(*salt))
+        key_N = (key_N ^ (key_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        key_N = (key_N ^ (key_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return key_N ^ (key_N >> np.uint64(31))
+
+
+def hash_order(ids_N: np.ndarray, *salt: str | int) -> np.ndarray:
+    """A permutation (int64 [N]) of the documents that depends only on their ids and `salt`.
+
+    A document's rank among others does not change when documents are added or removed elsewhere,
+    and neither mesh nor packing can change it. Ties (equal ids) keep their order.
+    """
+    return np.argsort(hash_keys(ids_N, *salt), kind="stable")

@@ -1,0 +1,271 @@
+"""Cutting a task's documents into slices, validation and test.
+
+All orders come from a hash of `split_seed` and the documents' ids, so a split is the same on every
+machine and whatever the order of the documents in their files.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from w2s_jax.data.documents import Document, hash_order, stable_id
+from w2s_jax.errors import InputError
+
+# Above this share of the majority, training documents are rebalanced (the paper's rule).
+MAJORITY_LIMIT = 0.55
+
+# Documents that stay together. All functions below keep the order of groups and within groups.
+Group = list[Document]
+
+
+def make_splits(
+    documents: Mapping[str, Sequence[Document]],
+    *,
+    train_docs: int | None,
+    test_docs: int | None,
+    validation_docs: int | None,
+    num_slices: int = 2,
+    balance: bool,
+    split_seed: int = 0,
+) -> dict[str, list[Document]]:
+    """Slices of the training documents, validation and test.
+
+    Test documents come from 'test', else from 'validation', else out of the training documents;
+    validation documents from 'validation' if that is not the test set, else out of the training
+    documents. These are 'train', else the first of 'validation', 'test' or the only other split.
+
+    No group is on two sides: a group of which one document is taken for test or validation is
+    gone from the training documents, and training documents whose group occurs in an official
+    split in use are left out. Slices are as equal as a greedy assignment of whole groups makes
+    them: of equal size (or one apart) for ungrouped and for paired documents, with the
+    classes spread evenly.
+
+    Args:
+      documents: by split, as `load_task` returns them.
+      train_docs: training documents of all slices together, after balancing; None: all. A smaller
+        number gives a subset of what a larger one gives, with the same test and validation.
+      test_docs, validation_docs: how many; None: all of an official split. With `balance`, an odd
+        number is lowered by one.
+      num_slices: how many slices.
+      balance: test and validation hold equally many documents of both classes, and training
+        documents are cut to equal classes if one of them exceeds 55%.
+      split_seed: seed of all orders.
+
+    Returns:
+      'slice1' ... 'sliceN', 'validation', 'test', and 'pretrain' if it was given, which is
+      returned as it is.
+
+    Raises:
+      InputError: a number is out of range or there are too few documents (the field, what was
+        asked and how many there are), or one group is too large to cut the rest evenly.
+    """
+    sizes = {"train_docs": train_docs, "test_docs": test_docs, "validation_docs": validation_docs}
+    for name, value in sizes.items():
+        if value is not None and value < 0:
+            raise InputError(f"task.{name}: {value}; must not be negative")
+    if num_slices < 1:
+        raise ValueError(f"num_slices must be at least 1, got {num_slices}")
+    train, test, validation = _roles(documents)
+    if validation_docs == 0:
+        validation = None
+    pool = _groups(documents[train], split_seed)
+    test_groups = _groups(documents[test], split_seed) if test else []
+    validation_groups = _groups(documents[validation], split_seed) if validation else []
+    validation_groups = _without(validation_groups, test_groups)
+    pool = _without(_without(pool, test_groups), validation_groups)
+
+    if test:
+        chosen_test, _ = _take(test_groups, test_docs, balance, "task.test_docs", test)
+    else:
+        chosen_test, pool = _carve(pool, test_docs, balance, "task.test_docs", train)
+    if validation:
+        chosen_validation, _ = _take(
+            validation_groups, validation_docs, balance, "task.validation_docs", validation)
+    else:
+        chosen_validation, pool = _carve(
+            pool, validation_docs, balance, "task.validation_docs", train)
+
+    training = _training(pool, train_docs, balance, train)
+    slices = _slices(training, num_slices)
+    result = {f"slice{s + 1}": slices[s] for s in range(num_slices)}
+    result |= {"validation": chosen_validation, "test": chosen_test}
+    if "pretrain" in documents:
+        result["pretrain"] = list(documents["pretrain"])
+    return result
+
+
+def _roles(documents: Mapping[str, Sequence[Document]]) -> tuple[str, str | None, str | None]:
+    """The splits that training, test and validation documents come from (None: carved)."""
+    there = [name for name, docs in documents.items() if docs and name != "pretrain"]
+    official = [name for name in ("train", "validation", "test") if name in there]
+    if not official and len(there) != 1:
+        found = ", ".join(there) or "none"
+        raise InputError(f"task.name: no documents to train on: there must be a split train, "
+                         f"validation or test, or a single other one; found: {found}")
+    train = (official or there)[0]
+    free = [name for name in ("test", "validation") if name in there and name != train]
+    test = free[0] if free else None
+    validation = "validation" if "validation" in free and test != "validation" else None
+    return train, test, validation
+
+
+def _groups(documents: Sequence[Document], split_seed: int) -> list[Group]:
+    """Groups in hash order of their keys; documents within a group in hash order of their ids."""
+    members: dict[int, Group] = {}
+    for document in documents:
+        key = document.id if document.group is None else stable_id("group", document.group)
+        members.setdefault(key, []).append(document)
+    groups = list(members.values())
+    order_G = hash_order(np.array(list(members), np.uint64), "split", split_seed)
+    return [_in_order(groups[g], split_seed) for g in order_G]
+
+
+def _in_order(group: Group, split_seed: int) -> Group:
+    if len(group) == 1:
+        return group
+    ids_N = np.array([document.id for document in group], np.uint64)
+    return [group[n] for n in hash_order(ids_N, "split", split_seed)]
+
+
+def _without(groups: Sequence[Group], others: Sequence[Group]) -> list[Group]:
+    """`groups` less those whose group name occurs in `others`."""
+    names = {group[0].group for group in others} - {None}
+    return [group for group in groups if group[0].group not in names]
+
+
+def _class(document: Document) -> int:
+    """0 or 1; documents without any label (they are never balanced) count as class 0."""
+    if document.label is not None:
+        return document.label
+    return int(document.soft_label is not None and document.soft_label > 0.5)
+
+
+def _require_labels(groups: Sequence[Group]) -> None:
+    if any(d.label is None and d.soft_label is None for group in groups for d in group):
+        raise InputError("protocol.balance: True, but some documents have no label to balance by")
+
+
+def _too_few(field: str, asked: int | None, have: int, split: str, balance: bool) -> InputError:
+    number = "all" if asked is None else str(asked)
+    after = " after balancing the classes" if balance else ""
+    return InputError(f"{field}: {number} documents were asked for, but split {split!r} has only "
+                      f"{have} to give{after}")
+
+
+def _take(
+    groups: Sequence[Group], count: int | None, balance: bool, field: str, split: str
+) -> tuple[list[Document], list[Group]]:
+    """The first `count` documents (None: all) and the groups of which none was taken.
+
+    With `balance`, half of them from each class. What is left of a group that was taken in part
+    goes nowhere.
+    """
+    if balance:
+        _require_labels(groups)
+    counts = Counter(_class(d) if balance else 0 for group in groups for d in group)
+    have = 2 * min(counts[0], counts[1]) if balance else counts[0]
+    wanted = have if count is None else count
+    if wanted > have or (count != 0 and have == 0):
+        raise _too_few(field, count, have, split, balance)
+    left = {0: wanted // 2, 1: wanted // 2} if balance else {0: wanted}
+    chosen: list[Document] = []
+    rest: list[Group] = []
+    for group in groups:
+        taken = []
+        for document in group:
+            key = _class(document) if balance else 0
+            if left[key] > 0:
+                left[key] -= 1
+                taken.append(document)
+        chosen += taken
+        if not taken:
+            rest.append(group)
+    return chosen, rest
+
+
+def _carve(
+    groups: Sequence[Group], count: int | None, balance: bool, field: str, split: str
+) -> tuple[list[Document], list[Group]]:
+    """As `_take`, out of the training documents, where "all" would leave none."""
+    if count == 0:
+        return [], list(groups)
+    if count is None:
+        raise InputError(f"{field}: must be a number, because the documents are taken out of "
+                         f"split {split!r}")
+    return _take(groups, count, balance, field, split)
+
+
+def _training(
+    groups: Sequence[Group], train_docs: int | None, balance: bool, split: str
+) -> list[Document]:
+    """The first `train_docs` documents, balanced before, in an order that spreads the classes."""
+    ordered = [document for group in groups for document in group]
+    if balance:
+        _require_labels(groups)
+        ordered = _balanced(ordered)
+    wanted = len(ordered) if train_docs is None else train_docs
+    if wanted > len(ordered) or wanted == 0:
+        raise _too_few("task.train_docs", train_docs, len(ordered), split, balance)
+    return ordered[:wanted]
+
+
+def _balanced(ordered: Sequence[Document]) -> list[Document]:
+    """Cuts a majority above 55% to one half, and spreads both classes evenly over the order.
+
+    Because they are spread, the first n documents have the same balance for every n, and the pairs
+    of a task with one right and one wrong item a question stay next to each other.
+    """
+    positions: dict[int, list[int]] = {0: [], 1: []}
+    for n, document in enumerate(ordered):
+        positions[_class(document)].append(n)
+    smaller, larger = sorted(len(ns) for ns in positions.values())
+    keep = smaller if larger > MAJORITY_LIMIT * (smaller + larger) else larger
+    ranked = []
+    for ns in positions.values():
+        ns = ns[:keep]
+        ranked += [((2 * rank + 1) / (2 * len(ns)), n) for rank, n in enumerate(ns)]
+    return [ordered[n] for _, n in sorted(ranked)]
+
+
+def _slices(training: Sequence[Document], num_slices: int) -> list[list[Document]]:
+    """Whole groups to slices: largest first, each to the smallest slice.
+
+    Among equally small slices the one with fewest documents of the group's classes is taken, so
+    that each class is spread as evenly as the sizes are.
+    """
+    if len(training) < num_slices:
+        raise InputError(f"task.train_docs: {len(training)} documents cannot be cut into "
+                         f"{num_slices} slices")
+    members: dict[str | int, list[int]] = {}
+    for n, document in enumerate(training):
+        key: str | int = document.id if document.group is None else document.group
+        members.setdefault(key, []).append(n)
+    groups = sorted(members.values(), key=len, reverse=True)
+    _refuse_unequal(training, groups, num_slices)
+    counts_SC = np.zeros((num_slices, 2), np.int64)
+    positions: list[list[int]] = [[] for _ in range(num_slices)]
+    for group in groups:
+        ones = sum(_class(training[n]) for n in group)
+        counts_C = np.array([len(group) - ones, ones])
+        same_S = counts_SC @ counts_C
+        s = int(np.lexsort((same_S, counts_SC.sum(1)))[0])
+        counts_SC[s] += counts_C
+        positions[s] += group
+    return [[training[n] for n in sorted(ns)] for ns in positions]
+
+
+def _refuse_unequal(
+    training: Sequence[Document], groups: Sequence[Sequence[int]], num_slices: int
+) -> None:
+    """Refuses a largest group above half of the data or one and a half slices, and empty slices."""
+    if num_slices == 1:
+        return
+    size, total = len(groups[0]), len(training)
+    if size > min(total / 2, 1.5 * total / num_slices):
+        name = training[groups[0][0]].group
+        raise InputError(f"task.train_docs: group {name!r} holds {size} of {total} documents, "
+                         f"which is too many for one of {num_slices} slices")
+    if len(groups) < num_slices:
+        raise InputError(f"task.train_docs: {total} documents in {len(groups)} groups cannot be "
+                         f"cut into {num_slices} slices without splitting a group")

@@ -1,0 +1,126 @@
+"""Is a handwritten digit even? Images as token sequences, from the data in scikit-learn.
+
+The data come with the scikit-learn package, so the task runs anywhere without a download. Part of
+the images is set aside for pretraining, where each image is followed by a token for its digit, so
+that a pretrained model knows digits but not the concept "even".
+"""
+
+import numpy as np
+
+from w2s_jax.data.documents import Document, hash_order, stable_id
+from w2s_jax.data.tasks import Task, TokenSpace
+
+SIDE = 8
+PIXEL_VALUES = 17
+PAD, BOS = 0, 1
+FIRST_PIXEL = 2
+FIRST_CAPTION = FIRST_PIXEL + PIXEL_VALUES
+VOCAB_SIZE = FIRST_CAPTION + 10
+
+TEST_DOCS = 400
+VALIDATION_DOCS = 100
+TRAIN_DOCS = 600
+
+# Mean over the pixels plus the caption, as a sum over predicted tokens; BOS is never predicted.
+PRETRAIN_LOSS_WEIGHTS = (0.0, *([1.0 / SIDE**2] * SIDE**2), 1.0)
+
+
+def load_images() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images of scikit-learn's `load_digits`.
+
+    Returns:
+      ids_N (uint64), images_NHW (uint8, 0 to 16) and digits_N (int64), N = 1797.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images_NHW = np.ascontiguousarray(data.images.astype(np.uint8))
+    ids_N = np.array(
+        [stable_id("digits", i, image.tobytes()) for i, image in enumerate(images_NHW)], np.uint64)
+    return ids_N, images_NHW, data.target.astype(np.int64)
+
+
+def partition(ids_N: np.ndarray, digits_N: np.ndarray, split_seed: int) -> dict[str, np.ndarray]:
+    """The images of each split, as int64 indices in hash order.
+
+    Test, validation and training images are half even, half odd, so that an exactly balanced test
+    set can use all of its images; the rest is for pretraining.
+    """
+    order_N = hash_order(ids_N, "digits", split_seed)
+    odd_even = [order_N[digits_N[order_N] % 2 == odd] for odd in (1, 0)]
+    splits: dict[str, np.ndarray] = {}
+    start = 0
+    for name, size in (("test", TEST_DOCS), ("validation", VALIDATION_DOCS), ("train", TRAIN_DOCS)):
+        chosen = np.concatenate([part[start : start + size // 2] for part in odd_even])
+        splits[name] = order_N[np.isin(order_N, chosen)]
+        start += size // 2
+    used = np.concatenate(list(splits.values()))
+    splits["pretrain"] = order_N[~np.isin(order_N, used)]
+    return splits
+
+
+def pixel_tokens(image_HW: np.ndarray) -> tuple[int, ...]:
+    """BOS and the pixels, row by row."""
+    return (BOS, *(FIRST_PIXEL + image_HW.astype(np.int64)).ravel().tolist())
+
+
+def shift(image_HW: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """The image moved down by `dy` and right by `dx` pixels (-1, 0 or 1); what comes in is 0."""
+    padded = np.pad(image_HW, 1)
+    return padded[1 - dy : 1 - dy + image_HW.shape[0], 1 - dx : 1 - dx + image_HW.shape[1]]
+
+
+def _pretrain_documents(index: int, image_id: int, image_HW: np.ndarray, digit: int
+                        ) -> list[Document]:
+    """One image with its caption in all nine shifts."""
+    return [
+        Document(
+            id=stable_id("digits", index, image_HW.tobytes(), dy, dx),
+            tokens=(*pixel_tokens(shift(image_HW, dy, dx)), FIRST_CAPTION + digit),
+            group=str(image_id),
+            loss_weights=PRETRAIN_LOSS_WEIGHTS,
+            meta={"digit": digit, "index": index, "shift": (dy, dx)},
+        )
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+    ]
+
+
+def load(split_seed: int = 0) -> dict[str, list[Document]]:
+    """All documents by split: 600 train, 100 validation, 400 test, 697 x 9 pretrain.
+
+    Classification documents are BOS and 64 pixels (65 tokens) with label 1 for an even digit;
+    pretraining documents have the digit's token after them (66 tokens) and no label.
+    """
+    ids_N, images_NHW, digits_N = load_images()
+    splits = partition(ids_N, digits_N, split_seed)
+    documents: dict[str, list[Document]] = {
+        name: [
+            Document(
+                id=int(ids_N[i]),
+                tokens=pixel_tokens(images_NHW[i]),
+                label=int(digits_N[i] % 2 == 0),
+                group=str(ids_N[i]),
+                meta={"digit": int(digits_N[i]), "index": int(i)},
+            )
+            for i in splits[name]
+        ]
+        for name in ("train", "validation", "test")
+    }
+    documents["pretrain"] = [
+        document
+        for i in splits["pretrain"]
+        for document in _pretrain_documents(int(i), int(ids_N[i]), images_NHW[i], int(digits_N[i]))
+    ]
+    return documents
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="digits_even",
+        description="8x8 images of handwritten digits as 64 tokens: is the digit even?",
+        licence="CC BY 4.0 (UCI Optical Recognition of Handwritten Digits, in scikit-learn)",
+        load=load,
+        token_space=TokenSpace(VOCAB_SIZE, PAD, BOS, (FIRST_CAPTION, FIRST_CAPTION + 1)),
+    ),
+)

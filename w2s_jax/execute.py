@@ -1,0 +1,326 @@
+"""A whole run: check the working directory, run the missing phases, write result and report."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+from rich.console import Console
+from rich.table import Table
+
+from w2s_jax import artifacts, errors, metrics
+from w2s_jax import config as config_lib
+from w2s_jax.artifacts import PhaseFolder, read_json
+from w2s_jax.plan import Phase, Plan, memory_estimate
+from w2s_jax.plan import plan as make_plan
+from w2s_jax.report import print_result, write_report
+from w2s_jax.resolve import Resolved, resolve
+
+#: Fields in which a config may differ from the one that a working directory was begun with.
+FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses")
+FREE_ENDINGS = (".microbatch_size", ".remat")
+
+
+def run(
+    config: config_dict.ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    store: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Runs the experiment that `config` describes, or what of it is missing in `workdir`.
+
+    Args:
+      config: see `w2s_jax.config.default_config`.
+      workdir: the run's folder. A finished one is read, not run again; with more losses their
+        students are added; any other difference is refused.
+      store: where phases live, if not in `workdir`/phases; may be shared between runs.
+      dry_run: print what would be done, write nothing, and return {}.
+      console: where to print.
+
+    Returns:
+      The contents of `workdir`/result.json.
+
+    Raises:
+      InputError: bad config, data or working directory; nothing has been written.
+      Interrupted: by SIGTERM or SIGINT, after the state was saved; the same call resumes.
+      TrainingFailed, StorageError: see there.
+    """
+    console = console or Console()
+    workdir = Path(workdir)
+    phases_dir = Path(store) if store is not None else workdir / "phases"
+    config = _with_earlier_losses(config, workdir)
+    settings = config_lib.validate(config)
+    resolved = resolve(settings)
+    plan = make_plan(resolved)
+    _check_workdir(workdir, config, resolved)
+    missing = [p for p in plan.phases if not PhaseFolder(phases_dir / p.name).complete]
+    for note in resolved.notes:
+        console.print(note, style="dim", highlight=False)
+    if dry_run:
+        _print_plan(plan, resolved, missing, console)
+        return {}
+    with _disk_errors(workdir):
+        if missing:
+            _make_folders(workdir, phases_dir)
+            _write_config(workdir, config, resolved)
+            _run_phases(missing, resolved, phases_dir, console)
+        result = _result(plan, resolved, phases_dir)
+        path = workdir / "result.json"
+        if missing or not path.exists() or read_json(path) != result:
+            _make_folders(workdir, phases_dir)
+            _write_config(workdir, config, resolved)
+            _write_json(path, result)
+        if not (workdir / "report" / "report.html").exists() or missing:
+            write_report([workdir], workdir / "report")
+    print_result(result, console)
+    console.print(f"result: {path}\nreport: {workdir / 'report' / 'report.html'}", highlight=False)
+    return result
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.InputError(f"--workdir: cannot make {folder}: {error}") from error
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, errors.W2SError):
+            raise
+        raise errors.StorageError(
+            f"{error.strerror or error} ({error.filename or folder}); complete checkpoints and "
+            "phases are intact: mend it and run the same command again"
+        ) from error
+
+
+# --- the working directory -----------------------------------------------------------------------
+
+
+def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """A config as it reads back from JSON."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _with_earlier_losses(
+    config: config_dict.ConfigDict, workdir: Path
+) -> config_dict.ConfigDict:
+    """The config with the losses that the working directory already has put before its own."""
+    path = workdir / "config.json"
+    if not path.exists() or not isinstance(config, config_dict.ConfigDict):
+        return config
+    own = tuple(loss.label for loss in config_lib.validate(config).losses)
+    earlier = read_json(path)["config"]
+    config = _copy(config)
+    kept = tuple(label for label in earlier["losses"] if label not in own)
+    with config.unlocked():
+        for label in kept:
+            if label not in config.loss:
+                config.loss[label] = config_dict.ConfigDict(earlier["loss"][label])
+    config.losses = (*kept, *own)
+    return config
+
+
+def _copy(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """An independent copy that keeps the types of fields that are None."""
+    copy = config_lib.default_config()
+    with copy.unlocked():
+        copy.update(config)
+    return copy
+
+
+def _check_workdir(workdir: Path, config: config_dict.ConfigDict, resolved: Resolved) -> None:
+    """Refuses a working directory that belongs to another experiment.
+
+    Raises:
+      InputError: naming the fields that differ, with both values.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.is_dir() and any(workdir.iterdir()) and not (workdir / "phases").is_dir():
+            raise errors.InputError(
+                f"--workdir: {workdir} is not empty and holds no run; allowed: a new or empty "
+                "folder, or the folder of this run"
+            )
+        return
+    stored = read_json(path)
+    earlier, now = config_lib.flatten(stored["config"]), config_lib.flatten(_plain(config))
+    differences = []
+    for field in sorted(earlier.keys() | now.keys()):
+        if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS):
+            continue
+        if field.startswith("loss.") and field.split(".")[1] not in stored["config"]["losses"]:
+            continue
+        if earlier.get(field) != now.get(field):
+            differences.append(f"{field} ({earlier.get(field)!r} there, {now.get(field)!r} now)")
+    for split, digest in stored["data"].items():
+        if not differences and resolved.digests.get(split) != digest:
+            differences.append(f"the documents of {split} (the data have changed)")
+    if differences:
+        raise errors.InputError(
+            f"--workdir: {workdir} holds a run that differs in {'; '.join(differences)}; allowed: "
+            "the same config (losses may be added), or another folder"
+        )
+
+
+def _write_config(workdir: Path, config: config_dict.ConfigDict, resolved: Resolved) -> None:
+    labels = [loss.label for loss in resolved.settings.losses]
+    plain = _plain(config) | {"losses": labels}
+    _write_json(workdir / "config.json", {"config": plain, "data": dict(resolved.digests)})
+
+
+# --- phases --------------------------------------------------------------------------------------
+
+
+def _run_phases(
+    missing: list[Phase], resolved: Resolved, phases_dir: Path, console: Console
+) -> None:
+    from w2s_jax import phases, sharding
+    from w2s_jax.logs import start_wandb
+
+    settings = resolved.settings
+    with _signals() as stopped:
+        context = phases.Context(
+            resolved=resolved,
+            store=phases_dir,
+            mesh=sharding.make_mesh(settings.mesh),
+            console=console,
+            should_stop=stopped,
+            wandb_run=start_wandb(settings.log, settings.name, {"seed": settings.seed}),
+        )
+        for number, phase in enumerate(missing, 1):
+            folder = context.folder(phase.name)
+
+            def waiting(phase: Phase = phase) -> None:
+                console.print(f"waiting: another process runs {phase.title}", highlight=False)
+
+            with artifacts.claim(folder, waiting):
+                if not folder.complete:
+                    phases.run_phase(phase, context)
+            _print_phase(number, len(missing), phase, read_json(folder.result), console)
+            if stopped():
+                raise errors.Interrupted(
+                    f"stopped by a signal after {phase.title}; the same command resumes"
+                )
+
+
+def _print_phase(
+    number: int, total: int, phase: Phase, result: dict[str, Any], console: Console
+) -> None:
+    numbers = f"loss {result['train_loss']:.4f}"
+    if "metrics" in result:
+        test = result["metrics"]["test"]
+        numbers += f"  test accuracy {test['accuracy']:.3f} ± {test['accuracy_se']:.3f}"
+    if result["kept_step"] != result["steps"]:
+        numbers += f"  kept step {result['kept_step']}"
+    console.print(
+        f"[{number}/{total}] {phase.title:<20} {phase.model.name:<12} {result['steps']:>5} steps "
+        f"{result['seconds']:6.1f} s  {numbers}",
+        highlight=False,
+        markup=False,
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGINT ask for a stop at the next boundary; a second one acts as usual."""
+    asked = threading.Event()
+    before: dict[int, Any] = {}
+
+    def handle(number: int, _: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
+    """The contract's result.json from what the phases left."""
+    settings = resolved.settings
+    found = {p.name: read_json(PhaseFolder(phases_dir / p.name).result) for p in plan.phases}
+
+    def role(name: str) -> dict[str, Any]:
+        return {"model": found[name]["model"], **found[name]["metrics"]["test"]}
+
+    weak, ceiling = role(plan.weak), role(plan.ceiling)
+    weak_test = _test_predictions(phases_dir, plan.weak)
+    students = {}
+    for label, name in plan.students.items():
+        student = role(name)
+        pgr, note = metrics.performance_gap_recovered(
+            weak["accuracy"], student["accuracy"], ceiling["accuracy"]
+        )
+        student |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
+        test = _test_predictions(phases_dir, name)
+        students[label] = student | metrics.agreement_metrics(
+            test["p"], weak_test["p"], test["ground_truth"]
+        )
+    stages = []
+    for phase in plan.phases:
+        stage = {"kind": phase.kind, "phase": phase.name, "model": phase.model.name}
+        if phase.kind == "student":
+            stage["label"] = phase.label
+        if "metrics" in found[phase.name]:
+            stage["accuracy"] = found[phase.name]["metrics"]["test"]["accuracy"]
+        stages.append(stage)
+    return {
+        "name": settings.name,
+        "task": settings.task.name,
+        "seed": settings.seed,
+        "protocol": settings.protocol.name,
+        "weak": weak,
+        "ceiling": ceiling,
+        "students": students,
+        "stages": stages,
+        "timing": {"seconds": sum(f["seconds"] for f in found.values())},
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax")}
+        | {"w2s_jax": metadata.version("w2s_jax")},
+    }
+
+
+def _test_predictions(phases_dir: Path, name: str) -> dict[str, Any]:
+    return artifacts.read_predictions(PhaseFolder(phases_dir / name).predictions, "test")
+
+
+def _print_plan(
+    plan: Plan, resolved: Resolved, missing: list[Phase], console: Console
+) -> None:
+    table = Table(title="phases", title_justify="left", box=None, pad_edge=False)
+    for column in ("phase", "what", "model", "steps", "state", "memory (estimate)"):
+        table.add_column(column, overflow="fold")
+    for phase in plan.phases:
+        total = memory_estimate(phase, resolved)["total"]
+        state = "missing" if phase in missing else "done"
+        table.add_row(
+            phase.name, phase.title, phase.model.name, str(phase.total_steps), state,
+            f"{total / 2**20:,.1f} MiB",
+        )
+    console.print(table)
+    console.print(f"{len(missing)} of {len(plan.phases)} phases to run", highlight=False)

@@ -1,0 +1,99 @@
+"""What a phase tells while it trains: metrics.jsonl, TensorBoard, Weights & Biases, a bar."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from w2s_jax import errors
+from w2s_jax.config import LogSettings
+
+
+class PhaseLog:
+    """The `training.loop.Reporter` of one phase; use it as a context manager.
+
+    The files are begun anew: a resumed phase first reports all the rows it remembers.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        total_steps: int,
+        settings: LogSettings,
+        console: Console,
+        wandb_run: Any = None,
+    ):
+        self.title, self.settings, self.console = title, settings, console
+        self.wandb_run = wandb_run
+        self.file = (folder / "metrics.jsonl").open("w")
+        self.board = None
+        if settings.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            self.board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        self.bar = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=total_steps, numbers="compiling")
+        self.started = time.monotonic()
+
+    def __enter__(self) -> "PhaseLog":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows to metrics.jsonl, the event files and Weights & Biases."""
+        for row in rows:
+            self.file.write(json.dumps(row) + "\n")
+            scalars = {k: v for k, v in row.items() if k not in ("step", "split")}
+            if self.board is not None:
+                for name, value in scalars.items():
+                    self.board.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            if self.wandb_run is not None:
+                named = {f"{self.title}/{row['split']}/{k}": v for k, v in scalars.items()}
+                self.wandb_run.log(named | {f"{self.title}/step": row["step"]})
+        self.file.flush()
+
+    def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
+        """Moves the bar."""
+        numbers = (
+            f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  {docs_per_second:,.0f} docs/s"
+        )
+        self.bar.update(self.task, completed=step, numbers=numbers)
+
+
+def start_wandb(settings: LogSettings, name: str, config: dict[str, Any]) -> Any:
+    """A Weights & Biases run if `log.wandb` asks for one, else None.
+
+    Raises:
+      InputError: if the package is not installed.
+    """
+    if not settings.wandb:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise errors.InputError(
+            "log.wandb: True, but the package wandb is not installed; allowed: False, or "
+            "pip install 'w2s_jax[wandb]'"
+        ) from error
+    return wandb.init(project="w2s_jax", name=name, config=config)

@@ -1,0 +1,192 @@
+"""resolve(settings): the only input read before work starts.
+
+Loads the task, cuts it into splits, tokenises them, reads pretraining text, and digests it all, so
+that `plan` is pure and bad input is answered before anything is written or compiled. No JAX.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from w2s_jax import errors
+from w2s_jax.config import PretrainSettings, Settings
+from w2s_jax.data.documents import Document, stable_id
+from w2s_jax.data.loading import load_task
+from w2s_jax.data.sources import read_corpus
+from w2s_jax.data.splits import make_splits
+from w2s_jax.data.tasks import get_task
+from w2s_jax.data.tokenize import ByteTokenizer, TokenizedDocuments, Tokenizer, tokenize
+from w2s_jax.models.config import ModelConfig, embedded_model
+
+NUM_SLICES = 2
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a run works on.
+
+    Attributes:
+      settings: the validated config.
+      splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain:<role>' -> documents.
+      digests: split -> sha256 of its tokenised contents.
+      models: 'weak', 'strong' -> model.
+      label_tokens: ids of the tokens that spell the labels 0 and 1.
+      notes: what a user should know about the data (counts, over-long documents).
+    """
+
+    settings: Settings
+    splits: Mapping[str, TokenizedDocuments]
+    digests: Mapping[str, str]
+    models: Mapping[str, ModelConfig]
+    label_tokens: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def resolve(settings: Settings) -> Resolved:
+    """Reads and checks all input of a run.
+
+    Raises:
+      InputError: for bad data, or data that are too few for the config.
+    """
+    task_settings, protocol = settings.task, settings.protocol
+    task = get_task(task_settings.name, task_settings.data_dir)
+    documents = load_task(
+        task_settings.name,
+        source=task_settings.source,
+        data_dir=task_settings.data_dir,
+        protocol=protocol.name,
+        seed=settings.seed,
+        split_seed=task_settings.split_seed,
+        item_expansion=protocol.item_expansion,
+    )
+    raw = make_splits(
+        documents,
+        train_docs=task_settings.train_docs,
+        test_docs=task_settings.test_docs,
+        validation_docs=task_settings.validation_docs,
+        num_slices=NUM_SLICES,
+        balance=protocol.balance,
+        split_seed=task_settings.split_seed,
+    )
+    notes = [f"task {task.name}: " + ", ".join(f"{k} {len(v)}" for k, v in raw.items())]
+    tokenizer: Tokenizer | None = None
+    if task.token_space is None:
+        tokenizer = ByteTokenizer()
+        vocab_size, label_tokens = tokenizer.vocab_size, tokenizer.label_tokens
+    else:
+        vocab_size, label_tokens = task.token_space.vocab_size, task.token_space.label_tokens
+    splits = {}
+    for name, docs in raw.items():
+        if name != "pretrain" and docs:
+            splits[name] = _tokenize_split(name, docs, tokenizer, settings, notes)
+    for role in ("weak", "strong"):
+        pretrain = getattr(settings, role).pretrain
+        if pretrain.source is not None:
+            splits[f"pretrain:{role}"] = _corpus(pretrain, raw, tokenizer, settings, notes)
+    _check(settings, splits)
+    longest = max(int(docs.lengths_N.max()) for docs in splits.values())
+    models = {
+        role: embedded_model(
+            getattr(settings, role).model, vocab_size=vocab_size, max_positions=longest
+        )
+        for role in ("weak", "strong")
+    }
+    digests = {name: docs.digest() for name, docs in splits.items()}
+    return Resolved(
+        settings, splits, digests, models, label_tokens, tuple(dict.fromkeys(notes))
+    )
+
+
+def _tokenize_split(
+    name: str,
+    documents: list[Document],
+    tokenizer: Tokenizer | None,
+    settings: Settings,
+    notes: list[str],
+) -> TokenizedDocuments:
+    tokenized, counts = tokenize(
+        documents,
+        tokenizer,
+        max_length=settings.task.max_length,
+        overlong=settings.task.overlong,
+    )
+    if counts["overlong"]:
+        notes.append(
+            f"{name}: {counts['overlong']} of {counts['documents']} documents exceed "
+            f"task.max_length={settings.task.max_length} tokens; policy: {settings.task.overlong}"
+        )
+    if not len(tokenized):
+        raise errors.InputError(
+            f"task.overlong: 'drop' with task.max_length={settings.task.max_length} leaves no "
+            f"document in {name}"
+        )
+    return tokenized
+
+
+def _corpus(
+    pretrain: PretrainSettings,
+    raw: Mapping[str, list[Document]],
+    tokenizer: Tokenizer | None,
+    settings: Settings,
+    notes: list[str],
+) -> TokenizedDocuments:
+    """Tokenised pretraining text of a role."""
+    if pretrain.source == "task":
+        if "pretrain" not in raw:
+            raise errors.InputError(
+                f"pretrain.source: 'task', but task {settings.task.name!r} brings no pretraining "
+                "documents; allowed: a folder of task.data_dir, or a file"
+            )
+        documents = raw["pretrain"]
+    else:
+        assert pretrain.source is not None
+        if tokenizer is None:
+            raise errors.InputError(
+                f"pretrain.source: {pretrain.source!r}, but the documents of task "
+                f"{settings.task.name!r} are tokens, not text; allowed: 'task' or None"
+            )
+        texts = read_corpus(pretrain.source, settings.task.data_dir)
+        documents = [
+            Document(id=stable_id("corpus", i, text), text=text) for i, text in enumerate(texts)
+        ]
+    tokenized, counts = tokenize(
+        documents, tokenizer, max_length=pretrain.chunk_length, overlong="chunk"
+    )
+    notes.append(
+        f"pretraining on {pretrain.source}: {counts['documents']} documents, "
+        f"{len(tokenized)} chunks of at most {pretrain.chunk_length} tokens, "
+        f"{counts['tokens']:,} tokens"
+    )
+    return tokenized
+
+
+def _check(settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> None:
+    """Enough documents for a batch, both classes, and a validation set where one is needed."""
+    used = {"slice1": [("weak", "train")], "slice2": [("strong", "train")]}
+    if settings.protocol.halves == "separate":
+        used["slice1"].append(("strong", "train"))
+    for role in ("weak", "strong"):
+        if f"pretrain:{role}" in splits:
+            used[f"pretrain:{role}"] = [(role, "pretrain")]
+    for name, readers in used.items():
+        for role, part in readers:
+            batch = getattr(getattr(settings, role), part).batch_size
+            if len(splits[name]) < batch:
+                raise errors.InputError(
+                    f"{role}.{part}.batch_size: {batch} is more than the {len(splits[name])} "
+                    f"documents of {name}; allowed: at most {len(splits[name])} (or raise "
+                    "task.train_docs)"
+                )
+    for name in ("slice1", "slice2", "test"):
+        classes = np.unique(splits[name].labels_N)
+        if len(classes) < 2:
+            raise errors.InputError(
+                f"task.name: all documents of {name} are of one class ({classes.tolist()}); both "
+                "classes 0 and 1 are needed"
+            )
+    if settings.protocol.early_stopping == "agreement" and "validation" not in splits:
+        raise errors.InputError(
+            "task.validation_docs: 0, but protocol.early_stopping='agreement' needs a validation "
+            "set; allowed: at least 2, or protocol.early_stopping=none"
+        )

@@ -1,0 +1,69 @@
+"""The device mesh, and which logical axis of an array lies along which mesh axis."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from w2s_jax import errors
+from w2s_jax.config import MeshSettings
+
+#: Mesh axes. `data` and `fsdp` split batch rows; `fsdp` and `tensor` split parameters.
+MESH_AXES = ("data", "fsdp", "tensor")
+
+#: Logical axis of a parameter -> mesh axis.
+RULES = (
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("head_dim", None),
+    ("vocab", "tensor"),
+    ("positions", None),
+    ("layers", None),
+    ("classes", None),
+)
+
+#: Mesh axes along which the rows of a batch are split.
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(
+    settings: MeshSettings | None = None, devices: list[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of a run over `devices` (all of them by default).
+
+    Raises:
+      InputError: if `mesh.data` does not fit the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    data = -1 if settings is None else settings.data
+    if data == -1:
+        data = len(devices)
+    if data > len(devices):
+        raise errors.InputError(
+            f"mesh.data: {data}; allowed: -1 (fill) or at most the {len(devices)} devices present"
+        )
+    return mesh_of((data, 1, 1), devices[:data])
+
+
+def mesh_of(shape: tuple[int, int, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of the given (data, fsdp, tensor) shape."""
+    count = int(np.prod(shape))
+    devices = list(jax.devices())[:count] if devices is None else devices
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def rows(mesh: Mesh, *, leading: int) -> NamedSharding:
+    """Rows split over `BATCH_AXES`, behind `leading` axes that are whole."""
+    return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))

@@ -1,0 +1,1 @@
+"""Training: state, optimiser, the jit-compiled step, checkpoints and the loop."""

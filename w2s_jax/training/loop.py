@@ -1,0 +1,196 @@
+"""The training loop: dispatches steps, and at block boundaries looks at the clock and the results.
+
+Between boundaries the host only dispatches. A boundary is where something is due: a log row, an
+evaluation, the end. There the history is fetched, a failed step is noticed, the model is evaluated,
+a checkpoint is started if its time has come, and a request to stop is honoured.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from w2s_jax import errors
+from w2s_jax.training.checkpoints import Checkpoints, abstract
+from w2s_jax.training.state import HISTORY, TrainState
+
+Evaluate = Callable[[Any], dict[str, Any]]
+
+
+class Reporter(Protocol):
+    """What the loop tells: rows of metrics.jsonl, and the state of the progress bar."""
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        """New rows, in the order of their steps."""
+
+    def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
+        """Where training is."""
+
+
+@dataclass
+class Clock:
+    """What a restart must remember besides arrays: seconds trained, evaluations, the best step."""
+
+    seconds: float = 0.0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int | None = None
+    best_score: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When things are due.
+
+    `eval_every` None: no evaluation. `select`: the parameters of the best evaluation are the
+    result, instead of the last ones.
+    """
+
+    total_steps: int
+    batch_size: int
+    log_every: int
+    eval_every: int | None = None
+    select: bool = False
+    checkpoint_seconds: float = 180.0
+
+
+def train(
+    step: Callable[[TrainState, Any], TrainState],
+    state: TrainState,
+    batches: Any,
+    plan: Plan,
+    reporter: Reporter,
+    *,
+    checkpoints: Checkpoints | None = None,
+    evaluate: Evaluate | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[TrainState, Any, Clock]:
+    """Trains to `plan.total_steps`, resuming from the newest whole checkpoint if there is one.
+
+    Args:
+      step: the compiled step; consumes its state.
+      state: a fresh state.
+      batches: what the step takes besides the state.
+      plan: when things are due.
+      reporter: hears about progress.
+      checkpoints: where to resume from and save to.
+      evaluate: parameters -> a row with a 'score' (a list; the largest is best, in lexicographic
+        order).
+      should_stop: asked at each boundary; True saves and raises.
+
+    Returns:
+      (final state, resulting parameters, clock).
+
+    Raises:
+      TrainingFailed: at a non-finite loss or gradient; the last good state has been saved.
+      Interrupted: when `should_stop` says so; the state has been saved.
+    """
+    clock, eval_every = Clock(), plan.eval_every if evaluate is not None else None
+    best = jax.tree.map(jnp.copy, state.params) if plan.select else None
+    if checkpoints is not None:
+        state, best, clock = _restore(checkpoints, state, best, clock)
+    done = int(jax.device_get(state.step))
+    if done:
+        reporter.rows(_history_rows(state, 0, done) + clock.evaluations)
+    saved_at = started = time.monotonic()
+    before = clock.seconds
+
+    def save() -> None:
+        nonlocal saved_at
+        if checkpoints is not None:
+            trees = {"state": _as_dict(state)} | ({} if best is None else {"best": best})
+            checkpoints.save(done, trees, asdict(clock))
+        saved_at = time.monotonic()
+
+    while done < plan.total_steps:
+        boundary = _next_boundary(done, plan, eval_every)
+        block_started = time.monotonic()
+        with jax.transfer_guard("disallow"):
+            for _ in range(boundary - done):
+                state = step(state, batches)
+        reached, failed = (int(x) for x in jax.device_get((state.step, state.failed_step)))
+        clock.seconds = before + time.monotonic() - started
+        rows = _history_rows(state, done, reached)
+        speed = (reached - done) * plan.batch_size / (time.monotonic() - block_started)
+        done = reached
+        reporter.rows(rows)
+        if failed >= 0:
+            state = _as_state(_as_dict(state) | {"failed_step": state.failed_step * 0 - 1})
+            save()
+            if checkpoints is not None:
+                checkpoints.finish()
+            raise errors.TrainingFailed(
+                f"the loss or its gradient is not finite at step {failed} of {plan.total_steps}; "
+                f"stopped, the state after {failed} good steps is kept"
+            )
+        reporter.progress(done, rows[-1], speed)
+        if evaluate and eval_every and (done % eval_every == 0 or done == plan.total_steps):
+            if _evaluate(evaluate, state, done, clock, reporter) and plan.select:
+                best = jax.tree.map(jnp.copy, state.params)
+        if should_stop():
+            save()
+            if checkpoints is not None:
+                checkpoints.finish()
+            raise errors.Interrupted(
+                f"stopped by a signal at step {done} of {plan.total_steps}, state saved; the same "
+                "command resumes"
+            )
+        if done < plan.total_steps and time.monotonic() - saved_at >= plan.checkpoint_seconds:
+            save()
+    if checkpoints is not None:
+        checkpoints.finish()
+    return state, state.params if best is None else best, clock
+
+
+def _next_boundary(done: int, plan: Plan, eval_every: int | None) -> int:
+    boundary = (done // plan.log_every + 1) * plan.log_every
+    if eval_every:
+        boundary = min(boundary, (done // eval_every + 1) * eval_every)
+    return min(boundary, plan.total_steps)
+
+
+def _evaluate(
+    evaluate: Evaluate, state: TrainState, done: int, clock: Clock, reporter: Reporter
+) -> bool:
+    """Evaluates and records the row; whether it is the best so far (the earliest on a tie)."""
+    row = evaluate(state.params)
+    score = list(row.pop("score"))
+    row = {"step": done, "split": "validation", **row}
+    clock.evaluations.append(row)
+    reporter.rows([row])
+    better = clock.best_step is None or score > clock.best_score
+    if better:
+        clock.best_step, clock.best_score = done, score
+    return better
+
+
+def _history_rows(state: TrainState, start: int, stop: int) -> list[dict[str, Any]]:
+    """metrics.jsonl rows of the steps [start, stop): row `step` n is the n-th update, from 1."""
+    history = jax.device_get(state.history)[start:stop].tolist()
+    return [
+        {"step": start + i + 1, "split": "train", **dict(zip(HISTORY, row, strict=True))}
+        for i, row in enumerate(history)
+    ]
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+
+
+def _as_state(values: dict[str, Any]) -> TrainState:
+    return TrainState(**values)
+
+
+def _restore(
+    checkpoints: Checkpoints, state: TrainState, best: Any, clock: Clock
+) -> tuple[TrainState, Any, Clock]:
+    targets = {"state": abstract(_as_dict(state))}
+    if best is not None:
+        targets["best"] = abstract(best)
+    found = checkpoints.restore(targets)
+    if found is None:
+        return state, best, clock
+    trees, meta = found
+    return _as_state(trees["state"]), trees.get("best"), Clock(**meta)

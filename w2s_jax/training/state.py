@@ -1,0 +1,95 @@
+"""The train state, and where its parts lie on the mesh."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from w2s_jax import sharding
+from w2s_jax.models import decoder
+from w2s_jax.models.config import ModelConfig
+
+Array = jax.Array
+
+#: Columns of `TrainState.history`.
+HISTORY = ("loss", "gradient_norm", "learning_rate", "accuracy")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "opt_state", "step", "failed_step", "history"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a training step changes; all of it is checkpointed.
+
+    Attributes:
+      params: {'backbone': ...} and, for classifiers, {'head': ...}; float32.
+      opt_state: optax state, sharded like the parameters.
+      step: int32, updates made so far; also the position in the data.
+      failed_step: int32, the step whose loss or gradient was not finite, or -1. From then on the
+        state no longer changes.
+      history: float32 [total steps, len(HISTORY)], one row a step.
+    """
+
+    params: Any
+    opt_state: Any
+    step: Array
+    failed_step: Array
+    history: Array
+
+
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, total_steps: int, mesh: Mesh
+) -> TrainState:
+    """A fresh state around `params`, the optimiser's moments sharded like them."""
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+    )
+    shardings = _opt_state_shardings(optimizer, abstract, mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    small = {
+        "step": np.int32(0),
+        "failed_step": np.int32(-1),
+        "history": np.zeros((total_steps, len(HISTORY)), np.float32),
+    }
+    return TrainState(params, opt_state, **jax.device_put(small, sharding.replicated(mesh)))
+
+
+def state_shardings(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, head: bool
+) -> TrainState:
+    """A `TrainState` of shardings: where every part of a model's train state lies on `mesh`."""
+    whole = sharding.replicated(mesh)
+    abstract = {"backbone": decoder.abstract_params(config, mesh)}
+    if head:
+        kernel = jax.ShapeDtypeStruct((config.d_model, 2), jnp.float32, sharding=whole)
+        abstract["head"] = {"kernel": kernel}
+    return TrainState(
+        params=jax.tree.map(lambda x: x.sharding, abstract),
+        opt_state=_opt_state_shardings(optimizer, abstract, mesh),
+        step=whole,
+        failed_step=whole,
+        history=whole,
+    )
+
+
+def _opt_state_shardings(
+    optimizer: optax.GradientTransformation, abstract_params: Any, mesh: Mesh
+) -> Any:
+    """Moments lie like their parameters; counts, and Adafactor's row and column sums, everywhere."""
+    whole = sharding.replicated(mesh)
+    abstract = jax.eval_shape(optimizer.init, abstract_params)
+    return optax.tree_map_params(
+        optimizer,
+        lambda moment, param: param.sharding if moment.shape == param.shape else whole,
+        abstract,
+        abstract_params,
+        transform_non_params=lambda _: whole,
+    )

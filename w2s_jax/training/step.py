@@ -1,0 +1,255 @@
+"""The training step: forward, fused loss, backward, update and metrics in one jit program.
+
+Shapes in names: S steps, M microbatches, R rows, L slots, m documents a microbatch, K read-outs,
+B = M * m documents a batch, C classes, D width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from w2s_jax import sharding
+from w2s_jax.config import TrainSettings
+from w2s_jax.data.packing import PackedBatches
+from w2s_jax.losses import LOSSES, Loss
+from w2s_jax.models import decoder, heads
+from w2s_jax.models.config import ModelConfig
+from w2s_jax.training.optimizer import make_optimizer, make_schedule
+from w2s_jax.training.state import TrainState, state_shardings
+
+Array = jax.Array
+Batch = dict[str, Array]
+Objective = Callable[[Any, Batch, Array], tuple[Array, Any, Array]]  # -> loss, gradients, accuracy
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """All that a step program is compiled for; equal specs share one program.
+
+    `loss` is (kind, options) for a classifier and None for language-model training.
+    """
+
+    model: ModelConfig
+    train: TrainSettings
+    total_steps: int
+    loss: tuple[str, tuple[tuple[str, Any], ...]] | None
+
+    def program_key(self) -> "StepSpec":
+        """The spec without what no program depends on."""
+        return dataclasses.replace(
+            self, train=dataclasses.replace(self.train, epochs=1.0, steps=None)
+        )
+
+
+def put_batches(
+    packed: PackedBatches, targets_NC: np.ndarray | None, mesh: Mesh
+) -> dict[str, Array]:
+    """Places all batches on the mesh, rows split over its batch axes.
+
+    Args:
+      packed: the batches.
+      targets_NC: float32 soft labels by document; None for language-model training.
+      mesh: the mesh.
+    """
+    row_sharding, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
+    batches = {
+        "tokens_SMRL": jax.device_put(packed.tokens_SMRL, row_sharding),
+        "segment_ids_SMRL": jax.device_put(packed.segment_ids_SMRL, row_sharding),
+    }
+    if targets_NC is not None:
+        batches["read_outs_SMmK"] = jax.device_put(packed.read_outs_SMmK, whole)
+        batches["targets_SBC"] = jax.device_put(packed.per_document(targets_NC), whole)
+        batches["weights_SB"] = jax.device_put(packed.weights_SB, whole)
+    elif packed.loss_weights_SMRL is not None:
+        batches["loss_weights_SMRL"] = jax.device_put(packed.loss_weights_SMRL, row_sharding)
+    return batches
+
+
+def train_step(
+    spec: StepSpec, mesh: Mesh
+) -> Callable[[TrainState, dict[str, Array]], TrainState]:
+    """The compiled step: (state, batches) -> state; the old state's buffers are reused.
+
+    The batch is the one at `state.step`. A non-finite loss or gradient freezes the state and sets
+    `failed_step`.
+    """
+    return _train_step(spec.program_key(), mesh)
+
+
+@functools.lru_cache(maxsize=32)
+def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
+    optimizer = make_optimizer(spec.train, spec.total_steps)
+    schedule = make_schedule(spec.train, spec.total_steps)
+    objective = classification(spec) if spec.loss is not None else language_model(spec)
+
+    def step(state: TrainState, batches: dict[str, Array]) -> TrainState:
+        batch = {
+            name.replace("_S", "_", 1): jax.lax.dynamic_index_in_dim(x, state.step, keepdims=False)
+            for name, x in batches.items()
+        }
+        fraction = state.step.astype(jnp.float32) / spec.total_steps
+        loss, grads, accuracy = objective(state.params, batch, fraction)
+        norm = optax.global_norm(grads)
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        good = finite & (state.failed_step < 0)
+        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
+        row = jnp.stack([loss, norm, jnp.float32(schedule(state.step)), accuracy])
+        return TrainState(
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            step=state.step + good.astype(jnp.int32),
+            failed_step=jnp.where(
+                (state.failed_step < 0) & ~finite, state.step, state.failed_step
+            ),
+            history=keep(
+                jax.lax.dynamic_update_index_in_dim(state.history, row, state.step, 0),
+                state.history,
+            ),
+        )
+
+    # Out-shardings are given: without them the compiler may move a moment or replicate it.
+    shardings = state_shardings(spec.model, optimizer, mesh, head=spec.loss is not None)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+
+def microbatch_hidden(spec: StepSpec, params: Any, micro: Batch) -> Array:
+    """Hidden states of a microbatch, [R, L, D]."""
+    return decoder.forward(
+        spec.model,
+        params["backbone"],
+        micro["tokens_RL"],
+        micro["segment_ids_RL"],
+        compute_dtype=jnp.dtype(spec.train.compute_dtype),
+        remat=spec.train.remat == "block",
+    )
+
+
+def microbatch_logits(spec: StepSpec, params: Any, micro: Batch) -> Array:
+    """Class logits at the read-outs of a microbatch, float32 [m, C]."""
+    hidden_RLD = microbatch_hidden(spec, params, micro)
+    flat_TD = hidden_RLD.reshape(-1, hidden_RLD.shape[-1])
+    return heads.class_logits(params["head"], flat_TD[micro["read_outs_mK"][:, 0]])
+
+
+def _microbatches(batch: Batch) -> tuple[Batch, int]:
+    """The arrays of a batch that are split into microbatches, named without M; and M."""
+    split = {
+        name.replace("_M", "_", 1): x for name, x in batch.items() if "_M" in name
+    }
+    return split, next(iter(split.values())).shape[0]
+
+
+def _take(micros: Batch, index: int) -> Batch:
+    return {name: x[index] for name, x in micros.items()}
+
+
+def classification(spec: StepSpec) -> Objective:
+    """Loss, gradients and accuracy (against the batch's own labels) of a two-class head.
+
+    With several microbatches, a first pass computes all logits without keeping activations; the
+    loss and its cotangent are computed once for the whole batch, so that coupled losses stay
+    exact; a second pass sends each microbatch its share of the cotangent.
+    """
+    assert spec.loss is not None
+    kind, options = spec.loss
+    loss_fn = functools.partial(_batch_loss, LOSSES[kind], dict(options))
+
+    def objective(params: Any, batch: Batch, fraction: Array) -> tuple[Array, Any, Array]:
+        micros, count = _microbatches(batch)
+        if count == 1:
+
+            def whole(params: Any) -> tuple[Array, Array]:
+                logits_BC = microbatch_logits(spec, params, _take(micros, 0))
+                return loss_fn(logits_BC, batch, fraction), logits_BC
+
+            (loss, logits_BC), grads = jax.value_and_grad(whole, has_aux=True)(params)
+            return loss, grads, _accuracy(logits_BC, batch)
+        logits_MmC = jax.lax.map(lambda micro: microbatch_logits(spec, params, micro), micros)
+        logits_BC = logits_MmC.reshape(-1, logits_MmC.shape[-1])
+        loss, cotangent_BC = jax.value_and_grad(loss_fn)(logits_BC, batch, fraction)
+
+        def accumulate(grads: Any, item: tuple[Batch, Array]) -> tuple[Any, None]:
+            micro, cotangent_mC = item
+            _, pull = jax.vjp(lambda p: microbatch_logits(spec, p, micro), params)
+            return jax.tree.map(jnp.add, grads, pull(cotangent_mC)[0]), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        cotangent_MmC = cotangent_BC.reshape(logits_MmC.shape)
+        grads, _ = jax.lax.scan(accumulate, zeros, (micros, cotangent_MmC))
+        return loss, grads, _accuracy(logits_BC, batch)
+
+    return objective
+
+
+def _batch_loss(
+    loss: Loss, options: dict[str, Any], logits_BC: Array, batch: Batch, fraction: Array
+) -> Array:
+    with jax.named_scope("loss"):
+        return loss(
+            logits_BC, batch["targets_BC"], fraction, weights_B=batch["weights_B"], **options
+        )
+
+
+def _accuracy(logits_BC: Array, batch: Batch) -> Array:
+    agree_B = (logits_BC[:, 1] > logits_BC[:, 0]) == (batch["targets_BC"][:, 1] > 0.5)
+    weights_B = batch["weights_B"]
+    return jnp.sum(agree_B * weights_B) / jnp.maximum(jnp.sum(weights_B), 1e-9)
+
+
+def language_model(spec: StepSpec) -> Objective:
+    """Weighted mean next-token loss of a batch, its gradients, and the share predicted right.
+
+    The normaliser (the batch's total weight) is known in advance, so microbatches just add up.
+    """
+
+    def objective(params: Any, batch: Batch, fraction: Array) -> tuple[Array, Any, Array]:
+        del fraction
+        micros, _ = _microbatches(batch)
+        weights_MRL = _target_weights(batch)
+        total = jnp.maximum(jnp.sum(weights_MRL), 1e-9)
+
+        def partial_loss(params: Any, micro: Batch, weights_RL: Array) -> tuple[Array, Array]:
+            hidden_RLD = microbatch_hidden(spec, params, micro)
+            logits_RLV = heads.language_model_logits(
+                spec.model, params["backbone"], hidden_RLD
+            )
+            targets_RL = jnp.roll(micro["tokens_RL"].astype(jnp.int32), -1, axis=1)
+            nll_RL = optax.softmax_cross_entropy_with_integer_labels(logits_RLV, targets_RL)
+            right_RL = jnp.argmax(logits_RLV, axis=-1) == targets_RL
+            return jnp.sum(weights_RL * nll_RL) / total, jnp.sum(weights_RL * right_RL) / total
+
+        def accumulate(carry: Any, item: tuple[Batch, Array]) -> tuple[Any, None]:
+            value = jax.value_and_grad(partial_loss, has_aux=True)(params, *item)
+            return jax.tree.map(jnp.add, carry, value), None
+
+        if weights_MRL.shape[0] == 1:
+            value = jax.value_and_grad(partial_loss, has_aux=True)
+            (loss, right), grads = value(params, _take(micros, 0), weights_MRL[0])
+            return loss, grads, right
+        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
+        ((loss, right), grads), _ = jax.lax.scan(accumulate, zeros, (micros, weights_MRL))
+        return loss, grads, right
+
+    return objective
+
+
+def _target_weights(batch: Batch) -> Array:
+    """Weight of predicting the *next* slot from each slot: 0 across segments and in padding."""
+    segments_MRL = batch["segment_ids_MRL"].astype(jnp.int32)
+    following_MRL = jnp.pad(segments_MRL[..., 1:], ((0, 0), (0, 0), (0, 1)))
+    same_MRL = (segments_MRL == following_MRL) & (segments_MRL > 0)
+    weights_MRL = batch.get("loss_weights_MRL")
+    if weights_MRL is None:
+        return same_MRL.astype(jnp.float32)
+    return same_MRL * jnp.pad(weights_MRL[..., 1:], ((0, 0), (0, 0), (0, 1)))
