@@ -9,8 +9,11 @@ from w2s_jax.data.loading import load_task
 from w2s_jax.data.sources import find_files, read_corpus, read_records
 from w2s_jax.errors import InputError
 
-RECORDS = [{"text": "good", "label": 1}, {"text": "bad, \"very\"\nbad", "label": 0},
-           {"text": "naïve 🙂", "label": 1}]
+RECORDS = [
+    {"text": "good", "label": 1},
+    {"text": 'bad, "very"\nbad', "label": 0},
+    {"text": "naïve 🙂", "label": 1},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,10 @@ def test_find_files(tmp_path, monkeypatch):
     (tmp_path / "mine" / "._train.jsonl").write_text("hidden")
     files = find_files("mine", str(tmp_path))
     assert {split: path.name for split, path in files.items()} == {
-        "train": "train.jsonl.gz", "dev": "dev.jsonl", "test": "test.csv"}
+        "train": "train.jsonl.gz",
+        "dev": "dev.jsonl",
+        "test": "test.csv",
+    }
     monkeypatch.setenv("W2S_DATA_DIR", str(tmp_path))
     assert find_files("mine", None) == files
     write_jsonl(tmp_path / "mine" / "train.jsonl")
@@ -81,26 +87,31 @@ def test_records_of_every_format(tmp_path):
     zipped = write_jsonl(tmp_path / "a.jsonl.gz")
     for path in (plain, zipped):
         assert list(read_records(path)) == [
-            (f"{path}, line {n + 1}", record) for n, record in enumerate(RECORDS)]
+            (f"{path}, line {n + 1}", record) for n, record in enumerate(RECORDS)
+        ]
     path = write_csv(tmp_path / "a.csv")
     as_text = [{"text": r["text"], "label": str(r["label"])} for r in RECORDS]
     # The second record spans lines 3 and 4.
     assert list(read_records(path)) == [
-        (f"{path}, line {n}", r) for n, r in zip((2, 3, 5), as_text, strict=True)]
+        (f"{path}, line {n}", r) for n, r in zip((2, 3, 5), as_text, strict=True)
+    ]
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
     assert list(read_records(path)) == [
-        (f"{path}, row {n + 1}", record) for n, record in enumerate(RECORDS)]
+        (f"{path}, row {n + 1}", record) for n, record in enumerate(RECORDS)
+    ]
 
 
 def test_tolerated_oddities(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b\\u2028c"}')
     assert [(place[-6:], r["text"]) for place, r in read_records(path)] == [
-        ("line 1", "a"), ("line 3", "b\u2028c")]
+        ("line 1", "a"),
+        ("line 3", "b\u2028c"),
+    ]
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbftext,label\r\n" + b"x" * 200_000 + b",1\r\n")
-    (_, record), = read_records(path)
+    ((_, record),) = read_records(path)
     assert record == {"text": "x" * 200_000, "label": "1"}
 
 
@@ -114,7 +125,7 @@ def test_malformed_files(tmp_path):
 
     assert bad("a.jsonl", b'{"a": 1}\n{"a": }\n').startswith(", line 2: malformed JSON")
     assert bad("b.jsonl", b'{"a": 1}\n{"a": 1').startswith(", line 2: malformed JSON")
-    assert bad("c.jsonl", b'\n[1, 2]\n').startswith(", line 2: a record must be a JSON object")
+    assert bad("c.jsonl", b"\n[1, 2]\n").startswith(", line 2: a record must be a JSON object")
     assert bad("d.jsonl", b'{"a": 1}\n\n{"a": "\xff"}\n').startswith(", line 3: not UTF-8")
     assert "line 1: the file is empty" in bad("e.jsonl", b"")
     assert "line 1: the file is empty" in bad("f.jsonl", b"\n\n")
@@ -141,8 +152,10 @@ def test_read_corpus(tmp_path, monkeypatch):
     text = tmp_path / "book.txt"
     text.write_text("one\ntwo\n", encoding="utf-8")
     assert read_corpus(str(text), None) == ["one\ntwo\n"]
-    path = write_jsonl(tmp_path / "corpus" / "train.jsonl.gz", [{"text": "a"}, {"text": " "},
-                                                                {"text": "b", "source": "x"}])
+    path = write_jsonl(
+        tmp_path / "corpus" / "train.jsonl.gz",
+        [{"text": "a"}, {"text": " "}, {"text": "b", "source": "x"}],
+    )
     write_jsonl(tmp_path / "corpus" / "validation.jsonl", [{"text": "c"}])
     assert read_corpus(str(path), None) == ["a", "b"]
     monkeypatch.setenv("W2S_DATA_DIR", str(tmp_path))
@@ -160,22 +173,25 @@ def test_read_corpus(tmp_path, monkeypatch):
     assert "blank.jsonl, line 1: the file is empty" in error(read_corpus, str(path), None)
 
 
-@pytest.mark.parametrize("record, words", [
-    ({"label": 1}, ["field 'text' is missing", "the record has: label"]),
-    ({"text": "x"}, ["field 'label' is missing"]),
-    ({"text": "x", "label": 2}, ["field 'label': 2", "0 or 1"]),
-    ({"text": "x", "label": 0.5}, ["field 'label': 0.5"]),
-    ({"text": "x", "label": float("nan")}, ["field 'label': nan"]),
-    ({"text": "x", "label": None}, ["field 'label': None"]),
-    ({"text": "x", "label": [1]}, ["field 'label': [1]"]),
-    ({"text": "x", "label": "yes"}, ["field 'label': 'yes'"]),
-    ({"text": "x", "label": -1}, ["field 'label': -1", "unlabelled"]),
-    ({"text": "x", "label": "1"}, ["field 'label': '1' is a str", "line 1", "int"]),
-    ({"text": "x", "label": True}, ["field 'label': True is a bool", "line 1", "int"]),
-    ({"text": "", "label": 1}, ["field 'text': empty document", "''"]),
-    ({"text": " \t", "label": 1}, ["field 'text': empty document"]),
-    ({"text": 5, "label": 1}, ["field 'text': not text: 5"]),
-])
+@pytest.mark.parametrize(
+    "record, words",
+    [
+        ({"label": 1}, ["field 'text' is missing", "the record has: label"]),
+        ({"text": "x"}, ["field 'label' is missing"]),
+        ({"text": "x", "label": 2}, ["field 'label': 2", "0 or 1"]),
+        ({"text": "x", "label": 0.5}, ["field 'label': 0.5"]),
+        ({"text": "x", "label": float("nan")}, ["field 'label': nan"]),
+        ({"text": "x", "label": None}, ["field 'label': None"]),
+        ({"text": "x", "label": [1]}, ["field 'label': [1]"]),
+        ({"text": "x", "label": "yes"}, ["field 'label': 'yes'"]),
+        ({"text": "x", "label": -1}, ["field 'label': -1", "unlabelled"]),
+        ({"text": "x", "label": "1"}, ["field 'label': '1' is a str", "line 1", "int"]),
+        ({"text": "x", "label": True}, ["field 'label': True is a bool", "line 1", "int"]),
+        ({"text": "", "label": 1}, ["field 'text': empty document", "''"]),
+        ({"text": " \t", "label": 1}, ["field 'text': empty document"]),
+        ({"text": 5, "label": 1}, ["field 'text': not text: 5"]),
+    ],
+)
 def test_bad_rows(tmp_path, record, words):
     path = write_jsonl(tmp_path / "mine" / "train.jsonl", [*RECORDS[:2], record])
     message = error(load_task, "mine", data_dir=str(tmp_path))
@@ -184,12 +200,23 @@ def test_bad_rows(tmp_path, record, words):
         assert word in message
 
 
-@pytest.mark.parametrize("zero, one", [
-    (0, 1), (False, True), (0.0, 1.0), ("0", "1"), (" 0", "1 "), ("False", "True"),
-    ("0.0", "1.0")])
+@pytest.mark.parametrize(
+    "zero, one",
+    [
+        (0, 1),
+        (False, True),
+        (0.0, 1.0),
+        ("0", "1"),
+        (" 0", "1 "),
+        ("False", "True"),
+        ("0.0", "1.0"),
+    ],
+)
 def test_accepted_labels(tmp_path, zero, one):
-    write_jsonl(tmp_path / "mine" / "train.jsonl",
-                [{"text": "a", "label": zero}, {"text": "b", "label": one}])
+    write_jsonl(
+        tmp_path / "mine" / "train.jsonl",
+        [{"text": "a", "label": zero}, {"text": "b", "label": one}],
+    )
     documents = load_task("mine", data_dir=str(tmp_path))["train"]
     assert [(d.text, d.label, type(d.label)) for d in documents] == [("a", 0, int), ("b", 1, int)]
 
@@ -207,7 +234,8 @@ def test_unlabelled_splits(tmp_path):
     hidden = [{"text": "a", "label": -1}, {"text": "b", "label": -1}]
     write_jsonl(tmp_path / "mine" / "test.jsonl", hidden)
     assert "test.jsonl: field 'label': the only split is unlabelled" in error(
-        load_task, "mine", data_dir=str(tmp_path))
+        load_task, "mine", data_dir=str(tmp_path)
+    )
     write_jsonl(tmp_path / "mine" / "train.jsonl")
     write_jsonl(tmp_path / "mine" / "unsupervised.jsonl", hidden)
     out = load_task("mine", data_dir=str(tmp_path))
@@ -215,11 +243,13 @@ def test_unlabelled_splits(tmp_path):
     assert [d.label for d in out["unsupervised"]] == [None, None]
     write_jsonl(tmp_path / "mine" / "validation.jsonl", hidden)
     assert "validation.jsonl, line 1: field 'label': -1" in error(
-        load_task, "mine", data_dir=str(tmp_path))
+        load_task, "mine", data_dir=str(tmp_path)
+    )
     (tmp_path / "mine" / "validation.jsonl").unlink()
     write_jsonl(tmp_path / "mine" / "test.jsonl", [RECORDS[0], hidden[0]])
     assert "test.jsonl, line 2: field 'label': -1" in error(
-        load_task, "mine", data_dir=str(tmp_path))
+        load_task, "mine", data_dir=str(tmp_path)
+    )
 
 
 def test_formats_give_the_same_documents(tmp_path):

@@ -33,14 +33,19 @@ def reference_key(id_, *salt):
 
 def singles(n, share=0.5, start=0):
     """`n` ungrouped documents, the first `share` of them with label 1."""
-    return [Document(id=reference_id("doc", start + i), text=str(i), label=int(i < share * n))
-            for i in range(n)]
+    return [
+        Document(id=reference_id("doc", start + i), text=str(i), label=int(i < share * n))
+        for i in range(n)
+    ]
 
 
 def pairs(n):
     """`n` groups of one right and one wrong document."""
-    return [Document(id=reference_id("pair", i, label), text=f"{i} {label}", label=label,
-                     group=f"q{i}") for i in range(n) for label in (1, 0)]
+    return [
+        Document(id=reference_id("pair", i, label), text=f"{i} {label}", label=label, group=f"q{i}")
+        for i in range(n)
+        for label in (1, 0)
+    ]
 
 
 def ids(documents):
@@ -54,7 +59,8 @@ def balance(documents):
 def split(documents, train=None, test=None, validation=0, **options):
     options = {"balance": True, **options}
     return make_splits(
-        documents, train_docs=train, test_docs=test, validation_docs=validation, **options)
+        documents, train_docs=train, test_docs=test, validation_docs=validation, **options
+    )
 
 
 def test_ids_and_keys_are_frozen():
@@ -69,8 +75,7 @@ def test_a_split_is_frozen_and_follows_the_hash_order():
     out = split(data, train=20, balance=False, split_seed=7)
     expected = sorted(ids(data["train"]), key=lambda i: reference_key(i, "split", 7))[:20]
     assert sorted(ids(out["slice1"] + out["slice2"])) == sorted(expected)
-    assert ids(out["test"]) == sorted(
-        ids(data["test"]), key=lambda i: reference_key(i, "split", 7))
+    assert ids(out["test"]) == sorted(ids(data["test"]), key=lambda i: reference_key(i, "split", 7))
     # Frozen: changes if any machine or version orders otherwise.
     listing = ",".join(f"{name}:{ids(docs)}" for name, docs in sorted(out.items()))
     assert hashlib.sha256(listing.encode()).hexdigest()[:16] == "2f2551b85fb1de27"
@@ -94,8 +99,12 @@ def test_order_of_the_file_and_seed():
 def test_ungrouped_slices_are_equal_and_balanced(num_slices, share):
     for train in (30, 60, 240):
         for balanced in (True, False):
-            out = split({"train": singles(1000, share), "test": singles(20, start=5000)},
-                        train=train, num_slices=num_slices, balance=balanced)
+            out = split(
+                {"train": singles(1000, share), "test": singles(20, start=5000)},
+                train=train,
+                num_slices=num_slices,
+                balance=balanced,
+            )
             slices = [out[f"slice{s + 1}"] for s in range(num_slices)]
             assert [len(s) for s in slices] == [train // num_slices] * num_slices
             ones = [sum(d.label for d in s) for s in slices]
@@ -118,8 +127,11 @@ def test_rebalancing_starts_above_55_percent():
 
 
 def test_test_and_validation_are_exactly_balanced():
-    data = {"train": singles(300), "validation": singles(100, 0.3, start=1000),
-            "test": singles(200, 0.7, start=2000)}
+    data = {
+        "train": singles(300),
+        "validation": singles(100, 0.3, start=1000),
+        "test": singles(200, 0.7, start=2000),
+    }
     out = split(data, train=100, validation=40)
     assert len(out["test"]) == 120 and balance(out["test"]) == 0.5
     assert len(out["validation"]) == 40 and balance(out["validation"]) == 0.5
@@ -142,19 +154,30 @@ def test_where_test_and_validation_come_from():
 
     every = {"train": train, "validation": validation, "test": test, "pretrain": extra}
     assert origin(every) == {
-        "slice1": {"train"}, "slice2": {"train"}, "validation": {"validation"}, "test": {"test"},
-        "pretrain": {"pretrain"}}
+        "slice1": {"train"},
+        "slice2": {"train"},
+        "validation": {"validation"},
+        "test": {"test"},
+        "pretrain": {"pretrain"},
+    }
     assert split(every, test=20)["pretrain"] == extra
     assert origin({"train": train, "validation": validation}) == {
-        "slice1": {"train"}, "slice2": {"train"}, "validation": {"train"}, "test": {"validation"}}
+        "slice1": {"train"},
+        "slice2": {"train"},
+        "validation": {"train"},
+        "test": {"validation"},
+    }
     assert origin({"train": train, "test": test})["validation"] == {"train"}
     assert origin({"validation": validation, "test": test}) == {
-        "slice1": {"validation"}, "slice2": {"validation"}, "validation": {"validation"},
-        "test": {"test"}}
+        "slice1": {"validation"},
+        "slice2": {"validation"},
+        "validation": {"validation"},
+        "test": {"test"},
+    }
     for only in ("train", "validation", "test", "dev"):
         assert set.union(*origin({only: train}).values()) == {only}
     assert split(every)["validation"] == []
-    with pytest.raises(InputError, match=r"task\.name: no documents to train on.*found: dev, other"):
+    with pytest.raises(InputError, match=r"task\.name: no documents .*found: dev, other"):
         split({"dev": train, "other": test})
     with pytest.raises(InputError, match="found: none"):
         split({"pretrain": extra})
@@ -163,8 +186,10 @@ def test_where_test_and_validation_come_from():
 def test_train_docs_gives_nested_subsets():
     for data in ({"train": singles(400, 0.3)}, {"train": pairs(200)}, {"train": singles(400, 0.5)}):
         for balanced in (True, False):
-            outs = [split(data, train=n, test=40, validation=20, balance=balanced)
-                    for n in (10, 50, 100, 180)]
+            outs = [
+                split(data, train=n, test=40, validation=20, balance=balanced)
+                for n in (10, 50, 100, 180)
+            ]
             for small, large in pairwise(outs):
                 assert ids(small["test"]) == ids(large["test"])
                 assert ids(small["validation"]) == ids(large["validation"])
@@ -187,16 +212,32 @@ def test_pairs_stay_together():
 @pytest.mark.parametrize("seed", range(30))
 def test_no_group_is_on_two_sides(seed):
     rng = random.Random(seed)
-    pool = [Document(id=reference_id(seed, i), text=str(i), label=int(rng.random() < 0.35),
-                     group=rng.choice([None, f"g{rng.randrange(60)}"])) for i in range(600)]
+    pool = [
+        Document(
+            id=reference_id(seed, i),
+            text=str(i),
+            label=int(rng.random() < 0.35),
+            group=rng.choice([None, f"g{rng.randrange(60)}"]),
+        )
+        for i in range(600)
+    ]
     # Official splits may share groups, too.
-    data = rng.choice([
-        {"train": pool},
-        {"train": pool[:500], "test": pool[500:]},
-        {"train": pool[:350], "validation": pool[350:500], "test": pool[500:]},
-    ])
-    out = split(data, train=rng.choice([None, 51, 80]), test=40, validation=rng.choice([0, 11]),
-                balance=rng.random() < 0.5, num_slices=rng.choice([2, 3]), split_seed=seed)
+    data = rng.choice(
+        [
+            {"train": pool},
+            {"train": pool[:500], "test": pool[500:]},
+            {"train": pool[:350], "validation": pool[350:500], "test": pool[500:]},
+        ]
+    )
+    out = split(
+        data,
+        train=rng.choice([None, 51, 80]),
+        test=40,
+        validation=rng.choice([0, 11]),
+        balance=rng.random() < 0.5,
+        num_slices=rng.choice([2, 3]),
+        split_seed=seed,
+    )
     side = {}
     for name, docs in out.items():
         for document in docs:
@@ -234,8 +275,10 @@ def test_too_few_documents():
 
 def test_a_group_that_is_too_large():
     def grouped(size):
-        return [Document(id=i, text=str(i), label=i % 2, group="big" if i < size else None)
-                for i in range(100)]
+        return [
+            Document(id=i, text=str(i), label=i % 2, group="big" if i < size else None)
+            for i in range(100)
+        ]
 
     test = singles(10, start=1000)
     out = split({"train": grouped(50), "test": test})

@@ -33,17 +33,26 @@ def write(path, records):
 
 
 def sciq_record(n, **changes):
-    return {"question": f"What is {n}?", "correct_answer": f"right {n}", "distractor1": f"w1 {n}",
-            "distractor2": f"w2 {n}", "distractor3": f"w3 {n}", "support": f"About {n}."} | changes
+    return {
+        "question": f"What is {n}?",
+        "correct_answer": f"right {n}",
+        "distractor1": f"w1 {n}",
+        "distractor2": f"w2 {n}",
+        "distractor3": f"w3 {n}",
+        "support": f"About {n}.",
+    } | changes
 
 
 def test_importing_data_is_cheap():
     heavy = ("jax", "flax", "sklearn", "scipy", "pandas", "pyarrow")
-    code = ("import sys, w2s_jax.data, w2s_jax.data.splits, w2s_jax.data.tokenize; "
-            f"print([m for m in {heavy} if m in sys.modules])")
+    code = (
+        "import sys, w2s_jax.data, w2s_jax.data.splits, w2s_jax.data.tokenize; "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
     root = Path(__file__).parents[1]
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root,
-                         check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
     assert out.stdout.strip() == "[]"
 
 
@@ -51,15 +60,18 @@ def test_registry(tmp_path):
     def expand(record, place):
         return [Candidate(record["a"] + record["b"], record["label"], meta={"place": place})]
 
-    task = Task(name="joined", description="", licence="", fields=("a", "b", "label"),
-                expand=expand)
+    task = Task(
+        name="joined", description="", licence="", fields=("a", "b", "label"), expand=expand
+    )
     assert register_task(task) is task is get_task("joined")
     with pytest.raises(InputError, match="'joined' is registered already"):
         register_task(task)
     with pytest.raises(InputError, match="neither"):
         register_task(Task(name="empty", description="", licence=""))
-    path = write(tmp_path / "joined" / "train.jsonl", [
-        {"a": "x", "b": "y", "label": 0}, {"a": "z", "b": "", "label": 1}])
+    path = write(
+        tmp_path / "joined" / "train.jsonl",
+        [{"a": "x", "b": "y", "label": 0}, {"a": "z", "b": "", "label": 1}],
+    )
     documents = load_task("joined", data_dir=str(tmp_path))["train"]
     assert [(d.text, d.label) for d in documents] == [("xy", 0), ("z", 1)]
     assert documents[1].meta["place"] == f"{path}, line 2"
@@ -88,8 +100,13 @@ def test_unknown_names(tmp_path):
 
 
 def test_equal_records_get_distinct_ids_whatever_their_order(tmp_path):
-    records = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "a", "label": 1},
-               {"text": "a", "label": 0}, {"text": "a", "label": 1}]
+    records = [
+        {"text": "a", "label": 1},
+        {"text": "b", "label": 0},
+        {"text": "a", "label": 1},
+        {"text": "a", "label": 0},
+        {"text": "a", "label": 1},
+    ]
     write(tmp_path / "mine" / "train.jsonl", records)
     one = load_task("mine", data_dir=str(tmp_path))["train"]
     assert len(one) == 5 == len({d.id for d in one})
@@ -147,9 +164,9 @@ def test_frozen_draws(tmp_path):
     everything = load_task("sciq", data_dir=str(tmp_path))["train"]
     one = load_task("sciq", data_dir=str(tmp_path), protocol="released")["train"]
     assert [d.meta["answer"][:2] for d in everything[1::2]] == (
-        ["w3", "w2", "w1", "w1", "w1", "w3", "w3", "w2"])
-    assert [d.meta["answer"][:2] for d in one] == (
-        ["w3", "ri", "w2", "ri", "ri", "ri", "ri", "w2"])
+        ["w3", "w2", "w1", "w1", "w1", "w3", "w3", "w2"]
+    )
+    assert [d.meta["answer"][:2] for d in one] == (["w3", "ri", "w2", "ri", "ri", "ri", "ri", "w2"])
 
 
 def test_sciq_oddities(tmp_path):
@@ -160,8 +177,9 @@ def test_sciq_oddities(tmp_path):
     supported = load_task("sciq_with_support", data_dir=str(tmp_path))["train"]
     assert supported[0].text == "About 0.\n\n" + documents[0].text
     assert supported[2].text == documents[2].text and supported[2].id != documents[2].id
-    write(path, [sciq_record(0, distractor1="right 0", distractor2="right 0",
-                             distractor3="right 0")])
+    write(
+        path, [sciq_record(0, distractor1="right 0", distractor2="right 0", distractor3="right 0")]
+    )
     with pytest.raises(InputError, match=rf"{path}, line 1: field 'distractor1'.*'right 0'"):
         load_task("sciq", data_dir=str(tmp_path))
     write(path, [sciq_record(0), sciq_record(1, correct_answer=" ")])
@@ -181,15 +199,19 @@ def test_sentiment_texts(tmp_path):
     for name, (record, text) in cases.items():
         empty = dict.fromkeys(record, " ")
         path = write(tmp_path / name / "test.jsonl", [record | {"label": 1}])
-        document, = load_task(name, data_dir=str(tmp_path))["test"]
+        (document,) = load_task(name, data_dir=str(tmp_path))["test"]
         assert (document.text, document.label, document.group) == (text, 1, None)
         write(path, [record | {"label": 1}, empty | {"label": 0}])
         with pytest.raises(InputError, match=rf"{path}, line 2: fields? .*empty document"):
             load_task(name, data_dir=str(tmp_path))
-    path = write(tmp_path / "amazon_blitzer" / "test.jsonl", [
-        {"title": "", "content": "c", "label": 1}, {"title": "t", "content": "", "label": 0}])
+    path = write(
+        tmp_path / "amazon_blitzer" / "test.jsonl",
+        [{"title": "", "content": "c", "label": 1}, {"title": "t", "content": "", "label": 0}],
+    )
     assert [d.text for d in load_task("amazon_blitzer", data_dir=str(tmp_path))["test"]] == [
-        "c", "t"]
+        "c",
+        "t",
+    ]
 
 
 def test_parse_label():
@@ -221,7 +243,11 @@ def test_digits_are_those_of_scikit_learn(digit_documents):
     assert set(shifted.values()) == {9}
     assert sorted([*seen, *shifted]) == list(range(1797))
     assert {k: len(v) for k, v in digit_documents.items()} == {
-        "train": 600, "validation": 100, "test": 400, "pretrain": 697 * 9}
+        "train": 600,
+        "validation": 100,
+        "test": 400,
+        "pretrain": 697 * 9,
+    }
     for split, even in (("train", 300), ("validation", 50), ("test", 200)):
         assert sum(d.label for d in digit_documents[split]) == even
     groups = [{d.group for d in docs} for docs in digit_documents.values()]
@@ -248,7 +274,11 @@ def test_digits_pretraining_documents(digit_documents):
     assert shifts == {(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
     space = get_task("digits_even").token_space
     assert (space.vocab_size, space.pad_id, space.bos_id, space.label_tokens) == (
-        29, 0, 1, (19, 20))
+        29,
+        0,
+        1,
+        (19, 20),
+    )
     assert max(max(d.tokens) for d in digit_documents["pretrain"]) == 28
 
 
@@ -260,8 +290,9 @@ def test_digits_partition_is_stable(digit_documents):
     assert load_task("digits_even", seed=5, protocol="released") == digit_documents
     first = digit_documents["test"][0]
     assert (first.id, first.meta["index"]) == (14793444634941066582, 1579)  # frozen
-    out = make_splits(digit_documents, train_docs=600, test_docs=400, validation_docs=100,
-                      balance=True)
+    out = make_splits(
+        digit_documents, train_docs=600, test_docs=400, validation_docs=100, balance=True
+    )
     assert [len(out[k]) for k in ("slice1", "slice2", "validation", "test")] == [300, 300, 100, 400]
     assert [sum(d.label for d in out[k]) for k in ("slice1", "slice2")] == [150, 150]
     assert out["pretrain"] == digit_documents["pretrain"]
@@ -291,7 +322,11 @@ def test_real_data(name):
     assert {k: (len(v), sum(d.label for d in v)) for k, v in documents.items()} == REAL[name]
     out = make_splits(documents, train_docs=3000, test_docs=800, validation_docs=200, balance=True)
     assert [len(out[k]) for k in ("slice1", "slice2", "validation", "test")] == [
-        1500, 1500, 200, 800]
+        1500,
+        1500,
+        200,
+        800,
+    ]
     assert sum(d.label for d in out["test"]) == 400
     for part in ("slice1", "slice2"):
         assert 0.45 <= sum(d.label for d in out[part]) / 1500 <= 0.55
@@ -305,5 +340,6 @@ def test_real_support_text():
     documents = load_task("sciq_with_support", data_dir=real_data())["train"]
     plain = load_task("sciq", data_dir=real_data())["train"]
     with_support = sum(
-        len(s.text) > len(p.text) for s, p in zip(documents[::2], plain[::2], strict=True))
+        len(s.text) > len(p.text) for s, p in zip(documents[::2], plain[::2], strict=True)
+    )
     assert with_support == 5413

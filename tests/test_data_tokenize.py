@@ -10,14 +10,24 @@ from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import ByteTokenizer, tokenize
 from w2s_jax.errors import InputError
 
-TEXTS = ["", "a", "plain text", "naïve café", "日本語のテキスト", "mixed 🙂🙃 end", "line\nbreak\t",
-         "\ud800 alone"]
+TEXTS = [
+    "",
+    "a",
+    "plain text",
+    "naïve café",
+    "日本語のテキスト",
+    "mixed 🙂🙃 end",
+    "line\nbreak\t",
+    "\ud800 alone",
+]
 
 
 def documents(texts, labels=None):
     labels = labels or [None] * len(texts)
-    return [Document(id=10 + i, text=text, label=label)
-            for i, (text, label) in enumerate(zip(texts, labels, strict=True))]
+    return [
+        Document(id=10 + i, text=text, label=label)
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
 
 
 def text_of(tokens):
@@ -44,21 +54,31 @@ def test_tokenize_lengths_labels_and_counts():
     assert tokenized.lengths_N.tolist() == [len(d.text.encode()) + 2 for d in docs]
     assert tokenized.ids_N.tolist() == [10, 11, 12, 99] and tokenized.ids_N.dtype == np.uint64
     assert (tokenized.tokens_T.dtype, tokenized.offsets.dtype, tokenized.labels_N.dtype) == (
-        np.int32, np.int64, np.float32)
+        np.int32,
+        np.int64,
+        np.float32,
+    )
     np.testing.assert_array_equal(tokenized.labels_N, np.float32([1, 0, np.nan, 0.25]))
     assert tokenized.loss_weights_T is None
     assert [text_of(tokenized.document(i)) for i in range(4)] == [d.text for d in docs]
     assert text_of(tokenized.document(-1)) == "x"
     with pytest.raises(IndexError):
         tokenized.document(4)
-    assert counts == {"documents": 4, "overlong": 0, "dropped": 0, "truncated": 0, "chunks": 0,
-                      "tokens": sum(len(d.text.encode()) + 2 for d in docs)}
+    assert counts == {
+        "documents": 4,
+        "overlong": 0,
+        "dropped": 0,
+        "truncated": 0,
+        "chunks": 0,
+        "tokens": sum(len(d.text.encode()) + 2 for d in docs),
+    }
 
 
 @pytest.mark.parametrize("max_length", range(6, 30))
 def test_truncation_keeps_the_ends_and_whole_characters(max_length):
     tokenized, counts = tokenize(
-        documents(TEXTS), ByteTokenizer(), max_length=max_length, overlong="truncate")
+        documents(TEXTS), ByteTokenizer(), max_length=max_length, overlong="truncate"
+    )
     assert len(tokenized) == len(TEXTS)
     over = 0
     for i, text in enumerate(TEXTS):
@@ -91,7 +111,8 @@ def test_drop_and_error():
 def test_chunks_are_consecutive_and_complete(max_length):
     text = "one 🙂 two 日本 three " * 3
     tokenized, counts = tokenize(
-        documents([text, "ab"]), ByteTokenizer(), max_length=max_length, overlong="chunk")
+        documents([text, "ab"]), ByteTokenizer(), max_length=max_length, overlong="chunk"
+    )
     pieces = [tokenized.document(i) for i in range(len(tokenized))]
     assert pieces[-1].tolist() == [1, 3 + ord("a"), 3 + ord("b"), 2]
     pieces = pieces[:-1]
@@ -142,13 +163,16 @@ def test_no_documents():
 
 
 def test_select_and_digest():
-    docs = [Document(id=i, text="x" * (i % 5), loss_weights=(0.5,) * (i % 5 + 2), label=i % 2)
-            for i in range(20)]
+    docs = [
+        Document(id=i, text="x" * (i % 5), loss_weights=(0.5,) * (i % 5 + 2), label=i % 2)
+        for i in range(20)
+    ]
     tokenized, _ = tokenize(docs, ByteTokenizer(), max_length=None, overlong="error")
     order = [7, 0, 19, 7, 4]
     picked = tokenized.select(order)
-    direct, _ = tokenize([docs[i] for i in order], ByteTokenizer(), max_length=None,
-                         overlong="error")
+    direct, _ = tokenize(
+        [docs[i] for i in order], ByteTokenizer(), max_length=None, overlong="error"
+    )
     for name in ("ids_N", "tokens_T", "offsets", "labels_N", "loss_weights_T"):
         a, b = getattr(picked, name), getattr(direct, name)
         np.testing.assert_array_equal(a, b)
@@ -174,10 +198,15 @@ def test_digest_sees_every_array_and_is_frozen():
     ]
     assert len({digest(docs) for docs in [base, *others]}) == 7
     parts = [
-        b"<u82;", struct.pack("<2Q", 1, 2),
-        b"<i83;", struct.pack("<3q", 0, 4, 7),
-        b"<i47;", struct.pack("<7i", 1, 100, 101, 2, 1, 102, 2),
-        b"<f42;", struct.pack("<f", 1), bytes.fromhex("0000c07f"),
+        b"<u82;",
+        struct.pack("<2Q", 1, 2),
+        b"<i83;",
+        struct.pack("<3q", 0, 4, 7),
+        b"<i47;",
+        struct.pack("<7i", 1, 100, 101, 2, 1, 102, 2),
+        b"<f42;",
+        struct.pack("<f", 1),
+        bytes.fromhex("0000c07f"),
     ]
     assert digest(base) == hashlib.sha256(b"".join(parts)).hexdigest()
     assert digest(base).startswith("c18fe9882a14806c2892bbb1c9f8fa55")

@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--debug_nans", action="store_true", help="raise where a NaN is first computed (slow)"
     )
-    report = commands.add_parser("report", help="one page on any number of runs", allow_abbrev=False)
+    report = commands.add_parser(
+        "report", help="one page on any number of runs", allow_abbrev=False
+    )
     report.add_argument("dirs", nargs="+", metavar="DIR", help="folders of finished runs")
     report.add_argument("--out", metavar="DIR", help="where to (default: the first DIR's report/)")
     return parser

@@ -248,9 +248,7 @@ def add_loss(config: config_dict.ConfigDict, label: str, kind: str, **options: A
     if kind not in LOSS_OPTIONS:
         raise errors.unknown(f"loss.{label}.kind", kind, LOSS_OPTIONS)
     with config.unlocked():
-        config.loss[label] = config_dict.ConfigDict(
-            {"kind": kind, **LOSS_OPTIONS[kind], **options}
-        )
+        config.loss[label] = config_dict.ConfigDict({"kind": kind, **LOSS_OPTIONS[kind], **options})
     config.losses = (*config.losses, label)
 
 
@@ -402,8 +400,8 @@ def _protocol(section: config_dict.ConfigDict) -> Protocol:
 def _role(config: config_dict.ConfigDict, role: str) -> Role:
     section = config[role]
     _choice(f"{role}.model", section.model, tuple(EMBEDDED_MODELS))
-    merged = {}
-    for part, cls in (("train", TrainSettings), ("pretrain", PretrainSettings)):
+    merged: dict[str, dict[str, Any]] = {}
+    for part in ("train", "pretrain"):
         own = {key: value for key, value in section[part].items() if value is not None}
         values = config[part].to_dict() | own
         if "epochs" in own and "steps" not in own:
@@ -416,8 +414,17 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
                 f"{role}.{part}.microbatch_size: {microbatch} does not divide batch_size={batch}; "
                 f"nearest allowed: {near} (allowed: {', '.join(map(str, divisors))})"
             )
-        merged[part] = cls(**values)
-    return Role(model=section.model, **merged)
+        if values["weight_decay"] and values["optimizer"] == "adam":
+            raise errors.InputError(
+                f"{role}.{part}.weight_decay: {values['weight_decay']} with optimizer 'adam'; "
+                "allowed: 0, or optimizer 'adamw' or 'adafactor'"
+            )
+        merged[part] = values
+    return Role(
+        model=section.model,
+        train=TrainSettings(**merged["train"]),
+        pretrain=PretrainSettings(**merged["pretrain"]),
+    )
 
 
 def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:

@@ -120,9 +120,7 @@ def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _with_earlier_losses(
-    config: config_dict.ConfigDict, workdir: Path
-) -> config_dict.ConfigDict:
+def _with_earlier_losses(config: config_dict.ConfigDict, workdir: Path) -> config_dict.ConfigDict:
     """The config with the losses that the working directory already has put before its own."""
     path = workdir / "config.json"
     if not path.exists() or not isinstance(config, config_dict.ConfigDict):
@@ -309,9 +307,7 @@ def _test_predictions(phases_dir: Path, name: str) -> dict[str, Any]:
     return artifacts.read_predictions(PhaseFolder(phases_dir / name).predictions, "test")
 
 
-def _print_plan(
-    plan: Plan, resolved: Resolved, missing: list[Phase], console: Console
-) -> None:
+def _print_plan(plan: Plan, resolved: Resolved, missing: list[Phase], console: Console) -> None:
     table = Table(title="phases", title_justify="left", box=None, pad_edge=False)
     for column in ("phase", "what", "model", "steps", "state", "memory (estimate)"):
         table.add_column(column, overflow="fold")
@@ -319,7 +315,11 @@ def _print_plan(
         total = memory_estimate(phase, resolved)["total"]
         state = "missing" if phase in missing else "done"
         table.add_row(
-            phase.name, phase.title, phase.model.name, str(phase.total_steps), state,
+            phase.name,
+            phase.title,
+            phase.model.name,
+            str(phase.total_steps),
+            state,
             f"{total / 2**20:,.1f} MiB",
         )
     console.print(table)

@@ -5,7 +5,7 @@ runs as a sharded jit program on the training mesh. D devices, R rows, L slots, 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from w2s_jax import sharding
 from w2s_jax.config import TrainSettings
-from w2s_jax.data.packing import PackedBatches, evaluation_order, pack
+from w2s_jax.data.packing import evaluation_order, pack
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.step import StepSpec, microbatch_logits
@@ -78,47 +78,33 @@ class Predictor:
         multiple = 1 if per_device else sharding.row_shards(mesh)
         packed = pack(documents, order_SB, row_multiple=multiple)
         self.documents_SB = packed.documents_SB
+        arrays = (packed.tokens_SMRL, packed.segment_ids_SMRL, packed.read_outs_SMmK)
+        parts: Sequence[slice | int]
         if per_device:
-            local = jax.sharding.Mesh(np.array(devices), ("device",))
+            local = Mesh(np.array(devices), ("device",))
             self.params_sharding = NamedSharding(local, P())
-            self.groups = _groups(packed, count, NamedSharding(local, P("device")))
+            places = (NamedSharding(local, P("device")),) * 3
+            parts = [slice(s, s + count) for s in range(0, len(order_SB), count)]
         else:
-            self.params_sharding = None
-            self.groups = _groups(packed, 1, None, mesh)
+            row_sharding = sharding.rows(mesh, leading=0)
+            places = (row_sharding, row_sharding, sharding.replicated(mesh))
+            parts = range(len(order_SB))
+        self.dispatches = [
+            tuple(jax.device_put(x[:, 0][part], p) for x, p in zip(arrays, places, strict=True))
+            for part in parts
+        ]
 
     def __call__(self, params: Any) -> np.ndarray:
         run = self.pmapped if self.per_device else self.jitted
         if self.per_device:
             params = jax.device_put(params, self.params_sharding)
         # All batches are dispatched before the first result is fetched.
-        outputs = [run(params, *group) for group in self.groups]
+        outputs = [run(params, *arrays) for arrays in self.dispatches]
         logits = np.concatenate([jax.device_get(out).reshape(-1, 2) for out in outputs])
         result_NC = np.zeros((self.num_documents, 2), np.float32)
         documents = self.documents_SB.reshape(-1)
         result_NC[documents[documents >= 0]] = logits[documents >= 0]
         return result_NC
-
-
-def _groups(
-    packed: PackedBatches, count: int, placement: NamedSharding | None, mesh: Mesh | None = None
-) -> list[tuple[Array, ...]]:
-    """The arrays of each dispatch: `count` batches stacked, or one batch with its rows sharded."""
-    groups = []
-    for start in range(0, len(packed.documents_SB), count):
-        part = slice(start, start + count)
-        arrays = (
-            packed.tokens_SMRL[part, 0],
-            packed.segment_ids_SMRL[part, 0],
-            packed.read_outs_SMmK[part, 0],
-        )
-        if mesh is None:
-            groups.append(tuple(jax.device_put(x, placement) for x in arrays))
-        else:
-            places = (sharding.rows(mesh, leading=0),) * 2 + (sharding.replicated(mesh),)
-            groups.append(
-                tuple(jax.device_put(x[0], p) for x, p in zip(arrays, places, strict=True))
-            )
-    return groups
 
 
 def probabilities(logits_NC: np.ndarray) -> np.ndarray:

@@ -161,7 +161,11 @@ def _train(
     )
     store = ckpt.Checkpoints(folder.steps, settings.checkpoint.keep)
     reporter = PhaseLog(
-        folder.path, phase.title, phase.total_steps, settings.log, context.console,
+        folder.path,
+        phase.title,
+        phase.total_steps,
+        settings.log,
+        context.console,
         context.wandb_run,
     )
     try:
@@ -239,16 +243,12 @@ def _predictor(
     )
 
 
-def _predict(
-    phase: Phase, context: Context, folder: PhaseFolder, params: Any
-) -> dict[str, Any]:
+def _predict(phase: Phase, context: Context, folder: PhaseFolder, params: Any) -> dict[str, Any]:
     """Predicts validation and test, stores predictions and (weak phases) labels; the metrics."""
     splits = [s for s in ("validation", "test") if s in phase.inputs]
     wanted = dict.fromkeys((*splits, *phase.label_splits))
     p = {
-        split: probabilities(
-            _predictor(phase, context, context.documents(split), params)(params)
-        )
+        split: probabilities(_predictor(phase, context, context.documents(split), params)(params))
         for split in wanted
     }
     columns: dict[str, list[Any]] = {

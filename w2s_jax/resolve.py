@@ -93,9 +93,7 @@ def resolve(settings: Settings) -> Resolved:
         for role in ("weak", "strong")
     }
     digests = {name: docs.digest() for name, docs in splits.items()}
-    return Resolved(
-        settings, splits, digests, models, label_tokens, tuple(dict.fromkeys(notes))
-    )
+    return Resolved(settings, splits, digests, models, label_tokens, tuple(dict.fromkeys(notes)))
 
 
 def _tokenize_split(

@@ -20,8 +20,18 @@ OFFICIAL_SPLITS = ("train", "validation", "test")
 Item = tuple[str, list[Candidate]]
 
 _UNLABELLED = -1
-_LABEL_TEXTS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1, "false": 0, "true": 1,
-                "-1": _UNLABELLED, "-1.0": _UNLABELLED}
+_LABEL_TEXTS = {
+    "0": 0,
+    "1": 1,
+    "0.0": 0,
+    "1.0": 1,
+    "False": 0,
+    "True": 1,
+    "false": 0,
+    "true": 1,
+    "-1": _UNLABELLED,
+    "-1.0": _UNLABELLED,
+}
 
 
 def load_task(
@@ -116,8 +126,10 @@ def _read_split(
     if split == "train":
         counts = Counter(document.label for document in documents)
         if len(counts) == 1:
-            raise InputError(f"{path}: field 'label': all {len(documents)} documents of the "
-                             f"training split have label {documents[0].label}; both are needed")
+            raise InputError(
+                f"{path}: field 'label': all {len(documents)} documents of the "
+                f"training split have label {documents[0].label}; both are needed"
+            )
     return documents
 
 
@@ -129,15 +141,18 @@ def _read_items(task: Task, path: Path) -> list[Item]:
     for place, record in sources.read_records(path):
         for name in task.fields:
             if name not in record:
-                raise InputError(f"{place}: field {name!r} is missing; the record has: "
-                                 f"{', '.join(map(str, record)) or 'no fields'}")
+                raise InputError(
+                    f"{place}: field {name!r} is missing; the record has: "
+                    f"{', '.join(map(str, record)) or 'no fields'}"
+                )
         candidates = task.expand(record, place)
         if not candidates:
             raise InputError(f"{place}: fields {', '.join(task.fields)}: nothing to learn from")
         for candidate in candidates:
             if not candidate.text.strip():
-                raise InputError(f"{place}: fields {', '.join(task.fields)}: empty document: "
-                                 f"{candidate.text!r}")
+                raise InputError(
+                    f"{place}: fields {', '.join(task.fields)}: empty document: {candidate.text!r}"
+                )
         items.append((place, candidates))
     return items
 
@@ -173,7 +188,8 @@ def _labels(items: Sequence[Item]) -> list[list[int]]:
             elif type(value) is not type(first[1]):
                 raise InputError(
                     f"{place}: field 'label': {value!r} is a {type(value).__name__}, but "
-                    f"{first[1]!r} ({first[0]}) is a {type(first[1]).__name__}; use one type")
+                    f"{first[1]!r} ({first[0]}) is a {type(first[1]).__name__}; use one type"
+                )
         labels.append([parse_label(candidate.label, place) for candidate in candidates])
     return labels
 
@@ -182,8 +198,9 @@ def _refuse_unlabelled(items: Sequence[Item], labels: Sequence[Sequence[int]]) -
     for (place, candidates), record_labels in zip(items, labels, strict=True):
         for candidate, label in zip(candidates, record_labels, strict=True):
             if label == _UNLABELLED:
-                raise InputError(f"{place}: field 'label': {candidate.label!r} (unlabelled); "
-                                 f"allowed: 0 or 1")
+                raise InputError(
+                    f"{place}: field 'label': {candidate.label!r} (unlabelled); allowed: 0 or 1"
+                )
 
 
 def _choose(
@@ -213,8 +230,10 @@ def _choose(
         wrongs = [i for i, label in enumerate(labels[n]) if label == 0]
         if not rights or not wrongs:
             missing = "right" if not rights else "wrong"
-            raise InputError(f"{place}: fields {', '.join(task.fields)}: {len(candidates)} "
-                             f"candidates, but none is {missing}")
+            raise InputError(
+                f"{place}: fields {', '.join(task.fields)}: {len(candidates)} "
+                f"candidates, but none is {missing}"
+            )
         right, wrong = rights[int(right_N[n]) % len(rights)], wrongs[int(wrong_N[n]) % len(wrongs)]
         if expansion == "all":
             chosen.append([right, wrong])
@@ -230,8 +249,9 @@ def _record_ids(
     seen: Counter[int] = Counter()
     ids_N = np.zeros(len(items), np.uint64)
     for n, (_, candidates) in enumerate(items):
-        parts = [part for c, label in zip(candidates, labels[n], strict=True)
-                 for part in (c.text, label)]
+        parts = [
+            part for c, label in zip(candidates, labels[n], strict=True) for part in (c.text, label)
+        ]
         base = stable_id("record", task.name, split, *parts)
         ids_N[n] = stable_id(base, seen[base])
         seen[base] += 1
@@ -253,12 +273,14 @@ def _documents(
         for i in picks:
             candidate, label = candidates[i], record_labels[i]
             base = stable_id("document", task.name, split, candidate.text, label)
-            documents.append(Document(
-                id=stable_id(base, seen[base]),
-                text=candidate.text,
-                label=None if label == _UNLABELLED else label,
-                group=candidate.group,
-                meta=candidate.meta,
-            ))
+            documents.append(
+                Document(
+                    id=stable_id(base, seen[base]),
+                    text=candidate.text,
+                    label=None if label == _UNLABELLED else label,
+                    group=candidate.group,
+                    meta=candidate.meta,
+                )
+            )
             seen[base] += 1
     return documents

@@ -62,20 +62,25 @@ def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
     """
     root = data_root(data_dir)
     if root is None:
-        raise InputError(f"task.data_dir: no files for task {task!r}: neither it nor W2S_DATA_DIR "
-                         f"is set; {HOW_TO}")
+        raise InputError(
+            f"task.data_dir: no files for task {task!r}: neither it nor W2S_DATA_DIR "
+            f"is set; {HOW_TO}"
+        )
     folder = task_folder(task, data_dir)
     if folder is None:
-        raise InputError(f"task.data_dir: no data files for task {task!r} in {root / task}; "
-                         f"{HOW_TO}")
+        raise InputError(
+            f"task.data_dir: no data files for task {task!r} in {root / task}; {HOW_TO}"
+        )
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         split = split_of(path)
         if split is None or not path.is_file():
             continue
         if split in files:
-            raise InputError(f"{folder}: two files for split {split!r}: {files[split].name} and "
-                             f"{path.name}; remove one")
+            raise InputError(
+                f"{folder}: two files for split {split!r}: {files[split].name} and "
+                f"{path.name}; remove one"
+            )
         files[split] = path
     return files
 
@@ -116,11 +121,14 @@ def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
                 # Some editors start a file with a byte order mark.
                 yield f"{path}, line {number}", raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}, line {number}: not UTF-8 text ({error.reason} at byte "
-                         f"{error.start + 1} of the line)") from error
+        raise InputError(
+            f"{path}, line {number}: not UTF-8 text ({error.reason} at byte "
+            f"{error.start + 1} of the line)"
+        ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}, after line {number}: broken or truncated gzip data "
-                         f"({error})") from error
+        raise InputError(
+            f"{path}, after line {number}: broken or truncated gzip data ({error})"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -132,11 +140,13 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{place}: malformed JSON ({error.msg} at column {error.colno})"
-                             ) from error
+            raise InputError(
+                f"{place}: malformed JSON ({error.msg} at column {error.colno})"
+            ) from error
         if not isinstance(record, dict):
-            raise InputError(f"{place}: a record must be a JSON object, found a "
-                             f"{type(record).__name__}")
+            raise InputError(
+                f"{place}: a record must be a JSON object, found a {type(record).__name__}"
+            )
         yield place, record
 
 
@@ -185,8 +195,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{path}, row {number}", record
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}, after row {number}: cannot be read as Parquet ({reason})"
-                         ) from error
+        raise InputError(
+            f"{path}, after row {number}: cannot be read as Parquet ({reason})"
+        ) from error
 
 
 def read_corpus(source: str, data_dir: str | None, split: str = "train") -> list[str]:
@@ -209,14 +220,19 @@ def read_corpus(source: str, data_dir: str | None, split: str = "train") -> list
         folder = task_folder(source, data_dir)
         if folder is None:
             root = data_root(data_dir)
-            where = f"no folder {root / source} with data files" if root else (
-                "neither task.data_dir nor W2S_DATA_DIR is set")
-            raise InputError(f"pretrain.source: {source!r} is not a file, and {where}; give a "
-                             f"file or {HOW_TO}")
+            where = (
+                f"no folder {root / source} with data files"
+                if root
+                else ("neither task.data_dir nor W2S_DATA_DIR is set")
+            )
+            raise InputError(
+                f"pretrain.source: {source!r} is not a file, and {where}; give a file or {HOW_TO}"
+            )
         files = find_files(source, data_dir)
         if split not in files:
-            raise InputError(f"pretrain.source: {folder} has no split {split!r}; "
-                             f"found: {', '.join(files)}")
+            raise InputError(
+                f"pretrain.source: {folder} has no split {split!r}; found: {', '.join(files)}"
+            )
         path = files[split]
     if path.suffix == ".txt":
         texts = ["".join(line for _, line in _read_lines(path))]

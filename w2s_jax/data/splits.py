@@ -81,10 +81,12 @@ def make_splits(
         chosen_test, pool = _carve(pool, test_docs, balance, "task.test_docs", train)
     if validation:
         chosen_validation, _ = _take(
-            validation_groups, validation_docs, balance, "task.validation_docs", validation)
+            validation_groups, validation_docs, balance, "task.validation_docs", validation
+        )
     else:
         chosen_validation, pool = _carve(
-            pool, validation_docs, balance, "task.validation_docs", train)
+            pool, validation_docs, balance, "task.validation_docs", train
+        )
 
     training = _training(pool, train_docs, balance, train)
     slices = _slices(training, num_slices)
@@ -101,8 +103,10 @@ def _roles(documents: Mapping[str, Sequence[Document]]) -> tuple[str, str | None
     official = [name for name in ("train", "validation", "test") if name in there]
     if not official and len(there) != 1:
         found = ", ".join(there) or "none"
-        raise InputError(f"task.name: no documents to train on: there must be a split train, "
-                         f"validation or test, or a single other one; found: {found}")
+        raise InputError(
+            f"task.name: no documents to train on: there must be a split train, "
+            f"validation or test, or a single other one; found: {found}"
+        )
     train = (official or there)[0]
     free = [name for name in ("test", "validation") if name in there and name != train]
     test = free[0] if free else None
@@ -149,8 +153,10 @@ def _require_labels(groups: Sequence[Group]) -> None:
 def _too_few(field: str, asked: int | None, have: int, split: str, balance: bool) -> InputError:
     number = "all" if asked is None else str(asked)
     after = " after balancing the classes" if balance else ""
-    return InputError(f"{field}: {number} documents were asked for, but split {split!r} has only "
-                      f"{have} to give{after}")
+    return InputError(
+        f"{field}: {number} documents were asked for, but split {split!r} has only "
+        f"{have} to give{after}"
+    )
 
 
 def _take(
@@ -191,8 +197,9 @@ def _carve(
     if count == 0:
         return [], list(groups)
     if count is None:
-        raise InputError(f"{field}: must be a number, because the documents are taken out of "
-                         f"split {split!r}")
+        raise InputError(
+            f"{field}: must be a number, because the documents are taken out of split {split!r}"
+        )
     return _take(groups, count, balance, field, split)
 
 
@@ -235,8 +242,9 @@ def _slices(training: Sequence[Document], num_slices: int) -> list[list[Document
     that each class is spread as evenly as the sizes are.
     """
     if len(training) < num_slices:
-        raise InputError(f"task.train_docs: {len(training)} documents cannot be cut into "
-                         f"{num_slices} slices")
+        raise InputError(
+            f"task.train_docs: {len(training)} documents cannot be cut into {num_slices} slices"
+        )
     members: dict[str | int, list[int]] = {}
     for n, document in enumerate(training):
         key: str | int = document.id if document.group is None else document.group
@@ -264,8 +272,12 @@ def _refuse_unequal(
     size, total = len(groups[0]), len(training)
     if size > min(total / 2, 1.5 * total / num_slices):
         name = training[groups[0][0]].group
-        raise InputError(f"task.train_docs: group {name!r} holds {size} of {total} documents, "
-                         f"which is too many for one of {num_slices} slices")
+        raise InputError(
+            f"task.train_docs: group {name!r} holds {size} of {total} documents, "
+            f"which is too many for one of {num_slices} slices"
+        )
     if len(groups) < num_slices:
-        raise InputError(f"task.train_docs: {total} documents in {len(groups)} groups cannot be "
-                         f"cut into {num_slices} slices without splitting a group")
+        raise InputError(
+            f"task.train_docs: {total} documents in {len(groups)} groups cannot be "
+            f"cut into {num_slices} slices without splitting a group"
+        )

@@ -124,7 +124,11 @@ class TokenizedDocuments:
         """SHA-256 (hexadecimal) over the contents in order, the same on every machine."""
         labels_N = np.where(np.isnan(self.labels_N), np.float32(np.nan), self.labels_N)
         arrays: list[tuple[str, np.ndarray]] = [
-            ("<u8", self.ids_N), ("<i8", self.offsets), ("<i4", self.tokens_T), ("<f4", labels_N)]
+            ("<u8", self.ids_N),
+            ("<i8", self.offsets),
+            ("<i4", self.tokens_T),
+            ("<f4", labels_N),
+        ]
         if self.loss_weights_T is not None:
             arrays.append(("<f4", self.loss_weights_T))
         sha = hashlib.sha256()
@@ -193,8 +197,10 @@ def tokenize(
             counts["dropped"] += 1
     over = counts["overlong"]
     if over and (overlong == "error" or (overlong == "drop" and not pieces)):
-        raise InputError(f"task.max_length: {over} of {len(documents)} documents have more than "
-                         f"{max_length} tokens (the longest has {longest})")
+        raise InputError(
+            f"task.max_length: {over} of {len(documents)} documents have more than "
+            f"{max_length} tokens (the longest has {longest})"
+        )
     tokenized = _assemble(pieces)
     counts["tokens"] = len(tokenized.tokens_T)
     return tokenized, counts
@@ -208,9 +214,11 @@ def _check_options(documents: Sequence[Document], max_length: int | None, overlo
     if max_length is not None and max_length < least:
         raise InputError(f"task.max_length: {max_length}; must be at least {least}")
     if overlong == "chunk" and any(
-            d.label is not None or d.soft_label is not None for d in documents):
-        raise InputError("task.overlong: 'chunk' is for text without labels; allowed here: "
-                         "truncate, drop, error")
+        d.label is not None or d.soft_label is not None for d in documents
+    ):
+        raise InputError(
+            "task.overlong: 'chunk' is for text without labels; allowed here: truncate, drop, error"
+        )
 
 
 def _encode(document: Document, tokenizer: Tokenizer | None) -> _Piece:
@@ -227,8 +235,10 @@ def _encode(document: Document, tokenizer: Tokenizer | None) -> _Piece:
     if document.loss_weights is not None:
         weights_L = np.asarray(document.loss_weights, np.float32)
         if len(weights_L) != len(tokens_L):
-            raise InputError(f"document {document.id} has {len(weights_L)} loss weights for "
-                             f"{len(tokens_L)} tokens")
+            raise InputError(
+                f"document {document.id} has {len(weights_L)} loss weights for "
+                f"{len(tokens_L)} tokens"
+            )
     return document.id, tokens_L, np.nan if label is None else float(label), weights_L
 
 
@@ -250,8 +260,10 @@ def _chunks(
 ) -> list[_Piece]:
     _, tokens_L, label, weights_L = piece
     if document.tokens is not None or tokenizer is None or weights_L is not None:
-        raise InputError(f"task.overlong: 'chunk' cuts texts, but document {document.id} consists "
-                         f"of tokens or has loss weights")
+        raise InputError(
+            f"task.overlong: 'chunk' cuts texts, but document {document.id} consists "
+            f"of tokens or has loss weights"
+        )
     prefix, suffix = tokenizer.prefix_length, tokenizer.suffix_length
     pieces: list[_Piece] = []
     start, length = prefix, len(tokens_L)

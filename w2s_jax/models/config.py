@@ -119,9 +119,9 @@ def _rotary(name: str, d_model: int, num_layers: int, num_heads: int) -> dict[st
 EMBEDDED_MODELS: dict[str, dict[str, Any]] = {
     spec["name"]: spec
     for spec in (
-        _gpt("gpt-d8", 8, 1, 2),
-        _gpt("gpt-d16", 16, 1, 2),
-        _gpt("gpt-d32", 32, 2, 4),
+        _gpt("gpt-d8", 8, 1, 1),
+        _gpt("gpt-d16", 16, 1, 1),
+        _gpt("gpt-d32", 32, 2, 2),
         _gpt("gpt-d64", 64, 3, 4),
         _rotary("rotary-d32", 32, 2, 2),
         _rotary("rotary-d64", 64, 3, 2),
@@ -144,6 +144,4 @@ def embedded_model(name: str, *, vocab_size: int, max_positions: int) -> ModelCo
         raise errors.unknown("model", name, EMBEDDED_MODELS)
     spec = EMBEDDED_MODELS[name]
     learned = spec.get("positions", "learned") == "learned"
-    return ModelConfig(
-        vocab_size=vocab_size, max_positions=max_positions if learned else 0, **spec
-    )
+    return ModelConfig(vocab_size=vocab_size, max_positions=max_positions if learned else 0, **spec)

@@ -6,6 +6,7 @@ V vocabulary, B read-outs.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from w2s_jax.models.config import ModelConfig
 Array = jax.Array
 Params = dict[str, Any]
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
@@ -108,10 +109,9 @@ class Projection(nnx.Module):
     ):
         self.equation = equation
         self.kernel = _normal(rngs, shape, std, axes)
+        self.bias: nnx.Param | None = None
         if bias_axes:
             self.bias = nnx.Param(jnp.zeros(shape[-bias_axes:]), out_sharding=axes[-bias_axes:])
-        else:
-            self.bias = None
 
     def __call__(self, x: Array) -> Array:
         out = contract(self.equation, x, self.kernel[...])
@@ -261,7 +261,7 @@ def _unstack(stacked: Any, count: int) -> list[Any]:
     """The layers of stacked parameters; `lax.split`, whose gradient is one concatenation."""
     leaves, treedef = jax.tree.flatten(stacked)
     parts = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
-    return [treedef.unflatten([part[i][0] for part in parts]) for i in range(count)]
+    return [jax.tree.unflatten(treedef, [part[i][0] for part in parts]) for i in range(count)]
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.decoder import Params, contract, unembedding
+from w2s_jax.models.decoder import Params, unembedding
 
 Array = jax.Array
 
@@ -48,6 +48,4 @@ def language_model_logits(config: ModelConfig, params: Params, hidden_RLD: Array
     """Next-token logits in float32, [R, L, V]."""
     with jax.named_scope("language_model_head"):
         kernel_DV = unembedding(config, params).astype(hidden_RLD.dtype)
-        return jnp.einsum(
-            "rld,dv->rlv", hidden_RLD, kernel_DV, preferred_element_type=jnp.float32
-        )
+        return jnp.einsum("rld,dv->rlv", hidden_RLD, kernel_DV, preferred_element_type=jnp.float32)

@@ -30,7 +30,16 @@ MAX_PANELS = 24
 _METRICS = ("accuracy", "accuracy_se", "auroc", "ece", "n", "pgr", "pgr_note")
 _AGREEMENTS = ("agreement", "agreement_when_correct", "agreement_when_wrong")
 TABLE_COLUMNS = (
-    ("run", "name", "task", "protocol", "seed", "role", "loss", "model") + _METRICS + _AGREEMENTS
+    "run",
+    "name",
+    "task",
+    "protocol",
+    "seed",
+    "role",
+    "loss",
+    "model",
+    *_METRICS,
+    *_AGREEMENTS,
 )
 
 

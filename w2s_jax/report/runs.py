@@ -58,7 +58,7 @@ def _phase_folder(run: Path, phase: str) -> Path | None:
 
 
 def load_run(folder: Path) -> Run:
-    """Read one run's folder. Raises InputError, which names the folder, if it has no result.json."""
+    """Reads one run's folder; InputError, which names it, if it has no result.json."""
     if not (folder / "result.json").is_file():
         raise InputError(
             f"{folder}: no result.json here; finish the run first with"

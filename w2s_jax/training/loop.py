@@ -127,8 +127,8 @@ def train(
             )
         reporter.progress(done, rows[-1], speed)
         if evaluate and eval_every and (done % eval_every == 0 or done == plan.total_steps):
-            if _evaluate(evaluate, state, done, clock, reporter) and plan.select:
-                best = jax.tree.map(jnp.copy, state.params)
+            better = _evaluate(evaluate, state, done, clock, reporter)
+            best = jax.tree.map(jnp.copy, state.params) if better and plan.select else best
         if should_stop():
             save()
             if checkpoints is not None:

@@ -14,8 +14,6 @@ from w2s_jax import sharding
 from w2s_jax.models import decoder
 from w2s_jax.models.config import ModelConfig
 
-Array = jax.Array
-
 #: Columns of `TrainState.history`.
 HISTORY = ("loss", "gradient_norm", "learning_rate", "accuracy")
 
@@ -40,9 +38,9 @@ class TrainState:
 
     params: Any
     opt_state: Any
-    step: Array
-    failed_step: Array
-    history: Array
+    step: Any
+    failed_step: Any
+    history: Any
 
 
 def init_state(
@@ -83,7 +81,7 @@ def state_shardings(
 def _opt_state_shardings(
     optimizer: optax.GradientTransformation, abstract_params: Any, mesh: Mesh
 ) -> Any:
-    """Moments lie like their parameters; counts, and Adafactor's row and column sums, everywhere."""
+    """Moments lie like their parameters; counts and Adafactor's factors lie everywhere."""
     whole = sharding.replicated(mesh)
     abstract = jax.eval_shape(optimizer.init, abstract_params)
     return optax.tree_map_params(

@@ -73,9 +73,7 @@ def put_batches(
     return batches
 
 
-def train_step(
-    spec: StepSpec, mesh: Mesh
-) -> Callable[[TrainState, dict[str, Array]], TrainState]:
+def train_step(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, dict[str, Array]], TrainState]:
     """The compiled step: (state, batches) -> state; the old state's buffers are reused.
 
     The batch is the one at `state.step`. A non-finite loss or gradient freezes the state and sets
@@ -109,9 +107,7 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
             step=state.step + good.astype(jnp.int32),
-            failed_step=jnp.where(
-                (state.failed_step < 0) & ~finite, state.step, state.failed_step
-            ),
+            failed_step=jnp.where((state.failed_step < 0) & ~finite, state.step, state.failed_step),
             history=keep(
                 jax.lax.dynamic_update_index_in_dim(state.history, row, state.step, 0),
                 state.history,
@@ -144,9 +140,7 @@ def microbatch_logits(spec: StepSpec, params: Any, micro: Batch) -> Array:
 
 def _microbatches(batch: Batch) -> tuple[Batch, int]:
     """The arrays of a batch that are split into microbatches, named without M; and M."""
-    split = {
-        name.replace("_M", "_", 1): x for name, x in batch.items() if "_M" in name
-    }
+    split = {name.replace("_M", "_", 1): x for name, x in batch.items() if "_M" in name}
     return split, next(iter(split.values())).shape[0]
 
 
@@ -221,9 +215,7 @@ def language_model(spec: StepSpec) -> Objective:
 
         def partial_loss(params: Any, micro: Batch, weights_RL: Array) -> tuple[Array, Array]:
             hidden_RLD = microbatch_hidden(spec, params, micro)
-            logits_RLV = heads.language_model_logits(
-                spec.model, params["backbone"], hidden_RLD
-            )
+            logits_RLV = heads.language_model_logits(spec.model, params["backbone"], hidden_RLD)
             targets_RL = jnp.roll(micro["tokens_RL"].astype(jnp.int32), -1, axis=1)
             nll_RL = optax.softmax_cross_entropy_with_integer_labels(logits_RLV, targets_RL)
             right_RL = jnp.argmax(logits_RLV, axis=-1) == targets_RL

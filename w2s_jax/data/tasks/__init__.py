@@ -111,15 +111,21 @@ def get_task(name: str, data_dir: str | None = None) -> Task:
     if name in TASKS:
         return TASKS[name]
     if sources.task_folder(name, data_dir) is not None:
-        return Task(name=name, description="Local files with text and label.", licence="not stated",
-                    fields=("text", "label"), expand=expand_text_and_label)
+        return Task(
+            name=name,
+            description="Local files with text and label.",
+            licence="not stated",
+            fields=("text", "label"),
+            expand=expand_text_and_label,
+        )
     root = sources.data_root(data_dir)
     looked = f"; no data files in {root / name} either" if root else ""
     raise InputError(f"{unknown('task.name', name, TASKS)}{looked}")
 
 
-def text_of(record: Mapping[str, Any], field_name: str, place: str, *,
-            may_be_empty: bool = False) -> str:
+def text_of(
+    record: Mapping[str, Any], field_name: str, place: str, *, may_be_empty: bool = False
+) -> str:
     """The text in a field of a record, without white space around it.
 
     Raises:

@@ -36,7 +36,8 @@ def load_images() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     data = load_digits()
     images_NHW = np.ascontiguousarray(data.images.astype(np.uint8))
     ids_N = np.array(
-        [stable_id("digits", i, image.tobytes()) for i, image in enumerate(images_NHW)], np.uint64)
+        [stable_id("digits", i, image.tobytes()) for i, image in enumerate(images_NHW)], np.uint64
+    )
     return ids_N, images_NHW, data.target.astype(np.int64)
 
 
@@ -70,8 +71,9 @@ def shift(image_HW: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return padded[1 - dy : 1 - dy + image_HW.shape[0], 1 - dx : 1 - dx + image_HW.shape[1]]
 
 
-def _pretrain_documents(index: int, image_id: int, image_HW: np.ndarray, digit: int
-                        ) -> list[Document]:
+def _pretrain_documents(
+    index: int, image_id: int, image_HW: np.ndarray, digit: int
+) -> list[Document]:
     """One image with its caption in all nine shifts."""
     return [
         Document(

@@ -26,11 +26,13 @@ def _expand_sciq(record: Mapping[str, Any], place: str, context: str) -> list[Ca
     # An answer that equals the right one would be the same text with both labels.
     wrong = [answer for answer in distractors if answer.casefold() != right.casefold()]
     if not wrong:
-        raise InputError(f"{place}: field 'distractor1': every distractor equals the right answer "
-                         f"{right!r}")
+        raise InputError(
+            f"{place}: field 'distractor1': every distractor equals the right answer {right!r}"
+        )
     return [
-        Candidate(question_text(question, answer, context), label, group=question,
-                  meta={"answer": answer})
+        Candidate(
+            question_text(question, answer, context), label, group=question, meta={"answer": answer}
+        )
         for answer, label in [(right, 1), *((answer, 0) for answer in wrong)]
     ]
 

@@ -24,8 +24,9 @@ def expand_amazon(record: Mapping[str, Any], place: str) -> list[Candidate]:
     """Title and content on lines of their own; one of them may be empty."""
     parts = [text_of(record, name, place, may_be_empty=True) for name in ("title", "content")]
     if not any(parts):
-        raise InputError(f"{place}: fields 'title' and 'content': empty document: "
-                         f"{record['content']!r}")
+        raise InputError(
+            f"{place}: fields 'title' and 'content': empty document: {record['content']!r}"
+        )
     return [Candidate("\n".join(part for part in parts if part), record["label"])]
 
 
