@@ -1,5 +1,6 @@
 """Losses against the PyTorch originals' numbers, closed forms in numpy, and invariances."""
 
+import functools
 import json
 
 import jax
@@ -33,12 +34,18 @@ def released_results(golden):
 
 def test_released_losses_match_the_original_in_value_and_gradient(golden):
     checked = 0
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def value_and_grad(kind, options, logits, targets, fraction):
+        def loss(x):
+            return losses.LOSSES[kind](x, targets, fraction, **dict(options))
+
+        return jax.value_and_grad(loss)(logits)
+
     for label, kind, options, logits, targets, fraction, value, grad in released_results(golden):
-        ours, our_grad = jax.value_and_grad(
-            lambda x, kind=kind, targets=targets, fraction=fraction, options=options: losses.LOSSES[
-                kind
-            ](x, targets, fraction, **options)
-        )(logits)
+        ours, our_grad = value_and_grad(
+            kind, tuple(options.items()), logits, targets, np.float32(fraction)
+        )
         np.testing.assert_allclose(ours, value, rtol=2e-6, atol=2e-6, err_msg=label)
         np.testing.assert_allclose(our_grad, grad, rtol=2e-5, atol=5e-7, err_msg=label)
         checked += 1
@@ -69,6 +76,16 @@ def confidence_by_hand(logits_BC, targets_BC, fraction, weights_B, alpha_max, wa
     return (weights @ loss_B) / weights.sum(), grad
 
 
+@functools.partial(jax.jit, static_argnums=4)
+def confidence_and_grad(logits, targets, fraction, weights, threshold):
+    def loss(x):
+        return losses.LOSSES["confidence"](
+            x, targets, fraction, weights_B=weights, alpha_max=0.75, threshold=threshold
+        )
+
+    return jax.value_and_grad(loss)(logits)
+
+
 @pytest.mark.parametrize("threshold", ["half", "prior"])
 @pytest.mark.parametrize("batch", [2, 7, 32])
 @pytest.mark.parametrize("corner", ["plain", "ties", "weights", "hard labels", "huge logits"])
@@ -88,10 +105,7 @@ def test_confidence_equals_its_closed_form(batch, threshold, corner):
         logits *= 300
     targets = np.stack([1 - soft, soft], 1)
     for fraction in (0.0, 0.05, 0.2, 0.7):
-        loss = lambda x, fraction=fraction: losses.LOSSES["confidence"](  # noqa: E731
-            x, targets, fraction, weights_B=weights, alpha_max=0.75, threshold=threshold
-        )
-        value, grad = jax.value_and_grad(loss)(logits)
+        value, grad = confidence_and_grad(logits, targets, fraction, weights, threshold)
         expected, expected_grad = confidence_by_hand(
             logits, targets, fraction, weights, 0.75, 0.2, threshold
         )

@@ -28,11 +28,11 @@ class Interrupted(W2SError):
 
 
 class TrainingFailed(W2SError):
-    """Training cannot go on (a non-finite loss, say); the last good state is kept: exit status 1."""
+    """Training cannot go on (a non-finite loss); the last good state is kept: exit status 1."""
 
 
 class StorageError(W2SError):
-    """Something could not be written (a full disk, say); complete checkpoints are intact: status 1."""
+    """Something could not be stored or read back; complete checkpoints are intact: status 1."""
 
 
 def nearest(value: Any, allowed: Iterable[Any]) -> str | None:
@@ -42,7 +42,7 @@ def nearest(value: Any, allowed: Iterable[Any]) -> str | None:
 
 
 def unknown(field: str, value: Any, allowed: Iterable[Any]) -> InputError:
-    """An `InputError` that names `field`, its `value`, the nearest match and all that is allowed."""
+    """An `InputError` that names `field`, `value`, the nearest match and all that is allowed."""
     names = [str(a) for a in allowed]
     match = nearest(value, names)
     hint = f" (did you mean {match!r}?)" if match else ""

@@ -28,6 +28,7 @@ class ModelConfig:
       activation: of the MLP.
       gated_mlp: act(x W_gate) * (x W_up) instead of act(x W_up).
       parallel_residual: attention and MLP read the same input and are added together.
+      shared_norm: a parallel block has one norm, for both (Phi), instead of two (GPT-NeoX).
       qkv_bias, out_bias, mlp_bias: biases of the projections.
       tied_embeddings: the unembedding is the embedding.
       init_std: standard deviation of the normal initialisation; projections back into the residual
@@ -51,6 +52,7 @@ class ModelConfig:
     activation: str = "gelu_tanh"
     gated_mlp: bool = False
     parallel_residual: bool = False
+    shared_norm: bool = False
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
@@ -65,6 +67,8 @@ class ModelConfig:
         ):
             if getattr(self, field) not in allowed:
                 raise errors.unknown(f"model.{field}", getattr(self, field), allowed)
+        if self.shared_norm and not self.parallel_residual:
+            raise errors.InputError("model.shared_norm: True; allowed only with parallel_residual")
         if self.num_heads % self.num_kv_heads:
             raise errors.InputError(
                 f"model.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
@@ -79,7 +83,7 @@ class ModelConfig:
         mlp = (3 if self.gated_mlp else 2) * d * self.d_mlp
         mlp += self.mlp_bias * (d + self.d_mlp * (2 if self.gated_mlp else 1))
         norm = d * (2 if self.norm == "layernorm" else 1)
-        norms_per_block = 1 if self.parallel_residual else 2
+        norms_per_block = 1 if self.shared_norm else 2
         embeddings = self.vocab_size * d * (1 if self.tied_embeddings else 2)
         embeddings += self.max_positions * d if self.positions == "learned" else 0
         return embeddings + self.num_layers * (attention + mlp + norms_per_block * norm) + norm

@@ -109,13 +109,13 @@ class Projection(nnx.Module):
     ):
         self.equation = equation
         self.kernel = _normal(rngs, shape, std, axes)
-        self.bias: nnx.Param | None = None
-        if bias_axes:
+        self.has_bias = bias_axes > 0
+        if self.has_bias:
             self.bias = nnx.Param(jnp.zeros(shape[-bias_axes:]), out_sharding=axes[-bias_axes:])
 
     def __call__(self, x: Array) -> Array:
         out = contract(self.equation, x, self.kernel[...])
-        if self.bias is None:
+        if not self.has_bias:
             return out
         return out + _broadcast(self.bias[...].astype(x.dtype), out.ndim)
 
@@ -192,16 +192,19 @@ class Block(nnx.Module):
         self.config = config
         self.attention_norm = Norm(config)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = None if config.parallel_residual else Norm(config)
+        self.mlp_norm = None if config.shared_norm else Norm(config)
         self.mlp = MLP(config, rngs)
 
     def __call__(self, x_RLD: Array, segment_ids_RL: Array, positions_RL: Array) -> Array:
         normed_RLD = self.attention_norm(x_RLD)
         attended_RLD = self.attention(normed_RLD, segment_ids_RL, positions_RL)
-        if self.mlp_norm is None:
-            return x_RLD + attended_RLD + self.mlp(normed_RLD)
-        x_RLD = x_RLD + attended_RLD
-        return x_RLD + self.mlp(self.mlp_norm(x_RLD))
+        after_RLD = x_RLD + attended_RLD
+        if self.config.parallel_residual:
+            if self.mlp_norm is not None:
+                normed_RLD = self.mlp_norm(x_RLD)
+            return after_RLD + self.mlp(normed_RLD)
+        assert self.mlp_norm is not None
+        return after_RLD + self.mlp(self.mlp_norm(after_RLD))
 
 
 class Decoder(nnx.Module):

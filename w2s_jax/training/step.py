@@ -95,7 +95,7 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
         }
         fraction = state.step.astype(jnp.float32) / spec.total_steps
         loss, grads, accuracy = objective(state.params, batch, fraction)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

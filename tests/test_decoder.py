@@ -1,0 +1,193 @@
+"""The decoder against PyTorch's numbers, and its invariances."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+
+from w2s_jax import errors, models, sharding
+from w2s_jax.models import decoder, heads
+from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+
+SMALL = [
+    embedded_model(name, vocab_size=29, max_positions=40) for name in ("gpt-d16", "rotary-d32")
+]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(config, params, tokens, segments=None):
+    """`models.forward`, compiled: dispatching operation by operation is slow."""
+    return models.forward(config, params, tokens, segments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def lm_logits(config, params, tokens, segments):
+    return heads.language_model_logits(config, params, forward(config, params, tokens, segments))
+
+
+def one_device():
+    return sharding.mesh_of((1, 1, 1))
+
+
+def golden_model(golden, family):
+    config, params = peers.FAMILIES[family](golden / family)
+    inputs = np.load(golden / family / "inputs.npz")
+    outputs = np.load(golden / family / "outputs.npz")
+    return config, params, inputs, outputs
+
+
+@pytest.mark.parametrize("family", sorted(peers.FAMILIES))
+def test_hidden_states_and_logits_match_pytorch(golden, family):
+    config, params, inputs, outputs = golden_model(golden, family)
+    lengths = inputs["lengths"]
+    segments = (np.arange(inputs["input_ids"].shape[1]) < lengths[:, None]).astype(np.int32)
+    hidden = forward(config, params, inputs["input_ids"], segments)
+    last = np.asarray(hidden)[np.arange(len(lengths)), lengths - 1]
+    np.testing.assert_allclose(last, outputs["last_hidden"], atol=1e-4)
+    logits = np.asarray(lm_logits(config, params, inputs["input_ids"], segments))
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(
+            logits[row, :length], outputs["lm_logits"][row, :length], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("family", sorted(peers.FAMILIES))
+def test_packed_rows_match_pytorch_one_document_at_a_time(golden, family):
+    config, params, inputs, outputs = golden_model(golden, family)
+    lengths = inputs["lengths"].tolist()
+    documents = [inputs["input_ids"][i, :n] for i, n in enumerate(lengths)]
+    tokens = np.concatenate([*documents, np.zeros(7, np.int64)])[None]
+    segments = np.repeat([*range(1, len(lengths) + 1), 0], [*lengths, 7])[None]
+    hidden = forward(config, params, tokens, segments)
+    last = np.asarray(hidden)[0, np.cumsum(lengths) - 1]
+    np.testing.assert_allclose(last, outputs["last_hidden"], atol=1e-4)
+
+
+def test_gradient_norms_match_pytorch_on_gpt2(golden):
+    config, backbone, inputs, _ = golden_model(golden, "gpt2")
+    step = np.load(golden / "gpt2" / "train_step.npz")
+    wanted = json.loads((golden / "gpt2" / "grad_norms.json").read_text())
+    lengths = inputs["lengths"]
+    rows = np.arange(len(lengths))
+    params = {"backbone": backbone, "head": {"kernel": inputs["score_weight"].T}}
+
+    def loss(params):
+        hidden = models.forward(config, params["backbone"], inputs["input_ids"])
+        logits = heads.class_logits(params["head"], hidden[rows, lengths - 1])
+        return -jnp.mean(jnp.sum(step["labels"] * jax.nn.log_softmax(logits), axis=1))
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(value, step["loss"], rtol=1e-5)
+    ours = {"score.weight": grads["head"]["kernel"]}
+    grads = grads["backbone"]
+    ours["lm.transformer.wte.weight"] = grads["embedding"]
+    ours["lm.transformer.wpe.weight"] = grads["position_embedding"]
+    ours["lm.transformer.ln_f.weight"] = grads["final_norm"]["scale"]
+    for i in range(config.num_layers):
+        layer = jax.tree.map(lambda g, i=i: g[i], grads["blocks"])
+        name = f"lm.transformer.h.{i}."
+        qkv = [layer["attention"][part]["kernel"] for part in ("query", "key", "value")]
+        ours[name + "attn.c_attn.weight"] = jnp.stack(qkv)
+        ours[name + "attn.c_proj.weight"] = layer["attention"]["out"]["kernel"]
+        ours[name + "ln_2.bias"] = layer["mlp_norm"]["bias"]
+        ours[name + "mlp.c_fc.weight"] = layer["mlp"]["up"]["kernel"]
+        ours[name + "mlp.c_proj.bias"] = layer["mlp"]["down"]["bias"]
+    for name, grad in ours.items():
+        norm = jnp.linalg.norm(grad.reshape(-1))
+        np.testing.assert_allclose(norm, wanted[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
+def test_scanned_unrolled_and_rematerialised_layers_agree(config):
+    params = decoder.init_params(config, 0, one_device())
+    tokens = np.random.default_rng(0).integers(0, 29, (3, 17))
+
+    def value(scan, remat):
+        def loss(params):
+            hidden = models.forward(config, params, tokens, scan=scan, remat=remat)
+            return jnp.sum(jnp.sin(hidden))
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    reference = value(False, False)
+    for scan, remat in ((True, True),):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            value(scan, remat),
+            reference,
+        )
+
+
+@pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
+def test_a_token_sees_its_own_past_and_nothing_else(config):
+    params = decoder.init_params(config, 0, one_device())
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 29, (1, 20))
+    segments = np.repeat([1, 2, 0], [8, 9, 3])[None]
+    base = np.asarray(forward(config, params, tokens, segments))[0]
+    for changed in range(17):
+        other = tokens.copy()
+        other[0, changed] = (other[0, changed] + 1) % 29
+        moved = np.abs(np.asarray(forward(config, params, other, segments))[0] - base)
+        moves = moved.max(axis=1) > 1e-6
+        same_segment = segments[0] == segments[0, changed]
+        expected = same_segment & (np.arange(20) >= changed)
+        np.testing.assert_array_equal(moves[:17], expected[:17])
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDED_MODELS))
+def test_the_parameter_formula_counts_what_is_made(name):
+    config = embedded_model(name, vocab_size=29, max_positions=40)
+    abstract = decoder.abstract_params(config, one_device())
+    assert sum(x.size for x in jax.tree.leaves(abstract)) == config.num_parameters()
+
+
+def test_initialisation_is_sharded_and_the_same_bits_on_any_mesh():
+    config = embedded_model("gpt-d32", vocab_size=32, max_positions=40)
+    alone = decoder.init_params(config, 3, one_device())
+    mesh = sharding.mesh_of((2, 2, 2))
+    spread = decoder.init_params(config, 3, mesh)
+    kernel = spread["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 64)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone), jax.device_get(spread))
+    # Published facts of the initialisation: std 0.02, and 0.02 / sqrt(2 layers) into the residual.
+    assert np.std(alone["blocks"]["mlp"]["up"]["kernel"]) == pytest.approx(0.02, rel=0.05)
+    assert np.std(alone["blocks"]["mlp"]["down"]["kernel"]) == pytest.approx(0.01, rel=0.05)
+
+
+def test_bfloat16_compute_stays_near_float32():
+    config = SMALL[1]
+    params = decoder.init_params(config, 0, one_device())
+    tokens = np.random.default_rng(0).integers(0, 29, (2, 16))
+    exact = forward(config, params, tokens)
+    half = jax.jit(lambda p: models.forward(config, p, tokens, compute_dtype=jnp.bfloat16))(params)
+    assert half.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
+    # The final norm makes entries of order 1; bfloat16 keeps 8 bits.
+    np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=0.06)
+
+
+def test_the_paper_head_is_two_columns_of_the_unembedding(golden):
+    config, params = peers.llama(golden / "llama")
+    head = heads.init_class_head("unembedding", config, params, (5, 9), one_device())
+    np.testing.assert_array_equal(head["kernel"], params["unembedding"][:, [5, 9]])
+    tied, params = peers.gpt2(golden / "gpt2")
+    head = heads.init_class_head("unembedding", tied, params, (5, 9), one_device())
+    np.testing.assert_array_equal(head["kernel"], params["embedding"][[5, 9]].T)
+    assert not np.any(heads.init_class_head("zeros", tied, params, (5, 9), one_device())["kernel"])
+
+
+def test_a_model_config_refuses_what_it_cannot_be():
+    good = SMALL[0].to_dict()
+    for field, value, hint in (
+        ("norm", "layer_norm", "layernorm"),
+        ("positions", "rotary", "rope"),
+        ("activation", "gelu_new", "gelu"),
+        ("num_kv_heads", 3, "num_heads"),
+        ("shared_norm", True, "parallel_residual"),
+    ):
+        with pytest.raises(errors.InputError, match=f"model.{field}.*{hint}"):
+            ModelConfig(**(good | {field: value}))

@@ -1,0 +1,254 @@
+"""The training step against PyTorch's whole runs, closed forms, and its invariances."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import peers
+import pytest
+
+from w2s_jax import sharding, testing
+from w2s_jax.config import TrainSettings
+from w2s_jax.data import packing
+from w2s_jax.data.documents import Document
+from w2s_jax.data.tokenize import tokenize
+from w2s_jax.inference import Predictor, soft_labels
+from w2s_jax.losses import LOSSES
+from w2s_jax.models import decoder, heads
+from w2s_jax.training.optimizer import make_optimizer, make_schedule
+from w2s_jax.training.state import init_state
+from w2s_jax.training.step import StepSpec, put_batches, train_step
+
+XENT = ("xent", ())
+
+
+def one_device():
+    return sharding.mesh_of((1, 1, 1))
+
+
+def token_documents(rows, labels):
+    docs = [
+        Document(id=i, tokens=tuple(int(t) for t in row), soft_label=float(label))
+        for i, (row, label) in enumerate(zip(rows, labels, strict=True))
+    ]
+    return tokenize(docs, None, max_length=None, overlong="error")[0]
+
+
+def on_mesh(params, mesh):
+    return jax.device_put(params, sharding.replicated(mesh))
+
+
+@pytest.mark.parametrize("kind,options", [("xent", ()), ("logconf", (("aux_coef", 0.5),))])
+def test_a_whole_run_follows_the_released_code(golden, kind, options):
+    """32 Adam steps of the PyTorch original from the same weights, batch by batch."""
+    run = np.load(golden / "released_run.npz")
+    config, backbone = peers.gpt2(golden / "gpt2")
+    train_docs, test_docs = (
+        token_documents(
+            [ids[:n] for ids, n in zip(run[f"{s}_ids"], run[f"{s}_lengths"], strict=True)], labels
+        )
+        for s, labels in (("train", run["train_soft"]), ("test", run["test_label"]))
+    )
+    order = np.tile(np.arange(512, dtype=np.int32).reshape(16, 32), (2, 1))
+    packed = packing.pack(train_docs, order, num_microbatches=4)
+    settings = TrainSettings(learning_rate=5e-4, schedule="cosine", batch_size=32)
+    mesh = one_device()
+    params = {"backbone": backbone, "head": {"kernel": np.zeros((config.d_model, 2), np.float32)}}
+    state = init_state(on_mesh(params, mesh), make_optimizer(settings, 32), 32, mesh)
+    batches = put_batches(packed, soft_labels(train_docs.labels_N), mesh)
+    step = train_step(StepSpec(config, settings, 32, (kind, options)), mesh)
+    for _ in range(32):
+        state = step(state, batches)
+    history = np.asarray(state.history)
+    np.testing.assert_allclose(history[:, 0], run[f"{kind}_loss"], atol=1e-5)
+    np.testing.assert_allclose(history[:, 2], run[f"{kind}_lr"], rtol=1e-5, atol=1e-10)
+    logits = Predictor(config, test_docs, mesh)(state.params)
+    np.testing.assert_allclose(logits, run[f"{kind}_test_logits"], atol=5e-5)
+
+
+@functools.cache
+def small_problem():
+    """A tiny model with a random head, and 16 ragged documents with soft labels."""
+    rng = np.random.default_rng(0)
+    config = testing.tiny_model(vocab_size=32)
+    rows = [rng.integers(1, 31, n) for n in rng.integers(3, 30, 16)]
+    docs = token_documents(rows, rng.uniform(size=16))
+    backbone = jax.device_get(decoder.init_params(config, 0, one_device()))
+    backbone = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f4"), backbone)
+    head = {"kernel": rng.normal(size=(16, 2)).astype(np.float32)}
+    return config, docs, {"backbone": backbone, "head": head}
+
+
+#: Plain gradient descent with rate 1: the parameters' change is the gradient itself.
+def gradient_of_one_step(monkeypatch, loss, mesh_shape=(1, 1, 1), micro=1, dtype="float32"):
+    from w2s_jax.training import step as step_module
+
+    config, docs, params = small_problem()
+    monkeypatch.setattr(step_module, "make_optimizer", lambda *_: optax.sgd(1.0))
+    step_module._train_step.cache_clear()
+    settings = TrainSettings(batch_size=16, compute_dtype=dtype)
+    mesh = sharding.mesh_of(mesh_shape)
+    order = np.arange(16, dtype=np.int32)[None]
+    multiple = sharding.row_shards(mesh)
+    packed = packing.pack(docs, order, num_microbatches=micro, row_multiple=multiple)
+    places = jax.tree.map(lambda x: x.sharding, decoder.abstract_params(config, mesh))
+    state_params = on_mesh(params, mesh)
+    state_params["backbone"] = jax.device_put(params["backbone"], places)
+    if loss is None:
+        del state_params["head"]
+    state = init_state(state_params, optax.sgd(1.0), 4, mesh)
+    # Step 2 of 4: step_fraction 1/2, past every warm-up.
+    state = dataclasses.replace(state, step=on_mesh(np.int32(2), mesh))
+    targets = None if loss is None else soft_labels(docs.labels_N)
+    batches = put_batches(packed, targets, mesh)
+    batches = {k: jnp.concatenate([v] * 3) for k, v in batches.items()}
+    after = step_module.train_step(StepSpec(config, settings, 4, loss), mesh)(state, batches)
+    step_module._train_step.cache_clear()
+    before = params if loss is not None else {"backbone": params["backbone"]}
+    grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before, after.params)
+    flat = np.concatenate([g.reshape(-1) for g in jax.tree.leaves(grads)])
+    return float(after.history[2, 0]), flat
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def padded_documents(docs):
+    """Each document alone in a row, zeros after it: tokens [16, 1, L] and lengths [16]."""
+    lengths = docs.lengths_N
+    tokens = np.zeros((len(docs), 1, lengths.max()), np.int32)
+    for i, n in enumerate(lengths):
+        tokens[i, 0, :n] = docs.document(i)
+    return tokens, lengths
+
+
+def one_document_at_a_time(loss_name):
+    """Loss and gradient with a forward pass of its own for each document (nothing is packed)."""
+    config, docs, params = small_problem()
+
+    def loss(params):
+        def logits(item):
+            tokens, length = item
+            hidden = decoder.forward(config, params["backbone"], tokens)
+            return heads.class_logits(params["head"], hidden[:, length - 1])[0]
+
+        logits_BC = jax.lax.map(logits, padded_documents(docs))
+        return LOSSES[loss_name](logits_BC, soft_labels(docs.labels_N), 0.5)
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    return float(value), np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
+
+
+def test_packed_gradients_equal_those_of_one_document_at_a_time(monkeypatch):
+    value, grad = gradient_of_one_step(monkeypatch, ("confidence", ()))
+    wanted, wanted_grad = one_document_at_a_time("confidence")
+    assert value == pytest.approx(wanted, rel=1e-5)
+    assert relative(grad, wanted_grad) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "kind,variants",
+    [
+        ("confidence", [((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 1)]),
+        ("logconf", [((8, 1, 1), 4)]),
+    ],
+)
+def test_microbatches_and_shards_change_no_gradient(monkeypatch, kind, variants):
+    loss = (kind, ())
+    value, whole = gradient_of_one_step(monkeypatch, loss)
+    for mesh_shape, micro in variants:
+        other_value, other = gradient_of_one_step(monkeypatch, loss, mesh_shape, micro)
+        assert other_value == pytest.approx(value, rel=1e-5), (mesh_shape, micro)
+        assert relative(other, whole) < 1e-5, (mesh_shape, micro)
+
+
+def test_plain_accumulation_would_be_wrong():
+    """The control of the test above: a coupled loss is not the mean of its microbatches' losses."""
+    _, docs, _ = small_problem()
+    rng = np.random.default_rng(1)
+    logits, targets = rng.normal(size=(16, 2)), soft_labels(docs.labels_N)
+    whole = LOSSES["confidence"](logits, targets, 0.5)
+    parts = [
+        LOSSES["confidence"](logits[i : i + 4], targets[i : i + 4], 0.5) for i in range(0, 16, 4)
+    ]
+    assert abs(float(whole) - float(np.mean(parts))) > 1e-3
+
+
+def test_language_model_steps_equal_a_plain_next_token_loss(monkeypatch):
+    config, docs, params = small_problem()
+
+    def loss(params):
+        def nll(item):
+            tokens, length = item
+            hidden = decoder.forward(config, params["backbone"], tokens)
+            logits = heads.language_model_logits(config, params["backbone"], hidden)[0, :-1]
+            log_p = jax.nn.log_softmax(logits)
+            picked = jnp.take_along_axis(log_p, tokens[0, 1:, None], axis=1)[:, 0]
+            return -jnp.sum(jnp.where(jnp.arange(len(picked)) < length - 1, picked, 0.0))
+
+        tokens, lengths = padded_documents(docs)
+        return jnp.sum(jax.lax.map(nll, (tokens, lengths))) / (lengths - 1).sum()
+
+    wanted, grads = jax.jit(jax.value_and_grad(loss))({"backbone": params["backbone"]})
+    wanted_grad = np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
+    for micro in (1, 4):
+        value, grad = gradient_of_one_step(monkeypatch, None, micro=micro)
+        assert value == pytest.approx(float(wanted), rel=1e-5)
+        assert relative(grad, wanted_grad) < 1e-5
+
+
+def test_bfloat16_gradients_stay_near_float32(monkeypatch):
+    _, exact = gradient_of_one_step(monkeypatch, XENT)
+    _, half = gradient_of_one_step(monkeypatch, XENT, dtype="bfloat16")
+    assert 1e-4 < relative(half, exact) < 0.05
+
+
+def run_steps(settings, steps, poison_step=None):
+    config, docs, params = small_problem()
+    mesh = one_device()
+    order = np.tile(np.arange(16, dtype=np.int32), (steps, 1))
+    packed = packing.pack(docs, order)
+    targets = soft_labels(docs.labels_N)
+    state = init_state(on_mesh(params, mesh), make_optimizer(settings, steps), steps, mesh)
+    batches = put_batches(packed, targets, mesh)
+    if poison_step is not None:
+        batches["targets_SBC"] = batches["targets_SBC"].at[poison_step, 0, 0].set(np.nan)
+    step = train_step(StepSpec(config, settings, steps, XENT), mesh)
+    states = [jax.device_get(state)]
+    for _ in range(steps):
+        state = step(state, batches)
+        states.append(jax.device_get(state))
+    return states
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adafactor"])
+def test_each_optimizer_learns_the_batch(optimizer):
+    settings = TrainSettings(
+        optimizer=optimizer, learning_rate=1e-2, batch_size=16, warmup=0.2, schedule="linear"
+    )
+    history = run_steps(settings, 30)[-1].history
+    assert history[-5:, 0].mean() < history[:3, 0].mean() - 0.05
+
+
+def test_a_non_finite_loss_freezes_the_state_and_names_the_step():
+    states = run_steps(TrainSettings(batch_size=16), 5, poison_step=3)
+    assert [int(s.failed_step) for s in states] == [-1, -1, -1, -1, 3, 3]
+    assert [int(s.step) for s in states] == [0, 1, 2, 3, 3, 3]
+    good, last = states[3], states[5]
+    jax.tree.map(np.testing.assert_array_equal, last.params, good.params)
+    jax.tree.map(np.testing.assert_array_equal, last.opt_state, good.opt_state)
+    assert np.isfinite(last.history).all()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedules_equal_their_formulas(schedule):
+    settings = TrainSettings(schedule=schedule, learning_rate=0.3, warmup=0.2)
+    rates = np.array([float(make_schedule(settings, 50)(i)) for i in range(50)])
+    t = np.arange(40) / 40
+    after = {"cosine": (1 + np.cos(np.pi * t)) / 2, "linear": 1 - t, "constant": np.ones(40)}
+    np.testing.assert_allclose(rates[10:], 0.3 * after[schedule], rtol=3e-5)
+    assert (np.diff(rates[:11]) > 0).all() and rates[0] > 0

@@ -1,0 +1,99 @@
+"""A tiny model, task and config for tests, ours and those of code built on this package.
+
+Everything is made on the spot: no download, no file but the ones asked for. Importing it imports no
+JAX.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import config_dict
+
+from w2s_jax.config import default_config
+from w2s_jax.data.tokenize import ByteTokenizer
+from w2s_jax.models.config import ModelConfig
+
+#: The tiny task's tokenizer: bytes, 259 ids.
+TINY_TOKENIZER = ByteTokenizer()
+
+_GOOD = ("fine", "good", "warm", "rich", "superb")
+_BAD = ("dull", "bad", "cold", "poor", "dreadful")
+_PLAIN = ("a", "the", "film", "plot", "scene", "and", "of", "so", "very", "long")
+
+
+def tiny_model(**changes: object) -> ModelConfig:
+    """A two-layer decoder of width 16 over bytes; keyword arguments replace fields."""
+    fields: dict = dict(
+        name="tiny",
+        vocab_size=TINY_TOKENIZER.vocab_size,
+        max_positions=64,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        d_mlp=32,
+    )
+    return ModelConfig(**(fields | changes))
+
+
+def tiny_records(count: int, seed: int = 0) -> list[dict]:
+    """Records {'text', 'label'}: a few words, one of which says whether the label is 0 or 1.
+
+    Half of the labels are 1; texts are distinct and of 3 to 9 words.
+    """
+    rng = np.random.default_rng(seed)
+    records, seen = [], set()
+    while len(records) < count:
+        label = len(records) % 2
+        words = list(rng.choice(_PLAIN, size=int(rng.integers(2, 9))))
+        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice((_BAD, _GOOD)[label])))
+        text = " ".join(words)
+        if text not in seen:
+            seen.add(text)
+            records.append({"text": text, "label": label})
+    return records
+
+
+def write_tiny_task(data_dir: Path, name: str = "tiny", *, train: int = 160, test: int = 64) -> Path:
+    """Writes the tiny task as local files and returns `data_dir`.
+
+    `<name>/train.jsonl`, `validation.jsonl` (32 records) and `test.jsonl`, all texts distinct, and
+    `corpus/train.jsonl` with unlabelled text for pretraining.
+    """
+    records = tiny_records(train + 32 + test)
+    parts = {
+        "train": records[:train],
+        "validation": records[train : train + 32],
+        "test": records[train + 32 :],
+    }
+    _write_jsonl(data_dir / "corpus" / "train.jsonl", [{"text": r["text"]} for r in records])
+    for split, rows in parts.items():
+        _write_jsonl(data_dir / name / f"{split}.jsonl", rows)
+    return data_dir
+
+
+def _write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tiny_config(data_dir: Path | str) -> config_dict.ConfigDict:
+    """A whole experiment on the files of `write_tiny_task`, of a few seconds with compilation."""
+    config = default_config()
+    config.name = "tiny"
+    config.task.name = "tiny"
+    config.task.data_dir = str(data_dir)
+    config.weak.model = "gpt-d8"
+    config.strong.model = "gpt-d16"
+    config.pretrain.source = "corpus"
+    config.pretrain.steps = 10
+    config.pretrain.batch_size = 16
+    config.train.batch_size = 16
+    config.train.steps = 20
+    config.train.learning_rate = 1e-2
+    config.eval.every = 10
+    config.log.every = 5
+    config.log.tensorboard = False
+    return config
