@@ -7,17 +7,16 @@ A phase is complete exactly when its result.json exists; it is written last, by 
 """
 
 import fcntl
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from w2s_jax import errors
+from w2s_jax.files import read_json
 
 
 @dataclass(frozen=True)
@@ -70,18 +69,6 @@ class PhaseFolder:
     def complete(self) -> bool:
         """Whether the phase need not run."""
         return self.result.exists()
-
-
-def read_json(path: Path) -> Any:
-    """Parses a JSON file.
-
-    Raises:
-      InputError: if it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise errors.InputError(f"{path}: not valid JSON ({error})") from error
 
 
 @contextmanager

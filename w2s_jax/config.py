@@ -439,16 +439,25 @@ def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
     for label in labels:
         if label not in config.loss:
             raise errors.unknown("losses", label, config.loss)
-        options = config.loss[label].to_dict()
-        kind = options.pop("kind", label)
-        if kind not in LOSS_OPTIONS:
-            raise errors.unknown(f"loss.{label}.kind", kind, LOSS_OPTIONS)
-        for option, value in options.items():
-            if option not in LOSS_OPTIONS[kind]:
-                known = LOSS_OPTIONS[kind] or {"kind": None}
-                raise errors.unknown(f"loss.{label}", option, known)
-            expected = type(LOSS_OPTIONS[kind][option])
-            _check_type(f"loss.{label}.{option}", value, expected, may_be_none=False)
-        full = LOSS_OPTIONS[kind] | options
-        losses.append(LossSettings(label, kind, tuple(sorted(full.items()))))
+        losses.append(loss_settings(label, config.loss[label].to_dict()))
     return tuple(losses)
+
+
+def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
+    """The checked settings of one entry of `config.loss`: {'kind': ..., option: value, ...}.
+
+    Raises:
+      InputError: for an unknown kind or option, or an option of a wrong type.
+    """
+    options = dict(entry)
+    kind = options.pop("kind", label)
+    if kind not in LOSS_OPTIONS:
+        raise errors.unknown(f"loss.{label}.kind", kind, LOSS_OPTIONS)
+    for option, value in options.items():
+        if option not in LOSS_OPTIONS[kind]:
+            known = LOSS_OPTIONS[kind] or {"kind": None}
+            raise errors.unknown(f"loss.{label}", option, known)
+        expected = type(LOSS_OPTIONS[kind][option])
+        _check_type(f"loss.{label}.{option}", value, expected, may_be_none=False)
+    full = LOSS_OPTIONS[kind] | options
+    return LossSettings(label, kind, tuple(sorted(full.items())))

@@ -1,6 +1,7 @@
 """A whole run: check the working directory, run the missing phases, write result and report."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from rich.table import Table
 
 from w2s_jax import artifacts, errors, metrics
 from w2s_jax import config as config_lib
-from w2s_jax.artifacts import PhaseFolder, read_json
+from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.config import Settings
+from w2s_jax.files import read_json, write_json
 from w2s_jax.plan import Phase, Plan, memory_estimate
 from w2s_jax.plan import plan as make_plan
 from w2s_jax.report import print_result, write_report
@@ -56,11 +59,16 @@ def run(
     console = console or Console()
     workdir = Path(workdir)
     phases_dir = Path(store) if store is not None else workdir / "phases"
-    config = _with_earlier_losses(config, workdir)
     settings = config_lib.validate(config)
+    stored = _stored(workdir)
+    if stored is not None:
+        _refuse_other_config(workdir, stored["config"], config)
+        settings = _with_earlier_losses(settings, stored["config"])
     resolved = resolve(settings)
+    if stored is not None:
+        _refuse_other_data(workdir, stored["data"], resolved)
     plan = make_plan(resolved)
-    _check_workdir(workdir, config, resolved)
+    record = _record(config, stored, resolved)
     missing = [p for p in plan.phases if not PhaseFolder(phases_dir / p.name).complete]
     for note in resolved.notes:
         console.print(note, style="dim", highlight=False)
@@ -70,25 +78,19 @@ def run(
     with _disk_errors(workdir):
         if missing:
             _make_folders(workdir, phases_dir)
-            _write_config(workdir, config, resolved)
+            write_json(workdir / "config.json", record)
             _run_phases(missing, resolved, phases_dir, console)
         result = _result(plan, resolved, phases_dir)
         path = workdir / "result.json"
         if missing or not path.exists() or read_json(path) != result:
             _make_folders(workdir, phases_dir)
-            _write_config(workdir, config, resolved)
-            _write_json(path, result)
+            write_json(workdir / "config.json", record)
+            write_json(path, result)
         if not (workdir / "report" / "report.html").exists() or missing:
             write_report([workdir], workdir / "report")
     print_result(result, console)
     console.print(f"result: {path}\nreport: {workdir / 'report' / 'report.html'}", highlight=False)
     return result
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
 
 
 def _make_folders(*folders: Path) -> None:
@@ -120,69 +122,83 @@ def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _with_earlier_losses(config: config_dict.ConfigDict, workdir: Path) -> config_dict.ConfigDict:
-    """The config with the losses that the working directory already has put before its own."""
-    path = workdir / "config.json"
-    if not path.exists() or not isinstance(config, config_dict.ConfigDict):
-        return config
-    own = tuple(loss.label for loss in config_lib.validate(config).losses)
-    earlier = read_json(path)["config"]
-    config = _copy(config)
-    kept = tuple(label for label in earlier["losses"] if label not in own)
-    with config.unlocked():
-        for label in kept:
-            if label not in config.loss:
-                config.loss[label] = config_dict.ConfigDict(earlier["loss"][label])
-    config.losses = (*kept, *own)
-    return config
+def _with_earlier_losses(settings: Settings, earlier: dict[str, Any] | None) -> Settings:
+    """The settings with the losses that the working directory already has put before its own."""
+    if earlier is None:
+        return settings
+    own = {loss.label for loss in settings.losses}
+    kept = [
+        config_lib.loss_settings(label, earlier["loss"][label])
+        for label in earlier["losses"]
+        if label not in own
+    ]
+    order = {label: n for n, label in enumerate(earlier["losses"])}
+    merged = sorted([*kept, *settings.losses], key=lambda x: order.get(x.label, len(order)))
+    return dataclasses.replace(settings, losses=tuple(merged))
 
 
-def _copy(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """An independent copy that keeps the types of fields that are None."""
-    copy = config_lib.default_config()
-    with copy.unlocked():
-        copy.update(config)
-    return copy
-
-
-def _check_workdir(workdir: Path, config: config_dict.ConfigDict, resolved: Resolved) -> None:
-    """Refuses a working directory that belongs to another experiment.
+def _stored(workdir: Path) -> dict[str, Any] | None:
+    """The record that the working directory was begun with, or None for a new one.
 
     Raises:
-      InputError: naming the fields that differ, with both values.
+      InputError: if it holds something else.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        if workdir.is_dir() and any(workdir.iterdir()) and not (workdir / "phases").is_dir():
-            raise errors.InputError(
-                f"--workdir: {workdir} is not empty and holds no run; allowed: a new or empty "
-                "folder, or the folder of this run"
-            )
-        return
-    stored = read_json(path)
-    earlier, now = config_lib.flatten(stored["config"]), config_lib.flatten(_plain(config))
+    if path.exists():
+        return read_json(path)
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise errors.InputError(
+            f"--workdir: {workdir} is not empty and holds no run; allowed: a new or empty folder, "
+            "or the folder of this run"
+        )
+    return None
+
+
+def _refuse_other_config(
+    workdir: Path, earlier: dict[str, Any], config: config_dict.ConfigDict
+) -> None:
+    """Refuses a working directory that belongs to another experiment, naming what differs."""
+    there, now = config_lib.flatten(earlier), config_lib.flatten(_plain(config))
     differences = []
-    for field in sorted(earlier.keys() | now.keys()):
+    for field in sorted(there.keys() | now.keys()):
         if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS):
             continue
-        if field.startswith("loss.") and field.split(".")[1] not in stored["config"]["losses"]:
+        if field.startswith("loss.") and field.split(".")[1] not in earlier["losses"]:
             continue
-        if earlier.get(field) != now.get(field):
-            differences.append(f"{field} ({earlier.get(field)!r} there, {now.get(field)!r} now)")
-    for split, digest in stored["data"].items():
-        if not differences and resolved.digests.get(split) != digest:
-            differences.append(f"the documents of {split} (the data have changed)")
+        label_is_gone = field.startswith("loss.") and field not in now
+        if there.get(field) != now.get(field) and not label_is_gone:
+            differences.append(f"{field} ({there.get(field)!r} there, {now.get(field)!r} now)")
     if differences:
-        raise errors.InputError(
-            f"--workdir: {workdir} holds a run that differs in {'; '.join(differences)}; allowed: "
-            "the same config (losses may be added), or another folder"
-        )
+        raise _other_run(workdir, differences)
 
 
-def _write_config(workdir: Path, config: config_dict.ConfigDict, resolved: Resolved) -> None:
-    labels = [loss.label for loss in resolved.settings.losses]
-    plain = _plain(config) | {"losses": labels}
-    _write_json(workdir / "config.json", {"config": plain, "data": dict(resolved.digests)})
+def _refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
+    """Refuses data that are not those that the run was begun with."""
+    changed = [
+        f"the documents of {split} (the data have changed)"
+        for split, digest in earlier.items()
+        if resolved.digests.get(split) != digest
+    ]
+    if changed:
+        raise _other_run(workdir, changed)
+
+
+def _other_run(workdir: Path, differences: list[str]) -> errors.InputError:
+    return errors.InputError(
+        f"--workdir: {workdir} holds a run that differs in {'; '.join(differences)}; allowed: the "
+        "same config (losses may be added), or another folder"
+    )
+
+
+def _record(
+    config: config_dict.ConfigDict, stored: dict[str, Any] | None, resolved: Resolved
+) -> dict[str, Any]:
+    """What config.json holds: the config, with all losses so far, and the digests of the data."""
+    plain = _plain(config)
+    if stored is not None:
+        plain["loss"] = stored["config"]["loss"] | plain["loss"]
+    plain["losses"] = [loss.label for loss in resolved.settings.losses]
+    return {"config": plain, "data": dict(resolved.digests)}
 
 
 # --- phases --------------------------------------------------------------------------------------

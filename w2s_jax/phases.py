@@ -12,11 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from w2s_jax import artifacts, metrics, sharding
+from w2s_jax import artifacts, errors, metrics, sharding
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.files import read_json, write_json
 from w2s_jax.inference import Predictor, fits_on_one_device, probabilities, soft_labels
 from w2s_jax.logs import PhaseLog
 from w2s_jax.models import decoder, heads
@@ -63,7 +64,7 @@ def run_phase(phase: Phase, context: Context) -> None:
     checkpoint.
     """
     folder = context.folder(phase.name)
-    ckpt.write_json(
+    write_json(
         folder.config,
         {"kind": phase.kind, "spec": phase.spec, "execution": _execution(phase, context)},
     )
@@ -77,7 +78,7 @@ def run_phase(phase: Phase, context: Context) -> None:
     }
     if phase.loss is not None:
         result |= _predict(phase, context, folder, params)
-    ckpt.write_json(folder.result, result)
+    write_json(folder.result, result)
     shutil.rmtree(folder.steps, ignore_errors=True)
     if phase.kind != "pretrain" and not context.settings.checkpoint.keep_final:
         shutil.rmtree(folder.final.parent, ignore_errors=True)
@@ -102,13 +103,13 @@ def _trained(phase: Phase, context: Context, folder: PhaseFolder) -> tuple[Any, 
         problem = ckpt.damage(folder.final)
         if problem is None:
             params = ckpt.load_tree(folder.final, ckpt.abstract(initial))
-            return params, artifacts.read_json(folder.trained)
+            return params, read_json(folder.trained)
         log.warning("%s is damaged (%s); training again", folder.final, problem)
         folder.trained.unlink()
     params, trained = _train(phase, context, folder, initial)
     with ckpt.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
         ckpt.save_tree(folder.final, params)
-        ckpt.write_json(folder.trained, trained)
+        write_json(folder.trained, trained)
     return params, trained
 
 
@@ -180,6 +181,8 @@ def _train(
                 evaluate=_evaluator(phase, context),
                 should_stop=context.should_stop,
             )
+    except (errors.TrainingFailed, errors.Interrupted) as error:
+        raise type(error)(f"{phase.title}: {error}") from None
     finally:
         store.close()
     history = jax.device_get(state.history)

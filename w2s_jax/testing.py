@@ -44,7 +44,8 @@ def tiny_records(count: int, seed: int = 0) -> list[dict]:
     Half of the labels are 1; texts are distinct and of 3 to 9 words.
     """
     rng = np.random.default_rng(seed)
-    records, seen = [], set()
+    records: list[dict] = []
+    seen: set[str] = set()
     while len(records) < count:
         label = len(records) % 2
         words = list(rng.choice(_PLAIN, size=int(rng.integers(2, 9))))
@@ -56,7 +57,9 @@ def tiny_records(count: int, seed: int = 0) -> list[dict]:
     return records
 
 
-def write_tiny_task(data_dir: Path, name: str = "tiny", *, train: int = 160, test: int = 64) -> Path:
+def write_tiny_task(
+    data_dir: Path, name: str = "tiny", *, train: int = 160, test: int = 64
+) -> Path:
     """Writes the tiny task as local files and returns `data_dir`.
 
     `<name>/train.jsonl`, `validation.jsonl` (32 records) and `test.jsonl`, all texts distinct, and

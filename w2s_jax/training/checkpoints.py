@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,19 +18,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from w2s_jax import errors
+from w2s_jax.files import write_json
 
 log = logging.getLogger(__name__)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one piece: a temporary file, then a rename. NaN is refused."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def manifest_path(folder: Path) -> Path:
@@ -128,14 +117,14 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifests),
             ),
         )
+        self.awaited: int | None = None  # the step being saved, which has no manifest yet
 
-    def _write_manifests(self) -> None:
-        for step in self._steps():
-            if not manifest_path(self.folder / str(step)).exists():
-                write_manifest(self.folder / str(step))
+    def poll(self) -> None:
+        """Completes a save that has reached the disk; call it now and then."""
+        if self.awaited is not None and not self.manager.is_saving_in_progress():
+            self.finish()
 
     def _steps(self) -> list[int]:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
@@ -147,7 +136,7 @@ class Checkpoints:
           StorageError: if the disk is full (of this save or of the one before it).
         """
         with storage_errors(f"checkpoint at step {step}", self.folder):
-            self.manager.wait_until_finished()
+            self.finish()
             stale = self.folder / str(step)
             if stale.exists():  # a damaged one that was passed over
                 self.manager.delete(step)
@@ -155,6 +144,7 @@ class Checkpoints:
             items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
             args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
             self.manager.save(step, args=args, force=True)
+            self.awaited = step
 
     def restore(self, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(trees, meta) of the newest checkpoint that is whole, or None if there is none."""
@@ -174,13 +164,19 @@ class Checkpoints:
         return None
 
     def finish(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save under way and completes it; drops manifests of deleted steps.
 
         Raises:
           StorageError: if it failed for want of space.
         """
-        with storage_errors("checkpoint", self.folder):
+        step, self.awaited = self.awaited, None
+        with storage_errors(f"checkpoint at step {step}", self.folder):
             self.manager.wait_until_finished()
+            if step is not None:
+                write_manifest(self.folder / str(step))
+                for manifest in self.folder.glob("*.manifest.json"):
+                    if not (self.folder / manifest.name.split(".")[0]).exists():
+                        manifest.unlink()
 
     def close(self) -> None:
         """Releases the manager's threads; a failed save has been reported by `finish` or `save`."""

@@ -93,7 +93,8 @@ def train(
         state, best, clock = _restore(checkpoints, state, best, clock)
     done = int(jax.device_get(state.step))
     if done:
-        reporter.rows(_history_rows(state, 0, done) + clock.evaluations)
+        rows = _history_rows(state, 0, done) + clock.evaluations
+        reporter.rows(sorted(rows, key=lambda row: (row["step"], row["split"] != "train")))
     saved_at = started = time.monotonic()
     before = clock.seconds
 
@@ -137,6 +138,8 @@ def train(
                 f"stopped by a signal at step {done} of {plan.total_steps}, state saved; the same "
                 "command resumes"
             )
+        if checkpoints is not None:
+            checkpoints.poll()
         if done < plan.total_steps and time.monotonic() - saved_at >= plan.checkpoint_seconds:
             save()
     if checkpoints is not None:

@@ -1,0 +1,422 @@
+"""Whole runs on the tiny task: the contract, resuming, adding losses, refusing, interrupting."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+import w2s_jax
+from w2s_jax import artifacts, errors, execute, metrics, phases, testing
+from w2s_jax.data.loading import load_task
+from w2s_jax.training import checkpoints as ckpt
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return testing.write_tiny_task(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def finished(data_dir, tmp_path_factory):
+    """A finished run: its folder and its result. Tests must not change it."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    result = w2s_jax.run(testing.tiny_config(data_dir), workdir)
+    return workdir, result
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of the finished run, free to be changed."""
+    return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+def phase_folders(workdir):
+    return {p.name.split("-")[0]: p for p in sorted((workdir / "phases").iterdir())}
+
+
+def comparable(result):
+    """What must be equal bit for bit between a disturbed and an undisturbed run."""
+    return {k: result[k] for k in ("weak", "ceiling", "students", "stages")}
+
+
+def test_the_result_fulfils_the_contract(finished):
+    workdir, result = finished
+    assert json.loads((workdir / "result.json").read_text()) == result
+    assert set(result) >= {
+        "name", "task", "seed", "protocol", "weak", "ceiling", "students", "stages", "timing",
+        "versions",
+    }  # fmt: skip
+    assert (result["task"], result["seed"], result["protocol"]) == ("tiny", 0, "paper")
+    for role in (result["weak"], result["ceiling"], *result["students"].values()):
+        assert role["n"] == 64 and 0 <= role["accuracy"] <= 1
+    assert list(result["students"]) == ["xent", "confidence"]
+    for student in result["students"].values():
+        gap = result["ceiling"]["accuracy"] - result["weak"]["accuracy"]
+        if gap > 0:
+            gain = student["accuracy"] - result["weak"]["accuracy"]
+            assert student["pgr"] == pytest.approx(gain / gap)
+        else:
+            assert student["pgr"] is None and student["pgr_note"]
+    kinds = [stage["kind"] for stage in result["stages"]]
+    assert kinds == ["pretrain", "pretrain", "weak", "ceiling", "student", "student"]
+    for stage in result["stages"]:
+        assert (workdir / "phases" / stage["phase"] / "result.json").exists()
+    assert result["versions"]["w2s_jax"] == w2s_jax.__version__
+    assert (workdir / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_all_metrics_follow_from_the_predictions(finished):
+    workdir, result = finished
+    folders = {s["kind"] + s.get("label", ""): s["phase"] for s in result["stages"]}
+    tables = {
+        key: pq.read_table(workdir / "phases" / name / "predictions.parquet").to_pandas()
+        for key, name in folders.items()
+        if not key.startswith("pretrain")
+    }
+    weak = tables["weak"].query("split == 'test'")
+    for key, role in (("weak", result["weak"]), ("studentxent", result["students"]["xent"])):
+        test = tables[key].query("split == 'test'")
+        right = (test.p > 0.5) == (test.ground_truth > 0.5)
+        assert role["accuracy"] == right.mean()
+        assert (test.id.to_numpy() == weak.id.to_numpy()).all()
+    student = tables["studentxent"].query("split == 'test'")
+    agree = ((student.p > 0.5).to_numpy() == (weak.p > 0.5).to_numpy()).mean()
+    assert result["students"]["xent"]["agreement"] == pytest.approx(agree)
+    # A student's label column is the supervisor's soft label; the others' is the ground truth.
+    np.testing.assert_array_equal(student.label, weak.p)
+    np.testing.assert_array_equal(weak.label, weak.ground_truth)
+    assert set(tables["weak"].split) == {"validation", "test"}
+
+
+def test_weak_labels_are_joined_by_document_id(finished, data_dir):
+    workdir, _ = finished
+    folder = artifacts.PhaseFolder(phase_folders(workdir)["weak"])
+    table = pq.read_table(folder.predictions).to_pandas().query("split == 'test'")
+    ids, p = table.id.to_numpy(), table.p.to_numpy()
+    order = np.random.default_rng(0).permutation(len(ids))
+    soft = artifacts.load_labels(folder, "test", ids[order])
+    np.testing.assert_array_equal(soft[:, 1], p[order])
+    np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
+    documents = load_task("tiny", data_dir=str(data_dir))["test"]
+    assert {d.id for d in documents} == {int(i) for i in ids}
+    with pytest.raises(errors.InputError, match="2 of 66 documents.*no weak label"):
+        artifacts.load_labels(folder, "test", np.concatenate([ids, np.array([1, 2], np.uint64)]))
+
+
+def test_a_finished_run_is_not_run_again(workdir, data_dir, monkeypatch, capsys):
+    monkeypatch.setattr(phases, "run_phase", lambda *_: pytest.fail("trained again"))
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    config = testing.tiny_config(data_dir)
+    config.log.every, config.checkpoint.keep, config.train.microbatch_size = 7, 5, 8
+    result = w2s_jax.run(config, workdir)
+    assert result == json.loads((workdir / "result.json").read_text())
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
+    assert "ceiling" in capsys.readouterr().out
+
+
+def test_more_losses_add_their_students_only(workdir, data_dir, finished, monkeypatch):
+    ran = []
+    original = phases.run_phase
+    monkeypatch.setattr(
+        phases, "run_phase", lambda phase, ctx: (ran.append(phase.title), original(phase, ctx))
+    )
+    config = testing.tiny_config(data_dir)
+    config.losses = ("logconf",)
+    result = w2s_jax.run(config, workdir)
+    assert ran == ["student logconf"]
+    assert list(result["students"]) == ["xent", "confidence", "logconf"]
+    for label in ("xent", "confidence"):
+        assert result["students"][label] == finished[1]["students"][label]
+    assert execute.run(testing.tiny_config(data_dir), workdir, console=QUIET) == result
+
+
+@pytest.mark.parametrize(
+    "change,named",
+    [
+        ({"task.max_length": 30}, r"task.max_length \(None there, 30 now\)"),
+        ({"weak.model": "gpt-d16"}, r"weak.model \('gpt-d8' there, 'gpt-d16' now\)"),
+        ({"protocol.name": "released"}, "protocol.name"),
+        ({"seed": 5}, r"seed \(0 there, 5 now\)"),
+        ({"loss.confidence.alpha_max": 0.7}, "loss.confidence.alpha_max"),
+    ],
+)
+def test_another_experiment_is_refused_and_nothing_changes(workdir, data_dir, change, named):
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    config = testing.tiny_config(data_dir)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(errors.InputError, match=named):
+        execute.run(config, workdir, console=QUIET)
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_changed_data_are_refused(workdir, tmp_path):
+    other = testing.write_tiny_task(tmp_path / "data", train=158)
+    with pytest.raises(errors.InputError, match=r"documents of slice1 \(the data have changed\)"):
+        execute.run(testing.tiny_config(other), workdir, console=QUIET)
+
+
+def test_a_foreign_folder_is_refused(tmp_path, data_dir):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(errors.InputError, match="is not empty and holds no run"):
+        execute.run(testing.tiny_config(data_dir), tmp_path, console=QUIET)
+
+
+def test_a_dry_run_prints_phases_and_writes_nothing(tmp_path, data_dir):
+    console = Console(record=True, width=120)
+    config = testing.tiny_config(data_dir)
+    assert execute.run(config, tmp_path / "new", dry_run=True, console=console) == {}
+    text = console.export_text()
+    assert "6 of 6 phases to run" in text and text.count("MiB") == 6
+    assert not (tmp_path / "new").exists()
+
+
+def remove_phase(workdir, kind):
+    shutil.rmtree(phase_folders(workdir)[kind])
+    (workdir / "result.json").unlink()
+
+
+class StopAfter:
+    """A `should_stop` that says yes at its n-th question, once."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def __call__(self):
+        self.left -= 1
+        return self.left == 0
+
+
+def interrupted_run(monkeypatch, config, workdir, questions):
+    """Runs until the n-th block boundary, where a stop is asked for."""
+    stop = StopAfter(questions)
+    original = phases.Context.__init__
+
+    def with_stop(self, *args, **kwargs):
+        original(self, *args, **(kwargs | {"should_stop": stop}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.Context, "__init__", with_stop)
+        with pytest.raises(errors.Interrupted):
+            execute.run(config, workdir, console=QUIET)
+
+
+@pytest.mark.parametrize("questions", [2, 3])
+def test_an_interrupted_student_resumes_bit_for_bit(
+    workdir, data_dir, finished, monkeypatch, questions
+):
+    """Stopped at step 10 or 15 of 20 (before and after an evaluation that is the best so far)."""
+    confidence = finished[1]["stages"][-1]["phase"]
+    undisturbed = (workdir / "phases" / confidence / "metrics.jsonl").read_text()
+    predictions = (workdir / "phases" / confidence / "predictions.parquet").read_bytes()
+    shutil.rmtree(workdir / "phases" / confidence)
+    config = testing.tiny_config(data_dir)
+    interrupted_run(monkeypatch, config, workdir, questions)
+    folder = workdir / "phases" / confidence
+    assert not (folder / "result.json").exists()
+    saved = [p.name for p in (folder / "checkpoints" / "steps").iterdir() if p.is_dir()]
+    assert saved == [str(5 * questions)]
+    result = execute.run(config, workdir, console=QUIET)
+    assert comparable(result) == comparable(finished[1])
+    assert (folder / "metrics.jsonl").read_text() == undisturbed
+    assert (folder / "predictions.parquet").read_bytes() == predictions
+    assert not (folder / "checkpoints" / "steps").exists()
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    workdir, data_dir, finished, monkeypatch, caplog
+):
+    name = finished[1]["stages"][-1]["phase"]
+    folder = workdir / "phases" / name
+    shutil.rmtree(folder)
+    config = testing.tiny_config(data_dir)
+    config.checkpoint.every_minutes = 0.0
+    interrupted_run(monkeypatch, config, workdir, 3)
+    steps = folder / "checkpoints" / "steps"
+    assert sorted(p.name for p in steps.iterdir() if p.is_dir()) == ["10", "15"]
+    victim = max(
+        (p for p in (steps / "15").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    result = execute.run(config, workdir, console=QUIET)
+    assert "15 is damaged" in caplog.text and "falling back" in caplog.text
+    assert comparable(result) == comparable(finished[1])
+
+
+def test_damaged_final_parameters_are_made_again(workdir, data_dir, finished, caplog):
+    folder = phase_folders(workdir)["ceiling"]
+    (folder / "result.json").unlink()
+    victim = next(p for p in (folder / "checkpoints" / "final").rglob("manifest.ocdbt"))
+    victim.write_bytes(b"x" + victim.read_bytes()[1:])
+    result = execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+    assert "is damaged" in caplog.text
+    assert comparable(result) == comparable(finished[1])
+
+
+def test_damaged_pretrained_parameters_are_one_clear_error(workdir, data_dir, finished):
+    shutil.rmtree(workdir / "phases" / finished[1]["stages"][-1]["phase"])
+    folder = workdir / "phases" / finished[1]["stages"][1]["phase"]
+    victim = next(p for p in (folder / "checkpoints" / "final").rglob("manifest.ocdbt"))
+    victim.unlink()
+    with pytest.raises(errors.StorageError, match="damaged.*manifest.ocdbt is missing"):
+        execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+
+
+def test_a_failure_while_labelling_does_not_train_again(workdir, data_dir, finished, monkeypatch):
+    folder = phase_folders(workdir)["ceiling"]
+    (folder / "result.json").unlink()
+    monkeypatch.setattr(phases, "_train", lambda *_: pytest.fail("trained again"))
+    result = execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+    assert comparable(result) == comparable(finished[1])
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_step(
+    workdir, data_dir, finished, monkeypatch
+):
+    name = finished[1]["stages"][-1]["phase"]
+    shutil.rmtree(workdir / "phases" / name)
+    original = phases.put_batches
+
+    def poisoned(packed, targets, mesh):
+        batches = original(packed, targets, mesh)
+        batches["targets_SBC"] = batches["targets_SBC"].at[12].set(np.nan)
+        return batches
+
+    monkeypatch.setattr(phases, "put_batches", poisoned)
+    with pytest.raises(errors.TrainingFailed, match="confidence: .*not finite at step 12 of 20"):
+        execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+    steps = workdir / "phases" / name / "checkpoints" / "steps"
+    assert ckpt.damage(steps / "12") is None
+    monkeypatch.setattr(phases, "put_batches", original)
+    result = execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+    assert comparable(result) == comparable(finished[1])
+
+
+def test_two_processes_share_a_store(tmp_path):
+    """The second waits for the first's claim instead of training the same phase."""
+    folder = artifacts.PhaseFolder(tmp_path / "weak-0")
+    held, release, events = threading.Event(), threading.Event(), []
+
+    def first():
+        with artifacts.claim(folder):
+            held.set()
+            release.wait(10)
+            events.append("first done")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait(10)
+    with artifacts.claim(folder, waiting=lambda: (events.append("waits"), release.set())):
+        events.append("second runs")
+    thread.join()
+    assert events == ["waits", "first done", "second runs"]
+
+
+def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished, monkeypatch):
+    workdir, result = finished
+    store = shutil.copytree(workdir / "phases", tmp_path / "store")
+    monkeypatch.setattr(phases, "run_phase", lambda *_: pytest.fail("trained again"))
+    other = execute.run(testing.tiny_config(data_dir), tmp_path / "b", store=store, console=QUIET)
+    assert comparable(other) == comparable(result)
+
+
+@pytest.mark.parametrize("halves", ["shared", "separate"])
+def test_the_released_protocol_moves_the_ceiling_to_slice_one(data_dir, halves):
+    from w2s_jax import config as config_lib
+    from w2s_jax.plan import plan
+    from w2s_jax.resolve import resolve
+
+    config = testing.tiny_config(data_dir)
+    config.protocol.name = "released"
+    config.protocol.halves = halves
+    made = plan(resolve(config_lib.validate(config)))
+    ceiling, student = made.phase(made.ceiling), made.phase(made.students["xent"])
+    assert ceiling.inputs["train"] == {"shared": "slice2", "separate": "slice1"}[halves]
+    assert student.inputs["train"] == "slice2" and not student.select
+
+
+def test_agreement_is_measured_against_the_supervisor(finished):
+    result = finished[1]
+    for student in result["students"].values():
+        n, accuracy = result["weak"]["n"], result["weak"]["accuracy"]
+        correct = student["agreement_when_correct"] * accuracy * n
+        wrong = student["agreement_when_wrong"] * (1 - accuracy) * n
+        assert (correct + wrong) / n == pytest.approx(student["agreement"])
+        # Where the student agrees with a right label or differs from a wrong one, it is right.
+        right = correct + (1 - accuracy) * n - wrong
+        assert right / n == pytest.approx(student["accuracy"])
+    assert metrics.performance_gap_recovered(0.5, 0.6, 0.5)[0] is None
+
+
+# --- whole processes: killed, terminated ---------------------------------------------------------
+
+
+def command(data_dir, workdir, recipe):
+    recipe.write_text(
+        "from w2s_jax.testing import tiny_config\n"
+        "def get_config():\n"
+        f"    config = tiny_config({str(data_dir)!r})\n"
+        "    config.pretrain.steps = config.train.steps = 300\n"
+        "    config.checkpoint.every_minutes = 0.005\n"
+        "    return config\n"
+    )
+    return [
+        sys.executable,
+        "-m",
+        "w2s_jax.cli",
+        "run",
+        f"--config={recipe}",
+        f"--workdir={workdir}",
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_in_the_same_bits(tmp_path, data_dir):
+    """kill -9 at seven moments, from start-up to the report, and the same command again."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    plain = command(data_dir, tmp_path / "plain", tmp_path / "recipe.py")
+    started = time.monotonic()
+    subprocess.run(plain, check=True, **quiet)
+    whole = time.monotonic() - started
+    rng = np.random.default_rng(0)
+    again = command(data_dir, tmp_path / "killed", tmp_path / "recipe.py")
+    for share in rng.uniform(0.3, 0.9, 7):
+        process = subprocess.Popen(again, **quiet)
+        time.sleep(share * whole)
+        process.kill()
+        process.wait()
+    subprocess.run(again, check=True, **quiet)
+    results = [json.loads((tmp_path / d / "result.json").read_text()) for d in ("plain", "killed")]
+    assert comparable(results[0]) == comparable(results[1])
+    for stage in results[0]["stages"]:
+        for name in ("metrics.jsonl", "predictions.parquet"):
+            files = [tmp_path / d / "phases" / stage["phase"] / name for d in ("plain", "killed")]
+            if files[0].exists():
+                assert files[0].read_bytes() == files[1].read_bytes(), (stage, name)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_75(tmp_path, data_dir):
+    run = command(data_dir, tmp_path / "run", tmp_path / "recipe.py")
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("phases/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    assert "the same command resumes" in stderr and "Traceback" not in stderr
+    assert subprocess.run(run, capture_output=True, check=False).returncode == 0
