@@ -108,7 +108,10 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
         values(command)
-        return values["config"].value
+        config = values["config"].value
+        # A recipe that failed to load raises its error at the first use.
+        config.to_dict()
+        return config
     except errors.InputError:
         raise
     except (AttributeError, KeyError) as error:

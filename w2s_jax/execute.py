@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import config_dict
 from rich.console import Console
@@ -24,6 +24,11 @@ from w2s_jax.plan import Phase, Plan, memory_estimate
 from w2s_jax.plan import plan as make_plan
 from w2s_jax.report import print_result, write_report
 from w2s_jax.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from w2s_jax import phases
 
 #: Fields in which a config may differ from the one that a working directory was begun with.
 FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses")
@@ -77,9 +82,14 @@ def run(
         return {}
     with _disk_errors(workdir):
         if missing:
+            from w2s_jax import phases
+
+            mesh, wandb_run = _devices_and_loggers(settings)
             _make_folders(workdir, phases_dir)
             write_json(workdir / "config.json", record)
-            _run_phases(missing, resolved, phases_dir, console)
+            with _signals() as stopped:
+                context = phases.Context(resolved, phases_dir, mesh, console, stopped, wandb_run)
+                _run_phases(missing, context)
         result = _result(plan, resolved, phases_dir)
         path = workdir / "result.json"
         if missing or not path.exists() or read_json(path) != result:
@@ -204,36 +214,32 @@ def _record(
 # --- phases --------------------------------------------------------------------------------------
 
 
-def _run_phases(
-    missing: list[Phase], resolved: Resolved, phases_dir: Path, console: Console
-) -> None:
-    from w2s_jax import phases, sharding
-    from w2s_jax.logs import start_wandb
+def _devices_and_loggers(settings: Settings) -> tuple["Mesh", Any]:
+    """What may still be refused before anything is written: the mesh, and Weights & Biases."""
+    from w2s_jax import logs, sharding
 
-    settings = resolved.settings
-    with _signals() as stopped:
-        context = phases.Context(
-            resolved=resolved,
-            store=phases_dir,
-            mesh=sharding.make_mesh(settings.mesh),
-            console=console,
-            should_stop=stopped,
-            wandb_run=start_wandb(settings.log, settings.name, {"seed": settings.seed}),
-        )
-        for number, phase in enumerate(missing, 1):
-            folder = context.folder(phase.name)
+    mesh = sharding.make_mesh(settings.mesh)
+    return mesh, logs.start_wandb(settings.log, settings.name, {"seed": settings.seed})
 
-            def waiting(phase: Phase = phase) -> None:
-                console.print(f"waiting: another process runs {phase.title}", highlight=False)
 
-            with artifacts.claim(folder, waiting):
-                if not folder.complete:
-                    phases.run_phase(phase, context)
-            _print_phase(number, len(missing), phase, read_json(folder.result), console)
-            if stopped():
-                raise errors.Interrupted(
-                    f"stopped by a signal after {phase.title}; the same command resumes"
-                )
+def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
+    from w2s_jax import phases
+
+    console = context.console
+    for number, phase in enumerate(missing, 1):
+        folder = context.folder(phase.name)
+
+        def waiting(phase: Phase = phase) -> None:
+            console.print(f"waiting: another process runs {phase.title}", highlight=False)
+
+        with artifacts.claim(folder, waiting):
+            if not folder.complete:
+                phases.run_phase(phase, context)
+        _print_phase(number, len(missing), phase, read_json(folder.result), console)
+        if context.should_stop():
+            raise errors.Interrupted(
+                f"stopped by a signal after {phase.title}; the same command resumes"
+            )
 
 
 def _print_phase(

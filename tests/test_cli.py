@@ -1,0 +1,210 @@
+"""The command line: exit status, one line on stderr, nothing written, quick help; the layers."""
+
+import ast
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import w2s_jax
+from w2s_jax import cli, testing
+
+REPO = Path(__file__).parent.parent
+PACKAGE = Path(w2s_jax.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return testing.write_tiny_task(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def recipe(data_dir, tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "from w2s_jax.testing import tiny_config\n"
+        f"def get_config():\n    return tiny_config({str(data_dir)!r})\n"
+    )
+    return path
+
+
+def refused(capsys, tmp_path, recipe, *overrides):
+    """Runs a bad command; its one line."""
+    workdir = tmp_path / "run"
+    status = cli.main(["run", f"--config={recipe}", f"--workdir={workdir}", *overrides])
+    captured = capsys.readouterr()
+    assert status == 2, captured
+    assert captured.err.startswith("w2s: ") and captured.err.count("\n") == 1, captured.err
+    assert not workdir.exists()
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    "override,parts",
+    [
+        ("--config.train.learning_rat=1", ["'train.learning_rat'", "'train.learning_rate'"]),
+        ("--config.sead=1", ["'sead'", "'seed'"]),
+        ("--config.seed=one", ["config.seed", "one"]),
+        ("--config.seed=1.5", ["config.seed", "1.5"]),
+        ("--config.task.name=tinny", ["task.name", "'tinny'", "allowed"]),
+        ("--config.task.source=hubb", ["task.source", "'hubb'"]),
+        ("--config.strong.model=gpt-d33", ["strong.model", "gpt-d33", "'gpt-d32'"]),
+        ("--config.losses=xent,confidense", ["losses", "confidense", "'confidence'"]),
+        ("--config.train.microbatch_size=5", ["microbatch_size", "5", "batch_size=16", "4"]),
+        ("--config.task.train_docs=20", ["weak.train.batch_size", "16", "10 documents of slice1"]),
+        ("--config.task.train_docs=5000", ["task.train_docs", "5000", "160"]),
+        ("--config.task.validation_docs=0", ["task.validation_docs", "early_stopping"]),
+        ("--config.pretrain.source=nowhere", ["pretrain.source", "nowhere"]),
+        ("--config.pretrain.source=task", ["pretrain.source", "'task'", "no pretraining"]),
+        ("--confg.seed=1", ["--confg.seed=1", "--config.FIELD=VALUE"]),
+        ("--config.loss.confidence.alpha_max=x", ["alpha_max", "x"]),
+        ("--config.mesh.data=99", ["mesh.data", "99", "8 devices"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, recipe, override, parts):
+    text = refused(capsys, tmp_path, recipe, override)
+    for part in parts:
+        assert part in text, text
+
+
+def test_a_missing_or_broken_recipe_is_named(capsys, tmp_path):
+    text = refused(capsys, tmp_path, tmp_path / "none.py")
+    assert "none.py" in text and "No such file" in text
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return 1 / 0\n")
+    assert "ZeroDivisionError" in refused(capsys, tmp_path, broken)
+    broken.write_text("import nothing_of_the_kind\n")
+    assert "nothing_of_the_kind" in refused(capsys, tmp_path, broken)
+
+
+def rewrite(data_dir, tmp_path, change):
+    """A copy of the tiny task whose training rows went through `change(number, row)`."""
+    copy = testing.write_tiny_task(tmp_path / "data")
+    path = copy / "tiny" / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [new for n, row in enumerate(rows, 1) if (new := change(n, row)) is not None]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"--config.task.data_dir={copy}"
+
+
+@pytest.mark.parametrize(
+    "change,parts",
+    [
+        (lambda n, r: {"text": r["text"]} if n == 7 else r, ["line 7", "'label'"]),
+        (lambda n, r: r | {"label": 2} if n == 5 else r, ["line 5", "'label'", "2", "0 or 1"]),
+        (lambda n, r: r | {"text": "  "} if n == 3 else r, ["line 3", "'text'", "empty"]),
+        (lambda n, r: r | {"label": 1}, ["all 160 documents", "label 1"]),
+        (lambda n, r: None, ["train.jsonl", "no record"]),
+    ],
+    ids=["no label", "label 2", "empty text", "one class", "empty file"],
+)
+def test_bad_rows_name_file_line_and_field(capsys, tmp_path, recipe, data_dir, change, parts):
+    text = refused(capsys, tmp_path, recipe, rewrite(data_dir, tmp_path, change))
+    for part in (*parts, "train.jsonl"):
+        assert part in text, text
+
+
+def test_overlong_documents_are_counted_and_treated_as_asked(capsys, tmp_path, recipe):
+    run = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    short = "--config.task.max_length=30"
+    assert cli.main([*run, short]) == 0
+    out = capsys.readouterr().out
+    assert "exceed task.max_length=30 tokens; policy: truncate" in " ".join(out.split())
+    text = refused(capsys, tmp_path, recipe, short, "--config.task.overlong=error")
+    assert "task.max_length" in text and "30" in text
+
+
+def test_gzipped_files_do_as_well(capsys, tmp_path, recipe):
+    copy = testing.write_tiny_task(tmp_path / "data")
+    path = copy / "tiny" / "train.jsonl"
+    with gzip.open(f"{path}.gz", "wb") as file:
+        file.write(path.read_bytes())
+    path.unlink()
+    run = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    assert cli.main([*run, f"--config.task.data_dir={copy}"]) == 0
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))
+def test_every_recipe_has_a_docstring_with_its_command_and_is_valid(name):
+    from w2s_jax.config import validate
+
+    path = REPO / "configs" / name
+    validate(cli.load_config(str(path), []))
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert f"w2s run --config=configs/{name}" in doc
+
+
+def test_help_is_quick_and_imports_no_jax():
+    code = (
+        "import sys, contextlib\n"
+        "from w2s_jax import cli\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    cli.main(['run', '--help'])\n"
+        "heavy = {'jax', 'flax', 'matplotlib', 'sklearn', 'pandas', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert time.monotonic() - started < 2
+    for option in ("--config", "--workdir", "--store", "--dry_run", "--debug_nans"):
+        assert option in done.stdout
+
+
+def test_usage_errors_exit_with_2():
+    for arguments in ([], ["runn"], ["run", "--config=x"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2
+
+
+#: Layers from the ground up; a module may import from its own layer and those before it.
+LAYERS = [
+    ["errors", "files", "models.config", "config", "metrics"],
+    ["data", "models", "losses", "sharding"],
+    ["training", "inference"],
+    ["resolve", "plan", "artifacts", "testing"],
+    ["logs", "report", "phases"],
+    ["execute"],
+    ["cli"],
+]
+
+
+def layer_of(module):
+    for level, names in enumerate(LAYERS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return level
+    raise AssertionError(f"w2s_jax.{module} has no layer")
+
+
+def imports(path):
+    """Modules of the package that a file imports anywhere, without the package's name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("w2s_jax."):
+                    yield alias.name.removeprefix("w2s_jax.")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("w2s_jax"):
+            base = node.module.removeprefix("w2s_jax").removeprefix(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}".removeprefix(".")
+                known = (PACKAGE / (full.replace(".", "/") + ".py")).exists()
+                known = known or (PACKAGE / full.replace(".", "/")).is_dir()
+                if known or base:
+                    yield full if known else base
+
+
+def test_imports_point_down_the_layers_only():
+    checked = 0
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        module = module.removesuffix(".__init__")
+        if module == "__init__":
+            continue
+        for imported in imports(path):
+            assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}"
+            checked += 1
+    assert checked > 60

@@ -1,0 +1,129 @@
+"""Configs: defaults, inheritance, and one clear line for every kind of bad value."""
+
+import pytest
+
+from w2s_jax import config as config_lib
+from w2s_jax import errors
+
+
+def with_changes(**changes):
+    config = config_lib.default_config()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def message(config):
+    with pytest.raises(errors.InputError) as caught:
+        config_lib.validate(config)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_defaults_are_valid_and_locked():
+    config = config_lib.default_config()
+    settings = config_lib.validate(config)
+    assert [loss.label for loss in settings.losses] == ["xent", "confidence"]
+    assert settings.mesh.data == -1
+    with pytest.raises(AttributeError):
+        config.train.batchsize = 3
+
+
+def test_roles_inherit_what_they_leave_open():
+    settings = config_lib.validate(
+        with_changes(train__batch_size=16, weak__train__learning_rate=0.5, pretrain__steps=7)
+    )
+    assert (settings.weak.train.batch_size, settings.strong.train.batch_size) == (16, 16)
+    assert settings.weak.train.learning_rate == 0.5
+    assert settings.strong.train.learning_rate == config_lib.TrainSettings().learning_rate
+    assert settings.weak.pretrain.steps == settings.strong.pretrain.steps == 7
+
+
+def test_a_roles_own_epochs_outrank_inherited_steps():
+    settings = config_lib.validate(with_changes(train__steps=7, weak__train__epochs=3.0))
+    assert settings.weak.train.steps is None and settings.weak.train.epochs == 3.0
+    assert settings.strong.train.steps == 7
+
+
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
+    plain = config_lib.validate(with_changes(protocol__name=name)).protocol
+    for switch, value in config_lib.PROTOCOLS[name].items():
+        assert getattr(plain, switch) == value
+    other = "released" if name == "paper" else "paper"
+    for switch, value in config_lib.PROTOCOLS[other].items():
+        changed = config_lib.validate(
+            with_changes(**{"protocol__name": name, f"protocol__{switch}": value})
+        ).protocol
+        assert getattr(changed, switch) == value != getattr(plain, switch)
+
+
+@pytest.mark.parametrize(
+    "changes,parts",
+    [
+        ({"weak__model": "gpt-d9"}, ["weak.model", "'gpt-d9'", "gpt-d8"]),
+        ({"losses": ("xnet",)}, ["losses", "'xnet'", "'xent'"]),
+        ({"losses": ()}, ["losses", "empty"]),
+        ({"losses": ("xent", "xent")}, ["losses", "twice"]),
+        ({"train__optimizer": "adm"}, ["train.optimizer", "'adm'", "'adam'"]),
+        ({"train__schedule": "cosin"}, ["train.schedule", "'cosin'", "'cosine'"]),
+        ({"train__compute_dtype": "bf16"}, ["train.compute_dtype", "'bf16'", "bfloat16"]),
+        (
+            {"train__microbatch_size": 12},
+            ["microbatch_size", "12", "batch_size=32", "nearest", "8"],
+        ),
+        ({"train__learning_rate": 0.0}, ["train.learning_rate", "0.0", "above 0"]),
+        ({"train__learning_rate": float("nan")}, ["train.learning_rate", "nan"]),
+        ({"train__batch_size": 0}, ["train.batch_size", "0", "at least 1"]),
+        ({"train__weight_decay": 0.1}, ["weight_decay", "0.1", "adamw"]),
+        ({"protocol__name": "papers"}, ["protocol.name", "'papers'", "'paper'"]),
+        ({"protocol__head_init": "zero"}, ["protocol.head_init", "'zero'", "'zeros'"]),
+        ({"task__overlong": "cut"}, ["task.overlong", "'cut'", "truncate"]),
+        ({"task__train_docs": -5}, ["task.train_docs", "-5", "at least 2"]),
+        ({"loss__confidence__alpha_max": 1.5}, ["loss.confidence.alpha_max", "1.5", "at most 1"]),
+        ({"loss__confidence__threshold": "median"}, ["threshold", "'median'", "half"]),
+        ({"mesh__data": 0}, ["mesh.data", "0", "-1"]),
+        ({"log__every": 0}, ["log.every", "0", "at least 1"]),
+    ],
+)
+def test_a_bad_value_is_one_line_with_field_value_and_remedy(changes, parts):
+    text = message(with_changes(**changes))
+    for part in parts:
+        assert part in text, text
+
+
+def test_fields_that_a_recipe_adds_or_leaves_out_are_named():
+    config = config_lib.default_config()
+    with config.unlocked():
+        config.train.learning_rat = 3.0
+    text = message(config)
+    assert "'train.learning_rat'" in text and "did you mean 'train.learning_rate'" in text
+    config = config_lib.default_config()
+    with config.unlocked():
+        del config.task.name
+    assert "task.name: missing" in message(config)
+
+
+def test_wrong_types_in_a_hand_made_config_are_named():
+    config = config_lib.default_config().copy_and_resolve_references()
+    with config.ignore_type():
+        config.train.batch_size = "32"
+    assert "train.batch_size: '32' is a str; allowed: int" in message(config)
+    assert "expected an ml_collections.ConfigDict" in message({"seed": 0})
+
+
+def test_a_loss_may_stand_under_any_label_with_its_own_options():
+    config = config_lib.default_config()
+    config_lib.add_loss(config, "bold", "confidence", alpha_max=0.75)
+    loss = config_lib.validate(config).losses[-1]
+    assert (loss.label, loss.kind) == ("bold", "confidence")
+    assert dict(loss.options) == {"alpha_max": 0.75, "warmup_fraction": 0.2, "threshold": "half"}
+    config_lib.add_loss(config, "odd", "confidence", alpha=0.75)
+    assert "loss.odd: unknown value 'alpha' (did you mean 'alpha_max'?)" in message(config)
+    with pytest.raises(errors.InputError, match=r"loss\.x\.kind.*'confidense'.*'confidence'"):
+        config_lib.add_loss(config, "x", "confidense")
+
+
+def test_losses_may_be_given_as_one_comma_separated_string():
+    settings = config_lib.validate(with_changes(losses=("xent,logconf",)))
+    assert [loss.label for loss in settings.losses] == ["xent", "logconf"]

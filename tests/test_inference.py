@@ -1,0 +1,62 @@
+"""The label pass: the same logits by pmap, by a sharded program, and one document at a time."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from w2s_jax import sharding, testing
+from w2s_jax.data.documents import Document
+from w2s_jax.data.tokenize import tokenize
+from w2s_jax.inference import Predictor, probabilities
+from w2s_jax.models import decoder, heads
+
+
+@functools.cache
+def problem():
+    rng = np.random.default_rng(0)
+    config = testing.tiny_model(vocab_size=32)
+    docs = [
+        Document(id=i, tokens=tuple(rng.integers(1, 32, n).tolist()), label=i % 2)
+        for i, n in enumerate(rng.integers(2, 30, 37))
+    ]
+    documents = tokenize(docs, None, max_length=None, overlong="error")[0]
+    params = {
+        "backbone": jax.device_get(decoder.init_params(config, 0, sharding.mesh_of((1, 1, 1)))),
+        "head": {"kernel": rng.normal(size=(16, 2)).astype(np.float32)},
+    }
+    lengths = documents.lengths_N
+    tokens = np.zeros((37, 1, lengths.max()), np.int32)
+    for i, n in enumerate(lengths):
+        tokens[i, 0, :n] = documents.document(i)
+
+    @jax.jit
+    def alone(params):
+        def one(item):
+            hidden = decoder.forward(config, params["backbone"], item[0])
+            return heads.class_logits(params["head"], hidden[:, item[1] - 1])[0]
+
+        return jax.lax.map(one, (tokens, lengths))
+
+    return config, documents, params, np.asarray(alone(params))
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+@pytest.mark.parametrize("per_device", [True, False])
+def test_every_way_gives_each_document_its_own_logits(per_device, batch_size):
+    config, documents, params, wanted = problem()
+    mesh = sharding.make_mesh()
+    assert mesh.devices.size == 8
+    params = jax.device_put(params, sharding.replicated(mesh))
+    predictor = Predictor(config, documents, mesh, batch_size=batch_size, per_device=per_device)
+    np.testing.assert_allclose(predictor(params), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_probabilities_are_exact_at_the_ends():
+    logits = np.array([[0, 0], [1000, -1000], [-90, 10], [2, 1]], np.float32)
+    p = probabilities(logits)
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-7)
+    assert p[0].tolist() == [0.5, 0.5] and p[1].tolist() == [1, 0]
+    assert p[2, 0] == pytest.approx(np.exp(-100), abs=1e-38)
+    assert p[3, 1] == pytest.approx(1 / (1 + np.e), rel=1e-6)

@@ -1,0 +1,131 @@
+"""Fingerprints: what changes a result changes them, and nothing else does."""
+
+import subprocess
+import sys
+
+import pytest
+
+from w2s_jax import config as config_lib
+from w2s_jax import testing
+from w2s_jax.plan import memory_estimate, plan
+from w2s_jax.resolve import resolve
+
+ALL = {"pretrain gpt-d8", "pretrain gpt-d16", "weak", "ceiling", "student xent",
+       "student confidence"}  # fmt: skip
+WEAK_SIDE = {"weak", "student xent", "student confidence"}
+STRONG_SIDE = {"ceiling", "student xent", "student confidence"}
+FINETUNED = WEAK_SIDE | STRONG_SIDE
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return testing.write_tiny_task(tmp_path_factory.mktemp("data"))
+
+
+def fingerprints(config):
+    return {p.title: p.fingerprint for p in plan(resolve(config_lib.validate(config))).phases}
+
+
+def changed(data_dir, **changes):
+    config = testing.tiny_config(data_dir)
+    before = fingerprints(config)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    after = fingerprints(config)
+    return {title for title, fingerprint in after.items() if before.get(title) != fingerprint}
+
+
+@pytest.mark.parametrize(
+    "changes,titles",
+    [
+        ({"seed": 1}, FINETUNED),
+        ({"pretrain__seed": 1}, ALL),
+        ({"task__split_seed": 1}, FINETUNED),
+        ({"train__learning_rate": 0.5}, FINETUNED),
+        ({"train__steps": 21}, FINETUNED),
+        ({"weak__train__learning_rate": 0.5}, WEAK_SIDE),
+        ({"strong__train__learning_rate": 0.5}, STRONG_SIDE),
+        ({"strong__pretrain__steps": 11}, {"pretrain gpt-d16"} | STRONG_SIDE),
+        ({"weak__pretrain__steps": 11}, {"pretrain gpt-d8"} | WEAK_SIDE),
+        ({"train__compute_dtype": "bfloat16"}, FINETUNED),
+        ({"protocol__head_init": "zeros"}, FINETUNED),
+        ({"protocol__halves": "separate"}, {"ceiling"}),
+        ({"protocol__early_stopping": "none"}, {"student xent", "student confidence"}),
+        ({"eval__every": 5}, {"student xent", "student confidence"}),
+        ({"loss__confidence__alpha_max": 0.7}, {"student confidence"}),
+        ({"task__max_length": 20}, FINETUNED | {"pretrain gpt-d8", "pretrain gpt-d16"}),
+        ({"train__microbatch_size": 4}, set()),
+        ({"train__remat": "block"}, set()),
+        ({"log__every": 3, "checkpoint__keep": 5, "mesh__data": 2, "name": "other"}, set()),
+        ({"loss__logconf__aux_coef": 0.1}, set()),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else None,
+)
+def test_a_change_reaches_exactly_the_phases_whose_result_it_can_change(data_dir, changes, titles):
+    if "task__max_length" in changes:
+        # Pretraining text is longer than that; the learnt positions are as many as before.
+        titles = FINETUNED
+    assert changed(data_dir, **changes) == titles
+
+
+def test_phases_come_after_their_parents_and_once(data_dir):
+    config = testing.tiny_config(data_dir)
+    config.strong.model = "gpt-d8"
+    made = plan(resolve(config_lib.validate(config)))
+    names = [p.name for p in made.phases]
+    assert len(set(names)) == len(names) == 5, "one pretraining serves both roles"
+    for n, phase in enumerate(made.phases):
+        assert all(parent in names[:n] for parent in phase.parents.values())
+
+
+def test_a_fingerprint_is_frozen(data_dir):
+    """It must not change with machines, Python or library versions, or old results get lost."""
+    assert fingerprints(testing.tiny_config(data_dir))["weak"] == "FROZEN"
+
+
+def test_planning_imports_no_jax(data_dir):
+    code = (
+        "import sys\n"
+        "from w2s_jax import config, testing\n"
+        "from w2s_jax.plan import plan\n"
+        "from w2s_jax.resolve import resolve\n"
+        f"plan(resolve(config.validate(testing.tiny_config({str(data_dir)!r}))))\n"
+        "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_memory_estimate_is_near_what_the_compiler_says(data_dir):
+    """Parameters, moments and gradients exactly; the whole within a factor of 2.5."""
+    import jax
+    import numpy as np
+
+    from w2s_jax import sharding
+    from w2s_jax.data import packing
+    from w2s_jax.models import decoder
+    from w2s_jax.training.optimizer import make_optimizer
+    from w2s_jax.training.state import init_state
+    from w2s_jax.training.step import StepSpec, put_batches, train_step
+
+    config = testing.tiny_config(data_dir)
+    config.strong.model = "gpt-d64"
+    resolved = resolve(config_lib.validate(config))
+    phase = next(p for p in plan(resolved).phases if p.title == "pretrain gpt-d64")
+    estimate = memory_estimate(phase, resolved)
+    mesh = sharding.mesh_of((1, 1, 1))
+    documents = resolved.splits[phase.inputs["train"]]
+    order = packing.training_order(
+        documents.ids_N, batch_size=phase.train.batch_size, num_steps=phase.total_steps, seed=0
+    )
+    batches = put_batches(packing.pack(documents, order), None, mesh)
+    params = {"backbone": decoder.init_params(phase.model, 0, mesh)}
+    state = init_state(
+        params, make_optimizer(phase.train, phase.total_steps), phase.total_steps, mesh
+    )
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert estimate["parameters"] == estimate["gradients"] == size
+    moments = sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if np.ndim(x))
+    assert estimate["optimizer"] == moments
+    spec = StepSpec(phase.model, phase.train, phase.total_steps, None)
+    analysis = train_step(spec, mesh).lower(state, batches).compile().memory_analysis()
+    real = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    assert 0.4 < estimate["total"] / real < 2.5
