@@ -130,7 +130,7 @@ def test_gzipped_files_do_as_well(capsys, tmp_path, recipe):
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))
 def test_every_recipe_has_a_docstring_with_its_command_and_is_valid(name):
-    from w2s_jax.config import validate
+    from w2s_jax.validation import validate
 
     path = REPO / "configs" / name
     validate(cli.load_config(str(path), []))
@@ -163,8 +163,8 @@ def test_usage_errors_exit_with_2():
 
 #: Layers from the ground up; a module may import from its own layer and those before it.
 LAYERS = [
-    ["errors", "files", "models.config", "config", "metrics"],
-    ["data", "models", "losses", "sharding"],
+    ["errors", "files", "models.config", "config", "validation", "metrics"],
+    ["data", "models", "losses", "sharding", "storage"],
     ["training", "inference"],
     ["resolve", "plan", "artifacts", "testing"],
     ["logs", "report", "phases"],

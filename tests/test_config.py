@@ -4,6 +4,7 @@ import pytest
 
 from w2s_jax import config as config_lib
 from w2s_jax import errors
+from w2s_jax.validation import validate
 
 
 def with_changes(**changes):
@@ -14,7 +15,7 @@ def with_changes(**changes):
 
 def message(config):
     with pytest.raises(errors.InputError) as caught:
-        config_lib.validate(config)
+        validate(config)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -22,7 +23,7 @@ def message(config):
 
 def test_the_defaults_are_valid_and_locked():
     config = config_lib.default_config()
-    settings = config_lib.validate(config)
+    settings = validate(config)
     assert [loss.label for loss in settings.losses] == ["xent", "confidence"]
     assert settings.mesh.data == -1
     with pytest.raises(AttributeError):
@@ -30,7 +31,7 @@ def test_the_defaults_are_valid_and_locked():
 
 
 def test_roles_inherit_what_they_leave_open():
-    settings = config_lib.validate(
+    settings = validate(
         with_changes(train__batch_size=16, weak__train__learning_rate=0.5, pretrain__steps=7)
     )
     assert (settings.weak.train.batch_size, settings.strong.train.batch_size) == (16, 16)
@@ -40,19 +41,19 @@ def test_roles_inherit_what_they_leave_open():
 
 
 def test_a_roles_own_epochs_outrank_inherited_steps():
-    settings = config_lib.validate(with_changes(train__steps=7, weak__train__epochs=3.0))
+    settings = validate(with_changes(train__steps=7, weak__train__epochs=3.0))
     assert settings.weak.train.steps is None and settings.weak.train.epochs == 3.0
     assert settings.strong.train.steps == 7
 
 
 @pytest.mark.parametrize("name", ["paper", "released"])
 def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
-    plain = config_lib.validate(with_changes(protocol__name=name)).protocol
+    plain = validate(with_changes(protocol__name=name)).protocol
     for switch, value in config_lib.PROTOCOLS[name].items():
         assert getattr(plain, switch) == value
     other = "released" if name == "paper" else "paper"
     for switch, value in config_lib.PROTOCOLS[other].items():
-        changed = config_lib.validate(
+        changed = validate(
             with_changes(**{"protocol__name": name, f"protocol__{switch}": value})
         ).protocol
         assert getattr(changed, switch) == value != getattr(plain, switch)
@@ -115,7 +116,7 @@ def test_wrong_types_in_a_hand_made_config_are_named():
 def test_a_loss_may_stand_under_any_label_with_its_own_options():
     config = config_lib.default_config()
     config_lib.add_loss(config, "bold", "confidence", alpha_max=0.75)
-    loss = config_lib.validate(config).losses[-1]
+    loss = validate(config).losses[-1]
     assert (loss.label, loss.kind) == ("bold", "confidence")
     assert dict(loss.options) == {"alpha_max": 0.75, "warmup_fraction": 0.2, "threshold": "half"}
     config_lib.add_loss(config, "odd", "confidence", alpha=0.75)
@@ -125,5 +126,5 @@ def test_a_loss_may_stand_under_any_label_with_its_own_options():
 
 
 def test_losses_may_be_given_as_one_comma_separated_string():
-    settings = config_lib.validate(with_changes(losses=("xent,logconf",)))
+    settings = validate(with_changes(losses=("xent,logconf",)))
     assert [loss.label for loss in settings.losses] == ["xent", "logconf"]

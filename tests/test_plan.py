@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from w2s_jax import config as config_lib
 from w2s_jax import testing
 from w2s_jax.plan import memory_estimate, plan
 from w2s_jax.resolve import resolve
+from w2s_jax.validation import validate
 
 ALL = {"pretrain gpt-d8", "pretrain gpt-d16", "weak", "ceiling", "student xent",
        "student confidence"}  # fmt: skip
@@ -23,7 +23,7 @@ def data_dir(tmp_path_factory):
 
 
 def fingerprints(config):
-    return {p.title: p.fingerprint for p in plan(resolve(config_lib.validate(config))).phases}
+    return {p.title: p.fingerprint for p in plan(resolve(validate(config))).phases}
 
 
 def changed(data_dir, **changes):
@@ -70,7 +70,7 @@ def test_a_change_reaches_exactly_the_phases_whose_result_it_can_change(data_dir
 def test_phases_come_after_their_parents_and_once(data_dir):
     config = testing.tiny_config(data_dir)
     config.strong.model = "gpt-d8"
-    made = plan(resolve(config_lib.validate(config)))
+    made = plan(resolve(validate(config)))
     names = [p.name for p in made.phases]
     assert len(set(names)) == len(names) == 5, "one pretraining serves both roles"
     for n, phase in enumerate(made.phases):
@@ -85,10 +85,10 @@ def test_a_fingerprint_is_frozen(data_dir):
 def test_planning_imports_no_jax(data_dir):
     code = (
         "import sys\n"
-        "from w2s_jax import config, testing\n"
+        "from w2s_jax import testing, validation\n"
         "from w2s_jax.plan import plan\n"
         "from w2s_jax.resolve import resolve\n"
-        f"plan(resolve(config.validate(testing.tiny_config({str(data_dir)!r}))))\n"
+        f"plan(resolve(validation.validate(testing.tiny_config({str(data_dir)!r}))))\n"
         "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -108,7 +108,7 @@ def test_the_memory_estimate_is_near_what_the_compiler_says(data_dir):
 
     config = testing.tiny_config(data_dir)
     config.strong.model = "gpt-d64"
-    resolved = resolve(config_lib.validate(config))
+    resolved = resolve(validate(config))
     phase = next(p for p in plan(resolved).phases if p.title == "pretrain gpt-d64")
     estimate = memory_estimate(phase, resolved)
     mesh = sharding.mesh_of((1, 1, 1))

@@ -14,9 +14,8 @@ import pytest
 from rich.console import Console
 
 import w2s_jax
-from w2s_jax import artifacts, errors, execute, metrics, phases, testing
+from w2s_jax import artifacts, errors, execute, metrics, models, phases, storage, testing
 from w2s_jax.data.loading import load_task
-from w2s_jax.training import checkpoints as ckpt
 
 QUIET = Console(quiet=True)
 
@@ -297,7 +296,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     with pytest.raises(errors.TrainingFailed, match="confidence: .*not finite at step 12 of 20"):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     steps = workdir / "phases" / name / "checkpoints" / "steps"
-    assert ckpt.damage(steps / "12") is None
+    assert storage.damage(steps / "12") is None
     monkeypatch.setattr(phases, "put_batches", original)
     result = execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     assert comparable(result) == comparable(finished[1])
@@ -333,14 +332,14 @@ def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished,
 
 @pytest.mark.parametrize("halves", ["shared", "separate"])
 def test_the_released_protocol_moves_the_ceiling_to_slice_one(data_dir, halves):
-    from w2s_jax import config as config_lib
     from w2s_jax.plan import plan
     from w2s_jax.resolve import resolve
+    from w2s_jax.validation import validate
 
     config = testing.tiny_config(data_dir)
     config.protocol.name = "released"
     config.protocol.halves = halves
-    made = plan(resolve(config_lib.validate(config)))
+    made = plan(resolve(validate(config)))
     ceiling, student = made.phase(made.ceiling), made.phase(made.students["xent"])
     assert ceiling.inputs["train"] == {"shared": "slice2", "separate": "slice1"}[halves]
     assert student.inputs["train"] == "slice2" and not student.select
@@ -357,6 +356,54 @@ def test_agreement_is_measured_against_the_supervisor(finished):
         right = correct + (1 - accuracy) * n - wrong
         assert right / n == pytest.approx(student["accuracy"])
     assert metrics.performance_gap_recovered(0.5, 0.6, 0.5)[0] is None
+
+
+def test_a_trained_model_loads_and_predicts_what_was_recorded(finished, data_dir):
+    from w2s_jax.data.tokenize import tokenize
+    from w2s_jax.models import heads
+
+    workdir, result = finished
+    folder = workdir / "phases" / result["stages"][3]["phase"]
+    table = pq.read_table(folder / "predictions.parquet").to_pandas().query("split == 'test'")
+    by_id = {d.id: d for d in load_task("tiny", data_dir=str(data_dir))["test"]}
+    config, params = models.load_with_head(folder)
+    for row in table.head(5).itertuples():
+        docs, _ = tokenize(
+            [by_id[row.id]], testing.TINY_TOKENIZER, max_length=None, overlong="error"
+        )
+        hidden = models.forward(config, models.load(folder)[1], docs.document(0)[None])
+        logits = np.asarray(heads.class_logits(params["head"], hidden[:, -1]))[0]
+        assert row.p == pytest.approx(1 / (1 + np.exp(logits[0] - logits[1])), abs=1e-5)
+    with pytest.raises(errors.InputError, match="not the folder of a trained phase"):
+        models.load(workdir)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB, where the machine lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(
+    small_disk, data_dir, finished, monkeypatch
+):
+    workdir = shutil.copytree(finished[0], small_disk / "run")
+    shutil.rmtree(workdir / "phases" / finished[1]["stages"][-1]["phase"])
+    free = shutil.disk_usage(small_disk).free
+    config = testing.tiny_config(data_dir)
+    config.checkpoint.every_minutes = 0.0
+    (small_disk / "ballast").write_bytes(b"x" * (free - 60_000))
+    with pytest.raises(errors.StorageError, match=r"[Nn]o space left"):
+        execute.run(config, workdir, console=QUIET)
+    (small_disk / "ballast").unlink()
+    result = execute.run(config, workdir, console=QUIET)
+    assert comparable(result) == comparable(finished[1])
 
 
 # --- whole processes: killed, terminated ---------------------------------------------------------

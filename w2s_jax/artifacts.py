@@ -97,7 +97,7 @@ def save_labels(folder: PhaseFolder, labels: Mapping[str, tuple[np.ndarray, np.n
 
     Ids are stored as pairs of uint32: JAX, through which Orbax may pass them, would cut 64 bits.
     """
-    from w2s_jax.training.checkpoints import save_tree
+    from w2s_jax.storage import save_tree
 
     tree = {
         split: {"ids": ids_N.view(np.uint32).reshape(-1, 2), "soft": soft_NC.astype(np.float32)}
@@ -113,7 +113,7 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
       StorageError: if the stored labels are damaged.
       InputError: if a document has no label, or the phase stored none for the split.
     """
-    from w2s_jax.training.checkpoints import load_tree
+    from w2s_jax.storage import load_tree
 
     record = read_json(folder.result)["labels"]
     if split not in record["splits"]:

@@ -7,7 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from w2s_jax import errors
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns the exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # A failed write is reported once, by us; asyncio would add a traceback for each array.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -108,7 +110,7 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
         values(command)
-        config = values["config"].value
+        config: Any = values["config"].value
         # A recipe that failed to load raises its error at the first use.
         config.to_dict()
         return config

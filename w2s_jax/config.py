@@ -1,8 +1,7 @@
-"""Every default in one place, and the checks that turn a config into `Settings`.
+"""Every default in one place: the fields of a config, and what the rest of the code gets of them.
 
-A config is a locked `ml_collections.ConfigDict` with the fields of `default_config()`. `validate`
-answers bad input with one `InputError` that names the field, the value and what is allowed, and
-returns frozen dataclasses for the rest of the code. Imports no JAX.
+A config is a locked `ml_collections.ConfigDict` with the fields of `default_config()`;
+`validation.validate` turns it into the frozen `Settings` below. Imports no JAX.
 """
 
 import dataclasses
@@ -13,7 +12,6 @@ from typing import Any, get_type_hints
 from ml_collections import config_dict
 
 from w2s_jax import errors
-from w2s_jax.models.config import EMBEDDED_MODELS
 
 OPTIMIZERS = ("adam", "adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -49,12 +47,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "item_expansion": "one",
         "early_stopping": "none",
     },
-}
-_PROTOCOL_CHOICES = {
-    "head_init": ("unembedding", "zeros"),
-    "halves": ("shared", "separate"),
-    "item_expansion": ("all", "one"),
-    "early_stopping": ("agreement", "none"),
 }
 
 
@@ -261,203 +253,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def validate(config: config_dict.ConfigDict) -> Settings:
-    """Checks a config and returns it as frozen dataclasses.
-
-    Raises:
-      InputError: for an unknown field, task source, model or loss, a value of a wrong type or out
-        of range, or a microbatch that does not divide its batch. One line that names the field,
-        the value and what is allowed.
-    """
-    _check_fields(config)
-    _check_values(flatten(config))
-    protocol = _protocol(config.protocol)
-    roles = {role: _role(config, role) for role in ("weak", "strong")}
-    _choice("task.overlong", config.task.overlong, OVERLONG)
-    return Settings(
-        name=config.name,
-        seed=config.seed,
-        task=TaskSettings(**config.task.to_dict()),
-        protocol=protocol,
-        weak=roles["weak"],
-        strong=roles["strong"],
-        losses=_losses(config),
-        eval_every=config.eval.every,
-        mesh=MeshSettings(**config.mesh.to_dict()),
-        checkpoint=CheckpointSettings(**config.checkpoint.to_dict()),
-        log=LogSettings(**config.log.to_dict()),
-    )
-
-
-def _check_fields(config: config_dict.ConfigDict) -> None:
-    """Every field is known, present and of the type of its default."""
-    if not isinstance(config, config_dict.ConfigDict):
-        raise errors.InputError(
-            f"config: expected an ml_collections.ConfigDict, got {type(config).__name__}"
-        )
-    default = default_config()
-    flat, known = flatten(config), flatten(default)
-    for field in flat:
-        if field not in known and not field.startswith("loss."):
-            raise errors.unknown("config", field, known)
-    for field in known:
-        if field not in flat and not field.startswith("loss."):
-            raise errors.InputError(f"{field}: missing; start from config.default_config()")
-    for field, value in flat.items():
-        if field in known:
-            _check_type(field, value, _field_type(default, field), known[field] is None)
-
-
-def _field_type(default: config_dict.ConfigDict, field: str) -> type:
-    *path, leaf = field.split(".")
-    for key in path:
-        default = default[key]
-    return default.get_type(leaf)
-
-
-def _check_type(field: str, value: Any, expected: type, may_be_none: bool) -> None:
-    if value is None and may_be_none:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    right = number if expected is float else isinstance(value, expected)
-    if expected is int and isinstance(value, bool):
-        right = False
-    if not right:
-        kind = type(value).__name__
-        raise errors.InputError(
-            f"{field}: {value!r} is a {kind}; allowed: {expected.__name__}"
-            + (" or None" if may_be_none else "")
-        )
-
-
-#: Fields (by their last name) and the smallest value each may have.
-_MINIMA = {
-    "steps": 1,
-    "batch_size": 1,
-    "microbatch_size": 1,
-    "chunk_length": 8,
-    "train_docs": 2,
-    "test_docs": 1,
-    "validation_docs": 0,
-    "max_length": 3,
-    "every": 1,
-    "keep": 1,
-    "every_minutes": 0,
-    "warmup": 0,
-    "weight_decay": 0,
-    "beta1": 0,
-    "beta2": 0,
-    "warmup_fraction": 0,
-    "alpha_max": 0,
-    "aux_coef": 0,
-}
-_MAXIMA = {"warmup": 1, "beta1": 1, "beta2": 1, "warmup_fraction": 1, "alpha_max": 1, "aux_coef": 1}
-_POSITIVE = ("epochs", "learning_rate", "clip_norm")
-_CHOICES = {
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "compute_dtype": DTYPES,
-    "remat": REMATS,
-    "threshold": ("half", "prior"),
-}
-
-
-def _check_values(flat: dict[str, Any]) -> None:
-    """Ranges and choices."""
-    for field, value in flat.items():
-        leaf = field.rsplit(".", 1)[-1]
-        if value is None:
-            continue
-        if leaf in _MINIMA and not value >= _MINIMA[leaf]:
-            raise errors.InputError(f"{field}: {value!r}; allowed: at least {_MINIMA[leaf]}")
-        if leaf in _MAXIMA and not value <= _MAXIMA[leaf]:
-            raise errors.InputError(f"{field}: {value!r}; allowed: at most {_MAXIMA[leaf]}")
-        if leaf in _POSITIVE and not 0 < value < float("inf"):
-            raise errors.InputError(f"{field}: {value!r}; allowed: a finite number above 0")
-        if leaf in _CHOICES:
-            _choice(field, value, _CHOICES[leaf])
-        if field.startswith("mesh.") and (value == 0 or value < -1):
-            raise errors.InputError(f"{field}: {value!r}; allowed: -1 (fill) or at least 1")
-
-
-def _choice(field: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise errors.unknown(field, value, allowed)
-
-
-def _protocol(section: config_dict.ConfigDict) -> Protocol:
-    _choice("protocol.name", section.name, tuple(PROTOCOLS))
-    switches = PROTOCOLS[section.name] | {
-        key: value for key, value in section.items() if key != "name" and value is not None
-    }
-    for key, allowed in _PROTOCOL_CHOICES.items():
-        _choice(f"protocol.{key}", switches[key], allowed)
-    return Protocol(name=section.name, **switches)
-
-
-def _role(config: config_dict.ConfigDict, role: str) -> Role:
-    section = config[role]
-    _choice(f"{role}.model", section.model, tuple(EMBEDDED_MODELS))
-    merged: dict[str, dict[str, Any]] = {}
-    for part in ("train", "pretrain"):
-        own = {key: value for key, value in section[part].items() if value is not None}
-        values = config[part].to_dict() | own
-        if "epochs" in own and "steps" not in own:
-            values["steps"] = None
-        batch, microbatch = values["batch_size"], values["microbatch_size"]
-        if microbatch is not None and batch % microbatch:
-            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-            near = min(divisors, key=lambda n: (abs(n - microbatch), n))
-            raise errors.InputError(
-                f"{role}.{part}.microbatch_size: {microbatch} does not divide batch_size={batch}; "
-                f"nearest allowed: {near} (allowed: {', '.join(map(str, divisors))})"
-            )
-        if values["weight_decay"] and values["optimizer"] == "adam":
-            raise errors.InputError(
-                f"{role}.{part}.weight_decay: {values['weight_decay']} with optimizer 'adam'; "
-                "allowed: 0, or optimizer 'adamw' or 'adafactor'"
-            )
-        merged[part] = values
-    return Role(
-        model=section.model,
-        train=TrainSettings(**merged["train"]),
-        pretrain=PretrainSettings(**merged["pretrain"]),
-    )
-
-
-def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
-    # The command line reads --config.losses=xent,logconf as a tuple of one string.
-    labels = tuple(part.strip() for item in config.losses for part in str(item).split(","))
-    labels = tuple(label for label in labels if label)
-    if not labels:
-        raise errors.InputError(f"losses: is empty; allowed: {', '.join(config.loss)}")
-    if len(set(labels)) < len(labels):
-        raise errors.InputError(f"losses: {labels!r} names a label twice; allowed: each once")
-    losses = []
-    for label in labels:
-        if label not in config.loss:
-            raise errors.unknown("losses", label, config.loss)
-        losses.append(loss_settings(label, config.loss[label].to_dict()))
-    return tuple(losses)
-
-
-def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
-    """The checked settings of one entry of `config.loss`: {'kind': ..., option: value, ...}.
-
-    Raises:
-      InputError: for an unknown kind or option, or an option of a wrong type.
-    """
-    options = dict(entry)
-    kind = options.pop("kind", label)
-    if kind not in LOSS_OPTIONS:
-        raise errors.unknown(f"loss.{label}.kind", kind, LOSS_OPTIONS)
-    for option, value in options.items():
-        if option not in LOSS_OPTIONS[kind]:
-            known = LOSS_OPTIONS[kind] or {"kind": None}
-            raise errors.unknown(f"loss.{label}", option, known)
-        expected = type(LOSS_OPTIONS[kind][option])
-        _check_type(f"loss.{label}.{option}", value, expected, may_be_none=False)
-    full = LOSS_OPTIONS[kind] | options
-    return LossSettings(label, kind, tuple(sorted(full.items())))

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import artifacts, errors, metrics
+from w2s_jax import artifacts, errors, metrics, validation
 from w2s_jax import config as config_lib
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
@@ -64,7 +64,7 @@ def run(
     console = console or Console()
     workdir = Path(workdir)
     phases_dir = Path(store) if store is not None else workdir / "phases"
-    settings = config_lib.validate(config)
+    settings = validation.validate(config)
     stored = _stored(workdir)
     if stored is not None:
         _refuse_other_config(workdir, stored["config"], config)
@@ -88,7 +88,14 @@ def run(
             _make_folders(workdir, phases_dir)
             write_json(workdir / "config.json", record)
             with _signals() as stopped:
-                context = phases.Context(resolved, phases_dir, mesh, console, stopped, wandb_run)
+                context = phases.Context(
+                    resolved=resolved,
+                    store=phases_dir,
+                    mesh=mesh,
+                    console=console,
+                    should_stop=stopped,
+                    wandb_run=wandb_run,
+                )
                 _run_phases(missing, context)
         result = _result(plan, resolved, phases_dir)
         path = workdir / "result.json"
@@ -138,7 +145,7 @@ def _with_earlier_losses(settings: Settings, earlier: dict[str, Any] | None) -> 
         return settings
     own = {loss.label for loss in settings.losses}
     kept = [
-        config_lib.loss_settings(label, earlier["loss"][label])
+        validation.loss_settings(label, earlier["loss"][label])
         for label in earlier["losses"]
         if label not in own
     ]

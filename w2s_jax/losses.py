@@ -2,10 +2,11 @@
 
 Every loss has the signature
 
-    loss(logits_BC, targets_BC, step_fraction, *, weights_B=None, **options) -> float32 scalar
+    loss(logits_BC, targets_BC, step_fraction, *, weights_B=None, state=None, **options)
 
-with `targets_BC` the soft labels (column 1 is P(label 1)), `step_fraction` = step / total steps
-from 0, and `weights_B` a non-negative weight for each document (None: all 1). All compute in
+and returns a float32 scalar, with `targets_BC` the soft labels (column 1 is P(label 1)),
+`step_fraction` = step / total steps from 0, `weights_B` a non-negative weight for each document
+(None: all 1), and `state` what a loss with a memory keeps (those here have none). All compute in
 float32. A loss is *coupled* when one document's term depends on the others of its batch (a
 threshold, say): the training step then computes it over the whole batch at once, whatever the
 microbatch or the mesh. `register` adds a loss.
@@ -40,8 +41,11 @@ class Loss:
         step_fraction: Array | float,
         *,
         weights_B: Array | None = None,
+        state: None = None,
         **options: Any,
     ) -> Array:
+        if state is not None:
+            raise errors.InputError(f"loss {self.name}: has no state; allowed: state=None")
         options = config_lib.LOSS_OPTIONS[self.name] | options
         return self.fn(logits_BC, targets_BC, step_fraction, weights_B=weights_B, **options)
 

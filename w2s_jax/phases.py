@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, metrics, sharding
+from w2s_jax import artifacts, errors, metrics, sharding, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.data import packing
@@ -23,8 +23,8 @@ from w2s_jax.logs import PhaseLog
 from w2s_jax.models import decoder, heads
 from w2s_jax.plan import Phase
 from w2s_jax.resolve import Resolved
-from w2s_jax.training import checkpoints as ckpt
 from w2s_jax.training import loop
+from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.state import init_state
 from w2s_jax.training.step import StepSpec, put_batches, train_step
@@ -100,15 +100,15 @@ def _trained(phase: Phase, context: Context, folder: PhaseFolder) -> tuple[Any, 
     """The phase's final parameters and the record of their training; trains if need be."""
     initial = _initial_params(phase, context)
     if folder.trained.exists():
-        problem = ckpt.damage(folder.final)
+        problem = storage.damage(folder.final)
         if problem is None:
-            params = ckpt.load_tree(folder.final, ckpt.abstract(initial))
+            params = storage.load_tree(folder.final, storage.abstract(initial))
             return params, read_json(folder.trained)
         log.warning("%s is damaged (%s); training again", folder.final, problem)
         folder.trained.unlink()
     params, trained = _train(phase, context, folder, initial)
-    with ckpt.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
-        ckpt.save_tree(folder.final, params)
+    with storage.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
+        storage.save_tree(folder.final, params)
         write_json(folder.trained, trained)
     return params, trained
 
@@ -119,7 +119,7 @@ def _initial_params(phase: Phase, context: Context) -> Any:
     if "init" in phase.parents:
         target = {"backbone": decoder.abstract_params(phase.model, mesh)}
         parent = context.folder(phase.parents["init"])
-        backbone = ckpt.load_tree(parent.final, target)["backbone"]
+        backbone = storage.load_tree(parent.final, target)["backbone"]
     else:
         backbone = decoder.init_params(phase.model, phase.seed, mesh)
     if phase.loss is None:
@@ -160,7 +160,7 @@ def _train(
         select=phase.select,
         checkpoint_seconds=60 * settings.checkpoint.every_minutes,
     )
-    store = ckpt.Checkpoints(folder.steps, settings.checkpoint.keep)
+    saved = Checkpoints(folder.steps, settings.checkpoint.keep)
     reporter = PhaseLog(
         folder.path,
         phase.title,
@@ -177,14 +177,14 @@ def _train(
                 batches,
                 schedule,
                 reporter,
-                checkpoints=store,
+                checkpoints=saved,
                 evaluate=_evaluator(phase, context),
                 should_stop=context.should_stop,
             )
     except (errors.TrainingFailed, errors.Interrupted) as error:
         raise type(error)(f"{phase.title}: {error}") from None
     finally:
-        store.close()
+        saved.close()
     history = jax.device_get(state.history)
     tail = history[-max(1, len(history) // 10) :, 0]
     trained = {

@@ -1,18 +1,33 @@
-"""Models. `forward` and the others are imported when first used: this package imports no JAX."""
+"""Models. What needs JAX is imported when first used: importing this package does not."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 
 if TYPE_CHECKING:
     from w2s_jax.models.decoder import forward, init_params
+    from w2s_jax.models.loading import load, load_with_head
 
-__all__ = ["EMBEDDED_MODELS", "ModelConfig", "embedded_model", "forward", "init_params"]
+__all__ = [
+    "EMBEDDED_MODELS",
+    "ModelConfig",
+    "embedded_model",
+    "forward",
+    "init_params",
+    "load",
+    "load_with_head",
+]
+
+_HOMES = {
+    "forward": "decoder",
+    "init_params": "decoder",
+    "load": "loading",
+    "load_with_head": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("forward", "init_params"):
-        from w2s_jax.models import decoder
-
-        return getattr(decoder, name)
+    if name in _HOMES:
+        return getattr(import_module(f"w2s_jax.models.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

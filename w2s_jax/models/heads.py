@@ -33,6 +33,12 @@ def init_class_head(
     return {"kernel": jax.device_put(kernel_DC, sharding.replicated(mesh))}
 
 
+def abstract_class_head(config: ModelConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of a two-logit head."""
+    whole = sharding.replicated(mesh)
+    return {"kernel": jax.ShapeDtypeStruct((config.d_model, 2), jnp.float32, sharding=whole)}
+
+
 def class_logits(head: dict[str, Any], hidden_BD: Array) -> Array:
     """Two-class logits in float32, [B, 2]."""
     with jax.named_scope("class_head"):

@@ -1,109 +1,21 @@
-"""Checkpoints by Orbax, each with a manifest of sha256 sums that is checked before it is trusted.
+"""Mid-phase checkpoints by Orbax: asynchronous, bounded in number, checked before they are trusted.
 
-Orbax commits a step by a rename, so a kill leaves whole steps only; it does not notice a byte that
-flipped later. The manifest (`<step>.manifest.json`, beside the step) is written after the commit: a
-step without one, or that differs from it, is passed over and the one before it is used.
+Orbax commits a step by a rename, so a kill leaves whole steps only. A step's manifest (see
+`storage`) is written after the commit: a step without one, or that differs from it, is passed over
+and the one before it is used.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
-from w2s_jax import errors
-from w2s_jax.files import write_json
+from w2s_jax.storage import damage, manifest_path, storage_errors, write_manifest
 
 log = logging.getLogger(__name__)
-
-
-def manifest_path(folder: Path) -> Path:
-    """Where the manifest of an Orbax folder stands: beside it."""
-    return folder.with_name(folder.name + ".manifest.json")
-
-
-def write_manifest(folder: Path) -> None:
-    """Records the sha256 of every file under `folder`."""
-    write_json(manifest_path(folder), _sums(folder))
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with an Orbax folder, in words; None if it equals its manifest."""
-    if not folder.is_dir():
-        return "the folder is missing"
-    try:
-        wanted = json.loads(manifest_path(folder).read_text())
-    except (OSError, ValueError):
-        return "it has no readable manifest"
-    found = _sums(folder)
-    for name, digest in wanted.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != digest:
-            return f"{name} differs from its sha256"
-    return None
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            sums[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
-
-
-@contextlib.contextmanager
-def storage_errors(what: str, folder: Path) -> Iterator[None]:
-    """Turns a full disk, however Orbax words it, into a `StorageError`."""
-    try:
-        yield
-    except Exception as error:
-        text = f"{error} {error.__cause__ or ''} {error.__context__ or ''}"
-        if "No space left" not in text and "RESOURCE_EXHAUSTED" not in text:
-            raise
-        raise errors.StorageError(
-            f"{what}: no space left on the disk of {folder}; complete checkpoints are intact: "
-            "free some space and run the same command again"
-        ) from error
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree, as Orbax wants them for restoring."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-
-
-def save_tree(folder: Path, tree: Any) -> None:
-    """Saves a tree of arrays as `folder`, with its manifest; replaces a damaged or unfinished one.
-
-    Raises:
-      StorageError: if the disk is full.
-    """
-    with storage_errors("saving", folder), ocp.StandardCheckpointer() as checkpointer:
-        manifest_path(folder).unlink(missing_ok=True)
-        checkpointer.save(folder.absolute(), tree, force=True)
-        checkpointer.wait_until_finished()
-        write_manifest(folder)
-
-
-def load_tree(folder: Path, target: Any) -> Any:
-    """Restores what `save_tree` wrote into the shapes and shardings of `target`.
-
-    Raises:
-      StorageError: if a file is missing or differs from the manifest.
-    """
-    problem = damage(folder)
-    if problem:
-        raise errors.StorageError(
-            f"{folder}: damaged ({problem}); delete its phase folder and run again to remake it"
-        )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), target)
 
 
 class Checkpoints:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from w2s_jax import errors
-from w2s_jax.training.checkpoints import Checkpoints, abstract
+from w2s_jax.storage import abstract
+from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.state import HISTORY, TrainState
 
 Evaluate = Callable[[Any], dict[str, Any]]

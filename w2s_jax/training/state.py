@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.models import decoder
+from w2s_jax.models import decoder, heads
 from w2s_jax.models.config import ModelConfig
 
 #: Columns of `TrainState.history`.
@@ -67,8 +66,7 @@ def state_shardings(
     whole = sharding.replicated(mesh)
     abstract = {"backbone": decoder.abstract_params(config, mesh)}
     if head:
-        kernel = jax.ShapeDtypeStruct((config.d_model, 2), jnp.float32, sharding=whole)
-        abstract["head"] = {"kernel": kernel}
+        abstract["head"] = heads.abstract_class_head(config, mesh)
     return TrainState(
         params=jax.tree.map(lambda x: x.sharding, abstract),
         opt_state=_opt_state_shardings(optimizer, abstract, mesh),
