@@ -1,32 +1,47 @@
-"""quickstart"""
+"""Handwritten digits: does a small model's idea of "even" elicit it from one that knows digits?
+
+    w2s run --config=configs/quickstart.py --workdir=runs/quickstart
+
+About 40 s on two CPU cores, compilation included; the same command again prints the result in 2 s.
+`--config=configs/quickstart.py:3` runs seed 3 (model initialisation, data order and splits alike).
+
+scikit-learn's 1,797 images of 8 x 8 pixels, as sequences of 64 tokens. The strong model (`gpt-d32`)
+has been pretrained on other images with captions that name the digit; nobody told it about even and
+odd. The weak model (`gpt-d8`) starts from nothing and is finetuned on 300 labelled images; it then
+labels 300 others, on which the students and the ceiling are finetuned. The recipe was chosen on
+seeds 100 to 107. Measured on seeds 0 to 7, which were not used for that (medians; docs/results.md):
+
+    MEDIANS
+"""
+
+from ml_collections import config_dict
 
 from w2s_jax.config import default_config
 
 
-def get_config():
+def get_config(seed: str = "0") -> config_dict.ConfigDict:
+    """The recipe, with all seeds set to `seed`."""
     config = default_config()
-    config.name = "quickstart"
-    config.pretrain.source = "task"
-    config.pretrain.optimizer = "adamw"
-    config.pretrain.beta2 = 0.98
-    config.pretrain.weight_decay = 0.01
-    config.pretrain.clip_norm = 1.0
-    config.pretrain.warmup = 0.1
-    config.pretrain.schedule = "linear"
-    config.train.optimizer = "adamw"
-    config.train.beta2 = 0.98
-    config.train.weight_decay = 0.01
-    config.train.clip_norm = 1.0
-    config.train.warmup = 0.1
-    config.train.schedule = "linear"
+    config.name = f"quickstart-{seed}"
+    config.seed = config.pretrain.seed = config.task.split_seed = int(seed)
+    config.task.name = "digits_even"
+
+    for section in (config.pretrain, config.train):
+        section.optimizer = "adamw"
+        section.beta2 = 0.98
+        section.weight_decay = 0.01
+        section.clip_norm = 1.0
+        section.warmup = 0.1
+        section.schedule = "linear"
+
     config.weak.model = "gpt-d8"
-    config.weak.pretrain.learning_rate = 1e-2
-    config.weak.pretrain.steps = 400
-    config.weak.train.learning_rate = 5e-3
-    config.weak.train.steps = 144
+    config.weak.train.learning_rate = 1e-2
+    config.weak.train.steps = 288
+
     config.strong.model = "gpt-d32"
-    config.strong.pretrain.learning_rate = 5e-3
+    config.strong.pretrain.source = "task"
+    config.strong.pretrain.learning_rate = 1e-2
     config.strong.pretrain.steps = 1000
-    config.strong.train.learning_rate = 1e-3
-    config.strong.train.steps = 96
+    config.strong.train.learning_rate = 3e-3
+    config.strong.train.steps = 40
     return config

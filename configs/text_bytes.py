@@ -1,31 +1,46 @@
-"""text"""
+"""Any binary text task from local files, with byte-level models pretrained on plain text.
+
+    w2s run --config=configs/text_bytes.py:sst2 --workdir=runs/sst2 --config.task.data_dir=DIR
+
+DIR holds `sst2/train.jsonl[.gz]`, `validation` and `test` in the dataset's official fields, and
+`corpus_imdb_unsup/train.jsonl[.gz]` with unlabelled texts (`text`); README.md describes the layout.
+`:NAME` is any known task, or the name of a folder with rows of `text` and `label`; other text for
+pretraining is named by `--config.pretrain.source=FOLDER_OR_FILE`.
+
+TIME
+"""
+
+from ml_collections import config_dict
 
 from w2s_jax.config import default_config
 
 
-def get_config(task: str = "sst2"):
+def get_config(task: str = "sst2") -> config_dict.ConfigDict:
+    """The recipe for one task."""
     config = default_config()
     config.name = f"bytes-{task}"
     config.task.name = task
-    config.task.max_length = 256
+    config.task.max_length = 192
     config.task.validation_docs = 400
+
     config.pretrain.source = "corpus_imdb_unsup"
-    config.pretrain.chunk_length = 256
-    config.pretrain.batch_size = 32
+    config.pretrain.chunk_length = 128
     config.pretrain.optimizer = "adamw"
+    config.pretrain.learning_rate = 4e-3
     config.pretrain.beta2 = 0.98
     config.pretrain.weight_decay = 0.1
     config.pretrain.clip_norm = 1.0
     config.pretrain.warmup = 0.05
-    config.pretrain.schedule = "cosine"
-    config.pretrain.learning_rate = 2e-3
     config.pretrain.compute_dtype = "bfloat16"
-    config.train.compute_dtype = "bfloat16"
-    config.train.batch_size = 32
+
     config.train.epochs = 2.0
-    config.train.learning_rate = 3e-4
+    config.train.learning_rate = 1e-3
+    config.train.warmup = 0.1
+    config.train.clip_norm = 1.0
+    config.train.compute_dtype = "bfloat16"
+
     config.weak.model = "rotary-d32"
     config.weak.pretrain.steps = 300
     config.strong.model = "rotary-d128"
-    config.strong.pretrain.steps = 1500
+    config.strong.pretrain.steps = 1200
     return config

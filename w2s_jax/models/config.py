@@ -102,6 +102,7 @@ def _gpt(name: str, d_model: int, num_layers: int, num_heads: int) -> dict[str, 
         num_kv_heads=num_heads,
         head_dim=d_model // num_heads,
         d_mlp=4 * d_model,
+        init_std=d_model**-0.5,
     )
 
 
@@ -117,6 +118,9 @@ def _rotary(name: str, d_model: int, num_layers: int, num_heads: int) -> dict[st
         mlp_bias=False,
     )
 
+
+# GPT-2's init_std of 0.02 suits its width of 768; at these widths captions are learnt far better
+# from d_model ** -0.5, which keeps the scale of each layer's output.
 
 #: Models that need no download: their vocabulary and length come from the task, their weights from
 #: the run's own pretraining phase. `gpt-*`: GPT-2's form; `rotary-*`: Llama's form.

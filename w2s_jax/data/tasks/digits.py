@@ -16,6 +16,8 @@ PAD, BOS = 0, 1
 FIRST_PIXEL = 2
 FIRST_CAPTION = FIRST_PIXEL + PIXEL_VALUES
 VOCAB_SIZE = FIRST_CAPTION + 10
+# A head that starts from the unembedding takes one digit of each class: 1 is odd, 0 is even.
+LABEL_TOKENS = (FIRST_CAPTION + 1, FIRST_CAPTION + 0)
 
 TEST_DOCS = 400
 VALIDATION_DOCS = 100
@@ -123,6 +125,6 @@ TASKS: tuple[Task, ...] = (
         description="8x8 images of handwritten digits as 64 tokens: is the digit even?",
         licence="CC BY 4.0 (UCI Optical Recognition of Handwritten Digits, in scikit-learn)",
         load=load,
-        token_space=TokenSpace(VOCAB_SIZE, PAD, BOS, (FIRST_CAPTION, FIRST_CAPTION + 1)),
+        token_space=TokenSpace(VOCAB_SIZE, PAD, BOS, LABEL_TOKENS),
     ),
 )
