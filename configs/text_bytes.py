@@ -33,7 +33,7 @@ def get_config(task: str = "sst2") -> config_dict.ConfigDict:
     config.pretrain.warmup = 0.05
     config.pretrain.compute_dtype = "bfloat16"
 
-    config.train.epochs = 2.0
+    config.train.epochs = 6.0
     config.train.learning_rate = 1e-3
     config.train.warmup = 0.1
     config.train.clip_norm = 1.0

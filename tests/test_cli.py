@@ -154,11 +154,12 @@ def test_help_is_quick_and_imports_no_jax():
         assert option in done.stdout
 
 
-def test_usage_errors_exit_with_2():
+def test_usage_errors_are_one_line_and_status_2(capsys):
     for arguments in ([], ["runn"], ["run", "--config=x"]):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 #: Layers from the ground up; a module may import from its own layer and those before it.

@@ -83,6 +83,10 @@ def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
         ({"task__train_docs": -5}, ["task.train_docs", "-5", "at least 2"]),
         ({"loss__confidence__alpha_max": 1.5}, ["loss.confidence.alpha_max", "1.5", "at most 1"]),
         ({"loss__confidence__threshold": "median"}, ["threshold", "'median'", "half"]),
+        ({"seed": -1}, ["seed", "-1", "at least 0"]),
+        ({"pretrain__seed": 2**32}, ["pretrain.seed", "4294967296", "at most 4294967295"]),
+        ({"task__test_docs": 1}, ["task.test_docs", "1", "at least 2"]),
+        ({"train__beta1": 1.0}, ["train.beta1", "1.0"]),
         ({"mesh__data": 0}, ["mesh.data", "0", "-1"]),
         ({"log__every": 0}, ["log.every", "0", "at least 1"]),
     ],
@@ -123,6 +127,16 @@ def test_a_loss_may_stand_under_any_label_with_its_own_options():
     assert "loss.odd: unknown value 'alpha' (did you mean 'alpha_max'?)" in message(config)
     with pytest.raises(errors.InputError, match=r"loss\.x\.kind.*'confidense'.*'confidence'"):
         config_lib.add_loss(config, "x", "confidense")
+
+
+def test_a_loss_entry_of_a_wrong_shape_or_type_is_named():
+    config = config_lib.default_config()
+    config_lib.add_loss(config, "odd", "confidence", alpha_max="0.7")
+    assert "loss.odd.alpha_max: '0.7' is a str; allowed: float" in message(config)
+    config = config_lib.default_config()
+    with config.unlocked():
+        config.loss.foo = 3
+    assert "loss.foo: 3; allowed" in message(config)
 
 
 def test_losses_may_be_given_as_one_comma_separated_string():

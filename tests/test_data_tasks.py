@@ -277,7 +277,7 @@ def test_digits_pretraining_documents(digit_documents):
         29,
         0,
         1,
-        (19, 20),
+        (20, 19),  # the captions "1", which is odd, and "0", which is even
     )
     assert max(max(d.tokens) for d in digit_documents["pretrain"]) == 28
 

@@ -98,6 +98,14 @@ def test_the_order_follows_ids_not_places():
     np.testing.assert_array_equal(ids[order], ids[shuffled][other])
 
 
+def test_evaluation_batches_are_about_equally_long():
+    """Sorted batches in one shape would be mostly padding: the first would set the rows of all."""
+    lengths = np.clip(np.random.default_rng(0).lognormal(3.2, 0.8, 800), 5, 192).astype(int)
+    docs = documents(lengths)
+    order = packing.evaluation_order(docs.lengths_N, batch_size=64)
+    assert packing.pack(docs, order).real_token_share > 0.8
+
+
 def test_evaluation_holds_every_document_once_and_fills_with_weight_zero():
     docs = documents(random_lengths(21))
     order = packing.evaluation_order(docs.lengths_N, batch_size=8)

@@ -105,7 +105,7 @@ def write_run(folder, result, config=None, curves=True):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(result))
     config = config or {"seed": result["seed"], "train": {"learning_rate": 1e-4}}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"config": config, "data": {"slice1": "ab"}}))
     for stage in result["stages"] if curves else []:
         phase = folder / "phases" / stage["phase"]
         phase.mkdir(parents=True)

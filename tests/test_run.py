@@ -12,10 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
 import w2s_jax
 from w2s_jax import artifacts, errors, execute, metrics, models, phases, storage, testing
 from w2s_jax.data.loading import load_task
+from w2s_jax.report import write_report
+from w2s_jax.report.runs import group_runs, load_runs
 
 QUIET = Console(quiet=True)
 
@@ -76,25 +79,33 @@ def test_the_result_fulfils_the_contract(finished):
 
 def test_all_metrics_follow_from_the_predictions(finished):
     workdir, result = finished
-    folders = {s["kind"] + s.get("label", ""): s["phase"] for s in result["stages"]}
-    tables = {
-        key: pq.read_table(workdir / "phases" / name / "predictions.parquet").to_pandas()
-        for key, name in folders.items()
-        if not key.startswith("pretrain")
-    }
-    weak = tables["weak"].query("split == 'test'")
-    for key, role in (("weak", result["weak"]), ("studentxent", result["students"]["xent"])):
-        test = tables[key].query("split == 'test'")
-        right = (test.p > 0.5) == (test.ground_truth > 0.5)
-        assert role["accuracy"] == right.mean()
-        assert (test.id.to_numpy() == weak.id.to_numpy()).all()
-    student = tables["studentxent"].query("split == 'test'")
-    agree = ((student.p > 0.5).to_numpy() == (weak.p > 0.5).to_numpy()).mean()
-    assert result["students"]["xent"]["agreement"] == pytest.approx(agree)
-    # A student's label column is the supervisor's soft label; the others' is the ground truth.
-    np.testing.assert_array_equal(student.label, weak.p)
-    np.testing.assert_array_equal(weak.label, weak.ground_truth)
+    tables = {}
+    for stage in result["stages"]:
+        if stage["kind"] != "pretrain":
+            table = pq.read_table(workdir / "phases" / stage["phase"] / "predictions.parquet")
+            tables[stage.get("label", stage["kind"])] = table.to_pandas()
     assert set(tables["weak"].split) == {"validation", "test"}
+    tests = {name: table.query("split == 'test'") for name, table in tables.items()}
+    weak = tests["weak"]
+    roles = {"weak": result["weak"], "ceiling": result["ceiling"], **result["students"]}
+    right = {n: ((t.p > 0.5) == (t.ground_truth > 0.5)).to_numpy() for n, t in tests.items()}
+    for name, role in roles.items():
+        test = tests[name]
+        assert (test.id.to_numpy() == weak.id.to_numpy()).all()
+        accuracy = right[name].mean()
+        assert role["accuracy"] == accuracy
+        assert role["accuracy_se"] == pytest.approx((accuracy * (1 - accuracy) / 64) ** 0.5)
+        assert role["auroc"] == pytest.approx(roc_auc_score(test.ground_truth, test.p))
+    for label, student in result["students"].items():
+        test = tests[label]
+        agree = (test.p > 0.5).to_numpy() == (weak.p > 0.5).to_numpy()
+        assert student["agreement"] == pytest.approx(agree.mean())
+        assert student["agreement_when_correct"] == pytest.approx(agree[right["weak"]].mean())
+        assert student["agreement_when_wrong"] == pytest.approx(agree[~right["weak"]].mean())
+        # A student's label column is the supervisor's soft label; the others' is the truth.
+        np.testing.assert_array_equal(test.label, weak.p)
+    np.testing.assert_array_equal(weak.label, weak.ground_truth)
+    np.testing.assert_array_equal(tests["ceiling"].label, weak.ground_truth)
 
 
 def test_weak_labels_are_joined_by_document_id(finished, data_dir):
@@ -168,6 +179,56 @@ def test_a_foreign_folder_is_refused(tmp_path, data_dir):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(errors.InputError, match="is not empty and holds no run"):
         execute.run(testing.tiny_config(data_dir), tmp_path, console=QUIET)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(errors.InputError, match="config.json is not a run's record"):
+        execute.run(testing.tiny_config(data_dir), tmp_path, console=QUIET)
+
+
+def test_a_kill_in_the_very_first_write_leaves_a_folder_that_runs(tmp_path, data_dir, finished):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / ".config.json.4711.tmp").write_text("{")
+    store = shutil.copytree(finished[0] / "phases", tmp_path / "store")
+    result = execute.run(testing.tiny_config(data_dir), workdir, store=store, console=QUIET)
+    assert comparable(result) == comparable(finished[1])
+
+
+def test_what_a_kill_leaves_of_result_and_report_is_written_again(workdir, data_dir, finished):
+    page, path = workdir / "report" / "report.html", workdir / "result.json"
+    path.write_text("{")
+    page.write_text("old")
+    assert execute.run(testing.tiny_config(data_dir), workdir, console=QUIET) == finished[1]
+    assert json.loads(path.read_text()) == finished[1]
+    assert "confidence" in page.read_text()
+
+
+def test_damaged_predictions_are_refused_by_name(workdir, data_dir, finished):
+    path = workdir / "phases" / finished[1]["stages"][-1]["phase"] / "predictions.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(errors.StorageError, match=r"predictions.parquet: differs.*run again"):
+        execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+    (path.parent / "result.json").write_text("{}")
+    with pytest.raises(errors.StorageError, match=r"result.json: damaged.*run again"):
+        execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+
+
+def test_runs_that_differ_in_seeds_are_one_group_of_a_report(workdir, data_dir, finished, tmp_path):
+    config = testing.tiny_config(data_dir)
+    config.seed = config.task.split_seed = 1
+    other = execute.run(config, tmp_path / "seed1", store=workdir / "phases", console=QUIET)
+    shared = {s["phase"] for s in finished[1]["stages"]} & {s["phase"] for s in other["stages"]}
+    assert {name.split("-")[0] for name in shared} == {"pretrain"}
+    runs, _ = load_runs([workdir, tmp_path / "seed1"])
+    assert [len(group) for group in group_runs(runs).values()] == [2]
+    assert all(run.curves for run in runs), "training curves are found in the store too"
+    page = write_report([workdir, tmp_path / "seed1"], tmp_path / "both").read_text()
+    medians = [
+        f"{(finished[1][role]['accuracy'] + other[role]['accuracy']) / 2:.3f}"
+        for role in ("weak", "ceiling")
+    ]
+    assert all(median in page for median in medians)
 
 
 def test_a_dry_run_prints_phases_and_writes_nothing(tmp_path, data_dir):
@@ -302,8 +363,8 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     assert comparable(result) == comparable(finished[1])
 
 
-def test_two_processes_share_a_store(tmp_path):
-    """The second waits for the first's claim instead of training the same phase."""
+def test_a_claimed_phase_is_waited_for(tmp_path):
+    """The second holder waits for the first instead of training the same phase."""
     folder = artifacts.PhaseFolder(tmp_path / "weak-0")
     held, release, events = threading.Event(), threading.Event(), []
 
@@ -320,6 +381,9 @@ def test_two_processes_share_a_store(tmp_path):
         events.append("second runs")
     thread.join()
     assert events == ["waits", "first done", "second runs"]
+    with artifacts.claim(folder), pytest.raises(errors.Interrupted):  # noqa: SIM117
+        with artifacts.claim(folder, should_stop=lambda: True):
+            pass
 
 
 def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished, monkeypatch):
@@ -428,27 +492,45 @@ def command(data_dir, workdir, recipe):
     ]
 
 
+#: What must have appeared since the start for a kill to fall at a telling moment.
+MOMENTS = [
+    "config.json",  # nothing trained yet
+    "phases/pretrain-*/checkpoints/steps/*tmp*",  # in mid-save
+    "phases/pretrain-*/checkpoints/steps/*.manifest.json",  # a checkpoint is complete
+    "phases/*/checkpoints/final*tmp*",  # saving the final parameters
+    "phases/weak-*/checkpoints/trained.json",  # before labels and predictions
+    "phases/weak-*/labels*",  # in labelling
+    "phases/student-*/metrics.jsonl",
+    "phases/student-*/checkpoints/steps/*.manifest.json",
+    "phases/student-*/result.json",
+    "result.json",  # before the report
+]
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits(tmp_path, data_dir):
-    """kill -9 at seven moments, from start-up to the report, and the same command again."""
+    """kill -9 at telling moments, and the same command again, gives the undisturbed numbers."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     plain = command(data_dir, tmp_path / "plain", tmp_path / "recipe.py")
-    started = time.monotonic()
     subprocess.run(plain, check=True, **quiet)
-    whole = time.monotonic() - started
-    rng = np.random.default_rng(0)
-    again = command(data_dir, tmp_path / "killed", tmp_path / "recipe.py")
-    for share in rng.uniform(0.3, 0.9, 7):
+    killed = tmp_path / "killed"
+    again = command(data_dir, killed, tmp_path / "recipe.py")
+    landed = []
+    for pattern in MOMENTS:
+        before = set(killed.glob(pattern))
         process = subprocess.Popen(again, **quiet)
-        time.sleep(share * whole)
+        while process.poll() is None and not set(killed.glob(pattern)) - before:
+            time.sleep(0.001)
         process.kill()
-        process.wait()
+        landed.append(process.wait() == -signal.SIGKILL)
+    assert sum(landed) >= 8, list(zip(MOMENTS, landed, strict=True))
     subprocess.run(again, check=True, **quiet)
-    results = [json.loads((tmp_path / d / "result.json").read_text()) for d in ("plain", "killed")]
+    results = [json.loads((d / "result.json").read_text()) for d in (tmp_path / "plain", killed)]
     assert comparable(results[0]) == comparable(results[1])
+    assert (killed / "report" / "report.html").exists()
     for stage in results[0]["stages"]:
         for name in ("metrics.jsonl", "predictions.parquet"):
-            files = [tmp_path / d / "phases" / stage["phase"] / name for d in ("plain", "killed")]
+            files = [d / "phases" / stage["phase"] / name for d in (tmp_path / "plain", killed)]
             if files[0].exists():
                 assert files[0].read_bytes() == files[1].read_bytes(), (stage, name)
 

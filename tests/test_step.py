@@ -18,6 +18,7 @@ from w2s_jax.data.tokenize import tokenize
 from w2s_jax.inference import Predictor, soft_labels
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import decoder, heads
+from w2s_jax.training import step as step_module
 from w2s_jax.training.optimizer import make_optimizer, make_schedule
 from w2s_jax.training.state import init_state
 from w2s_jax.training.step import StepSpec, put_batches, train_step
@@ -84,8 +85,6 @@ def small_problem():
 
 #: Plain gradient descent with rate 1: the parameters' change is the gradient itself.
 def gradient_of_one_step(monkeypatch, loss, mesh_shape=(1, 1, 1), micro=1, dtype="float32"):
-    from w2s_jax.training import step as step_module
-
     config, docs, params = small_problem()
     monkeypatch.setattr(step_module, "make_optimizer", lambda *_: optax.sgd(1.0))
     step_module._train_step.cache_clear()
@@ -155,6 +154,7 @@ def test_packed_gradients_equal_those_of_one_document_at_a_time(monkeypatch):
     [
         ("confidence", [((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 1)]),
         ("logconf", [((8, 1, 1), 4)]),
+        ("xent", [((1, 1, 1), 4)]),
     ],
 )
 def test_microbatches_and_shards_change_no_gradient(monkeypatch, kind, variants):
@@ -242,6 +242,12 @@ def test_a_non_finite_loss_freezes_the_state_and_names_the_step():
     jax.tree.map(np.testing.assert_array_equal, last.params, good.params)
     jax.tree.map(np.testing.assert_array_equal, last.opt_state, good.opt_state)
     assert np.isfinite(last.history).all()
+
+
+def test_an_update_that_overflows_freezes_the_state_too():
+    states = run_steps(TrainSettings(batch_size=16, learning_rate=1e39), 2)
+    assert [int(s.failed_step) for s in states] == [-1, 0, 0]
+    jax.tree.map(np.testing.assert_array_equal, states[2].params, states[0].params)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from w2s_jax import errors
-from w2s_jax.files import read_json
+from w2s_jax.files import read_json, sha256
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,17 @@ class PhaseFolder:
 
 
 @contextmanager
-def claim(folder: PhaseFolder, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def claim(
+    folder: PhaseFolder,
+    waiting: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
     """Holds a phase's folder for this process; waits while another process holds it.
 
     A `flock`: the kernel releases it when its process ends, however it ends.
+
+    Raises:
+      Interrupted: if `should_stop` says so while waiting.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with (folder.path / ".lock").open("w") as lock:
@@ -88,8 +96,32 @@ def claim(folder: PhaseFolder, waiting: Callable[[], None] = lambda: None) -> It
                 if not told:
                     waiting()
                     told = True
+                if should_stop():
+                    raise errors.Interrupted(
+                        "stopped by a signal while waiting; the same command resumes"
+                    ) from None
                 time.sleep(0.2)
         yield
+
+
+def read_result(folder: PhaseFolder) -> dict[str, Any]:
+    """A complete phase's result.json, after checking the files that it vouches for.
+
+    Raises:
+      StorageError: if it is damaged, or predictions.parquet differs from its sha256.
+    """
+    remedy = f"delete {folder.path} and run again to remake it"
+    try:
+        result = read_json(folder.result)
+        sums = dict(result["sha256"])
+        float(result["seconds"]), result["kind"], result["execution"]["versions"]
+    except (errors.InputError, KeyError, TypeError, ValueError) as error:
+        raise errors.StorageError(f"{folder.result}: damaged ({error}); {remedy}") from error
+    for name, wanted in sums.items():
+        path = folder.path / name
+        if not path.exists() or sha256(path) != wanted:
+            raise errors.StorageError(f"{path}: differs from its sha256; {remedy}")
+    return result
 
 
 def save_labels(folder: PhaseFolder, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:

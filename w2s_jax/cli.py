@@ -5,9 +5,11 @@ Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and res
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from w2s_jax import errors
 
@@ -21,15 +23,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A failed write is reported once, by us; asyncio would add a traceback for each array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        # Before and after training SIGTERM acts as Ctrl-C; in training `execute` asks for both.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("w2s: stopped by a signal; the same command resumes", file=sys.stderr)
+        return errors.Interrupted.exit_status
     except errors.W2SError as error:
         print(f"w2s: {error}", file=sys.stderr)
         return error.exit_status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers a usage error in one line, as every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"w2s: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="w2s", description="Weak-to-strong generalization in JAX.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

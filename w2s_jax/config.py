@@ -55,8 +55,9 @@ class TrainSettings:
     """How one model is trained.
 
     `steps` overrides `epochs`. `warmup` is the share of steps over which the learning rate rises
-    linearly from 0; `schedule` then leads to 0 (or stays constant). `microbatch_size` documents are
-    computed at a time (None: the whole batch); it and `remat` change memory, never results.
+    linearly to `learning_rate`; `schedule` then leads to 0 (or stays constant). `microbatch_size`
+    documents are computed at a time (None: the whole batch); it and `remat` change memory, never
+    results.
     """
 
     epochs: float = 2.0
@@ -86,7 +87,7 @@ class PretrainSettings(TrainSettings):
     source: str | None = None
     seed: int = 0
     chunk_length: int = 256
-    steps: int | None = 500
+    epochs: float = 1.0
 
 
 @dataclass(frozen=True)

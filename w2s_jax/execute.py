@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +63,11 @@ def run(
     """
     console = console or Console()
     workdir = Path(workdir)
-    phases_dir = Path(store) if store is not None else workdir / "phases"
     settings = validation.validate(config)
     stored = _stored(workdir)
+    if store is None and stored is not None:
+        store = stored.get("store")
+    phases_dir = Path(store) if store is not None else workdir / "phases"
     if stored is not None:
         _refuse_other_config(workdir, stored["config"], config)
         settings = _with_earlier_losses(settings, stored["config"])
@@ -74,6 +76,8 @@ def run(
         _refuse_other_data(workdir, stored["data"], resolved)
     plan = make_plan(resolved)
     record = _record(config, stored, resolved)
+    if store is not None:
+        record["store"] = str(phases_dir.absolute())
     missing = [p for p in plan.phases if not PhaseFolder(phases_dir / p.name).complete]
     for note in resolved.notes:
         console.print(note, style="dim", highlight=False)
@@ -84,9 +88,11 @@ def run(
         if missing:
             from w2s_jax import phases
 
-            mesh, wandb_run = _devices_and_loggers(settings)
-            _make_folders(workdir, phases_dir)
+            mesh, wandb_run = _devices_and_loggers(settings, workdir, record)
+            # The record first: a folder that holds anything else is taken for a foreign one.
+            _make_folder(workdir)
             write_json(workdir / "config.json", record)
+            _make_folder(phases_dir)
             with _signals() as stopped:
                 context = phases.Context(
                     resolved=resolved,
@@ -97,25 +103,39 @@ def run(
                     wandb_run=wandb_run,
                 )
                 _run_phases(missing, context)
+            if wandb_run is not None:
+                wandb_run.finish()
         result = _result(plan, resolved, phases_dir)
         path = workdir / "result.json"
-        if missing or not path.exists() or read_json(path) != result:
-            _make_folders(workdir, phases_dir)
+        if not _holds(path, result):
+            _make_folder(workdir)
             write_json(workdir / "config.json", record)
             write_json(path, result)
-        if not (workdir / "report" / "report.html").exists() or missing:
-            write_report([workdir], workdir / "report")
+        page = workdir / "report" / "report.html"
+        if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            write_report([workdir], page.parent)
     print_result(result, console)
-    console.print(f"result: {path}\nreport: {workdir / 'report' / 'report.html'}", highlight=False)
+    console.print(f"result: {path}\nreport: {page}", highlight=False)
     return result
 
 
-def _make_folders(*folders: Path) -> None:
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.InputError(f"--workdir: cannot make {folder}: {error}") from error
+def _holds(path: Path, result: dict[str, Any]) -> bool:
+    """Whether a result.json is there and says this; a damaged one is written again."""
+    try:
+        return path.exists() and read_json(path) == result
+    except errors.InputError:
+        return False
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.InputError(f"--workdir: cannot make {folder}: {error}") from error
+
+
+#: What a storage device, rather than a program, does wrong.
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextlib.contextmanager
@@ -123,7 +143,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, errors.W2SError):
+        if error.errno not in _DISK_ERRNOS:
             raise
         raise errors.StorageError(
             f"{error.strerror or error} ({error.filename or folder}); complete checkpoints and "
@@ -162,8 +182,20 @@ def _stored(workdir: Path) -> dict[str, Any] | None:
     """
     path = workdir / "config.json"
     if path.exists():
-        return read_json(path)
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        stored = read_json(path)
+        if isinstance(stored, dict) and {"config", "data"} <= stored.keys():
+            return stored
+        raise errors.InputError(
+            f"--workdir: {path} is not a run's record; allowed: a new or empty folder, or the "
+            "folder of this run"
+        )
+    # A kill in the first write leaves its temporary file.
+    others = (
+        [p for p in workdir.iterdir() if not p.match(".config.json.*.tmp")]
+        if (workdir.is_dir())
+        else [workdir] * workdir.exists()
+    )
+    if others:
         raise errors.InputError(
             f"--workdir: {workdir} is not empty and holds no run; allowed: a new or empty folder, "
             "or the folder of this run"
@@ -175,7 +207,9 @@ def _refuse_other_config(
     workdir: Path, earlier: dict[str, Any], config: config_dict.ConfigDict
 ) -> None:
     """Refuses a working directory that belongs to another experiment, naming what differs."""
-    there, now = config_lib.flatten(earlier), config_lib.flatten(_plain(config))
+    # Fields that did not exist when the run was begun had the defaults of today.
+    there = config_lib.flatten(_plain(config_lib.default_config())) | config_lib.flatten(earlier)
+    now = config_lib.flatten(_plain(config))
     differences = []
     for field in sorted(there.keys() | now.keys()):
         if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS):
@@ -221,12 +255,14 @@ def _record(
 # --- phases --------------------------------------------------------------------------------------
 
 
-def _devices_and_loggers(settings: Settings) -> tuple["Mesh", Any]:
+def _devices_and_loggers(
+    settings: Settings, workdir: Path, record: dict[str, Any]
+) -> tuple["Mesh", Any]:
     """What may still be refused before anything is written: the mesh, and Weights & Biases."""
     from w2s_jax import logs, sharding
 
     mesh = sharding.make_mesh(settings.mesh)
-    return mesh, logs.start_wandb(settings.log, settings.name, {"seed": settings.seed})
+    return mesh, logs.start_wandb(settings.log, settings.name, workdir, record["config"])
 
 
 def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
@@ -239,10 +275,10 @@ def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
         def waiting(phase: Phase = phase) -> None:
             console.print(f"waiting: another process runs {phase.title}", highlight=False)
 
-        with artifacts.claim(folder, waiting):
+        with artifacts.claim(folder, waiting, context.should_stop):
             if not folder.complete:
                 phases.run_phase(phase, context)
-        _print_phase(number, len(missing), phase, read_json(folder.result), console)
+        _print_phase(number, len(missing), phase, artifacts.read_result(folder), console)
         if context.should_stop():
             raise errors.Interrupted(
                 f"stopped by a signal after {phase.title}; the same command resumes"
@@ -291,7 +327,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
 def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
     """The contract's result.json from what the phases left."""
     settings = resolved.settings
-    found = {p.name: read_json(PhaseFolder(phases_dir / p.name).result) for p in plan.phases}
+    found = {p.name: artifacts.read_result(PhaseFolder(phases_dir / p.name)) for p in plan.phases}
 
     def role(name: str) -> dict[str, Any]:
         return {"model": found[name]["model"], **found[name]["metrics"]["test"]}
@@ -306,6 +342,10 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
         )
         student |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
         test = _test_predictions(phases_dir, name)
+        if list(test["id"]) != list(weak_test["id"]):
+            raise errors.StorageError(
+                f"{phases_dir / name}: its test documents are not those of {plan.weak}"
+            )
         students[label] = student | metrics.agreement_metrics(
             test["p"], weak_test["p"], test["ground_truth"]
         )
@@ -327,9 +367,18 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
         "students": students,
         "stages": stages,
         "timing": {"seconds": sum(f["seconds"] for f in found.values())},
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax")}
-        | {"w2s_jax": metadata.version("w2s_jax")},
+        "versions": _versions(found.values()),
     }
+
+
+def _versions(results: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """The versions that computed the phases; several of a package are joined."""
+    seen: dict[str, list[str]] = {}
+    for result in results:
+        for name, version in result["execution"]["versions"].items():
+            if version not in seen.setdefault(name, []):
+                seen[name].append(version)
+    return {name: ", ".join(versions) for name, versions in seen.items()}
 
 
 def _test_predictions(phases_dir: Path, name: str) -> dict[str, Any]:

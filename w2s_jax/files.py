@@ -1,5 +1,6 @@
 """JSON files that are either the old one or the new one, whatever happens in between."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,12 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -21,7 +21,8 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.step import StepSpec, microbatch_logits
 
 Array = jax.Array
-BATCH_SIZE = 64  # documents a device and dispatch
+BATCH_SIZE = 64  # documents a device and dispatch, at most
+BATCH_TOKENS = 16_384  # and so many tokens, were all documents as long as the longest
 
 
 @functools.lru_cache(maxsize=32)
@@ -71,7 +72,8 @@ class Predictor:
         devices = jax.local_devices() if per_device else []
         count = len(devices) if per_device else 1
         # Few documents are spread over all devices rather than batched on the first ones.
-        batch_size = max(1, min(batch_size, -(-self.num_documents // count)))
+        by_tokens = BATCH_TOKENS // int(documents.lengths_N.max())
+        batch_size = max(1, min(batch_size, by_tokens, -(-self.num_documents // count)))
         order_SB = evaluation_order(documents.lengths_N, batch_size=batch_size)
         idle = -len(order_SB) % count
         order_SB = np.pad(order_SB, ((0, idle), (0, 0)), constant_values=-1)

@@ -1,5 +1,6 @@
 """What a phase tells while it trains: metrics.jsonl, TensorBoard, Weights & Biases, a bar."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -63,7 +64,7 @@ class PhaseLog:
     def rows(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows to metrics.jsonl, the event files and Weights & Biases."""
         for row in rows:
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(json.dumps(row, allow_nan=False) + "\n")
             scalars = {k: v for k, v in row.items() if k not in ("step", "split")}
             if self.board is not None:
                 for name, value in scalars.items():
@@ -81,8 +82,10 @@ class PhaseLog:
         self.bar.update(self.task, completed=step, numbers=numbers)
 
 
-def start_wandb(settings: LogSettings, name: str, config: dict[str, Any]) -> Any:
+def start_wandb(settings: LogSettings, name: str, workdir: Path, config: dict[str, Any]) -> Any:
     """A Weights & Biases run if `log.wandb` asks for one, else None.
+
+    A working directory has one id there, so that a resumed run goes on in its own page.
 
     Raises:
       InputError: if the package is not installed.
@@ -96,4 +99,5 @@ def start_wandb(settings: LogSettings, name: str, config: dict[str, Any]) -> Any
             "log.wandb: True, but the package wandb is not installed; allowed: False, or "
             "pip install 'w2s_jax[wandb]'"
         ) from error
-    return wandb.init(project="w2s_jax", name=name, config=config)
+    identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+    return wandb.init(project="w2s_jax", name=name, config=config, id=identity, resume="allow")

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.files import read_json, write_json
+from w2s_jax.files import read_json, sha256, write_json
 from w2s_jax.inference import Predictor, fits_on_one_device, probabilities, soft_labels
 from w2s_jax.logs import PhaseLog
 from w2s_jax.models import decoder, heads
@@ -78,8 +79,11 @@ def run_phase(phase: Phase, context: Context) -> None:
     }
     if phase.loss is not None:
         result |= _predict(phase, context, folder, params)
-    write_json(folder.result, result)
+    files = [folder.predictions] if phase.loss is not None else []
+    result["sha256"] = {path.name: sha256(path) for path in files}
+    # The final parameters are stored by now, so these have had their day.
     shutil.rmtree(folder.steps, ignore_errors=True)
+    write_json(folder.result, result)
     if phase.kind != "pretrain" and not context.settings.checkpoint.keep_final:
         shutil.rmtree(folder.final.parent, ignore_errors=True)
 
@@ -92,7 +96,7 @@ def _execution(phase: Phase, context: Context) -> dict[str, Any]:
         "mesh": dict(context.mesh.shape),
         "microbatch_size": phase.train.microbatch_size or phase.train.batch_size,
         "remat": phase.train.remat,
-        "jax": jax.__version__,
+        "versions": {name: metadata.version(name) for name in ("w2s_jax", "jax", "flax", "optax")},
     }
 
 
@@ -152,7 +156,7 @@ def _train(
     loss = None if phase.loss is None else (phase.loss.kind, phase.loss.options)
     spec = StepSpec(phase.model, train, phase.total_steps, loss)
     state = init_state(params, make_optimizer(train, phase.total_steps), phase.total_steps, mesh)
-    schedule = loop.Plan(
+    schedule = loop.Schedule(
         total_steps=phase.total_steps,
         batch_size=train.batch_size,
         log_every=settings.log.every,
@@ -258,6 +262,10 @@ def _predict(phase: Phase, context: Context, folder: PhaseFolder, params: Any) -
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
     }
     result: dict[str, Any] = {"metrics": {}}
+    if not all(np.isfinite(p_NC).all() for p_NC in p.values()):
+        raise errors.TrainingFailed(
+            f"{phase.title}: the trained model's predictions are not finite"
+        )
     for split in splits:
         documents = context.documents(split)
         columns["id"].append(documents.ids_N)

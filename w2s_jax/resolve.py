@@ -85,10 +85,11 @@ def resolve(settings: Settings) -> Resolved:
         if pretrain.source is not None:
             splits[f"pretrain:{role}"] = _corpus(pretrain, raw, tokenizer, settings, notes)
     _check(settings, splits)
-    longest = max(int(docs.lengths_N.max()) for docs in splits.values())
     models = {
         role: embedded_model(
-            getattr(settings, role).model, vocab_size=vocab_size, max_positions=longest
+            getattr(settings, role).model,
+            vocab_size=vocab_size,
+            max_positions=_longest(role, settings, splits),
         )
         for role in ("weak", "strong")
     }
@@ -113,11 +114,6 @@ def _tokenize_split(
         notes.append(
             f"{name}: {counts['overlong']} of {counts['documents']} documents exceed "
             f"task.max_length={settings.task.max_length} tokens; policy: {settings.task.overlong}"
-        )
-    if not len(tokenized):
-        raise errors.InputError(
-            f"task.overlong: 'drop' with task.max_length={settings.task.max_length} leaves no "
-            f"document in {name}"
         )
     return tokenized
 
@@ -148,6 +144,13 @@ def _corpus(
         documents = [
             Document(id=stable_id("corpus", i, text), text=text) for i, text in enumerate(texts)
         ]
+    longest = max((len(d.tokens) for d in documents if d.tokens is not None), default=0)
+    if longest > pretrain.chunk_length:
+        raise errors.InputError(
+            f"pretrain.chunk_length: {pretrain.chunk_length} is less than the {longest} tokens of "
+            f"a document of task {settings.task.name!r}, which cannot be cut; allowed: at least "
+            f"{longest}"
+        )
     tokenized, counts = tokenize(
         documents, tokenizer, max_length=pretrain.chunk_length, overlong="chunk"
     )
@@ -157,6 +160,20 @@ def _corpus(
         f"{counts['tokens']:,} tokens"
     )
     return tokenized
+
+
+def _longest(role: str, settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> int:
+    """Tokens that a role's model must take: `task.max_length` or the longest document, and chunks.
+
+    With `task.max_length` set it does not depend on which documents were drawn, so that pretrained
+    models with learned positions can be shared.
+    """
+    longest = settings.task.max_length or 0
+    for name, documents in splits.items():
+        mine = name == f"pretrain:{role}"
+        if mine or (not name.startswith("pretrain:") and settings.task.max_length is None):
+            longest = max(longest, int(documents.lengths_N.max()))
+    return longest
 
 
 def _check(settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> None:
@@ -177,6 +194,8 @@ def _check(settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> None
                     "task.train_docs)"
                 )
     for name in ("slice1", "slice2", "test"):
+        if name not in splits:
+            raise errors.InputError(f"task.{name}_docs: leaves no document in {name}")
         classes = np.unique(splits[name].labels_N)
         if len(classes) < 2:
             raise errors.InputError(
@@ -185,6 +204,7 @@ def _check(settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> None
             )
     if settings.protocol.early_stopping == "agreement" and "validation" not in splits:
         raise errors.InputError(
-            "task.validation_docs: 0, but protocol.early_stopping='agreement' needs a validation "
-            "set; allowed: at least 2, or protocol.early_stopping=none"
+            f"task.validation_docs: {settings.task.validation_docs} leaves no validation set, but "
+            "protocol.early_stopping='agreement' needs one; allowed: at least 2, or "
+            "protocol.early_stopping=none"
         )

@@ -5,7 +5,6 @@ Orbax does not notice a byte that flipped on disk. The manifest of a folder stan
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from w2s_jax import errors
-from w2s_jax.files import write_json
+from w2s_jax.files import sha256, write_json
 
 
 def manifest_path(folder: Path) -> Path:
@@ -42,15 +41,13 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if found[name] != digest:
             return f"{name} differs from its sha256"
-    return None
+    extra = sorted(found.keys() - wanted.keys())
+    return f"{extra[0]} does not belong there" if extra else None
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            sums[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 @contextlib.contextmanager

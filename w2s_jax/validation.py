@@ -49,6 +49,12 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         the value and what is allowed.
     """
     _check_fields(config)
+    for label, entry in config.loss.items():
+        if not isinstance(entry, config_dict.ConfigDict):
+            raise errors.InputError(
+                f"loss.{label}: {entry!r}; allowed: a kind and its options, as add_loss makes them"
+            )
+        loss_settings(label, entry.to_dict())
     _check_values(flatten(config))
     protocol = _protocol(config.protocol)
     roles = {role: _role(config, role) for role in ("weak", "strong")}
@@ -116,7 +122,9 @@ _MINIMA = {
     "microbatch_size": 1,
     "chunk_length": 8,
     "train_docs": 2,
-    "test_docs": 1,
+    "test_docs": 2,
+    "seed": 0,
+    "split_seed": 0,
     "validation_docs": 0,
     "max_length": 3,
     "every": 1,
@@ -130,7 +138,17 @@ _MINIMA = {
     "alpha_max": 0,
     "aux_coef": 0,
 }
-_MAXIMA = {"warmup": 1, "beta1": 1, "beta2": 1, "warmup_fraction": 1, "alpha_max": 1, "aux_coef": 1}
+_MAXIMA = {
+    "warmup": 1,
+    "beta1": 0.99999,
+    "beta2": 0.9999999,
+    "warmup_fraction": 1,
+    "alpha_max": 1,
+    "aux_coef": 1,
+    # A JAX key takes 32 bits of its seed.
+    "seed": 2**32 - 1,
+    "split_seed": 2**32 - 1,
+}
 _POSITIVE = ("epochs", "learning_rate", "clip_norm")
 _CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -191,10 +209,10 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
                 f"{role}.{part}.microbatch_size: {microbatch} does not divide batch_size={batch}; "
                 f"nearest allowed: {near} (allowed: {', '.join(map(str, divisors))})"
             )
-        if values["weight_decay"] and values["optimizer"] == "adam":
+        if values["weight_decay"] and values["optimizer"] != "adamw":
             raise errors.InputError(
-                f"{role}.{part}.weight_decay: {values['weight_decay']} with optimizer 'adam'; "
-                "allowed: 0, or optimizer 'adamw' or 'adafactor'"
+                f"{role}.{part}.weight_decay: {values['weight_decay']} with optimizer "
+                f"{values['optimizer']!r}; allowed: 0, or optimizer 'adamw'"
             )
         merged[part] = values
     return Role(

@@ -75,12 +75,16 @@ def training_order(
 
 
 def evaluation_order(lengths_N: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Every document once, longest first, int32 [S, B]; the last batch is filled up with -1."""
+    """Every document once, int32 [S, B], filled up with -1.
+
+    Documents are dealt out by length, longest first, so that all batches are about equally long and
+    one shape fits them without much padding.
+    """
     order_N = np.argsort(-lengths_N, kind="stable")
     num_steps = -(-len(order_N) // batch_size)
     filled = np.full(num_steps * batch_size, FILL, np.int32)
     filled[: len(order_N)] = order_N
-    return filled.reshape(num_steps, batch_size)
+    return np.ascontiguousarray(filled.reshape(batch_size, num_steps).T)
 
 
 def pack(

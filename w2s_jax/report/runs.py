@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from w2s_jax.config import flatten
 from w2s_jax.errors import InputError
 from w2s_jax.report.words import Result, setting
 
 # What may differ without changing a result: where things lie, how they are logged and laid out.
-_INERT = ("name", "mesh", "log", "checkpoint", "task.data_dir")
+_INERT = ("name", "mesh", "log", "checkpoint", "losses", "task.data_dir")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, result.json, config.json and training rows by phase folder."""
+    """A finished run: its folder, result.json, config and training rows by phase folder."""
 
     folder: Path
     result: Result
@@ -46,11 +47,12 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _phase_folder(run: Path, phase: str) -> Path | None:
-    # The runs of a sweep keep their phases in the sweep's folder.
-    parents = [run / "phases"] + (
-        [run.parent.parent / "phases"] if run.parent.name == "runs" else []
-    )
+def _phase_folder(run: Path, phase: str, store: str | None) -> Path | None:
+    parents = [run / "phases"]
+    if store:
+        parents.append(Path(store))
+    if run.parent.name == "runs":  # the runs of a sweep keep their phases in the sweep's folder
+        parents.append(run.parent.parent / "phases")
     # A phase is one folder's name: anything with a separator in it is not ours to follow.
     if phase in ("", "..") or Path(phase).name != phase:
         return None
@@ -65,14 +67,14 @@ def load_run(folder: Path) -> Run:
             f" `w2s run --config=... --workdir={folder}`"
         )
     result = _read_json(folder / "result.json")
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    record = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     curves = {}
     for stage in result.get("stages") or []:
         phase = str(stage.get("phase", ""))
-        found = _phase_folder(folder, phase)
+        found = _phase_folder(folder, phase, record.get("store"))
         if found is not None:
             curves[phase] = _read_rows(found / "metrics.jsonl")
-    return Run(folder, result, config, curves)
+    return Run(folder, result, record.get("config", {}), curves)
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
@@ -99,18 +101,6 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
         for member in members:
             finished.setdefault(member.resolve(), member)
     return [load_run(folder) for folder in finished.values()], unfinished
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping of dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def _matters(name: str) -> bool:

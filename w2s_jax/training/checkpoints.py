@@ -27,7 +27,8 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                # One more than the newest: it has no manifest for a moment.
+                max_to_keep=max(2, keep),
                 enable_async_checkpointing=True,
             ),
         )
@@ -49,10 +50,8 @@ class Checkpoints:
         """
         with storage_errors(f"checkpoint at step {step}", self.folder):
             self.finish()
-            stale = self.folder / str(step)
-            if stale.exists():  # a damaged one that was passed over
-                self.manager.delete(step)
-                manifest_path(stale).unlink(missing_ok=True)
+            if step in self.manager.all_steps():
+                return  # saved at the boundary before, and nothing has changed since
             items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
             args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
             self.manager.save(step, args=args, force=True)
@@ -68,6 +67,9 @@ class Checkpoints:
                     self.folder / str(step),
                     problem,
                 )
+                # Gone, or it would keep a place among the newest from a whole one.
+                self.manager.delete(step)
+                manifest_path(self.folder / str(step)).unlink(missing_ok=True)
                 continue
             items = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
             args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())

@@ -1,8 +1,9 @@
 """The training loop: dispatches steps, and at block boundaries looks at the clock and the results.
 
 Between boundaries the host only dispatches. A boundary is where something is due: a log row, an
-evaluation, the end. There the history is fetched, a failed step is noticed, the model is evaluated,
-a checkpoint is started if its time has come, and a request to stop is honoured.
+evaluation, the end, a look at the clock. There the history is fetched, a failed step is noticed,
+the model is evaluated, a checkpoint is started if its time has come, and a request to stop is
+honoured.
 """
 
 import time
@@ -17,6 +18,11 @@ from w2s_jax import errors
 from w2s_jax.storage import abstract
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.state import HISTORY, TrainState
+
+#: A block of steps without a look at signals and the clock lasts about this long ...
+BLOCK_SECONDS = 2.0
+#: ... and the first one has so many steps, before their speed is known.
+FIRST_BLOCK = 20
 
 Evaluate = Callable[[Any], dict[str, Any]]
 
@@ -42,7 +48,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """When things are due.
 
     `eval_every` None: no evaluation. `select`: the parameters of the best evaluation are the
@@ -61,20 +67,20 @@ def train(
     step: Callable[[TrainState, Any], TrainState],
     state: TrainState,
     batches: Any,
-    plan: Plan,
+    schedule: Schedule,
     reporter: Reporter,
     *,
     checkpoints: Checkpoints | None = None,
     evaluate: Evaluate | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Any, Clock]:
-    """Trains to `plan.total_steps`, resuming from the newest whole checkpoint if there is one.
+    """Trains to `schedule.total_steps`, resuming from the newest whole checkpoint if there is one.
 
     Args:
       step: the compiled step; consumes its state.
       state: a fresh state.
       batches: what the step takes besides the state.
-      plan: when things are due.
+      schedule: when things are due.
       reporter: hears about progress.
       checkpoints: where to resume from and save to.
       evaluate: parameters -> a row with a 'score' (a list; the largest is best, in lexicographic
@@ -88,8 +94,8 @@ def train(
       TrainingFailed: at a non-finite loss or gradient; the last good state has been saved.
       Interrupted: when `should_stop` says so; the state has been saved.
     """
-    clock, eval_every = Clock(), plan.eval_every if evaluate is not None else None
-    best = jax.tree.map(jnp.copy, state.params) if plan.select else None
+    clock, eval_every = Clock(), schedule.eval_every if evaluate is not None else None
+    best = jax.tree.map(jnp.copy, state.params) if schedule.select else None
     if checkpoints is not None:
         state, best, clock = _restore(checkpoints, state, best, clock)
     done = int(jax.device_get(state.step))
@@ -98,6 +104,7 @@ def train(
         reporter.rows(sorted(rows, key=lambda row: (row["step"], row["split"] != "train")))
     saved_at = started = time.monotonic()
     before = clock.seconds
+    block, compiled = FIRST_BLOCK, False
 
     def save() -> None:
         nonlocal saved_at
@@ -106,8 +113,8 @@ def train(
             checkpoints.save(done, trees, asdict(clock))
         saved_at = time.monotonic()
 
-    while done < plan.total_steps:
-        boundary = _next_boundary(done, plan, eval_every)
+    while done < schedule.total_steps:
+        boundary = _next_boundary(done, schedule, eval_every, block)
         block_started = time.monotonic()
         with jax.transfer_guard("disallow"):
             for _ in range(boundary - done):
@@ -115,7 +122,11 @@ def train(
         reached, failed = (int(x) for x in jax.device_get((state.step, state.failed_step)))
         clock.seconds = before + time.monotonic() - started
         rows = _history_rows(state, done, reached)
-        speed = (reached - done) * plan.batch_size / (time.monotonic() - block_started)
+        block_seconds = time.monotonic() - block_started
+        speed = (reached - done) * schedule.batch_size / block_seconds
+        if compiled:
+            block = max(1, int(BLOCK_SECONDS * (reached - done) / block_seconds))
+        compiled = True
         done = reached
         reporter.rows(rows)
         if failed >= 0:
@@ -124,35 +135,39 @@ def train(
             if checkpoints is not None:
                 checkpoints.finish()
             raise errors.TrainingFailed(
-                f"the loss or its gradient is not finite at step {failed} of {plan.total_steps}; "
-                f"stopped, the state after {failed} good steps is kept"
+                f"loss, gradient or update is not finite at step {failed} of "
+                f"{schedule.total_steps}; stopped, the state after {failed} good steps is kept"
             )
         reporter.progress(done, rows[-1], speed)
-        if evaluate and eval_every and (done % eval_every == 0 or done == plan.total_steps):
+        if evaluate and eval_every and (done % eval_every == 0 or done == schedule.total_steps):
             better = _evaluate(evaluate, state, done, clock, reporter)
-            best = jax.tree.map(jnp.copy, state.params) if better and plan.select else best
+            best = jax.tree.map(jnp.copy, state.params) if better and schedule.select else best
         if should_stop():
             save()
             if checkpoints is not None:
                 checkpoints.finish()
             raise errors.Interrupted(
-                f"stopped by a signal at step {done} of {plan.total_steps}, state saved; the same "
-                "command resumes"
+                f"stopped by a signal at step {done} of {schedule.total_steps}, state saved; the "
+                "same command resumes"
             )
         if checkpoints is not None:
             checkpoints.poll()
-        if done < plan.total_steps and time.monotonic() - saved_at >= plan.checkpoint_seconds:
+        if (
+            done < schedule.total_steps
+            and time.monotonic() - saved_at >= schedule.checkpoint_seconds
+        ):
             save()
     if checkpoints is not None:
         checkpoints.finish()
     return state, state.params if best is None else best, clock
 
 
-def _next_boundary(done: int, plan: Plan, eval_every: int | None) -> int:
-    boundary = (done // plan.log_every + 1) * plan.log_every
+def _next_boundary(done: int, schedule: Schedule, eval_every: int | None, block: int) -> int:
+    """The next step at which something is due: a log row, an evaluation, a look at the clock."""
+    boundary = (done // schedule.log_every + 1) * schedule.log_every
     if eval_every:
         boundary = min(boundary, (done // eval_every + 1) * eval_every)
-    return min(boundary, plan.total_steps)
+    return min(boundary, done + block, schedule.total_steps)
 
 
 def _evaluate(

@@ -29,7 +29,7 @@ def make_optimizer(train: TrainSettings, total_steps: int) -> optax.GradientTran
     """Adam, AdamW or Adafactor with the schedule, and clipping by the global norm if asked for."""
     schedule = make_schedule(train, total_steps)
     if train.optimizer == "adafactor":
-        core = optax.adafactor(schedule, weight_decay_rate=train.weight_decay or None)
+        core = optax.adafactor(schedule)
     elif train.optimizer == "adamw":
         core = optax.adamw(
             schedule, b1=train.beta1, b2=train.beta2, weight_decay=train.weight_decay

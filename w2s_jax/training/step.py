@@ -76,8 +76,8 @@ def put_batches(
 def train_step(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, dict[str, Array]], TrainState]:
     """The compiled step: (state, batches) -> state; the old state's buffers are reused.
 
-    The batch is the one at `state.step`. A non-finite loss or gradient freezes the state and sets
-    `failed_step`.
+    The batch is the one at `state.step`. A non-finite loss, gradient or update freezes the state
+    and sets `failed_step`.
     """
     return _train_step(spec.program_key(), mesh)
 
@@ -99,7 +99,9 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # The update's norm too: a huge learning rate overflows where the gradient does not.
+        sizes = jnp.stack([loss, norm, optax.tree.norm(updates)])
+        finite = jnp.all(jnp.isfinite(sizes))
         good = finite & (state.failed_step < 0)
         keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
         row = jnp.stack([loss, norm, jnp.float32(schedule(state.step)), accuracy])
@@ -151,13 +153,37 @@ def _take(micros: Batch, index: int) -> Batch:
 def classification(spec: StepSpec) -> Objective:
     """Loss, gradients and accuracy (against the batch's own labels) of a two-class head.
 
-    With several microbatches, a first pass computes all logits without keeping activations; the
-    loss and its cotangent are computed once for the whole batch, so that coupled losses stay
-    exact; a second pass sends each microbatch its share of the cotangent.
+    With several microbatches, the terms of an uncoupled loss just add up. For a coupled one a first
+    pass computes all logits without keeping activations; the loss and its cotangent are computed
+    once for the whole batch, so that it stays exact; a second pass sends each microbatch its share
+    of the cotangent.
     """
     assert spec.loss is not None
     kind, options = spec.loss
     loss_fn = functools.partial(_batch_loss, LOSSES[kind], dict(options))
+
+    def accumulated(params: Any, batch: Batch, fraction: Array) -> tuple[Array, Any, Array]:
+        micros, count = _microbatches(batch)
+        parts = {
+            name: batch[name].reshape(count, -1, *batch[name].shape[1:])
+            for name in ("targets_BC", "weights_B")
+        }
+        total = jnp.maximum(jnp.sum(batch["weights_B"]), 1e-9)
+
+        def share(params: Any, micro: Batch, part: Batch) -> tuple[Array, Array]:
+            """The microbatch's term of the weighted mean, and its part of the accuracy."""
+            logits_mC = microbatch_logits(spec, params, micro)
+            weight = jnp.sum(part["weights_B"]) / total
+            loss = weight * loss_fn(logits_mC, part, fraction)
+            return loss, weight * _accuracy(logits_mC, part)
+
+        def add(carry: Any, item: tuple[Batch, Batch]) -> tuple[Any, None]:
+            value = jax.value_and_grad(share, has_aux=True)(params, *item)
+            return jax.tree.map(jnp.add, carry, value), None
+
+        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
+        ((loss, accuracy), grads), _ = jax.lax.scan(add, zeros, (micros, parts))
+        return loss, grads, accuracy
 
     def objective(params: Any, batch: Batch, fraction: Array) -> tuple[Array, Any, Array]:
         micros, count = _microbatches(batch)
@@ -169,6 +195,8 @@ def classification(spec: StepSpec) -> Objective:
 
             (loss, logits_BC), grads = jax.value_and_grad(whole, has_aux=True)(params)
             return loss, grads, _accuracy(logits_BC, batch)
+        if not LOSSES[kind].coupled:
+            return accumulated(params, batch, fraction)
         logits_MmC = jax.lax.map(lambda micro: microbatch_logits(spec, params, micro), micros)
         logits_BC = logits_MmC.reshape(-1, logits_MmC.shape[-1])
         loss, cotangent_BC = jax.value_and_grad(loss_fn)(logits_BC, batch, fraction)
