@@ -11,7 +11,7 @@ odd. The weak model (`gpt-d8`) starts from nothing and is finetuned on 300 label
 labels 300 others, on which the students and the ceiling are finetuned. The recipe was chosen on
 seeds 100 to 107. Measured on seeds 0 to 7, which were not used for that (medians; docs/results.md):
 
-    MEDIANS
+    weak .771   student .844 (xent), .843 (confidence)   ceiling .931   PGR .32, .35
 """
 
 from ml_collections import config_dict
