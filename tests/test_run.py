@@ -363,6 +363,21 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     assert comparable(result) == comparable(finished[1])
 
 
+def test_logits_that_are_not_finite_stop_the_run(workdir, data_dir, monkeypatch):
+    folder = phase_folders(workdir)["ceiling"]
+    (folder / "result.json").unlink()
+
+    def broken(self, params):
+        logits = np.zeros((self.num_documents, 2), np.float32)
+        logits[3] = np.nan
+        return logits
+
+    monkeypatch.setattr(phases.Predictor, "__call__", broken)
+    with pytest.raises(errors.TrainingFailed, match="ceiling: .*logits of 1 of 32 documents"):
+        execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
+    assert not (folder / "result.json").exists()
+
+
 def test_a_claimed_phase_is_waited_for(tmp_path):
     """The second holder waits for the first instead of training the same phase."""
     folder = artifacts.PhaseFolder(tmp_path / "weak-0")

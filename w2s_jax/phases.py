@@ -225,7 +225,7 @@ def _evaluator(phase: Phase, context: Context) -> loop.Evaluate | None:
     def evaluate(params: Any) -> dict[str, Any]:
         if not predictor:
             predictor.append(_predictor(phase, context, documents, params))
-        p_NC = probabilities(predictor[0](params)).astype(np.float64)
+        p_NC = probabilities(_finite(phase, predictor[0](params))).astype(np.float64)
         agreement = float(np.mean((p_NC[:, 1] > 0.5) == (targets_NC[:, 1] > 0.5)))
         log_p_NC = np.log(np.maximum(p_NC, 1e-30))
         cross_entropy = float(-np.mean(np.sum(targets_NC * log_p_NC, axis=1)))
@@ -250,22 +250,31 @@ def _predictor(
     )
 
 
+def _finite(phase: Phase, logits_NC: np.ndarray) -> np.ndarray:
+    """The logits, if all are finite: no NaN reaches labels, metrics or predictions."""
+    bad = int((~np.isfinite(logits_NC)).any(axis=1).sum())
+    if bad:
+        raise errors.TrainingFailed(
+            f"{phase.title}: the model's logits of {bad} of {len(logits_NC)} documents are not "
+            "finite"
+        )
+    return logits_NC
+
+
 def _predict(phase: Phase, context: Context, folder: PhaseFolder, params: Any) -> dict[str, Any]:
     """Predicts validation and test, stores predictions and (weak phases) labels; the metrics."""
     splits = [s for s in ("validation", "test") if s in phase.inputs]
     wanted = dict.fromkeys((*splits, *phase.label_splits))
     p = {
-        split: probabilities(_predictor(phase, context, context.documents(split), params)(params))
+        split: probabilities(
+            _finite(phase, _predictor(phase, context, context.documents(split), params)(params))
+        )
         for split in wanted
     }
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
     }
     result: dict[str, Any] = {"metrics": {}}
-    if not all(np.isfinite(p_NC).all() for p_NC in p.values()):
-        raise errors.TrainingFailed(
-            f"{phase.title}: the trained model's predictions are not finite"
-        )
     for split in splits:
         documents = context.documents(split)
         columns["id"].append(documents.ids_N)
