@@ -396,9 +396,9 @@ def test_a_claimed_phase_is_waited_for(tmp_path):
         events.append("second runs")
     thread.join()
     assert events == ["waits", "first done", "second runs"]
-    with artifacts.claim(folder), pytest.raises(errors.Interrupted):  # noqa: SIM117
-        with artifacts.claim(folder, should_stop=lambda: True):
-            pass
+    asked_to_stop = artifacts.claim(folder, should_stop=lambda: True)
+    with artifacts.claim(folder), pytest.raises(errors.Interrupted), asked_to_stop:
+        pytest.fail("the phase was claimed twice")
 
 
 def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished, monkeypatch):

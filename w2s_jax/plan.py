@@ -101,13 +101,16 @@ def plan(resolved: Resolved) -> Plan:
 
     inits = {role: _pretrain(resolved, role) for role in ("weak", "strong")}
     parents = {role: {"init": add(phase)} if phase else {} for role, phase in inits.items()}
-    weak = add(_finetune(resolved, "weak", "weak", "slice1", parents["weak"]))
+    labelled = ("slice2", *sorted({"test", "validation"} & set(resolved.splits)))
+    weak = add(
+        _finetune(resolved, "weak", "weak", "slice1", parents["weak"], label_splits=labelled)
+    )
     ceiling_slice = "slice2" if settings.protocol.halves == "shared" else "slice1"
     ceiling = add(_finetune(resolved, "ceiling", "strong", ceiling_slice, parents["strong"]))
     students = {}
     for loss in settings.losses:
         student_parents = parents["strong"] | {"labels": weak}
-        phase = _finetune(resolved, "student", "strong", "slice2", student_parents, loss)
+        phase = _finetune(resolved, "student", "strong", "slice2", student_parents, loss=loss)
         students[loss.label] = add(phase)
     return Plan(tuple(phases.values()), weak, ceiling, students)
 
@@ -163,8 +166,11 @@ def _finetune(
     role: str,
     train_split: str,
     parents: Mapping[str, str],
+    *,
     loss: LossSettings | None = None,
+    label_splits: tuple[str, ...] = (),
 ) -> Phase:
+    """A phase that finetunes a role's model on one split (by ground truth unless it has a loss)."""
     settings = resolved.settings
     train, model = getattr(settings, role).train, resolved.models[role]
     total_steps = _steps(train, len(resolved.splits[train_split]))
@@ -176,8 +182,6 @@ def _finetune(
     inputs = {"train": train_split, "test": "test"}
     if "validation" in resolved.splits:
         inputs["validation"] = "validation"
-    label_splits = ("slice2", *sorted(set(inputs.values()) - {train_split}))
-    label_splits = tuple(dict.fromkeys(label_splits)) if kind == "weak" else ()
     digested = {*inputs.values(), *label_splits}
     spec = {
         "semantics": SEMANTICS[kind],
