@@ -1,0 +1,141 @@
+"""The loop with a counting model: what early stopping keeps, what a restart remembers."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from w2s_jax import errors
+from w2s_jax.training import loop
+from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.state import HISTORY, TrainState
+
+STEPS = 12
+
+
+class Recorder:
+    """A reporter that keeps what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def rows(self, rows):
+        self.heard += rows
+
+    def progress(self, step, row, docs_per_second):
+        assert docs_per_second > 0
+
+
+def fresh_state():
+    """Its only parameter counts the updates."""
+    return TrainState(
+        params={"count": jnp.float32(0)},
+        opt_state=(),
+        step=jnp.int32(0),
+        failed_step=jnp.int32(-1),
+        history=jnp.zeros((STEPS, len(HISTORY))),
+    )
+
+
+@jax.jit
+def count_up(state, batches):
+    return dataclasses.replace(
+        state,
+        params={"count": state.params["count"] + 1},
+        step=state.step + 1,
+        history=state.history.at[state.step, 0].set(state.params["count"]),
+    )
+
+
+def scripted(scores):
+    """An evaluation whose score at step n is scores[n]."""
+
+    def evaluate(params):
+        score = scores[int(params["count"])]
+        return {"agreement": score, "score": [score]}
+
+    return evaluate
+
+
+def schedule(**changes):
+    plan = loop.Schedule(STEPS, batch_size=4, log_every=5, eval_every=3, select=True)
+    return dataclasses.replace(plan, **changes)
+
+
+@pytest.mark.parametrize(
+    "scores,best",
+    [
+        ({3: 0.5, 6: 0.9, 9: 0.8, 12: 0.7}, 6),
+        ({3: 0.5, 6: 0.6, 9: 0.8, 12: 0.9}, 12),
+        ({3: 0.9, 6: 0.6, 9: 0.9, 12: 0.9}, 3),  # the earliest on a tie
+    ],
+)
+def test_the_parameters_of_the_best_evaluation_are_kept(scores, best):
+    recorder = Recorder()
+    state, params, clock = loop.train(
+        count_up, fresh_state(), {}, schedule(), recorder, evaluate=scripted(scores)
+    )
+    assert int(params["count"]) == clock.best_step == best
+    assert int(state.params["count"]) == STEPS
+    seen = {r["step"]: r["agreement"] for r in recorder.heard if r["split"] == "validation"}
+    assert seen == scores
+
+
+def test_without_selection_the_last_parameters_count():
+    scores = {3: 0.9, 6: 0.1, 9: 0.1, 12: 0.1}
+    _, params, _ = loop.train(
+        count_up, fresh_state(), {}, schedule(select=False), Recorder(), evaluate=scripted(scores)
+    )
+    assert int(params["count"]) == STEPS
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
+def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at):
+    scores = {3: 0.9, 6: 0.2, 9: 0.3, 12: 0.4}
+    whole = Recorder()
+    loop.train(count_up, fresh_state(), {}, schedule(), whole, evaluate=scripted(scores))
+    asked = []
+
+    def should_stop():
+        asked.append(1)
+        return len(asked) == stop_at
+
+    saved = Checkpoints(tmp_path, keep=2)
+    with pytest.raises(errors.Interrupted):
+        loop.train(
+            count_up, fresh_state(), {}, schedule(), Recorder(),
+            checkpoints=saved, evaluate=scripted(scores), should_stop=should_stop,
+        )  # fmt: skip
+    saved.close()
+    # Were the step that was best evaluated again, it would not be found good.
+    later = scripted({n: score for n, score in scores.items() if n > 3})
+    again, saved = Recorder(), Checkpoints(tmp_path, keep=2)
+    _, params, clock = loop.train(
+        count_up, fresh_state(), {}, schedule(), again, checkpoints=saved, evaluate=later
+    )
+    saved.close()
+    assert int(params["count"]) == clock.best_step == 3
+    assert again.heard == whole.heard
+
+
+def test_a_block_lasts_seconds_however_rarely_rows_are_logged(monkeypatch):
+    """So that a request to stop is heard soon."""
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0.05)
+    monkeypatch.setattr(loop, "FIRST_BLOCK", 2)
+    asked = []
+
+    def slow(state, batches):
+        time.sleep(0.02)
+        return count_up(state, batches)
+
+    def should_stop():
+        asked.append(time.monotonic())
+        return False
+
+    rare = schedule(log_every=10_000, eval_every=None, select=False)
+    loop.train(slow, fresh_state(), {}, rare, Recorder(), should_stop=should_stop)
+    assert len(asked) >= 5
+    assert np.diff(asked).max() < 0.5
