@@ -48,6 +48,8 @@ def refused(capsys, tmp_path, recipe, *overrides):
     [
         ("--config.train.learning_rat=1", ["'train.learning_rat'", "'train.learning_rate'"]),
         ("--config.sead=1", ["'sead'", "'seed'"]),
+        ("--config.loss.confidnce.alpha_max=1", ["'loss.confidnce.alpha_max'", "confidence"]),
+        ("--config.loss.confidence.alpha=1", ["'loss.confidence.alpha'", "alpha_max"]),
         ("--config.seed=one", ["config.seed", "one"]),
         ("--config.seed=1.5", ["config.seed", "1.5"]),
         ("--config.task.name=tinny", ["task.name", "'tinny'", "allowed"]),

@@ -113,6 +113,7 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
     from ml_collections import config_flags
 
     from w2s_jax.config import default_config, flatten
+    from w2s_jax.validation import unknown_field
 
     for override in overrides:
         if not override.startswith("--config."):
@@ -133,11 +134,11 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
         raise
     except (AttributeError, KeyError) as error:
         known = flatten(default_config())
-        for override in overrides:
-            field, _, value = override.removeprefix("--config.").partition("=")
-            if field not in known and not field.startswith("loss."):
-                hint = errors.unknown("config", field, known)
-                raise errors.InputError(f"{hint} [in --config.{field}={value}]") from error
+        fields = [o.removeprefix("--config.").partition("=") for o in overrides]
+        # Losses last: a recipe may have given its own labels to them.
+        for field, _, value in sorted(fields, key=lambda parts: parts[0].startswith("loss.")):
+            if field not in known:
+                raise unknown_field(field, value) from error
         raise errors.InputError(f"--config: {path}: {error}") from error
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()

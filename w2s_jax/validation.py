@@ -84,13 +84,30 @@ def _check_fields(config: config_dict.ConfigDict) -> None:
     flat, known = flatten(config), flatten(default)
     for field in flat:
         if field not in known and not field.startswith("loss."):
-            raise errors.unknown("config", field, known)
+            raise unknown_field(field, flat[field])
     for field in known:
         if field not in flat and not field.startswith("loss."):
             raise errors.InputError(f"{field}: missing; start from config.default_config()")
     for field, value in flat.items():
         if field in known:
             _check_type(field, value, _field_type(default, field), known[field] is None)
+
+
+def unknown_field(field: str, value: Any) -> errors.InputError:
+    """The error for a config field that does not exist: the nearest one, and those beside it."""
+    default = default_config()
+    section, path = default, []
+    for key in field.split(".")[:-1]:
+        if not isinstance(section.get(key), config_dict.ConfigDict):
+            break
+        section = section[key]
+        path.append(key)
+    match = errors.nearest(field, flatten(default))
+    hint = f" (did you mean {match!r}?)" if match else ""
+    return errors.InputError(
+        f"config: unknown field {field!r} with value {value!r}{hint}; allowed in "
+        f"{'.'.join(path) or 'config'}: {', '.join(section)}"
+    )
 
 
 def _field_type(default: config_dict.ConfigDict, field: str) -> type:
