@@ -79,6 +79,14 @@ def test_a_missing_or_broken_recipe_is_named(capsys, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config():\n    return 1 / 0\n")
     assert "ZeroDivisionError" in refused(capsys, tmp_path, broken)
+    broken.write_text(
+        "from w2s_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.train.learning_rat = 3.0\n"
+    )
+    text = refused(capsys, tmp_path, broken)
+    assert "unknown field 'learning_rat' (did you mean 'learning_rate'?)" in text
     broken.write_text("import nothing_of_the_kind\n")
     assert "nothing_of_the_kind" in refused(capsys, tmp_path, broken)
 

@@ -5,10 +5,11 @@ Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and res
 
 import argparse
 import logging
+import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from w2s_jax import errors
@@ -139,7 +140,7 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
         for field, _, value in sorted(fields, key=lambda parts: parts[0].startswith("loss.")):
             if field not in known:
                 raise unknown_field(field, value) from error
-        raise errors.InputError(f"--config: {path}: {error}") from error
+        raise errors.InputError(f"--config: {path}: {_recipe_error(error, known)}") from error
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise errors.InputError(f"--config: {path}: cannot be loaded: {reason}") from error
@@ -149,6 +150,16 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
         raise errors.InputError(
             f"--config: {path}: {type(error).__name__}: {_one_line(str(error))}"
         ) from error
+
+
+def _recipe_error(error: Exception, known: Iterable[str]) -> str:
+    """What a recipe did wrong; ml_collections' message for an unknown field fills a screen."""
+    field = re.search(r'Key "([^"]+)" does not exist', str(error))
+    if field is None:
+        return _one_line(f"{type(error).__name__}: {error}")
+    match = errors.nearest(field[1], {name.rsplit(".", 1)[-1] for name in known})
+    hint = f" (did you mean {match!r}?)" if match else ""
+    return f"it sets an unknown field {field[1]!r}{hint}"
 
 
 def _one_line(text: str) -> str:

@@ -159,10 +159,8 @@ def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _with_earlier_losses(settings: Settings, earlier: dict[str, Any] | None) -> Settings:
+def _with_earlier_losses(settings: Settings, earlier: dict[str, Any]) -> Settings:
     """The settings with the losses that the working directory already has put before its own."""
-    if earlier is None:
-        return settings
     own = {loss.label for loss in settings.losses}
     kept = [
         validation.loss_settings(label, earlier["loss"][label])
@@ -189,13 +187,12 @@ def _stored(workdir: Path) -> dict[str, Any] | None:
             f"--workdir: {path} is not a run's record; allowed: a new or empty folder, or the "
             "folder of this run"
         )
-    # A kill in the first write leaves its temporary file.
-    others = (
-        [p for p in workdir.iterdir() if not p.match(".config.json.*.tmp")]
-        if (workdir.is_dir())
-        else [workdir] * workdir.exists()
-    )
-    if others:
+    if workdir.is_dir():
+        # A kill in the first write leaves its temporary file.
+        foreign = any(not p.match(".config.json.*.tmp") for p in workdir.iterdir())
+    else:
+        foreign = workdir.exists()
+    if foreign:
         raise errors.InputError(
             f"--workdir: {workdir} is not empty and holds no run; allowed: a new or empty folder, "
             "or the folder of this run"

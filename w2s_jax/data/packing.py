@@ -55,23 +55,18 @@ def steps_per_epoch(num_documents: int, batch_size: int) -> int:
     return num_documents // batch_size
 
 
-def training_order(
-    ids_N: np.ndarray, *, batch_size: int, num_steps: int, seed: int, start: int = 0
-) -> np.ndarray:
+def training_order(ids_N: np.ndarray, *, batch_size: int, num_steps: int, seed: int) -> np.ndarray:
     """Which document stands where in each training batch, int32 [S, B], for `num_steps` steps.
 
     The order of an epoch comes from a hash of (seed, epoch, id): mesh, packing and machine can't
-    change it. `start` is the first step wanted.
+    change it.
     """
     per_epoch = steps_per_epoch(len(ids_N), batch_size)
-    first, last = start // per_epoch, -(-(start + num_steps) // per_epoch)
     epochs = [
         hash_order(ids_N, "order", seed, epoch)[: per_epoch * batch_size]
-        for epoch in range(first, last)
+        for epoch in range(-(-num_steps // per_epoch))
     ]
-    order_SB = np.concatenate(epochs).reshape(-1, batch_size).astype(np.int32)
-    offset = start - first * per_epoch
-    return order_SB[offset : offset + num_steps]
+    return np.concatenate(epochs).reshape(-1, batch_size).astype(np.int32)[:num_steps]
 
 
 def evaluation_order(lengths_N: np.ndarray, *, batch_size: int) -> np.ndarray:

@@ -60,7 +60,6 @@ class Task:
         (at least one with label 1 and one with label 0) where, say, a question has answers to
         choose from. `place` names the record in errors.
       kind: what is learned; 'classification' is a label, 0 or 1, for one text or token sequence.
-      label_texts: what stands for label 0 and label 1 in text.
       folder: the folder of the local files, if a task shares those of another; else the name.
       load: for tasks that bring their own data: load(split_seed=...) -> documents by split.
       token_space: for tasks whose documents are tokens.
@@ -72,7 +71,6 @@ class Task:
     fields: tuple[str, ...] = ()
     expand: Callable[[Mapping[str, Any], str], list[Candidate]] | None = None
     kind: str = "classification"
-    label_texts: tuple[str, str] = ("0", "1")
     folder: str | None = None
     load: Callable[..., dict[str, list[Document]]] | None = None
     token_space: TokenSpace | None = None
