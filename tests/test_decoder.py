@@ -10,7 +10,7 @@ import peers
 import pytest
 
 from w2s_jax import errors, models, sharding, testing
-from w2s_jax.models import decoder, heads
+from w2s_jax.models import heads, network
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 
 SMALL = [
@@ -65,7 +65,7 @@ def test_gradient_norms_match_pytorch_on_gpt2(golden):
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
 def test_scanned_unrolled_and_rematerialised_layers_agree(config):
-    params = decoder.init_params(config, 0, one_device())
+    params = network.init_params(config, 0, one_device())
     tokens = np.random.default_rng(0).integers(0, 29, (3, 17))
 
     def value(scan, remat):
@@ -86,7 +86,7 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(config):
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
 def test_a_token_sees_its_own_past_and_nothing_else(config):
-    params = decoder.init_params(config, 0, one_device())
+    params = network.init_params(config, 0, one_device())
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 29, (1, 20))
     segments = np.repeat([1, 2, 0], [8, 9, 3])[None]
@@ -104,15 +104,15 @@ def test_a_token_sees_its_own_past_and_nothing_else(config):
 @pytest.mark.parametrize("name", sorted(EMBEDDED_MODELS))
 def test_the_parameter_formula_counts_what_is_made(name):
     config = embedded_model(name, vocab_size=29, max_positions=40)
-    abstract = decoder.abstract_params(config, one_device())
+    abstract = network.abstract_params(config, one_device())
     assert sum(x.size for x in jax.tree.leaves(abstract)) == config.num_parameters()
 
 
 def test_initialisation_is_sharded_and_the_same_bits_on_any_mesh():
     config = embedded_model("gpt-d32", vocab_size=32, max_positions=40)
-    alone = decoder.init_params(config, 3, one_device())
+    alone = network.init_params(config, 3, one_device())
     mesh = sharding.mesh_of((2, 2, 2))
-    spread = decoder.init_params(config, 3, mesh)
+    spread = network.init_params(config, 3, mesh)
     kernel = spread["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 64)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone), jax.device_get(spread))
@@ -123,7 +123,7 @@ def test_initialisation_is_sharded_and_the_same_bits_on_any_mesh():
 
 def test_bfloat16_compute_stays_near_float32():
     config = SMALL[1]
-    params = decoder.init_params(config, 0, one_device())
+    params = network.init_params(config, 0, one_device())
     tokens = np.random.default_rng(0).integers(0, 29, (2, 16))
     exact = forward(config, params, tokens)
     half = jax.jit(lambda p: models.forward(config, p, tokens, compute_dtype=jnp.bfloat16))(params)
@@ -158,7 +158,7 @@ def test_a_model_config_refuses_what_it_cannot_be():
 def test_a_reward_starts_as_the_difference_of_the_label_tokens():
     """So that the better text is the one after which "1" is likelier than "0"."""
     config = testing.tiny_model(tied_embeddings=False)
-    params = decoder.init_params(config, 0, one_device())
+    params = network.init_params(config, 0, one_device())
     (zero, one) = (5, 9)
     head = heads.init_class_head("unembedding", config, params, (zero, one), one_device(), 2)
     wanted = params["unembedding"][:, one] - params["unembedding"][:, zero]

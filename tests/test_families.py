@@ -12,7 +12,7 @@ import pytest
 import refusals
 
 from w2s_jax import errors, models, sharding
-from w2s_jax.models import decoder, families, heads
+from w2s_jax.models import families, heads, network
 from w2s_jax.models.attention import attention
 from w2s_jax.models.config import ModelConfig
 
@@ -130,7 +130,7 @@ def test_tensors_survive_the_way_there_and_back(model):
 @parametrize()
 def test_parameters_are_those_of_the_decoder(model):
     _, _, family, config, params = model
-    abstract = decoder.abstract_params(config, sharding.mesh_of((1, 1, 1)))
+    abstract = network.abstract_params(config, sharding.mesh_of((1, 1, 1)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda a: a.shape, abstract)
     assert config.num_parameters() == sum(x.size for x in jax.tree.leaves(params))
     paths = [".".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(params)]
@@ -142,7 +142,7 @@ def test_sharded_parameters_give_the_same_outputs(model):
     folder, _, _, config, params = model
     tokens = np.load(folder / "inputs.npz")["input_ids"]
     shardings = jax.tree.map(
-        lambda a: a.sharding, decoder.abstract_params(config, sharding.mesh_of((2, 2, 2)))
+        lambda a: a.sharding, network.abstract_params(config, sharding.mesh_of((2, 2, 2)))
     )
     alone = run(config, params, tokens, None, True)
     spread = run(config, jax.device_put(params, shardings), tokens, None, True)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from w2s_jax import errors, models, sharding, storage
 from w2s_jax.models import checkpoint_files as files
-from w2s_jax.models import decoder, importing, partial_reads
+from w2s_jax.models import importing, network, partial_reads
 from w2s_jax.models.config import embedded_model
 from w2s_jax.models.convert import convert
 from w2s_jax.models.families import assemble
@@ -54,7 +54,7 @@ def test_each_device_gets_its_slice(tmp_path, model_type, shape):
     mesh = sharding.mesh_of(shape)
     found = importing.import_huggingface(tmp_path, mesh)
     expected = whole(assemble(family_of_type(model_type), found.config, tensors))
-    abstract = traverse_util.flatten_dict(decoder.abstract_params(found.config, mesh), sep=".")
+    abstract = traverse_util.flatten_dict(network.abstract_params(found.config, mesh), sep=".")
     for name, array in traverse_util.flatten_dict(found.params, sep=".").items():
         assert array.sharding == abstract[name].sharding, name
         for shard in array.addressable_shards:
@@ -297,7 +297,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ("gpt-d16", "rotary-d32"))
 def test_embedded_models_are_exported_in_the_form_of_a_family(tmp_path, name):
     config = embedded_model(name, vocab_size=29, max_positions=40)
-    params = decoder.init_params(config, 0, one())
+    params = network.init_params(config, 0, one())
     models.export_huggingface(config, params, tmp_path / "out")
     found = importing.import_huggingface(tmp_path / "out", one())
     assert_same_bits(whole(found.params), whole(params))

@@ -11,7 +11,7 @@ from w2s_jax import sharding, testing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.inference import Predictor, probabilities
-from w2s_jax.models import decoder, heads
+from w2s_jax.models import heads, network
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def problem(num_texts):
     documents = tokenize(docs, None, max_length=None, overlong="error")[0]
     documents = dataclasses.replace(documents, num_texts=num_texts, ids_N=documents.ids_N[:37])
     params = {
-        "backbone": jax.device_get(decoder.init_params(config, 0, sharding.mesh_of((1, 1, 1)))),
+        "backbone": jax.device_get(network.init_params(config, 0, sharding.mesh_of((1, 1, 1)))),
         "head": {"kernel": rng.normal(size=(16, 2 // num_texts)).astype(np.float32)},
     }
     lengths = documents.piece_lengths_P
@@ -37,7 +37,7 @@ def problem(num_texts):
     @jax.jit
     def alone(params):
         def one(item):
-            hidden = decoder.forward(config, params["backbone"], item[0])
+            hidden = network.forward(config, params["backbone"], item[0])
             return heads.class_logits(params["head"], hidden[:, item[1] - 1])[0]
 
         return jax.lax.map(one, (tokens, lengths)).reshape(37, 2)

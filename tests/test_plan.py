@@ -101,7 +101,7 @@ def test_the_memory_estimate_is_near_what_the_compiler_says(data_dir):
 
     from w2s_jax import sharding
     from w2s_jax.data import packing
-    from w2s_jax.models import decoder
+    from w2s_jax.models import network
     from w2s_jax.training.batches import put_batches
     from w2s_jax.training.optimizer import make_optimizer
     from w2s_jax.training.state import init_state
@@ -118,7 +118,7 @@ def test_the_memory_estimate_is_near_what_the_compiler_says(data_dir):
         documents.ids_N, batch_size=phase.train.batch_size, num_steps=phase.total_steps, seed=0
     )
     batches = put_batches(packing.pack(documents, order, max_shapes=1), None, mesh)
-    params = {"backbone": decoder.init_params(phase.model, 0, mesh)}
+    params = {"backbone": network.init_params(phase.model, 0, mesh)}
     state = init_state(
         params, make_optimizer(phase.train, phase.total_steps), phase.total_steps, mesh
     )

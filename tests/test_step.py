@@ -17,7 +17,7 @@ from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.inference import Predictor, soft_labels
 from w2s_jax.losses import LOSSES
-from w2s_jax.models import decoder, heads
+from w2s_jax.models import heads, network
 from w2s_jax.training import step as step_module
 from w2s_jax.training.batches import put_batches
 from w2s_jax.training.optimizer import make_optimizer, make_schedule
@@ -83,7 +83,7 @@ def small_problem(num_texts=1):
     docs = dataclasses.replace(
         docs, num_texts=num_texts, ids_N=docs.ids_N[:16], labels_N=docs.labels_N[:16]
     )
-    backbone = jax.device_get(decoder.init_params(config, 0, one_device()))
+    backbone = jax.device_get(network.init_params(config, 0, one_device()))
     backbone = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f4"), backbone)
     head = {"kernel": rng.normal(size=(16, 2 // num_texts)).astype(np.float32)}
     return config, docs, {"backbone": backbone, "head": head}
@@ -101,7 +101,7 @@ def gradient_of_one_step(
     order = np.tile(np.arange(16, dtype=np.int32), (3, 1))
     multiple = sharding.row_shards(mesh)
     packed = packing.pack(docs, order, num_microbatches=micro, row_multiple=multiple)
-    places = jax.tree.map(lambda x: x.sharding, decoder.abstract_params(config, mesh))
+    places = jax.tree.map(lambda x: x.sharding, network.abstract_params(config, mesh))
     state_params = on_mesh(params, mesh)
     state_params["backbone"] = jax.device_put(params["backbone"], places)
     if loss is None:
@@ -140,7 +140,7 @@ def one_document_at_a_time(loss_name, num_texts=1):
     def loss(params):
         def logits(item):
             tokens, length = item
-            hidden = decoder.forward(config, params["backbone"], tokens)
+            hidden = network.forward(config, params["backbone"], tokens)
             return heads.class_logits(params["head"], hidden[:, length - 1])[0]
 
         logits_BC = jax.lax.map(logits, padded_documents(docs)).reshape(16, 2)
@@ -166,7 +166,7 @@ def test_a_pair_is_judged_by_the_difference_of_its_rewards(monkeypatch):
     @jax.jit
     def rewards(params):
         def reward(item):
-            hidden = decoder.forward(config, params["backbone"], item[0])
+            hidden = network.forward(config, params["backbone"], item[0])
             return hidden[0, item[1] - 1] @ params["head"]["kernel"][:, 0]
 
         return jax.lax.map(reward, padded_documents(docs))
@@ -215,7 +215,7 @@ def test_language_model_steps_equal_a_plain_next_token_loss(monkeypatch):
     def loss(params):
         def nll(item):
             tokens, length = item
-            hidden = decoder.forward(config, params["backbone"], tokens)
+            hidden = network.forward(config, params["backbone"], tokens)
             logits = heads.language_model_logits(config, params["backbone"], hidden)[0, :-1]
             log_p = jax.nn.log_softmax(logits)
             picked = jnp.take_along_axis(log_p, tokens[0, 1:, None], axis=1)[:, 0]

@@ -22,7 +22,7 @@ from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.files import read_json, sha256, write_json
 from w2s_jax.inference import Predictor, fits_on_one_device, probabilities, soft_labels
 from w2s_jax.logs import PhaseLog
-from w2s_jax.models import decoder, heads
+from w2s_jax.models import heads, network
 from w2s_jax.plan import Phase
 from w2s_jax.resolve import Resolved
 from w2s_jax.training import loop
@@ -123,11 +123,11 @@ def _initial_params(phase: Phase, context: Context) -> Any:
     """Pretrained parameters if the phase has a parent for them, else fresh ones; and a new head."""
     mesh = context.mesh
     if "init" in phase.parents:
-        target = {"backbone": decoder.abstract_params(phase.model, mesh)}
+        target = {"backbone": network.abstract_params(phase.model, mesh)}
         parent = context.folder(phase.parents["init"])
         backbone = storage.load_tree(parent.final, target)["backbone"]
     else:
-        backbone = decoder.init_params(phase.model, phase.seed, mesh)
+        backbone = network.init_params(phase.model, phase.seed, mesh)
     if phase.loss is None:
         return {"backbone": backbone}
     head = heads.init_class_head(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 
 if TYPE_CHECKING:
-    from w2s_jax.models.decoder import forward, init_params
     from w2s_jax.models.exporting import export_huggingface
     from w2s_jax.models.families import register_family
     from w2s_jax.models.loading import load, load_with_head
+    from w2s_jax.models.network import forward, init_params
 
 __all__ = [
     "EMBEDDED_MODELS",
@@ -25,8 +25,8 @@ __all__ = [
 
 _HOMES = {
     "export_huggingface": "exporting",
-    "forward": "decoder",
-    "init_params": "decoder",
+    "forward": "network",
+    "init_params": "network",
     "load": "loading",
     "load_with_head": "loading",
     "register_family": "families",

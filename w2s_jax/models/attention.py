@@ -30,10 +30,12 @@ def attention(
     window: Array | int = 0,
     scale: float | None = None,
     softcap: float = 0.0,
+    causal: bool = True,
 ) -> Array:
-    """Causal attention within segments, grouped queries allowed; [R, L, H, E] in q's dtype.
+    """Attention within segments, grouped queries allowed; [R, L, H, E] in q's dtype.
 
-    Slot l sees slot m if m <= l, both lie in one segment and, with a `window`, l - m < window.
+    Slot l sees slot m if both lie in one segment and, if `causal`, m <= l, and, with a `window`,
+    l - m < window.
     Padding (segment 0) sees only padding. Scores are multiplied by `scale` (None: 1 / sqrt(E)) and
     then, with a `softcap` c, become c tanh(score / c), in float32.
     """
@@ -44,13 +46,14 @@ def attention(
             seen_RLL &= (slot_L[:, None] - slot_L[None, :] < window)[None]
         if not softcap:
             return jax.nn.dot_product_attention(
-                q_RLHE, k_RLKE, v_RLKE, mask=seen_RLL[:, None], is_causal=True, scale=scale
+                q_RLHE, k_RLKE, v_RLKE, mask=seen_RLL[:, None], is_causal=causal, scale=scale
             )
         (rows, length, heads, size), groups = q_RLHE.shape, k_RLKE.shape[2]
         q_RLKGE = q_RLHE.reshape(rows, length, groups, heads // groups, size)
         score = jnp.einsum("rlkge,rmke->rkglm", q_RLKGE, k_RLKE, preferred_element_type=jnp.float32)
         score = softcap * jnp.tanh(score * (size**-0.5 if scale is None else scale) / softcap)
-        seen_RLL &= jnp.tril(jnp.ones((length, length), bool))[None]
+        if causal:
+            seen_RLL &= jnp.tril(jnp.ones((length, length), bool))[None]
         score = jnp.where(seen_RLL[:, None, None], score, jnp.finfo(jnp.float32).min)
         weight = jax.nn.softmax(score, axis=-1).astype(v_RLKE.dtype)
         out = jnp.einsum("rkglm,rmke->rlkge", weight, v_RLKE, preferred_element_type=jnp.float32)

@@ -10,6 +10,7 @@ NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rope", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 ROPE_SCALINGS = ("none", "linear", "llama3")
+READ_OUTS = ("last", "first", "mean", "pooler")
 
 
 def _late(default: Any) -> Any:
@@ -19,7 +20,7 @@ def _late(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer.
+    """A transformer: a decoder, or with `bidirectional` an encoder.
 
     Attributes:
       name: what users call it.
@@ -57,6 +58,15 @@ class ModelConfig:
       post_norms: what attention and MLP return is normalised before it is added (Gemma 2).
       scaled_embeddings: token embeddings are multiplied by sqrt(d_model) (Gemma).
       unembedding_bias: next-token logits have a bias (Phi).
+      bidirectional: an encoder (BERT): a slot sees its whole segment, norms stand behind attention
+        and MLP, and behind the embeddings instead of a final one; there is no unembedding.
+      token_types: rows of an encoder's token-type embedding, of which the first is used.
+      pooler: there is a dense layer with tanh over the first token's hidden state (BERT).
+      read_out: what heads see of a text: the hidden state of its 'last' or 'first' token, the
+        'mean' of all its tokens', or the 'pooler' over the first.
+      lora_rank: rank of low-rank adapters (0: none); see `models.lora`.
+      lora_alpha: what the adapters add is multiplied by lora_alpha / lora_rank.
+      lora_targets: the projections that have them: 'attention.query', 'mlp.up', ...
     """
 
     name: str
@@ -100,15 +110,24 @@ class ModelConfig:
     post_norms: bool = _late(False)
     scaled_embeddings: bool = _late(False)
     unembedding_bias: bool = _late(False)
+    bidirectional: bool = _late(False)
+    token_types: int = _late(0)
+    pooler: bool = _late(False)
+    read_out: str = _late("last")
+    lora_rank: int = _late(0)
+    lora_alpha: float = _late(0.0)
+    lora_targets: tuple[str, ...] = _late(())
 
     def __post_init__(self) -> None:
         # JSON has no tuples, and a config must be hashable.
         object.__setattr__(self, "local_layers", tuple(self.local_layers))
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
         for field, allowed in (
             ("norm", NORMS),
             ("positions", POSITIONS),
             ("activation", ACTIVATIONS),
             ("rope_scaling", ROPE_SCALINGS),
+            ("read_out", READ_OUTS),
         ):
             if getattr(self, field) not in allowed:
                 raise errors.unknown(f"model.{field}", getattr(self, field), allowed)
@@ -149,7 +168,10 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values; later fields only where they differ from the default."""
         late = {f.name: f.default for f in dataclasses.fields(self) if f.metadata.get("late")}
-        values = dataclasses.asdict(self) | {"local_layers": list(self.local_layers)}
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
         return {
             name: value
             for name, value in values.items()

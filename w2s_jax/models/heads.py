@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.decoder import Params, unembedding
+from w2s_jax.models.network import Params, unembedding
 
 Array = jax.Array
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.errors import InputError, nearest, unknown
 from w2s_jax.models import checkpoint_files as files
-from w2s_jax.models import decoder
+from w2s_jax.models import network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, TensorView, family_of, file_names, is_ignored
 from w2s_jax.models.partial_reads import Range, read_part
@@ -40,7 +40,7 @@ class Imported:
 
     Attributes:
       config: the model.
-      params: backbone parameters for `decoder.forward`.
+      params: backbone parameters for `network.forward`.
       head: {'kernel': float32 [D, classes]}, replicated, or None where the folder has none.
       huggingface: the content of its config.json.
     """
@@ -80,7 +80,7 @@ def import_huggingface(
     if (table := stored.get(names[views["embedding"].name])) is not None:
         files.check_tokenizer(folder, config.vocab_size, table)
     mesh = sharding.make_mesh() if mesh is None else mesh
-    abstract = traverse_util.flatten_dict(decoder.abstract_params(config, mesh), sep=".")
+    abstract = traverse_util.flatten_dict(network.abstract_params(config, mesh), sep=".")
     params = {}
     for path, wanted in abstract.items():
         if path in absent:

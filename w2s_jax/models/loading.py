@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from w2s_jax import errors, sharding, storage
 from w2s_jax.files import read_json
-from w2s_jax.models import decoder
+from w2s_jax.models import network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.heads import abstract_class_head
 from w2s_jax.models.hub import local_folder
@@ -109,7 +109,7 @@ def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     target: dict[str, Any] = {
         "backbone": jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, kind, sharding=a.sharding),
-            decoder.abstract_params(config, mesh),
+            network.abstract_params(config, mesh),
         )
     }
     if record.get("head", record["kind"] != "pretrain"):

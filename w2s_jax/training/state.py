@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.models import decoder, heads
+from w2s_jax.models import heads, network
 from w2s_jax.models.config import ModelConfig
 
 #: Columns of `TrainState.history`.
@@ -67,7 +67,7 @@ def state_shardings(
     `num_texts` is that of the class head; None: there is no head.
     """
     whole = sharding.replicated(mesh)
-    abstract = {"backbone": decoder.abstract_params(config, mesh)}
+    abstract = {"backbone": network.abstract_params(config, mesh)}
     if num_texts is not None:
         abstract["head"] = heads.abstract_class_head(config, mesh, num_texts)
     return TrainState(

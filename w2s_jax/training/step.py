@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from w2s_jax.config import TrainSettings
 from w2s_jax.losses import LOSSES, Loss
-from w2s_jax.models import decoder, heads
+from w2s_jax.models import heads, network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.optimizer import make_optimizer, make_schedule
 from w2s_jax.training.state import TrainState, state_shardings
@@ -104,7 +104,7 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
 
 def microbatch_hidden(spec: StepSpec, params: Any, micro: Batch) -> Array:
     """Hidden states of a microbatch, [R, L, D]."""
-    return decoder.forward(
+    return network.forward(
         spec.model,
         params["backbone"],
         micro["tokens_RL"],

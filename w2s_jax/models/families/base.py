@@ -172,7 +172,7 @@ def assemble(
     """The parameters of a model whose tensors are all in memory.
 
     Returns:
-      The nested dict that `decoder.forward` takes, of numpy arrays in the tensors' dtypes.
+      The nested dict that `network.forward` takes, of numpy arrays in the tensors' dtypes.
 
     Raises:
       InputError: for a tensor that is missing, has the wrong shape or has no use.

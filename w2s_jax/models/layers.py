@@ -1,0 +1,166 @@
+"""The layers of which decoders and encoders are made: projections, norms, attention, MLP.
+
+Shapes in names: R rows, L slots, D width, H heads, K key/value heads, E head size, F MLP width.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from w2s_jax.models.attention import Reach, attention, rotary
+from w2s_jax.models.config import ModelConfig
+
+Array = jax.Array
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+
+def contract(equation: str, x: Array, kernel: Array) -> Array:
+    """einsum in the dtype of `x`, accumulated in float32 (which the fast bfloat16 paths need)."""
+    out = jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    return out.astype(x.dtype)
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> nnx.Param:
+    """A parameter of normal numbers, its axes named for the sharding rules."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape), out_sharding=axes)
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over the last axis (the width, or a head), computed in float32."""
+
+    def __init__(self, config: ModelConfig, axis: str = "embed"):
+        self.config = config
+        size = config.d_model if axis == "embed" else config.head_dim
+        start = jnp.zeros(size) if config.unit_offset else jnp.ones(size)
+        self.scale = nnx.Param(start, out_sharding=(axis,))
+        if config.norm == "layernorm":
+            self.bias = nnx.Param(jnp.zeros(size), out_sharding=(axis,))
+
+    def __call__(self, x_RLD: Array) -> Array:
+        x = x_RLD.astype(jnp.float32)
+        if self.config.norm == "layernorm":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(variance + self.config.norm_epsilon)
+        scale = self.scale[...].astype(jnp.float32)
+        x = x * _broadcast(1 + scale if self.config.unit_offset else scale, x.ndim)
+        if self.config.norm == "layernorm":
+            x = x + _broadcast(self.bias[...], x.ndim)
+        return x.astype(x_RLD.dtype)
+
+
+def _broadcast(x: Array, ndim: int) -> Array:
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+class Projection(nnx.Module):
+    """A kernel applied by an einsum, with an optional bias."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        *,
+        std: float,
+        bias_axes: int,
+    ):
+        self.equation = equation
+        self.kernel = normal(rngs, shape, std, axes)
+        self.has_bias = bias_axes > 0
+        if self.has_bias:
+            self.bias = nnx.Param(jnp.zeros(shape[-bias_axes:]), out_sharding=axes[-bias_axes:])
+
+    def __call__(self, x: Array) -> Array:
+        out = contract(self.equation, x, self.kernel[...])
+        if not self.has_bias:
+            return out
+        return out + _broadcast(self.bias[...].astype(x.dtype), out.ndim)
+
+
+class Attention(nnx.Module):
+    """Self-attention with its projections."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        d, heads, kv, size = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
+        std, bias = config.init_std, 2 * config.qkv_bias
+
+        def inward(count: int, axis: str) -> Projection:
+            axes = ("embed", axis, "head_dim")
+            return Projection(
+                rngs, "rld,dhe->rlhe", (d, count, size), axes, std=std, bias_axes=bias
+            )
+
+        self.query = inward(heads, "heads")
+        self.key = inward(kv, "kv_heads")
+        self.value = inward(kv, "kv_heads")
+        self.out = Projection(
+            rngs,
+            "rlhe,hed->rld",
+            (heads, size, d),
+            ("heads", "head_dim", "embed"),
+            std=std / (2 * config.num_layers) ** 0.5,
+            bias_axes=int(config.out_bias),
+        )
+
+        self.query_norm = Norm(config, "head_dim") if config.qk_norm else None
+        self.key_norm = Norm(config, "head_dim") if config.qk_norm else None
+
+    def __call__(
+        self, x_RLD: Array, segment_ids_RL: Array, positions_RL: Array, reach: Reach
+    ) -> Array:
+        q_RLHE, k_RLKE, v_RLKE = self.query(x_RLD), self.key(x_RLD), self.value(x_RLD)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_RLHE, k_RLKE = self.query_norm(q_RLHE), self.key_norm(k_RLKE)
+        if reach.frequency_E is not None:
+            q_RLHE = rotary(q_RLHE, positions_RL, reach.frequency_E)
+            k_RLKE = rotary(k_RLKE, positions_RL, reach.frequency_E)
+        scalar = self.config.query_scalar
+        mixed_RLHE = attention(
+            q_RLHE,
+            k_RLKE,
+            v_RLKE,
+            segment_ids_RL,
+            window=reach.window,
+            scale=scalar**-0.5 if scalar else None,
+            softcap=self.config.attention_softcap,
+            causal=not self.config.bidirectional,
+        )
+        return self.out(mixed_RLHE)
+
+
+class MLP(nnx.Module):
+    """The feed-forward part of a block, gated or not."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.activation = config.activation
+        shape, axes, bias = (config.d_model, config.d_mlp), ("embed", "mlp"), int(config.mlp_bias)
+        std = config.init_std
+        self.up = Projection(rngs, "rld,df->rlf", shape, axes, std=std, bias_axes=bias)
+        self.gate = (
+            Projection(rngs, "rld,df->rlf", shape, axes, std=std, bias_axes=bias)
+            if config.gated_mlp
+            else None
+        )
+        out_std = std / (2 * config.num_layers) ** 0.5
+        self.down = Projection(
+            rngs, "rlf,fd->rld", shape[::-1], axes[::-1], std=out_std, bias_axes=bias
+        )
+
+    def __call__(self, x_RLD: Array) -> Array:
+        with jax.named_scope("mlp"):
+            activate = _ACTIVATIONS[self.activation]
+            if self.gate is None:
+                return self.down(activate(self.up(x_RLD)))
+            return self.down(activate(self.gate(x_RLD)) * self.up(x_RLD))
