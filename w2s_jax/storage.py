@@ -89,10 +89,28 @@ def load_tree(folder: Path, target: Any) -> Any:
     Raises:
       StorageError: if a file is missing or differs from the manifest.
     """
+    _refuse_damage(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute(), target)
+
+
+def load_part(folder: Path, part: Any) -> Any:
+    """As `load_tree`, of some of the tree's leaves only: `part` has those."""
+    _refuse_damage(folder)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(
+            folder.absolute(),
+            args=ocp.args.PyTreeRestore(
+                item=part,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(part),
+                partial_restore=True,
+            ),
+        )
+
+
+def _refuse_damage(folder: Path) -> None:
     problem = damage(folder)
     if problem:
         raise errors.StorageError(
             f"{folder}: damaged ({problem}); delete its phase folder and run again to remake it"
         )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), target)

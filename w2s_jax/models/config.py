@@ -165,6 +165,10 @@ class ModelConfig:
             embeddings += (self.max_positions + self.position_offset) * d
         return embeddings + self.num_layers * (attention + mlp + norms_per_block * norm) + norm
 
+    def without_adapters(self) -> "ModelConfig":
+        """The model to which adapters were added, or itself."""
+        return dataclasses.replace(self, lora_rank=0, lora_alpha=0.0, lora_targets=())
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values; later fields only where they differ from the default."""
         late = {f.name: f.default for f in dataclasses.fields(self) if f.metadata.get("late")}
