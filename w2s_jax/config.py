@@ -16,7 +16,7 @@ from w2s_jax import errors
 OPTIMIZERS = ("adam", "adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "block")
+REMATS = ("none", "block", "dots")
 OVERLONG = ("truncate", "drop", "error")
 
 #: The loss table: kind -> its options with their defaults. `losses.register` adds to it.

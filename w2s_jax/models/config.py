@@ -148,7 +148,7 @@ class ModelConfig:
             )
 
     def num_parameters(self) -> int:
-        """Parameters of the backbone, embeddings included and heads not, by formula."""
+        """Parameters of the backbone, embeddings included, heads and adapters not, by formula."""
         d, hd = self.d_model, self.head_dim
         queries, keys = self.num_heads * hd, self.num_kv_heads * hd
         vectors = 2 if self.norm == "layernorm" else 1
@@ -164,6 +164,27 @@ class ModelConfig:
         if self.positions == "learned":
             embeddings += (self.max_positions + self.position_offset) * d
         return embeddings + self.num_layers * (attention + mlp + norms_per_block * norm) + norm
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """The linear maps of a block by name, each with the sizes of its input and its output."""
+        d, hd = self.d_model, self.head_dim
+        queries, keys = self.num_heads * hd, self.num_kv_heads * hd
+        gate = {"mlp.gate": (d, self.d_mlp)} if self.gated_mlp else {}
+        return {
+            "attention.query": (d, queries),
+            "attention.key": (d, keys),
+            "attention.value": (d, keys),
+            "attention.out": (queries, d),
+            "mlp.up": (d, self.d_mlp),
+            **gate,
+            "mlp.down": (self.d_mlp, d),
+        }
+
+    def num_adapter_parameters(self) -> int:
+        """Parameters of the low-rank adapters, which `num_parameters` does not count."""
+        sizes = self.projections()
+        each = sum(sum(sizes[name]) for name in self.lora_targets)
+        return self.num_layers * self.lora_rank * each
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values; later fields only where they differ from the default."""

@@ -110,7 +110,7 @@ def microbatch_hidden(spec: StepSpec, params: Any, micro: Batch) -> Array:
         micro["tokens_RL"],
         micro["segment_ids_RL"],
         compute_dtype=jnp.dtype(spec.train.compute_dtype),
-        remat=spec.train.remat == "block",
+        remat=spec.train.remat,
     )
 
 
