@@ -15,7 +15,6 @@ from typing import Any
 from w2s_jax.config import LossSettings, PretrainSettings, Role, Settings, TrainSettings
 from w2s_jax.data.packing import steps_per_epoch
 from w2s_jax.models import budget
-from w2s_jax.models.adapters import with_lora
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.resolve import Resolved
 
@@ -272,7 +271,7 @@ def _finetune(
     if train.adapt == "probe_then_full":
         train = dataclasses.replace(train, adapt="full")
     if train.adapt == "lora":
-        model = with_lora(model, own.lora.rank, own.lora.alpha, own.lora.targets)
+        model = model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
     total_steps = _steps(train, len(data.splits[train_split]))
     used_loss = loss or GROUND_TRUTH_LOSS
     learner = purpose or kind

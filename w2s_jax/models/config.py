@@ -1,6 +1,8 @@
 """What a model is, as plain data: `ModelConfig`, and the embedded ladder. Imports no JAX."""
 
 import dataclasses
+import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +150,7 @@ class ModelConfig:
             )
 
     def num_parameters(self) -> int:
-        """Parameters of the backbone, embeddings included and heads not, by formula."""
+        """Parameters of the backbone, embeddings included, heads and adapters not, by formula."""
         d, hd = self.d_model, self.head_dim
         queries, keys = self.num_heads * hd, self.num_kv_heads * hd
         vectors = 2 if self.norm == "layernorm" else 1
@@ -165,9 +167,56 @@ class ModelConfig:
             embeddings += (self.max_positions + self.position_offset) * d
         return embeddings + self.num_layers * (attention + mlp + norms_per_block * norm) + norm
 
+    def with_adapters(self, rank: int, alpha: float, patterns: Sequence[str]) -> "ModelConfig":
+        """The model with low-rank adapters.
+
+        Args:
+          rank: of the adapters.
+          alpha: what they add is multiplied by alpha / rank.
+          patterns: which projections have them: names, or patterns ('attention.*') as of a shell.
+
+        Raises:
+          InputError: for a rank or alpha that is not positive, and a pattern that matches nothing.
+        """
+        if rank < 1:
+            raise errors.InputError(f"lora.rank: {rank!r}; allowed: an integer of at least 1")
+        if not 0 < alpha < float("inf"):
+            raise errors.InputError(f"lora.alpha: {alpha!r}; allowed: a number above 0")
+        names = self.projections()
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise errors.unknown("lora.targets", pattern, names)
+        targets = [n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)]
+        if not targets:
+            raise errors.InputError(f"lora.targets: (); allowed: one or more of {', '.join(names)}")
+        return dataclasses.replace(
+            self, lora_rank=rank, lora_alpha=float(alpha), lora_targets=tuple(targets)
+        )
+
     def without_adapters(self) -> "ModelConfig":
         """The model to which adapters were added, or itself."""
         return dataclasses.replace(self, lora_rank=0, lora_alpha=0.0, lora_targets=())
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """The linear maps of a block by name, each with the sizes of its input and its output."""
+        d, hd = self.d_model, self.head_dim
+        queries, keys = self.num_heads * hd, self.num_kv_heads * hd
+        gate = {"mlp.gate": (d, self.d_mlp)} if self.gated_mlp else {}
+        return {
+            "attention.query": (d, queries),
+            "attention.key": (d, keys),
+            "attention.value": (d, keys),
+            "attention.out": (queries, d),
+            "mlp.up": (d, self.d_mlp),
+            **gate,
+            "mlp.down": (self.d_mlp, d),
+        }
+
+    def num_adapter_parameters(self) -> int:
+        """Parameters of the low-rank adapters, which `num_parameters` does not count."""
+        sizes = self.projections()
+        each = sum(sum(sizes[name]) for name in self.lora_targets)
+        return self.num_layers * self.lora_rank * each
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values; later fields only where they differ from the default."""

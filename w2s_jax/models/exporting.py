@@ -71,7 +71,7 @@ def export_huggingface(
     sizes = {name: math.prod(parts[0][0].stored) for name, parts in tensors.items()}
     sizes = {name: count * kind.itemsize for name, count in sizes.items()}
     groups = files.group_shards(sizes.items(), shard_bytes)
-    with _written_once(Path(folder)) as target:
+    with written_once(Path(folder)) as target:
         for names, file in zip(groups, files.shard_names(len(groups)), strict=True):
             shard = {name: _gather(tensors[name], kind) for name in names}
             if target is not None:
@@ -170,7 +170,7 @@ def _gather(parts: list[_Part], dtype: Any) -> np.ndarray:
     """A tensor of the file, in host memory."""
     tensor = np.empty(parts[0][0].stored, dtype)
     for view, parameter, layer in parts:
-        view.put(_on_host(parameter if layer is None else _layer(parameter, layer)), tensor)
+        view.put(on_host(parameter if layer is None else _layer(parameter, layer)), tensor)
     return tensor
 
 
@@ -179,7 +179,8 @@ def _layer(stacked: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
 
 
-def _on_host(array: jax.Array) -> np.ndarray:
+def on_host(array: jax.Array) -> np.ndarray:
+    """A whole array, wherever its shards lie; with several processes all call this."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     from jax.experimental import multihost_utils
@@ -188,7 +189,7 @@ def _on_host(array: jax.Array) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _written_once(folder: Path) -> Iterator[Path | None]:
+def written_once(folder: Path) -> Iterator[Path | None]:
     """The folder to fill, in the first process only; the others wait until it is there."""
     files.refuse_existing(folder)
     _meet(f"exporting {folder}")
