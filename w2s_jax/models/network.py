@@ -11,17 +11,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from w2s_jax import sharding
+from w2s_jax import errors, sharding
 from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.decoder import Decoder
+from w2s_jax.models.encoder import Encoder
 
 Array = jax.Array
 Params = dict[str, Any]
 
 
 def _module(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-    return Decoder(config, rngs)
+    return Encoder(config, rngs) if config.bidirectional else Decoder(config, rngs)
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,7 +84,16 @@ def forward(
 
 
 def unembedding(config: ModelConfig, params: Params) -> Array:
-    """The language-model head's kernel, [D, V]."""
+    """The language-model head's kernel, [D, V].
+
+    Raises:
+      InputError: for an encoder, which has none.
+    """
+    if config.bidirectional:
+        raise errors.InputError(
+            f"{config.name}: an encoder, which has no unembedding; allowed: a decoder where there "
+            "are next-token logits, and a class head that starts from zeros"
+        )
     return params["embedding"].T if config.tied_embeddings else params["unembedding"]
 
 
