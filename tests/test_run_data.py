@@ -223,7 +223,10 @@ def test_a_hugging_face_tokenizer_by_config(tmp_path):
     config.pretrain.source = None
     resolved = resolve(validate(config))
     assert resolved.roles["weak"].model.vocab_size == backend.get_vocab_size()
-    assert resolved.roles["weak"].label_tokens == (backend.token_to_id("0"), backend.token_to_id("1"))
+    assert resolved.roles["weak"].label_tokens == (
+        backend.token_to_id("0"),
+        backend.token_to_id("1"),
+    )
     documents = {d.id: d for d in load("tiny", data_dir=str(data_dir)).documents["test"]}
     test = resolved.roles["weak"].splits["test"]
     for n in range(len(test)):

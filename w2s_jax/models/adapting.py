@@ -7,7 +7,6 @@ differentiated: it has no gradient, no optimiser state and no place in checkpoin
 A probe's model is its features: {'head': ..., 'features_NKD': ...}, of which the head is trained.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,10 +32,6 @@ def split(train: TrainSettings, config: ModelConfig, params: Params) -> tuple[Pa
     if train.adapt == "last_layers":
         backbone = network.split_tail(config, params["backbone"], train.last_layers)
         params = params | {"backbone": backbone}
-    return _parts(train, config, params)
-
-
-def _parts(train: TrainSettings, config: ModelConfig, params: Params) -> tuple[Params, Params]:
     flat = traverse_util.flatten_dict(params, sep=".")
     classifies = "head" in params
     trained = {p: x for p, x in flat.items() if _is_trained(p, train.adapt, config, classifies)}
@@ -114,17 +109,4 @@ def abstract_trained(
     if train.adapt == "probe":
         assert num_texts is not None
         return {"head": heads.abstract_class_head(config, mesh, num_texts)}
-    params = abstract_params(train, config, mesh, num_texts)
-    if train.adapt == "last_layers":
-        divide = functools.partial(network.split_tail, config, k=train.last_layers)
-        # Tracing forgets shardings; the layers' axis, which alone is cut, is never sharded.
-        places = traverse_util.flatten_dict(params["backbone"], sep=".")
-        shapes = traverse_util.flatten_dict(jax.eval_shape(divide, params["backbone"]), sep=".")
-        backbone = {
-            path: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=places[path.removeprefix("tail_")].sharding
-            )
-            for path, x in shapes.items()
-        }
-        params = params | {"backbone": traverse_util.unflatten_dict(backbone, sep=".")}
-    return _parts(train, config, params)[0]
+    return split(train, config, abstract_params(train, config, mesh, num_texts))[0]
