@@ -1,0 +1,305 @@
+"""What a model costs, by formula: parameters that are trained, FLOPs, memory, devices.
+
+Nothing here is measured, and nothing imports JAX. Letters in formulas: D width, F MLP width, Q and
+K the widths of queries and of keys (heads times head size), H heads, V vocabulary, L slots.
+"""
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from w2s_jax import errors
+from w2s_jax.models.config import ModelConfig
+
+GIB = 2**30
+
+#: What of a model is trained: everything, its last layers, low-rank adapters, or only the head.
+ADAPTS = ("full", "last_layers", "lora", "probe")
+
+#: Kept for the backward pass: everything, the outputs of projections, or each block's input.
+REMATS = ("none", "dots", "block")
+
+#: Rank and projections of adapters where nothing is said.
+LORA_RANK = 8
+LORA_TARGETS = ("attention.*", "mlp.*")
+
+#: How many of the last layers 'last_layers' trains where nothing is said.
+LAST_LAYERS = 2
+
+_WIDTHS = {"float32": 4, "bfloat16": 2}
+
+#: Share of a device's memory that is planned with; programs and fragments take the rest.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device: its memory in GiB, and what that figure is."""
+
+    memory: float
+    source: str
+
+
+#: Memory of well-known devices. Of TPUs it is that of one chip: what their compiler reports as the
+#: limit, or (v4) the documentation. Of others it is the size under which they are sold.
+DEVICES = {
+    "TPU v4": Device(32.0, "documented"),
+    "TPU v5e": Device(15.75, "compiler's limit"),
+    "TPU v5p": Device(95.74, "compiler's limit"),
+    "TPU v6e": Device(31.25, "compiler's limit"),
+    "L4": Device(24.0, "nominal"),
+    "A100 40 GB": Device(40.0, "nominal"),
+    "A100 80 GB": Device(80.0, "nominal"),
+    "H100": Device(80.0, "nominal"),
+    "H200": Device(141.0, "nominal"),
+    "laptop 16 GB": Device(16.0, "nominal, shared with everything else"),
+}
+
+
+def projections(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of each matrix of a block, by the name that adapters go by."""
+    d, f = config.d_model, config.d_mlp
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    gate = {"mlp.gate": (d, f)} if config.gated_mlp else {}
+    return {
+        "attention.query": (d, queries),
+        "attention.key": (d, keys),
+        "attention.value": (d, keys),
+        "attention.out": (queries, d),
+        **gate,
+        "mlp.up": (d, f),
+        "mlp.down": (f, d),
+    }
+
+
+def trainable_parameters(
+    config: ModelConfig,
+    adapt: str = "full",
+    *,
+    lora_rank: int = LORA_RANK,
+    lora_targets: Sequence[str] = LORA_TARGETS,
+    last_layers: int = LAST_LAYERS,
+) -> int:
+    """How many of a model's parameters are trained; a class head (2 D) is not counted.
+
+    Args:
+      config: the model; adapters that it has itself are left aside.
+      adapt: 'full': all; 'last_layers': the last blocks and, in decoders, the final norm; 'lora':
+        for each matrix [I, O] with an adapter rank * (I + O), the matrix itself not; 'probe': 0.
+      lora_rank: rank of the adapters.
+      lora_targets: names in `projections`, or patterns of them: 'attention.query', 'mlp.*'.
+      last_layers: how many blocks 'last_layers' trains; more than there are means all.
+
+    Raises:
+      InputError: for an unknown `adapt`, or a target that no projection matches.
+    """
+    if adapt not in ADAPTS:
+        raise errors.unknown("adapt", adapt, ADAPTS)
+    if adapt == "full":
+        return replace(config, lora_rank=0).num_parameters()
+    if adapt == "lora":
+        return config.num_layers * _adapters(config, lora_rank, lora_targets)
+    if adapt == "probe":
+        return 0
+    blocks = min(last_layers, config.num_layers)
+    norm = 0 if config.bidirectional else config.d_model * (1 + (config.norm == "layernorm"))
+    return blocks * _block_parameters(config) + norm
+
+
+def _block_parameters(config: ModelConfig) -> int:
+    """By difference, so that there is one formula: the share of a block in `num_parameters`."""
+    plain = replace(config, lora_rank=0, local_layers=())
+    return replace(plain, num_layers=2).num_parameters() - (
+        replace(plain, num_layers=1).num_parameters()
+    )
+
+
+def _adapters(config: ModelConfig, rank: int, targets: Sequence[str]) -> int:
+    """Parameters of the adapters of one block."""
+    matrices = projections(config)
+    chosen: set[str] = set()
+    for target in targets:
+        matched = fnmatch.filter(matrices, target)
+        if not matched:
+            raise errors.unknown("lora.targets", target, matrices)
+        chosen.update(matched)
+    return rank * sum(sum(matrices[name]) for name in chosen)
+
+
+def flops_per_token(
+    config: ModelConfig, length: int, *, last_only: bool = False, logits: bool = False
+) -> float:
+    """Model FLOPs of a forward pass, a token, in documents of `length` tokens.
+
+    Of each layer, 2 for each weight of its matrices and 4 Q S for attention scores and mixing,
+    where S is the mean number of slots that a slot sees: (length + 1) / 2 in a decoder, less in a
+    window, `length` in an encoder. Not counted: embedding look-ups, norms, rotary positions,
+    softmax, activations, biases, poolers and class heads, and whatever a program computes beyond
+    the model (masked scores, padding, rematerialisation).
+
+    Args:
+      config: the model.
+      length: tokens of a document.
+      last_only: the last block computes queries, mixing, output and MLP only at a document's one
+        read-out (which 'mean' does not have).
+      logits: with the language-model head, 2 D V.
+    """
+    layers = _layer_flops(config, length, last_only)
+    return sum(map(sum, layers)) + logits * 2 * config.d_model * config.vocab_size
+
+
+def train_flops_per_token(
+    config: ModelConfig,
+    length: int,
+    adapt: str = "full",
+    *,
+    lora_rank: int = LORA_RANK,
+    lora_targets: Sequence[str] = LORA_TARGETS,
+    last_layers: int = LAST_LAYERS,
+    last_only: bool = False,
+    logits: bool = False,
+) -> float:
+    """Model FLOPs of a training step, a token; what is (not) counted is as in `flops_per_token`.
+
+    With forward FLOPs W of matrices and A of attention, a backward pass takes 2 W (gradients of
+    inputs and of weights) and 2 A. So 'full' takes 3 (W + A); 'last_layers' W + A, and twice those
+    of the last layers; 'lora' 2 W + 3 A, as frozen weights need no gradient, and 3 times the
+    adapters' own 2 a parameter; 'probe' W + A, once an epoch if features are kept. The backward
+    pass is counted down to the embeddings, also where nothing below the first adapter is trained.
+
+    Args:
+      config, length, last_only, logits: as for `flops_per_token`.
+      adapt, lora_rank, lora_targets, last_layers: as for `trainable_parameters`.
+
+    Raises:
+      InputError: as `trainable_parameters`.
+    """
+    trained = trainable_parameters(
+        config, adapt, lora_rank=lora_rank, lora_targets=lora_targets, last_layers=last_layers
+    )
+    layers = _layer_flops(config, length, last_only)
+    head = logits * 2 * config.d_model * config.vocab_size
+    weights, attention = (sum(part) for part in zip(*layers, strict=True))
+    forward = weights + attention + head
+    if adapt == "full":
+        return 3 * forward
+    if adapt == "lora":
+        return 2 * (weights + head) + 3 * attention + 3 * 2 * trained
+    if adapt == "last_layers":
+        last = layers[-min(last_layers, len(layers)) :] if last_layers else []
+        return forward + 2 * sum(map(sum, last)) + head
+    return forward
+
+
+def _layer_flops(config: ModelConfig, length: int, last_only: bool) -> list[tuple[float, float]]:
+    """Of each layer, forward FLOPs a token: (of matrices, of attention)."""
+    matrices = {name: 2 * i * o for name, (i, o) in projections(config).items()}
+    per_slot = 4 * config.num_heads * config.head_dim
+    local = config.local_layers or (config.window > 0,) * config.num_layers
+    windows = [config.window if own else 0 for own in local]
+    weights = float(sum(matrices.values()))
+    layers = [(weights, per_slot * _mean_seen(config, length, window)) for window in windows]
+    if last_only and config.read_out != "mean":
+        everywhere = matrices["attention.key"] + matrices["attention.value"]
+        seen = min(windows[-1] or length, length)
+        layers[-1] = (everywhere + (weights - everywhere) / length, per_slot * seen / length)
+    return layers
+
+
+def _mean_seen(config: ModelConfig, length: int, window: int) -> float:
+    """How many slots a slot of a document sees, itself included, on average."""
+    if config.bidirectional:
+        return length
+    full = min(window or length, length)
+    # The first `full` slots see 1, 2, ... slots, the others `full`.
+    return (full * (full + 1) / 2 + (length - full) * full) / length
+
+
+def training_memory(
+    config: ModelConfig,
+    *,
+    adapt: str,
+    trainable: int,
+    param_dtype: str,
+    compute_dtype: str,
+    optimizer: str,
+    tokens: float,
+    longest: int,
+    remat: str = "none",
+    logits: bool = False,
+    last_layers: int = LAST_LAYERS,
+) -> dict[str, int]:
+    """Bytes of a training step, were everything on one device.
+
+    'parameters' and 'gradients' (of what is trained) have `param_dtype`; the 'optimizer' has two
+    float32 moments for each trained parameter (Adafactor about one number a row and column, counted
+    as nothing). All three are exact but for a class head.
+
+    'activations' is what the backward pass of a microbatch keeps. A layer keeps, a token, what its
+    matrices and attention get, 2 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype, 2 D for
+    each norm in float32, and the attention scores before and after the softmax, 2 H * longest in
+    float32. With remat 'block', layers keep their input D, and one at a time the rest; with 'dots',
+    also what projections give, 2 D + Q + 2 K + F (gated: 2 F). Frozen lower layers keep nothing.
+    Language-model logits are kept three times in float32.
+
+    Args:
+      config: the model.
+      adapt, last_layers: as for `trainable_parameters`.
+      trainable: what that gives.
+      param_dtype, compute_dtype: 'float32' or 'bfloat16'.
+      optimizer: 'adam', 'adamw' or 'adafactor'.
+      tokens: of a microbatch, padding included.
+      longest: slots of a row, over which attention scores go.
+      remat: one of `REMATS`.
+      logits: a language model is trained, not a classifier.
+
+    Returns:
+      'parameters', 'gradients', 'optimizer' and 'activations', and their 'total'.
+
+    Raises:
+      InputError: for an unknown `adapt` or `remat`.
+    """
+    if adapt not in ADAPTS:
+        raise errors.unknown("adapt", adapt, ADAPTS)
+    if remat not in REMATS:
+        raise errors.unknown("remat", remat, REMATS)
+    stored = replace(config, lora_rank=0).num_parameters() + trainable * (adapt == "lora")
+    number = _WIDTHS[compute_dtype]
+    kept = {"full": config.num_layers, "lora": config.num_layers, "probe": 0}
+    layers = kept.get(adapt, min(last_layers, config.num_layers))
+    whole = _kept_by_layer(config, longest, number)
+    between = number * config.d_model
+    if remat == "none":
+        per_token = max(layers, 1) * whole
+    else:
+        outputs = number * _outputs(config) if remat == "dots" else 0
+        per_token = whole + layers * outputs
+    per_token += layers * between + logits * 3 * 4 * config.vocab_size
+    memory = {
+        "parameters": _WIDTHS[param_dtype] * stored,
+        "gradients": _WIDTHS[param_dtype] * trainable,
+        "optimizer": 0 if optimizer == "adafactor" else 2 * 4 * trainable,
+        "activations": int(tokens * per_token),
+    }
+    return memory | {"total": sum(memory.values())}
+
+
+def _kept_by_layer(config: ModelConfig, longest: int, number: int) -> int:
+    """Bytes that a layer keeps a token; `number` is the width of the compute dtype."""
+    d, f = config.d_model, config.d_mlp
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    norms = (1 if config.shared_norm else 2) + 2 * config.post_norms
+    computed = 2 * d + 2 * queries + 2 * keys + (4 if config.gated_mlp else 2) * f
+    return number * computed + 4 * (2 * norms * d + 2 * config.num_heads * longest)
+
+
+def _outputs(config: ModelConfig) -> int:
+    """Numbers that a layer's projections give a token."""
+    return sum(outputs for _, outputs in projections(config).values())
+
+
+def devices_needed(total: int, device: Device) -> int:
+    """How many devices hold `total` bytes, evenly sharded: a power of two, as meshes have."""
+    needed = math.ceil(total / (USABLE * device.memory * GIB))
+    return 1 << (max(needed, 1) - 1).bit_length()
