@@ -119,8 +119,17 @@ def plan(resolved: Resolved) -> Plan:
             probed.pop("init", None)
             if adapt == "probe":
                 return add(_finetune(resolved, kind, role, split, probed, probe=True, **more))
-            plain = {"loss": more.get("loss"), "probe": True, "purpose": kind}
-            parents["head"] = add(_finetune(resolved, "probe", role, split, probed, **plain))
+            first = _finetune(
+                resolved,
+                "probe",
+                role,
+                split,
+                probed,
+                loss=more.get("loss"),
+                probe=True,
+                purpose=kind,
+            )
+            parents["head"] = add(first)
         return add(_finetune(resolved, kind, role, split, parents, **more))
 
     inits, features = {}, {}

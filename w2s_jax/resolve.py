@@ -130,8 +130,9 @@ def resolve(settings: Settings) -> Resolved:
         role: _role_input(role, found[role], reader, tokenized[reader.key], raw, settings, notes)
         for role, reader in readers.items()
     }
+    weak, strong = (_with_defaults(role, data, settings) for role, data in roles.items())
+    settings = dataclasses.replace(settings, weak=weak, strong=strong)
     for role, data in roles.items():
-        settings = dataclasses.replace(settings, **{role: _with_defaults(role, data, settings)})
         _check(role, data, settings)
     return Resolved(settings, roles, tuple(dict.fromkeys(notes)))
 
