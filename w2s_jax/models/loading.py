@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from w2s_jax import errors, sharding, storage
-from w2s_jax.files import read_json
 from w2s_jax.models import network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.heads import abstract_class_head
 from w2s_jax.models.hub import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
+from w2s_jax.models.sources import final_of, is_huggingface, read_ours
 
 #: `kind` of a folder that `w2s convert` wrote; other kinds are those of phases.
 CONVERTED = "converted"
@@ -77,34 +77,14 @@ def load_all(
         raise errors.unknown("dtype", dtype, DTYPES)
     folder = local_folder(path_or_hub_id)
     mesh = sharding.make_mesh() if mesh is None else mesh
-    if not _is_huggingface(folder):
+    if not is_huggingface(folder):
         return _load_ours(folder, mesh, dtype)
     found = import_huggingface(folder, mesh, dtype or "float32")
     return Loaded(found.config, found.params, found.head, found.huggingface, folder)
 
 
-def _is_huggingface(folder: Path) -> bool:
-    """Whether a folder is, or was to be, in Hugging Face's layout."""
-    if (folder / "checkpoints").exists():
-        return False
-    if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
-        return True
-    config = folder / "config.json"
-    record = read_json(config) if config.is_file() else {}
-    return isinstance(record, dict) and ("model_type" in record or "architectures" in record)
-
-
 def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
-    final = folder / "checkpoints" / "final"
-    if not (folder / "config.json").exists() or not final.exists():
-        raise errors.InputError(
-            f"{folder}: not the folder of a trained phase (it has no config.json and "
-            "checkpoints/final), nor one in Hugging Face's layout (config.json with a model_type, "
-            "and model.safetensors); allowed: DIR/phases/<kind>-<fingerprint> of a finished run, "
-            "what w2s convert wrote, or a Hugging Face folder or id"
-        )
-    record = read_json(folder / "config.json")
-    config = ModelConfig(**record["spec"]["model"])
+    record, config = read_ours(folder)
     kind = jnp.dtype(dtype or record.get("dtype", "float32"))
     target: dict[str, Any] = {
         "backbone": jax.tree.map(
@@ -114,7 +94,7 @@ def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     }
     if record.get("head", record["kind"] != "pretrain"):
         target["head"] = abstract_class_head(config, mesh, record["spec"].get("texts", 1))
-    tree = storage.load_tree(final, target)
+    tree = storage.load_tree(final_of(folder), target)
     tokenizer = folder / "tokenizer"
     return Loaded(
         config,
