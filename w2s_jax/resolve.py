@@ -8,6 +8,7 @@ anything is written or compiled. No JAX.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -294,7 +295,7 @@ def _with_defaults(role: str, data: RoleInput, settings: Settings) -> Role:
     parts = {}
     for part in ("train", "pretrain", "probe"):
         values = getattr(own, part)
-        changes = {}
+        changes: dict[str, Any] = {}
         if values.learning_rate is None:
             adapt = "full" if values.adapt == "probe_then_full" else values.adapt
             changes["learning_rate"] = ladders.default_learning_rate(

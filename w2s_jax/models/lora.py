@@ -1,11 +1,11 @@
 """Low-rank adapters (LoRA, Hu et al. 2022): a model with adapters is a `ModelConfig`.
 
-`with_lora` gives the config, whose parameters have for each target the leaves `lora_a` and `lora_b`
-beside `kernel`; all else (`forward`, shardings, stacks by layer) is as for any model.
+`ModelConfig.with_adapters` gives the config, whose parameters have for each target the leaves
+`lora_a` and `lora_b` beside `kernel`; all else (`forward`, shardings, stacks by layer) is as for
+any model.
 """
 
 import dataclasses
-import fnmatch
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,6 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from w2s_jax import errors
 from w2s_jax.errors import InputError
 from w2s_jax.files import write_json
 from w2s_jax.models import checkpoint_files as files
@@ -28,45 +27,6 @@ from w2s_jax.models.families import Family, TensorView
 
 Array = jax.Array
 Params = dict[str, Any]
-
-
-def target_names(config: ModelConfig) -> tuple[str, ...]:
-    """The projections of a model that can have adapters: 'attention.query', 'mlp.up', ..."""
-    return tuple(config.projections())
-
-
-def with_lora(config: ModelConfig, rank: int, alpha: float, patterns: Sequence[str]) -> ModelConfig:
-    """The model with adapters.
-
-    Args:
-      config: the model.
-      rank: of the adapters.
-      alpha: what they add is multiplied by alpha / rank.
-      patterns: which projections have them: names, or patterns ('attention.*') as of a shell.
-
-    Raises:
-      InputError: for a rank or alpha that is not positive, and a pattern that matches nothing.
-    """
-    if not isinstance(rank, int) or rank < 1:
-        raise InputError(f"lora.rank: {rank!r}; allowed: an integer of at least 1")
-    if not 0 < alpha < float("inf"):
-        raise InputError(f"lora.alpha: {alpha!r}; allowed: a number above 0")
-    names = target_names(config)
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise errors.unknown("lora.targets", pattern, names)
-    chosen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
-    if not chosen:
-        raise InputError(f"lora.targets: (); allowed: one or more of {', '.join(names)}")
-    targets = tuple(name for name in names if name in chosen)
-    return dataclasses.replace(
-        config, lora_rank=rank, lora_alpha=float(alpha), lora_targets=targets
-    )
-
-
-def without_lora(config: ModelConfig) -> ModelConfig:
-    """The model without adapters."""
-    return dataclasses.replace(config, lora_rank=0, lora_alpha=0.0, lora_targets=())
 
 
 def is_adapter(path: str) -> bool:
@@ -117,7 +77,7 @@ def merge(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
         out_shardings={path: part[0].sharding for path, part in parts.items()},
     )(parts)
     rest = {path: value for path, value in flat.items() if not is_adapter(path)}
-    return without_lora(config), traverse_util.unflatten_dict(rest | kernels, sep=".")
+    return config.without_adapters(), traverse_util.unflatten_dict(rest | kernels, sep=".")
 
 
 def save_peft(
@@ -148,8 +108,8 @@ def save_peft(
       StorageError: if the folder cannot be written.
     """
     if not config.lora_targets:
-        raise InputError(f"{config.name}: no adapters; allowed: a model of `with_lora`")
-    base = without_lora(config)
+        raise InputError(f"{config.name}: no adapters; allowed: a model of `with_adapters`")
+    base = config.without_adapters()
     family = exporting.family_for(base)
     if head is not None and family.classifier is None:
         raise InputError(
