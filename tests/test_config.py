@@ -62,7 +62,13 @@ def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
 @pytest.mark.parametrize(
     "changes,parts",
     [
-        ({"weak__model": "gpt-d9"}, ["weak.model", "'gpt-d9'", "gpt-d8"]),
+        ({"train__adapt": "lorra"}, ["train.adapt", "'lorra'", "'lora'"]),
+        ({"pretrain__adapt": "lora"}, ["pretrain.adapt", "'lora'", "'full'"]),
+        ({"strong__train__last_layers": 0}, ["strong.train.last_layers", "0", "at least 1"]),
+        ({"strong__read_out": "median"}, ["strong.read_out", "'median'", "mean"]),
+        ({"lora__rank": 0}, ["lora.rank", "0", "at least 1"]),
+        ({"lora__alpha": 0.0}, ["lora.alpha", "0.0", "above 0"]),
+        ({"train__param_dtype": "fp16"}, ["train.param_dtype", "'fp16'", "bfloat16"]),
         ({"losses": ("xnet",)}, ["losses", "'xnet'", "'xent'"]),
         ({"losses": ()}, ["losses", "empty"]),
         ({"losses": ("xent", "xent")}, ["losses", "twice"]),

@@ -120,7 +120,7 @@ def test_weak_labels_are_joined_by_document_id(finished, data_dir):
     np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
     documents = load_task("tiny", data_dir=str(data_dir))["test"]
     assert {d.id for d in documents} == {int(i) for i in ids}
-    with pytest.raises(errors.InputError, match="2 of 66 documents.*no weak label"):
+    with pytest.raises(errors.InputError, match="2 of 66 documents.*are not there"):
         artifacts.load_labels(folder, "test", np.concatenate([ids, np.array([1, 2], np.uint64)]))
 
 

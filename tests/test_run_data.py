@@ -16,7 +16,8 @@ from w2s_jax.data.splits import make_splits
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
 from w2s_jax.plan import plan
-from w2s_jax.resolve import _stream_digest, resolve
+from w2s_jax.pretraining_text import stream_digest
+from w2s_jax.resolve import resolve
 from w2s_jax.validation import validate
 
 QUIET = Console(quiet=True)
@@ -145,9 +146,9 @@ def test_the_stream_is_part_of_the_fingerprint(streamed):
     assert plan(resolve(validate(config))).phases[0].name != phase.name
     # The tokenizer's content counts as well.
     corpus, bytes_ = resolve(validate(config)).roles["weak"].streams["pretrain"], ByteTokenizer()
-    digests = {_stream_digest(corpus, bytes_)}
+    digests = {stream_digest(corpus, bytes_)}
     object.__setattr__(bytes_, "digest", "other")
-    assert _stream_digest(corpus, bytes_) not in digests
+    assert stream_digest(corpus, bytes_) not in digests
     names = set()
     for length in (16, 32):
         config.pretrain.chunk_length = length
@@ -223,10 +224,8 @@ def test_a_hugging_face_tokenizer_by_config(tmp_path):
     config.pretrain.source = None
     resolved = resolve(validate(config))
     assert resolved.roles["weak"].model.vocab_size == backend.get_vocab_size()
-    assert resolved.roles["weak"].label_tokens == (
-        backend.token_to_id("0"),
-        backend.token_to_id("1"),
-    )
+    labels = (backend.token_to_id("0"), backend.token_to_id("1"))
+    assert resolved.roles["weak"].label_tokens == labels
     documents = {d.id: d for d in load("tiny", data_dir=str(data_dir)).documents["test"]}
     test = resolved.roles["weak"].splits["test"]
     for n in range(len(test)):

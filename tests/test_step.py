@@ -117,7 +117,7 @@ def gradient_of_one_step(
     config, docs, params = small_problem(num_texts)
     monkeypatch.setattr(step_module, "make_optimizer", lambda *_: optax.sgd(1.0))
     step_module._train_step.cache_clear()
-    settings = TrainSettings(batch_size=16, compute_dtype=dtype)
+    settings = TrainSettings(batch_size=16, compute_dtype=dtype, learning_rate=1e-3)
     mesh = sharding.mesh_of(mesh_shape)
     order = np.tile(np.arange(16, dtype=np.int32), (3, 1))
     multiple = sharding.row_shards(mesh)
@@ -287,7 +287,7 @@ def test_each_optimizer_learns_the_batch(optimizer):
 
 
 def test_a_non_finite_loss_freezes_the_state_and_names_the_step():
-    states = run_steps(TrainSettings(batch_size=16), 5, poison_step=3)
+    states = run_steps(TrainSettings(batch_size=16, learning_rate=1e-3), 5, poison_step=3)
     assert [int(s.failed_step) for s in states] == [-1, -1, -1, -1, 3, 3]
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 3, 3]
     good, last = states[3], states[5]
