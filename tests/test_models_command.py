@@ -46,7 +46,13 @@ def test_a_model_is_shown_with_its_costs(capsys):
     forward = 6 * (2 * 12 * 512**2 + 4 * 512 * 128.5)
     assert full.split()[1:] == ["5e-5", "70.4M", f"{forward / 1e6:.1f}M", f"{3e-6 * forward:.1f}M"]
     # 70,426,624 float32 numbers; as many gradients, twice as many moments.
-    assert rows(out)["full"][:3] == ["0.26", "0.26", "0.52"]
+    # 8,192 tokens: 6 layers and one more hold what matrices and attention get, two norms and the
+    # scores of 8 heads over 256 slots twice; 6 layers keep their input.
+    layer = 4 * (6 * 512 + 2 * 2048) + 4 * (4 * 512 + 2 * 8 * 256)
+    activations = 8192 * (7 * layer + 6 * 4 * 512) / 2**30
+    total = 4 * 4 * 70_426_624 / 2**30 + activations
+    wanted = ["0.26", "0.26", "0.52", f"{activations:.2f}", f"{total:.2f}"]
+    assert rows(out)["full"] == wanted
 
 
 def test_devices_are_as_many_as_the_memory_needs(capsys):
