@@ -174,7 +174,7 @@ def test_usage_errors_are_one_line_and_status_2(capsys):
 
 #: Layers from the ground up; a module may import from its own layer and those before it.
 LAYERS = [
-    ["errors", "files", "models.config", "config", "validation", "metrics"],
+    ["errors", "files", "checksums", "hub", "models.config", "config", "validation", "metrics"],
     ["data", "models", "losses", "sharding", "storage"],
     ["training", "inference"],
     ["resolve", "plan", "artifacts", "testing"],

@@ -308,14 +308,14 @@ def test_a_silent_hub_is_given_up_after_the_timeout(monkeypatch):
     """A server that accepts a connection and says nothing."""
     import huggingface_hub
 
-    from w2s_jax.data import hub
+    from w2s_jax import hub
 
     monkeypatch.undo()
     server = socket.create_server(("127.0.0.1", 0))
     endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
     api = huggingface_hub.HfApi
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api(endpoint=endpoint))
-    monkeypatch.setattr(hub, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(hub, "_SECONDS", 0.3)
     offline(monkeypatch, False)
     start = time.monotonic()
     with server:

@@ -9,6 +9,7 @@ import pytest
 from w2s_jax.data import token_cache
 from w2s_jax.data.token_cache import encode_cached
 from w2s_jax.data.tokenizers import ByteTokenizer
+from w2s_jax.files import cache_folder
 
 
 def split(tokens_T, lengths_N):
@@ -135,7 +136,7 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         encode_cached(spy, [f"text {variables}"])
-        assert token_cache._cache_folder() == tmp_path / expected
+        assert cache_folder("tokens") == tmp_path / expected
         assert any((tmp_path / expected).iterdir())
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setenv("W2S_CACHE_DIR", "")

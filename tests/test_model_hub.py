@@ -1,13 +1,17 @@
 """Models by hub id: from the hub's cache, without a network, and what the hub says."""
 
+import http.server
+import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from checkpoints import tiny
 from refusals import error
 
+from w2s_jax import hub
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.hub import local_folder
 
@@ -66,7 +70,7 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
                 failure.args = ("no",)
                 raise failure
             files = [huggingface_hub.hf_api.RepoSibling(rfilename=s) for s in siblings]
-            return type("Info", (), {"siblings": files})
+            return type("Info", (), {"siblings": files, "sha": "c" * 40})
 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
 
@@ -92,3 +96,53 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
     assert asked[-1]["revision"] == "step3000" and not asked[-1]["local_files_only"]
     wanted = ["config.json", "tokenizer.json", files.INDEX, *shards]
     assert asked[-1]["allow_patterns"] == wanted
+
+
+def test_without_the_package_only_folders_can_be_had(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    message = error(local_folder, "org/name")
+    assert message == (
+        "org/name: no such folder, and the hub needs a package: pip install 'w2s_jax[hub]'"
+    )
+    assert local_folder(tmp_path) == tmp_path
+    assert not hub.answers("model", "org/name")
+
+
+def test_a_repository_is_pinned_by_its_commit(monkeypatch):
+    """By a server on this machine, for each kind of repository, with the address that was asked."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            body = {"id": "a/b", "sha": "c" * 40, "siblings": [{"rfilename": "config.json"}]}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_):
+            pass
+
+    api = huggingface_hub.HfApi
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api(endpoint=endpoint))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for kind in ("model", "dataset"):
+            found = hub.ask(kind, "a/b", "here", "v1")
+            assert found == hub.Repository("c" * 40, ("config.json",))
+        assert hub.answers("model", "a/b")
+        server.shutdown()
+    assert [path.partition("?")[0] for path in asked] == [
+        "/api/models/a/b/revision/v1",
+        "/api/datasets/a/b/revision/v1",
+        "/api/models/a/b",
+    ]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(hub.Unreachable, match="HF_HUB_OFFLINE"):
+        hub.ask("model", "a/b", "here")
+    assert len(asked) == 3

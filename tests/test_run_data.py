@@ -144,7 +144,7 @@ def test_the_stream_is_part_of_the_fingerprint(streamed):
         file.write('{"text": "one more"}\n')
     assert plan(resolve(validate(config))).phases[0].name != phase.name
     # The tokenizer's content counts as well.
-    corpus, bytes_ = resolve(validate(config)).streams["pretrain:weak"], ByteTokenizer()
+    corpus, bytes_ = resolve(validate(config)).roles["weak"].streams["pretrain"], ByteTokenizer()
     digests = {_stream_digest(corpus, bytes_)}
     object.__setattr__(bytes_, "digest", "other")
     assert _stream_digest(corpus, bytes_) not in digests
@@ -176,10 +176,10 @@ def test_over_long_documents_are_dropped_before_anything_is_balanced(tmp_path):
     config.task.test_docs, config.task.validation_docs = 32, 16
     config.pretrain.source = None
     resolved = resolve(validate(config))
-    test = resolved.splits["test"]
+    test = resolved.roles["weak"].splits["test"]
     assert len(test) == 32 and test.labels_N.sum() == 16 and test.longest <= 20
-    assert len(resolved.splits["validation"]) == 16
-    halves = [resolved.splits[name] for name in ("slice1", "slice2")]
+    assert len(resolved.roles["weak"].splits["validation"]) == 16
+    halves = [resolved.roles["weak"].splits[name] for name in ("slice1", "slice2")]
     assert all(abs(half.labels_N.mean() - 0.5) < 0.05 for half in halves)
     assert any("train: 30 of 180 documents exceed" in note for note in resolved.notes)
 
@@ -194,7 +194,7 @@ def test_soft_labels_beside_labels_are_learnt_and_not_what_counts(tmp_path):
     config.task.name, config.task.test_docs, config.task.validation_docs = "both", 32, 16
     config.pretrain.source = None
     resolved = resolve(validate(config))
-    half = resolved.splits["slice1"]
+    half = resolved.roles["weak"].splits["slice1"]
     assert set(half.labels_N) == {0, 1} and set(half.targets_N) == {0.25, 0.75}
     weak = next(p for p in plan(resolved).phases if p.kind == "weak")
     context = phases.Context(resolved, tmp_path, sharding.make_mesh(), QUIET, lambda: False)
@@ -202,7 +202,7 @@ def test_soft_labels_beside_labels_are_learnt_and_not_what_counts(tmp_path):
     plain = [{k: v for k, v in row.items() if k != "soft_label"} for row in rows]
     write(tmp_path / "both" / "train.jsonl", plain)
     again = resolve(validate(config))
-    np.testing.assert_array_equal(again.splits["slice1"].ids_N, half.ids_N)
+    np.testing.assert_array_equal(again.roles["weak"].splits["slice1"].ids_N, half.ids_N)
     assert again.digests["slice1"] != resolved.digests["slice1"]
 
 
@@ -222,10 +222,13 @@ def test_a_hugging_face_tokenizer_by_config(tmp_path):
     config.task.tokenizer = str(tmp_path / "tokenizer.json")
     config.pretrain.source = None
     resolved = resolve(validate(config))
-    assert resolved.models["weak"].vocab_size == backend.get_vocab_size()
-    assert resolved.label_tokens == (backend.token_to_id("0"), backend.token_to_id("1"))
+    assert resolved.roles["weak"].model.vocab_size == backend.get_vocab_size()
+    assert resolved.roles["weak"].label_tokens == (
+        backend.token_to_id("0"),
+        backend.token_to_id("1"),
+    )
     documents = {d.id: d for d in load("tiny", data_dir=str(data_dir)).documents["test"]}
-    test = resolved.splits["test"]
+    test = resolved.roles["weak"].splits["test"]
     for n in range(len(test)):
         wanted = backend.encode(documents[int(test.ids_N[n])].text).ids
         assert test.document(n).tolist() == wanted

@@ -52,6 +52,16 @@ class PhaseFolder:
         return self.path / "labels"
 
     @property
+    def features(self) -> Path:
+        """What heads see of documents (Orbax)."""
+        return self.path / "features"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's files of a pretrained model."""
+        return self.path / "tokenizer"
+
+    @property
     def steps(self) -> Path:
         """Mid-phase checkpoints (Orbax)."""
         return self.path / "checkpoints" / "steps"
@@ -125,17 +135,8 @@ def read_result(folder: PhaseFolder) -> dict[str, Any]:
 
 
 def save_labels(folder: PhaseFolder, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Stores class labels by Orbax: split -> (ids_N uint64, soft float32 [N, C]).
-
-    Ids are stored as pairs of uint32: JAX, through which Orbax may pass them, would cut 64 bits.
-    """
-    from w2s_jax.storage import save_tree
-
-    tree = {
-        split: {"ids": ids_N.view(np.uint32).reshape(-1, 2), "soft": soft_NC.astype(np.float32)}
-        for split, (ids_N, soft_NC) in labels.items()
-    }
-    save_tree(folder.labels, tree)
+    """Stores class labels by Orbax: split -> (ids_N uint64, soft float32 [N, C])."""
+    _save_by_id(folder.labels, "soft", labels, {})
 
 
 def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarray:
@@ -145,25 +146,81 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
       StorageError: if the stored labels are damaged.
       InputError: if a document has no label, or the phase stored none for the split.
     """
-    from w2s_jax.storage import load_tree
-
     record = read_json(folder.result)["labels"]
     if split not in record["splits"]:
         raise errors.InputError(f"{folder.labels}: no labels for {split!r}")
-    target = {
-        name: {"ids": np.zeros((n, 2), np.uint32), "soft": np.zeros((n, 2), np.float32)}
-        for name, n in record["splits"].items()
+    return _load_by_id(folder.labels, "soft", record["splits"], (2,), split, ids_N)
+
+
+def save_features(
+    folder: PhaseFolder,
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    head: Mapping[str, np.ndarray],
+) -> None:
+    """Stores split -> (ids_N uint64, features float32 [N, K, D]), and a head to start from."""
+    _save_by_id(folder.features, "features", features, {"head": dict(head)})
+
+
+def load_features(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarray:
+    """The features of the documents `ids_N`, float32 [N, K, D], joined by id.
+
+    Raises:
+      StorageError: if they are damaged.
+      InputError: if there are none of a document.
+    """
+    record = read_json(folder.result)["features"]
+    shape = tuple(record["shape"])
+    return _load_by_id(folder.features, "features", record["splits"], shape, split, ids_N)
+
+
+def load_features_head(folder: PhaseFolder) -> dict[str, np.ndarray]:
+    """The head that is stored with features: {'kernel': float32 [D, 2 / K]}."""
+    from w2s_jax.storage import load_part
+
+    texts, width = read_json(folder.result)["features"]["shape"]
+    return load_part(
+        folder.features, {"head": {"kernel": np.zeros((width, 2 // texts), np.float32)}}
+    )["head"]
+
+
+def _save_by_id(
+    path: Path,
+    name: str,
+    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    more: dict[str, Any],
+) -> None:
+    """Ids are stored as pairs of uint32: JAX, through which Orbax may pass them, cuts 64 bits."""
+    from w2s_jax.storage import save_tree
+
+    tree = {
+        split: {"ids": ids_N.view(np.uint32).reshape(-1, 2), name: value.astype(np.float32)}
+        for split, (ids_N, value) in values.items()
     }
-    stored = load_tree(folder.labels, target)[split]
+    save_tree(path, tree | more)
+
+
+def _load_by_id(
+    path: Path,
+    name: str,
+    sizes: Mapping[str, int],
+    shape: tuple[int, ...],
+    split: str,
+    ids_N: np.ndarray,
+) -> np.ndarray:
+    from w2s_jax.storage import load_part
+
+    n = sizes[split]
+    target = {"ids": np.zeros((n, 2), np.uint32), name: np.zeros((n, *shape), np.float32)}
+    stored = load_part(path, {split: target})[split]
     stored_ids_N = np.ascontiguousarray(stored["ids"], np.uint32).view(np.uint64).reshape(-1)
-    place = {int(i): n for n, i in enumerate(stored_ids_N)}
+    place = {int(i): k for k, i in enumerate(stored_ids_N)}
     missing = [int(i) for i in ids_N if int(i) not in place]
     if missing:
         raise errors.InputError(
-            f"{folder.labels}: {len(missing)} of {len(ids_N)} documents of {split!r} have no weak "
-            f"label (the first: id {missing[0]}); labels and documents are of different runs"
+            f"{path}: {len(missing)} of {len(ids_N)} documents of {split!r} are not there (the "
+            f"first: id {missing[0]}); they and the documents are of different runs"
         )
-    return np.asarray(stored["soft"])[[place[int(i)] for i in ids_N]]
+    return np.asarray(stored[name])[[place[int(i)] for i in ids_N]]
 
 
 def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:

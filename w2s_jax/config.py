@@ -7,7 +7,7 @@ A config is a locked `ml_collections.ConfigDict` with the fields of `default_con
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from ml_collections import config_dict
 
@@ -16,7 +16,10 @@ from w2s_jax import errors
 OPTIMIZERS = ("adam", "adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "block")
+#: What of a model is trained: everything; low-rank adapters; the last layers; the head alone, on
+#: features that are computed once; or the head first and then everything (LP-FT).
+ADAPTS = ("full", "lora", "last_layers", "probe", "probe_then_full")
+REMATS = ("none", "block", "dots")
 OVERLONG = ("truncate", "drop", "error")
 
 #: The loss table: kind -> its options with their defaults. `losses.register` adds to it.
@@ -64,14 +67,21 @@ class TrainSettings:
     linearly to `learning_rate`; `schedule` then leads to 0 (or stays constant). `microbatch_size`
     documents are computed at a time (None: the whole batch). Batches are packed into at most
     `max_shapes` static shapes: more of them leave fewer slots empty, and each is compiled.
-    `microbatch_size`, `remat` and `max_shapes` change memory and speed, never results.
+    `remat` recomputes activations in the backward pass instead of keeping them: all of a block's
+    ('block') or all but the results of weight matmuls ('dots'). `microbatch_size`, `remat` and
+    `max_shapes` change memory and speed, never results.
+
+    `adapt` says what is trained (see `ADAPTS`), with 'last_layers' the last `last_layers` blocks,
+    final norm and head. What is not trained has no gradient and no optimiser state. Parameters of
+    the backbone are kept in `param_dtype`; adapters and heads in float32. `learning_rate` and
+    `param_dtype` None: by the model and `adapt` (`w2s models NAME` tells).
     """
 
     epochs: float = 2.0
     steps: int | None = None
     batch_size: int = 32
     microbatch_size: int | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.0
     optimizer: str = "adam"
@@ -80,8 +90,11 @@ class TrainSettings:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     compute_dtype: str = "float32"
+    param_dtype: str | None = None
     remat: str = "none"
     max_shapes: int = 6
+    adapt: str = "full"
+    last_layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,10 +115,33 @@ class PretrainSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
+class ProbeSettings(TrainSettings):
+    """How a head is trained on frozen features: Burns et al. 2023, appendix on linear probing."""
+
+    epochs: float = 200.0
+    batch_size: int = 128
+    schedule: str = "constant"
+    adapt: str = "probe"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters: W + (alpha / rank) A B for the projections that match `targets`.
+
+    Targets are patterns of `attention.{query,key,value,out}` and `mlp.{gate,up,down}`.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attention.*", "mlp.*")
+
+
+@dataclass(frozen=True)
 class TaskSettings:
     """Which documents. `train_docs` counts documents before halving; None means all of them.
 
-    `tokenizer`: 'bytes', or a folder, file or hub id of a fast Hugging Face tokenizer.
+    `tokenizer`: that of embedded models (pretrained ones bring their own): 'bytes', or a folder,
+    file or hub id of a fast Hugging Face tokenizer.
     """
 
     name: str = "digits_even"
@@ -136,11 +172,28 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Role:
-    """A model and how it is trained: the weak supervisor or the strong student."""
+    """A model and how it is trained: the weak supervisor or the strong student.
+
+    `model`: an embedded model's name, or whatever `models.load` takes. `tokenizer`, `read_out`
+    None: the model's own.
+    """
 
     model: str
+    tokenizer: str | None
+    read_out: str | None
     train: TrainSettings
     pretrain: PretrainSettings
+    probe: ProbeSettings
+    lora: LoraSettings
+
+
+#: Sections of a config that `weak` and `strong` inherit.
+ROLE_SECTIONS: dict[str, type] = {
+    "train": TrainSettings,
+    "pretrain": PretrainSettings,
+    "probe": ProbeSettings,
+    "lora": LoraSettings,
+}
 
 
 @dataclass(frozen=True)
@@ -206,7 +259,9 @@ def _section(cls: type, *, inherit: bool = False) -> config_dict.ConfigDict:
 
 
 def _base_type(hint: Any) -> type:
-    """`int` for `int | None`."""
+    """`int` for `int | None`, `tuple` for `tuple[str, ...]`."""
+    if get_origin(hint) is tuple:
+        return tuple
     args = [a for a in getattr(hint, "__args__", ()) if a is not type(None)]
     return args[0] if args else hint
 
@@ -214,8 +269,8 @@ def _base_type(hint: Any) -> type:
 def default_config() -> config_dict.ConfigDict:
     """A new config with every field at its default, locked.
 
-    `weak.train`, `strong.train`, `weak.pretrain` and `strong.pretrain` inherit `train` and
-    `pretrain` where they are None. `loss` holds an entry per label; `add_loss` adds one.
+    `weak.train` and `strong.train` inherit `train` where they are None, and so do their sections
+    `pretrain`, `probe` and `lora`. `loss` holds an entry per label; `add_loss` adds one.
     """
     config = config_dict.ConfigDict()
     config.name = "run"
@@ -233,16 +288,12 @@ def default_config() -> config_dict.ConfigDict:
             "early_stopping": config_dict.placeholder(str),
         }
     )
-    config.train = _section(TrainSettings)
-    config.pretrain = _section(PretrainSettings)
+    for name, section in ROLE_SECTIONS.items():
+        config[name] = _section(section)
     for role, model in (("weak", "gpt-d8"), ("strong", "gpt-d32")):
-        config[role] = config_dict.ConfigDict(
-            {
-                "model": model,
-                "train": _section(TrainSettings, inherit=True),
-                "pretrain": _section(PretrainSettings, inherit=True),
-            }
-        )
+        own = {name: _section(cls, inherit=True) for name, cls in ROLE_SECTIONS.items()}
+        placeholders = {name: config_dict.placeholder(str) for name in ("tokenizer", "read_out")}
+        config[role] = config_dict.ConfigDict({"model": model} | placeholders | own)
     config.losses = ("xent", "confidence")
     config.loss = config_dict.ConfigDict(
         {kind: {"kind": kind, **options} for kind, options in LOSS_OPTIONS.items()}

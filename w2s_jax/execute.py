@@ -285,14 +285,14 @@ def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
 def _print_phase(
     number: int, total: int, phase: Phase, result: dict[str, Any], console: Console
 ) -> None:
-    numbers = f"loss {result['train_loss']:.4f}"
+    numbers = f"loss {result['train_loss']:.4f}" if "train_loss" in result else ""
     if "metrics" in result:
         test = result["metrics"]["test"]
         numbers += f"  test accuracy {test['accuracy']:.3f} ± {test['accuracy_se']:.3f}"
-    if result["kept_step"] != result["steps"]:
+    if result.get("kept_step") != result.get("steps"):
         numbers += f"  kept step {result['kept_step']}"
     console.print(
-        f"[{number}/{total}] {phase.title:<20} {phase.model.name:<12} {result['steps']:>5} steps "
+        f"[{number}/{total}] {phase.title:<20} {phase.model.name:<12} {phase.total_steps:>5} steps "
         f"{result['seconds']:6.1f} s  {numbers}",
         highlight=False,
         markup=False,

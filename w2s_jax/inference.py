@@ -1,7 +1,8 @@
-"""The label pass and evaluation: class logits of documents, in a batched pass over local devices.
+"""The label pass and evaluation: class logits, or features, of documents in a batched pass.
 
 Where the model fits on one device, `jax.pmap` runs one batch on each local device; a larger one
-runs as a sharded jit program on the training mesh. D devices, R rows, L slots, m documents.
+runs as a sharded jit program on the training mesh. In names: R rows, L slots, m documents, K texts
+of a document, D width, N documents.
 """
 
 import functools
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -17,8 +19,9 @@ from w2s_jax import sharding
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.models import heads
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.training.step import StepSpec, microbatch_logits
+from w2s_jax.training.step import StepSpec, microbatch_features, microbatch_logits
 
 Array = jax.Array
 BATCH_SIZE = 64  # documents a device and dispatch, at most
@@ -26,19 +29,21 @@ BATCH_TOKENS = 16_384  # and so many tokens, or a single document
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(model: ModelConfig, compute_dtype: str) -> tuple[Callable, Callable]:
-    """(pmap over devices, jit) of: parameters, one packed batch -> logits float32 [m, 2]."""
+def _programs(model: ModelConfig, compute_dtype: str, features: bool) -> tuple[Callable, Callable]:
+    """(pmap over devices, jit) of: parameters, one packed batch -> float32 [m, 2] or [m, K, D]."""
     spec = StepSpec(model, TrainSettings(compute_dtype=compute_dtype), 1, None)
 
-    def logits(params: Any, tokens_RL: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Array:
+    def run(params: Any, tokens_RL: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Array:
         micro = {
             "tokens_RL": tokens_RL,
             "segment_ids_RL": segment_ids_RL,
             "read_outs_mK": read_outs_mK,
         }
+        if features:
+            return microbatch_features(spec, params, micro).astype(jnp.float32)
         return microbatch_logits(spec, params, micro)
 
-    return jax.pmap(logits, in_axes=(None, 0, 0, 0)), jax.jit(logits)
+    return jax.pmap(run, in_axes=(None, 0, 0, 0)), jax.jit(run)
 
 
 def fits_on_one_device(params: Any) -> bool:
@@ -50,11 +55,12 @@ def fits_on_one_device(params: Any) -> bool:
 
 
 class Predictor:
-    """Class logits of a fixed set of documents under changing parameters.
+    """Class logits, or features, of a fixed set of documents under changing parameters.
 
     The documents are packed and placed on the devices once, those of similar length together;
     calling it with parameters ({'backbone', 'head'}) returns float32 [N, 2] in the order of the
-    documents.
+    documents; with `features` it returns what a class head would see, float32 [N, K, D], and needs
+    no head.
 
     Args:
       model: the model.
@@ -63,6 +69,7 @@ class Predictor:
       compute_dtype: of activations.
       batch_size: documents a device and dispatch, at most.
       per_device: `pmap` over local devices, each with all parameters, instead of a sharded program.
+      features: see above.
     """
 
     def __init__(
@@ -74,10 +81,11 @@ class Predictor:
         compute_dtype: str = "float32",
         batch_size: int = BATCH_SIZE,
         per_device: bool = True,
+        features: bool = False,
     ):
         self.num_documents = len(documents)
         self.per_device = per_device
-        self.pmapped, self.jitted = _programs(model, compute_dtype)
+        self.pmapped, self.jitted = _programs(model, compute_dtype, features)
         devices = jax.local_devices() if per_device else []
         local = Mesh(np.array(devices), ("device",)) if per_device else mesh
         self.params_sharding = NamedSharding(local, P())
@@ -120,10 +128,20 @@ class Predictor:
             params = jax.device_put(params, self.params_sharding)
         # All batches are dispatched before the first result is fetched.
         outputs = [(order, run(params, *arrays)) for order, arrays in self.dispatches]
-        result_NC = np.zeros((self.num_documents, 2), np.float32)
+        # Behind the documents, and the devices: logits, or texts and width.
+        shape = outputs[0][1].shape[2 if self.per_device else 1 :]
+        result = np.zeros((self.num_documents, *shape), np.float32)
         for order, out in outputs:
-            result_NC[order[order >= 0]] = jax.device_get(out).reshape(-1, 2)[order >= 0]
-        return result_NC
+            result[order[order >= 0]] = jax.device_get(out).reshape(-1, *shape)[order >= 0]
+        return result
+
+
+def logits_of_features(params: Any, features_NKD: np.ndarray) -> np.ndarray:
+    """Class logits of a head on features, float32 [N, 2]; `params` needs no more than the head."""
+    return np.asarray(_head_logits(params["head"], features_NKD))
+
+
+_head_logits = jax.jit(heads.class_logits)
 
 
 def _packed_group(

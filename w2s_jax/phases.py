@@ -1,7 +1,9 @@
 """How one phase is run: train, keep the parameters, predict, label, and record the result."""
 
+import functools
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,20 +15,31 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, metrics, sharding, storage
+from w2s_jax import artifacts, errors, metrics, parameters, sharding, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import PretrainSettings, Settings
 from w2s_jax.data import packing
 from w2s_jax.data.stream import stream_batches
-from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
+from w2s_jax.data.tokenize import hard_labels
 from w2s_jax.files import read_json, sha256, write_json
-from w2s_jax.inference import Predictor, fits_on_one_device, probabilities, soft_labels
+from w2s_jax.inference import (
+    Predictor,
+    fits_on_one_device,
+    logits_of_features,
+    probabilities,
+    soft_labels,
+)
 from w2s_jax.logs import PhaseLog
-from w2s_jax.models import heads, network
+from w2s_jax.parameters import Parameters
 from w2s_jax.plan import Phase
-from w2s_jax.resolve import Resolved
+from w2s_jax.resolve import Resolved, RoleInput
 from w2s_jax.training import loop
-from w2s_jax.training.batches import ResidentBatches, StreamedBatches, put_batches
+from w2s_jax.training.batches import (
+    ResidentBatches,
+    StreamedBatches,
+    put_batches,
+    put_feature_batches,
+)
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.state import init_state
@@ -55,9 +68,9 @@ class Context:
         """Where a phase lives."""
         return PhaseFolder(self.store / phase_name)
 
-    def documents(self, split: str) -> TokenizedDocuments:
-        """The documents of a split."""
-        return self.resolved.splits[split]
+    def data(self, phase: Phase) -> RoleInput:
+        """The model and the documents of a phase's role."""
+        return self.resolved.roles[phase.role]
 
 
 def run_phase(phase: Phase, context: Context) -> None:
@@ -66,27 +79,36 @@ def run_phase(phase: Phase, context: Context) -> None:
     Whatever an earlier attempt left is used if it is whole: the final parameters, else the newest
     checkpoint.
     """
-    folder = context.folder(phase.name)
+    folder, source = context.folder(phase.name), context.data(phase).source
     write_json(
         folder.config,
-        {"kind": phase.kind, "spec": phase.spec, "execution": _execution(phase, context)},
+        {
+            "kind": phase.kind,
+            "spec": phase.spec,
+            **parameters.record(phase, source, context.store),
+            "execution": _execution(phase, context),
+        },
     )
-    params, trained = _trained(phase, context, folder)
     result: dict[str, Any] = {
         "kind": phase.kind,
         "model": phase.model.name,
         "parameters": phase.model.num_parameters(),
-        **trained,
         "execution": _execution(phase, context),
     }
-    if phase.loss is not None:
-        result |= _predict(phase, context, folder, params)
+    if phase.kind == "features":
+        result |= _compute_features(phase, context, folder)
+    else:
+        parameters.keep_tokenizer(source, folder)
+        params, trained = _trained(phase, context, folder)
+        result |= trained
+        if phase.loss is not None:
+            result |= _predict(phase, context, folder, params)
     files = [folder.predictions] if phase.loss is not None else []
     result["sha256"] = {path.name: sha256(path) for path in files}
     # The final parameters are stored by now, so these have had their day.
     shutil.rmtree(folder.steps, ignore_errors=True)
     write_json(folder.result, result)
-    if phase.kind != "pretrain" and not context.settings.checkpoint.keep_final:
+    if phase.loss is not None and not context.settings.checkpoint.keep_final:
         shutil.rmtree(folder.final.parent, ignore_errors=True)
 
 
@@ -102,54 +124,62 @@ def _execution(phase: Phase, context: Context) -> dict[str, Any]:
     }
 
 
-def _trained(phase: Phase, context: Context, folder: PhaseFolder) -> tuple[Any, dict[str, Any]]:
+def _compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
+    """Stores what the heads of a frozen model see of its documents."""
+    started = time.monotonic()
+    data, mesh = context.data(phase), context.mesh
+    backbone = parameters.backbone(phase, data.source, context.store, mesh)
+    found = {}
+    for split in phase.label_splits:
+        predictor = Predictor(
+            phase.model,
+            data.splits[split],
+            mesh,
+            compute_dtype=phase.train.compute_dtype,
+            per_device=fits_on_one_device(backbone),
+            features=True,
+        )
+        features_NKD = predictor({"backbone": backbone})
+        _check_finite(phase, features_NKD, "features")
+        found[split] = (data.splits[split].ids_N, features_NKD)
+    artifacts.save_features(folder, found, parameters.features_head(phase, backbone, mesh))
+    sizes = {split: len(ids_N) for split, (ids_N, _) in found.items()}
+    shape = next(iter(found.values()))[1].shape[1:]
+    return {
+        "features": {"splits": sizes, "shape": list(shape)},
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _trained(
+    phase: Phase, context: Context, folder: PhaseFolder
+) -> tuple[Parameters, dict[str, Any]]:
     """The phase's final parameters and the record of their training; trains if need be."""
-    initial = _initial_params(phase, context)
+    source = context.data(phase).source
+    start = parameters.initial(phase, source, context.store, context.mesh)
     if folder.trained.exists():
         problem = storage.damage(folder.final)
         if problem is None:
-            params = storage.load_tree(folder.final, storage.abstract(initial))
-            return params, read_json(folder.trained)
+            return parameters.load(phase, start, folder), read_json(folder.trained)
         log.warning("%s is damaged (%s); training again", folder.final, problem)
         folder.trained.unlink()
-    params, trained = _train(phase, context, folder, initial)
+    params, trained = _train(phase, context, folder, start)
     with storage.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
-        storage.save_tree(folder.final, params)
+        parameters.save(phase, params, folder)
         write_json(folder.trained, trained)
     return params, trained
 
 
-def _initial_params(phase: Phase, context: Context) -> Any:
-    """Pretrained parameters if the phase has a parent for them, else fresh ones; and a new head."""
-    mesh = context.mesh
-    if "init" in phase.parents:
-        target = {"backbone": network.abstract_params(phase.model, mesh)}
-        parent = context.folder(phase.parents["init"])
-        backbone = storage.load_tree(parent.final, target)["backbone"]
-    else:
-        backbone = network.init_params(phase.model, phase.seed, mesh)
-    if phase.loss is None:
-        return {"backbone": backbone}
-    head = heads.init_class_head(
-        phase.spec["head_init"],
-        phase.model,
-        backbone,
-        tuple(phase.spec["label_tokens"]),
-        mesh,
-        phase.spec.get("texts", 1),
-    )
-    return {"backbone": backbone, "head": head}
-
-
 def _train(
-    phase: Phase, context: Context, folder: PhaseFolder, params: Any
-) -> tuple[Any, dict[str, Any]]:
+    phase: Phase, context: Context, folder: PhaseFolder, start: Parameters
+) -> tuple[Parameters, dict[str, Any]]:
     settings, train, mesh = context.settings, phase.train, context.mesh
     batches, real_token_share = _batches(phase, context)
     num_texts = phase.spec.get("texts", 1)
     loss = None if phase.loss is None else (phase.loss.kind, phase.loss.options)
     spec = StepSpec(phase.model, train, phase.total_steps, loss, num_texts)
-    state = init_state(params, make_optimizer(train, phase.total_steps), phase.total_steps, mesh)
+    optimizer = make_optimizer(train, phase.total_steps)
+    state = init_state(start.trained, optimizer, phase.total_steps, mesh)
     schedule = loop.Schedule(
         total_steps=phase.total_steps,
         batch_size=train.batch_size,
@@ -170,13 +200,13 @@ def _train(
     try:
         with reporter:
             state, best, clock = loop.train(
-                train_step(spec, mesh),
+                train_step(spec, mesh, start.frozen | _features(phase, context)),
                 state,
                 batches,
                 schedule,
                 reporter,
                 checkpoints=saved,
-                evaluate=_evaluator(phase, context),
+                evaluate=_evaluator(phase, context, start.frozen),
                 should_stop=context.should_stop,
             )
     except (errors.TrainingFailed, errors.Interrupted) as error:
@@ -193,21 +223,34 @@ def _train(
         "real_token_share": real_token_share(),
         "seconds": clock.seconds,
     }
-    return best, trained
+    return Parameters(best, start.frozen), trained
+
+
+def _features(phase: Phase, context: Context) -> dict[str, Any]:
+    """What a probe is trained on, in place of a frozen model; {} of other phases."""
+    if phase.train.adapt != "probe":
+        return {}
+    features_NKD = _split_features(phase, context, phase.inputs["train"])
+    return {"features_NKD": jax.device_put(features_NKD, sharding.replicated(context.mesh))}
+
+
+def _split_features(phase: Phase, context: Context, split: str) -> np.ndarray:
+    folder = context.folder(phase.parents["features"])
+    return artifacts.load_features(folder, split, context.data(phase).splits[split].ids_N)
 
 
 def _batches(
     phase: Phase, context: Context
 ) -> tuple[ResidentBatches | StreamedBatches, Callable[[], float]]:
-    """The phase's batches, and what tells the share of their slots that hold a token."""
-    train, mesh, resolved = phase.train, context.mesh, context.resolved
+    """The phase's batches, and what tells the share of their slots that are not empty."""
+    train, mesh, data = phase.train, context.mesh, context.data(phase)
     num_microbatches = train.batch_size // (train.microbatch_size or train.batch_size)
     split = phase.inputs["train"]
-    if split in resolved.streams:
-        assert isinstance(train, PretrainSettings) and resolved.tokenizer is not None
+    if split in data.streams:
+        assert isinstance(train, PretrainSettings) and data.tokenizer is not None
         stream = stream_batches(
-            resolved.streams[split],
-            resolved.tokenizer,
+            data.streams[split],
+            data.tokenizer,
             batch_size=train.batch_size,
             row_length=train.chunk_length,
             seed=phase.seed,
@@ -216,13 +259,15 @@ def _batches(
         )
         streamed = StreamedBatches(stream, num_microbatches, phase.total_steps, mesh)
         return streamed, lambda: streamed.real_token_share
-    documents = context.documents(split)
+    documents = data.splits[split]
     order_SB = packing.training_order(
         documents.ids_N,
         batch_size=train.batch_size,
         num_steps=phase.total_steps,
         seed=phase.seed,
     )
+    if train.adapt == "probe":
+        return put_feature_batches(order_SB, _targets(phase, context, "train"), mesh), lambda: 1.0
     packed = packing.pack(
         documents,
         order_SB,
@@ -238,28 +283,29 @@ def _batches(
 def _targets(phase: Phase, context: Context, role: str) -> np.ndarray:
     """Soft labels of a split, float32 [N, 2]: weak ones for a student, else ground truth."""
     split = phase.inputs[role]
-    documents = context.documents(split)
+    documents = context.data(phase).splits[split]
     if "labels" in phase.parents:
         weak = context.folder(phase.parents["labels"])
         return artifacts.load_labels(weak, split, documents.ids_N)
     return soft_labels(documents.targets_N)
 
 
-def _evaluator(phase: Phase, context: Context) -> loop.Evaluate | None:
+def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | None:
     """Agreement with the labels that the phase learns from, on validation documents.
 
     The score to maximise is that agreement, then a lower cross-entropy to the soft labels.
     """
     if phase.eval_every is None or phase.loss is None or "validation" not in phase.inputs:
         return None
-    documents = context.documents(phase.inputs["validation"])
+    documents = context.data(phase).splits[phase.inputs["validation"]]
     targets_NC = _targets(phase, context, "validation").astype(np.float64)
-    predictor: list[Predictor] = []
+    predictor: list[Callable[[Any], np.ndarray]] = []
 
-    def evaluate(params: Any) -> dict[str, Any]:
+    def evaluate(trained: Any) -> dict[str, Any]:
+        params = Parameters(trained, frozen).whole(phase)
         if not predictor:
-            predictor.append(_predictor(phase, context, documents, params))
-        p_NC = probabilities(_finite(phase, predictor[0](params))).astype(np.float64)
+            predictor.append(_predictor(phase, context, phase.inputs["validation"], params))
+        p_NC = probabilities(predictor[0](params)).astype(np.float64)
         agreement = float(np.mean((p_NC[:, 1] > 0.5) == (targets_NC[:, 1] > 0.5)))
         log_p_NC = np.log(np.maximum(p_NC, 1e-30))
         cross_entropy = float(-np.mean(np.sum(targets_NC * log_p_NC, axis=1)))
@@ -273,44 +319,56 @@ def _evaluator(phase: Phase, context: Context) -> loop.Evaluate | None:
 
 
 def _predictor(
-    phase: Phase, context: Context, documents: TokenizedDocuments, params: Any
-) -> Predictor:
-    return Predictor(
-        phase.model,
-        documents,
-        context.mesh,
-        compute_dtype=phase.train.compute_dtype,
-        per_device=fits_on_one_device(params),
-    )
+    phase: Phase, context: Context, split: str, params: Any
+) -> Callable[[Any], np.ndarray]:
+    """What gives the class logits of a split, float32 [N, 2], under parameters like `params`."""
+    if phase.train.adapt == "probe":
+        run: Callable[[Any], np.ndarray] = functools.partial(
+            logits_of_features, features_NKD=_split_features(phase, context, split)
+        )
+    else:
+        run = Predictor(
+            phase.model.without_adapters(),
+            context.data(phase).splits[split],
+            context.mesh,
+            compute_dtype=phase.train.compute_dtype,
+            per_device=fits_on_one_device(params),
+        )
+
+    def predict(params: Any) -> np.ndarray:
+        logits_NC = run(params)
+        _check_finite(phase, logits_NC, "logits")
+        return logits_NC
+
+    return predict
 
 
-def _finite(phase: Phase, logits_NC: np.ndarray) -> np.ndarray:
-    """The logits, if all are finite: no NaN reaches labels, metrics or predictions."""
-    bad = int((~np.isfinite(logits_NC)).any(axis=1).sum())
+def _check_finite(phase: Phase, values: np.ndarray, what: str) -> None:
+    """No NaN reaches labels, metrics, features or predictions."""
+    bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
     if bad:
         raise errors.TrainingFailed(
-            f"{phase.title}: the model's logits of {bad} of {len(logits_NC)} documents are not "
-            "finite"
+            f"{phase.title}: the model's {what} of {bad} of {len(values)} documents are not finite"
         )
-    return logits_NC
 
 
-def _predict(phase: Phase, context: Context, folder: PhaseFolder, params: Any) -> dict[str, Any]:
+def _predict(
+    phase: Phase, context: Context, folder: PhaseFolder, parts: Parameters
+) -> dict[str, Any]:
     """Predicts validation and test, stores predictions and (weak phases) labels; the metrics."""
+    documents_of = context.data(phase).splits
     splits = [s for s in ("validation", "test") if s in phase.inputs]
-    wanted = dict.fromkeys((*splits, *phase.label_splits))
+    params = parts.whole(phase)
     p = {
-        split: probabilities(
-            _finite(phase, _predictor(phase, context, context.documents(split), params)(params))
-        )
-        for split in wanted
+        split: probabilities(_predictor(phase, context, split, params)(params))
+        for split in dict.fromkeys((*splits, *phase.label_splits))
     }
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
     }
     result: dict[str, Any] = {"metrics": {}}
     for split in splits:
-        documents = context.documents(split)
+        documents = documents_of[split]
         columns["id"].append(documents.ids_N)
         columns["split"] += [split] * len(documents)
         columns["p"].append(p[split][:, 1])
@@ -321,7 +379,7 @@ def _predict(phase: Phase, context: Context, folder: PhaseFolder, params: Any) -
     merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}
     artifacts.write_predictions(folder.predictions, merged)
     if phase.label_splits:
-        labels = {s: (context.documents(s).ids_N, p[s]) for s in phase.label_splits}
+        labels = {s: (documents_of[s].ids_N, p[s]) for s in phase.label_splits}
         artifacts.save_labels(folder, labels)
         sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
         result["labels"] = {"kind": "class", "splits": sizes}

@@ -1,31 +1,57 @@
 """resolve(settings): the only input read before work starts.
 
-Loads the task, cuts it into splits, tokenises them, reads pretraining text, and digests it all, so
-that `plan` is pure and bad input is answered before anything is written or compiled. No JAX.
+Loads the task and cuts it into splits; finds the models; tokenises the splits for each of them,
+reads pretraining text, and digests it all, so that `plan` is pure and bad input is answered before
+anything is written or compiled. No JAX.
 """
 
-import hashlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from w2s_jax import errors
-from w2s_jax.config import PretrainSettings, Settings, TaskSettings
-from w2s_jax.data import records
-from w2s_jax.data.corpus import Corpus, open_corpus
-from w2s_jax.data.documents import Document, stable_id
+from w2s_jax.config import Role, Settings, TaskSettings
+from w2s_jax.data.corpus import Corpus
+from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load
-from w2s_jax.data.sources import read_corpus
 from w2s_jax.data.splits import make_splits
-from w2s_jax.data.stream import check_stream
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
-from w2s_jax.models.config import ModelConfig, embedded_model
+from w2s_jax.models import ladders, sources
+from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.sources import Source
+from w2s_jax.pretraining_text import open_stream, read_chunks, stream_digest
 
 NUM_SLICES = 2
+ROLES = ("weak", "strong")
+
+
+@dataclass(frozen=True)
+class RoleInput:
+    """What the model of a role is, and what it works on.
+
+    Attributes:
+      model: its config, without adapters.
+      source: where its parameters come from; None: they are made in the run.
+      tokenizer: of the task's texts; None if its documents are tokens.
+      label_tokens: ids of the tokens that spell the labels 0 and 1, for a head that starts from
+        their rows of the unembedding; None: it starts from zeros.
+      splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
+      streams: 'pretrain' -> text that is read while it is used.
+      digests: split or stream -> sha256 of its tokenised contents.
+    """
+
+    model: ModelConfig
+    source: Source | None
+    tokenizer: Tokenizer | None
+    label_tokens: tuple[int, int] | None
+    splits: Mapping[str, TokenizedDocuments]
+    streams: Mapping[str, Corpus]
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -33,33 +59,38 @@ class Resolved:
     """What a run works on.
 
     Attributes:
-      settings: the validated config.
-      splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain:<role>' -> documents.
-      streams: 'pretrain:<role>' -> text that is read while it is used.
-      digests: split or stream -> sha256 of its tokenised contents.
-      tokenizer: of the task's texts; None if its documents are tokens.
-      models: 'weak', 'strong' -> model.
-      label_tokens: ids of the tokens that spell the labels 0 and 1.
-      notes: what a user should know about the data (counts, over-long documents).
+      settings: the validated config, with what depends on the models filled in.
+      roles: 'weak', 'strong' -> model and data.
+      notes: what a user should know about the data (counts, over-long documents) and the models.
     """
 
     settings: Settings
-    splits: Mapping[str, TokenizedDocuments]
-    streams: Mapping[str, Corpus]
-    digests: Mapping[str, str]
-    tokenizer: Tokenizer | None
-    models: Mapping[str, ModelConfig]
-    label_tokens: tuple[int, int]
+    roles: Mapping[str, RoleInput]
     notes: tuple[str, ...]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What the run is made of: split -> sha256; of the strong role only where it differs."""
+        flat: dict[str, str] = {}
+        for role, data in self.roles.items():
+            found = dict(data.digests)
+            if data.source is not None:
+                found["model"] = data.source.digest
+            for name, digest in found.items():
+                own = name in ("pretrain", "model") or flat.get(name, digest) != digest
+                flat[f"{name}:{role}" if own else name] = digest
+        return flat
 
 
 def resolve(settings: Settings) -> Resolved:
     """Reads and checks all input of a run.
 
     Raises:
-      InputError: for bad data, or data that are too few for the config.
+      InputError: for a model, tokenizer or data that are bad or do not fit together, or data that
+        are too few for the config.
     """
     task_settings, protocol = settings.task, settings.protocol
+    found = {role: _source(role, settings) for role in ROLES}
     loaded = load(
         task_settings.name,
         task_settings.source,
@@ -69,10 +100,14 @@ def resolve(settings: Settings) -> Resolved:
         split_seed=task_settings.split_seed,
     )
     task = loaded.task
-    tokenizer = _tokenizer(task, task_settings.tokenizer)
     notes = [*loaded.notes]
+    readers = {role: _reader(role, task, found[role], settings, notes) for role in ROLES}
+    different = {reader.key: reader for reader in readers.values()}
+    documents: Mapping[str, list[Document]] = loaded.documents
+    for reader in different.values():
+        documents = _without_overlong(documents, reader, notes)
     raw = make_splits(
-        _without_overlong(loaded.documents, task, tokenizer, settings, notes),
+        documents,
         train_docs=task_settings.train_docs,
         test_docs=task_settings.test_docs,
         validation_docs=task_settings.validation_docs,
@@ -84,221 +119,254 @@ def resolve(settings: Settings) -> Resolved:
     )
     sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.place}): {sizes}")
-    vocabulary = task.token_space or tokenizer
-    assert vocabulary is not None
-    splits = {}
-    for name, docs in raw.items():
-        if name != "pretrain" and docs:
-            splits[name] = _tokenize_split(name, docs, task, tokenizer, settings, notes)
-    streams = {}
-    for role in ("weak", "strong"):
-        pretrain = getattr(settings, role).pretrain
-        if pretrain.source is not None and pretrain.streaming:
-            streams[f"pretrain:{role}"] = _stream(pretrain, tokenizer, settings, notes)
-        elif pretrain.source is not None:
-            splits[f"pretrain:{role}"] = _corpus(pretrain, raw, tokenizer, settings, notes)
-    _check(settings, splits)
-    models = {
-        role: embedded_model(
-            getattr(settings, role).model,
-            vocab_size=vocabulary.vocab_size,
-            max_positions=_longest(role, settings, splits),
-        )
-        for role in ("weak", "strong")
+    tokenized = {
+        key: {
+            name: _tokenize_split(name, docs, reader, notes)
+            for name, docs in raw.items()
+            if name != "pretrain" and docs
+        }
+        for key, reader in different.items()
     }
-    digests = {name: docs.digest() for name, docs in splits.items()}
+    roles = {
+        role: _role_input(role, found[role], reader, tokenized[reader.key], raw, settings, notes)
+        for role, reader in readers.items()
+    }
+    weak, strong = (_with_defaults(role, data, settings) for role, data in roles.items())
+    settings = dataclasses.replace(settings, weak=weak, strong=strong)
+    for role, data in roles.items():
+        _check(role, data, settings)
+    return Resolved(settings, roles, tuple(dict.fromkeys(notes)))
+
+
+def _source(role: str, settings: Settings) -> Source | None:
+    """Where a role's parameters come from; None for an embedded model."""
+    model = getattr(settings, role).model
+    if model in EMBEDDED_MODELS:
+        return None
+    try:
+        return sources.find(model)
+    except errors.InputError as error:
+        raise errors.InputError(f"{role}.model: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How a role's texts become tokens; roles with the same `key` share their documents.
+
+    `limit`: tokens of a document, at most. `tokenizer` None: the documents are tokens.
+    """
+
+    task: Task
+    tokenizer: Tokenizer | None
+    limit: int | None
+    overlong: str
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        return "" if self.tokenizer is None else self.tokenizer.digest, self.limit
+
+
+def _reader(
+    role: str, task: Task, source: Source | None, settings: Settings, notes: list[str]
+) -> _Reader:
+    limit, overlong = settings.task.max_length, settings.task.overlong
+    tokenizer = _tokenizer(role, task, source, settings)
+    if source is not None:
+        if tokenizer is None:
+            _check_vocabulary(role, task, source)
+        else:
+            sources.check_fits(source, tokenizer.vocab_size, tokenizer.name)
+        longest = source.config.max_positions
+        if source.config.positions == "learned" and (limit is None or limit > longest):
+            notes.append(f"{role}: {source.name} takes at most {longest} tokens: that is the limit")
+            limit = longest
+    return _Reader(task, tokenizer, limit, overlong)
+
+
+def _tokenizer(
+    role: str, task: Task, source: Source | None, settings: Settings
+) -> Tokenizer | None:
+    """The tokenizer of a role's texts; None if the task's documents are tokens."""
+    given = getattr(settings, role).tokenizer
+    if task.token_space is not None:
+        field = "task.tokenizer" if given is None else f"{role}.tokenizer"
+        if (given or settings.task.tokenizer) != TaskSettings.tokenizer:
+            raise errors.InputError(
+                f"{field}: {given or settings.task.tokenizer!r}, but the documents of task "
+                f"{task.name!r} are tokens already; allowed: {TaskSettings.tokenizer!r}, which is "
+                "not used"
+            )
+        return None
+    if given is not None:
+        return load_tokenizer(given)
+    if source is None:
+        return load_tokenizer(settings.task.tokenizer)
+    if source.tokenizer is None:
+        raise errors.InputError(
+            f"{role}.tokenizer: None, and {source.folder} has no tokenizer.json; allowed: 'bytes', "
+            "or a folder, file or hub id of a fast Hugging Face tokenizer"
+        )
+    return load_tokenizer(str(source.tokenizer))
+
+
+def _check_vocabulary(role: str, task: Task, source: Source) -> None:
+    """A model for a task of tokens must know them all."""
+    assert task.token_space is not None
+    if source.config.vocab_size < task.token_space.vocab_size:
+        raise errors.InputError(
+            f"{role}.model: {source.given}: its vocabulary has {source.config.vocab_size} tokens; "
+            f"allowed: at least the {task.token_space.vocab_size} of task {task.name!r}"
+        )
+
+
+def _role_input(
+    role: str,
+    source: Source | None,
+    reader: _Reader,
+    splits: Mapping[str, TokenizedDocuments],
+    raw: Mapping[str, list[Document]],
+    settings: Settings,
+    notes: list[str],
+) -> RoleInput:
+    """A role's model, and its documents with those for pretraining."""
+    own: Role = getattr(settings, role)
+    splits, streams, tokenizer = dict(splits), {}, reader.tokenizer
+    if own.pretrain.source is not None and own.pretrain.streaming:
+        streams["pretrain"] = open_stream(own.pretrain, tokenizer, settings.task, notes)
+    elif own.pretrain.source is not None:
+        splits["pretrain"] = read_chunks(own.pretrain, raw, tokenizer, settings.task, notes)
+    vocabulary = reader.task.token_space or tokenizer
+    assert vocabulary is not None
+    if source is None:
+        model = embedded_model(
+            own.model,
+            vocab_size=vocabulary.vocab_size,
+            max_positions=_longest(own, settings, splits),
+        )
+    else:
+        model = dataclasses.replace(source.config, name=source.name)
+        _check_pretraining(role, own, model, source)
+    if own.read_out is not None:
+        model = _with_read_out(role, model, own.read_out)
+    label_tokens = None
+    if settings.protocol.head_init == "unembedding":
+        if model.bidirectional:
+            notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
+        else:
+            label_tokens = vocabulary.label_tokens
+    digests = {name: documents.digest() for name, documents in splits.items()}
     for name, corpus in streams.items():
         assert tokenizer is not None
-        digests[name] = _stream_digest(corpus, tokenizer)
-    return Resolved(
-        settings,
-        splits,
-        streams,
-        digests,
-        tokenizer,
-        models,
-        vocabulary.label_tokens,
-        tuple(dict.fromkeys(notes)),
-    )
+        digests[name] = stream_digest(corpus, tokenizer)
+    return RoleInput(model, source, tokenizer, label_tokens, splits, streams, digests)
 
 
-def _tokenizer(task: Task, name: str) -> Tokenizer | None:
-    """The tokenizer of a task's texts; None if its documents are tokens."""
-    if task.token_space is None:
-        return load_tokenizer(name)
-    if name != TaskSettings.tokenizer:
+def _with_read_out(role: str, model: ModelConfig, read_out: str) -> ModelConfig:
+    if read_out == "pooler" and not model.pooler:
         raise errors.InputError(
-            f"task.tokenizer: {name!r}, but the documents of task {task.name!r} are tokens "
-            f"already; allowed: {TaskSettings.tokenizer!r}, which is not used"
+            f"{role}.read_out: 'pooler', but {model.name} has none; allowed: last, first, mean"
         )
-    return None
+    return dataclasses.replace(model, read_out=read_out)
+
+
+def _check_pretraining(role: str, own: Role, model: ModelConfig, source: Source) -> None:
+    """Whether a pretrained model can be pretrained further as asked."""
+    pretrain = own.pretrain
+    if pretrain.source is None:
+        return
+    if model.bidirectional:
+        raise errors.InputError(
+            f"{role}.pretrain.source: {pretrain.source!r}, but {source.given} is an encoder, which "
+            "predicts no next token; allowed: None"
+        )
+    if model.positions == "learned" and pretrain.chunk_length > model.max_positions:
+        raise errors.InputError(
+            f"{role}.pretrain.chunk_length: {pretrain.chunk_length}; allowed: at most the "
+            f"{model.max_positions} tokens that {source.given} takes"
+        )
+
+
+def _with_defaults(role: str, data: RoleInput, settings: Settings) -> Role:
+    """The settings of a role with learning rates and parameter dtypes by its model."""
+    own: Role = getattr(settings, role)
+    model, embedded = data.model, data.source is None
+    parameters = model.num_parameters()
+    known = own.model if embedded or data.source is None else data.source.given
+    parts = {}
+    for part in ("train", "pretrain", "probe"):
+        values = getattr(own, part)
+        changes: dict[str, Any] = {}
+        if values.learning_rate is None:
+            adapt = "full" if values.adapt == "probe_then_full" else values.adapt
+            changes["learning_rate"] = ladders.default_learning_rate(
+                known, parameters, embedded=embedded, adapt=adapt
+            )
+        if values.param_dtype is None:
+            changes["param_dtype"] = ladders.default_param_dtype(parameters)
+        parts[part] = dataclasses.replace(values, **changes)
+    if own.train.adapt == "last_layers" and own.train.last_layers > model.num_layers:
+        raise errors.InputError(
+            f"{role}.train.last_layers: {own.train.last_layers}; allowed: at most the "
+            f"{model.num_layers} layers of {model.name}"
+        )
+    return dataclasses.replace(own, **parts)
 
 
 def _without_overlong(
-    documents: Mapping[str, list[Document]],
-    task: Task,
-    tokenizer: Tokenizer | None,
-    settings: Settings,
-    notes: list[str],
+    documents: Mapping[str, list[Document]], reader: _Reader, notes: list[str]
 ) -> Mapping[str, list[Document]]:
     """With task.overlong='drop' the documents that are short enough, by split.
 
     They are dropped before anything is balanced, counted or halved.
     """
-    if settings.task.overlong != "drop" or settings.task.max_length is None:
+    if reader.overlong != "drop" or reader.limit is None:
         return documents
     kept = dict(documents)
     for name, docs in documents.items():
         if name != "pretrain":
-            short = _tokenize_split(name, docs, task, tokenizer, settings, notes)
+            short = _tokenize_split(name, docs, reader, notes)
             ids = set(short.ids_N.tolist())
             kept[name] = [document for document in docs if document.id in ids]
     return kept
 
 
 def _tokenize_split(
-    name: str,
-    documents: list[Document],
-    task: Task,
-    tokenizer: Tokenizer | None,
-    settings: Settings,
-    notes: list[str],
+    name: str, documents: list[Document], reader: _Reader, notes: list[str]
 ) -> TokenizedDocuments:
     tokenized, counts = tokenize(
         documents,
-        tokenizer,
-        max_length=settings.task.max_length,
-        overlong=settings.task.overlong,
-        truncate=task.truncate,
+        reader.tokenizer,
+        max_length=reader.limit,
+        overlong=reader.overlong,
+        truncate=reader.task.truncate,
     )
     if counts["overlong"]:
         notes.append(
             f"{name}: {counts['overlong']} of {counts['documents']} documents exceed "
-            f"task.max_length={settings.task.max_length} tokens; policy: {settings.task.overlong}"
+            f"task.max_length={reader.limit} tokens; policy: {reader.overlong}"
         )
     return tokenized
 
 
-def _corpus(
-    pretrain: PretrainSettings,
-    raw: Mapping[str, list[Document]],
-    tokenizer: Tokenizer | None,
-    settings: Settings,
-    notes: list[str],
-) -> TokenizedDocuments:
-    """Tokenised pretraining text of a role."""
-    if pretrain.source == "task":
-        if "pretrain" not in raw:
-            raise errors.InputError(
-                f"pretrain.source: 'task', but task {settings.task.name!r} brings no pretraining "
-                "documents; allowed: a folder of task.data_dir, or a file"
-            )
-        documents = raw["pretrain"]
-    else:
-        assert pretrain.source is not None
-        if tokenizer is None:
-            raise errors.InputError(
-                f"pretrain.source: {pretrain.source!r}, but the documents of task "
-                f"{settings.task.name!r} are tokens, not text; allowed: 'task' or None"
-            )
-        texts = read_corpus(pretrain.source, settings.task.data_dir)
-        documents = [
-            Document(id=stable_id("corpus", i, text), text=text) for i, text in enumerate(texts)
-        ]
-    longest = max((len(d.tokens) for d in documents if d.tokens is not None), default=0)
-    if longest > pretrain.chunk_length:
-        raise errors.InputError(
-            f"pretrain.chunk_length: {pretrain.chunk_length} is less than the {longest} tokens of "
-            f"a document of task {settings.task.name!r}, which cannot be cut; allowed: at least "
-            f"{longest}"
-        )
-    tokenized, counts = tokenize(
-        documents, tokenizer, max_length=pretrain.chunk_length, overlong="chunk"
-    )
-    notes.append(
-        f"pretraining on {pretrain.source}: {counts['documents']} documents, "
-        f"{len(tokenized)} chunks of at most {pretrain.chunk_length} tokens, "
-        f"{counts['tokens']:,} tokens"
-    )
-    return tokenized
-
-
-def _stream(
-    pretrain: PretrainSettings,
-    tokenizer: Tokenizer | None,
-    settings: Settings,
-    notes: list[str],
-) -> Corpus:
-    """Text that a role is pretrained on as it is read; `pretrain.chunk_length` is a row."""
-    source = pretrain.source
-    assert source is not None
-    if tokenizer is None or source == "task":
-        raise errors.InputError(
-            f"pretrain.streaming: True, but the pretraining documents of task "
-            f"{settings.task.name!r} are not a corpus of text; allowed: False"
-        )
-    if pretrain.steps is None:
-        raise errors.InputError(
-            "pretrain.steps: None; a stream has no end, so allowed with pretrain.streaming: a "
-            "number of steps"
-        )
-    corpus = open_corpus(_corpus_place(source, settings.task.data_dir))
-    check_stream(corpus, tokenizer, row_length=pretrain.chunk_length)
-    notes.append(f"pretraining streams {len(corpus):,} texts from {corpus.name}")
-    return corpus
-
-
-def _corpus_place(source: str, data_dir: str | None) -> str:
-    """The file or folder itself, else what lies below the data folder under that name."""
-    root = records.data_root(data_dir)
-    if Path(source).expanduser().exists() or root is None:
-        return source
-    if records.task_folder(source, data_dir) is None:
-        return str(root / source)
-    files = records.find_files(source, data_dir)
-    return str(files.get("train", next(iter(files.values()))))
-
-
-def _stream_digest(corpus: Corpus, tokenizer: Tokenizer) -> str:
-    """Of all that decides the stream's tokens but its seed and the length of its rows."""
-    parts = f"stream 1;{corpus.digest};{tokenizer.digest}"
-    return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def _longest(role: str, settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> int:
-    """Tokens that a role's model must take: `task.max_length` or the longest document, and chunks.
+def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> int:
+    """Tokens that an embedded model must take: `task.max_length` or the longest document, chunks.
 
     With `task.max_length` set it does not depend on which documents were drawn, so that pretrained
     models with learned positions can be shared.
     """
     longest = settings.task.max_length or 0
-    pretrain = getattr(settings, role).pretrain
-    if pretrain.source is not None and pretrain.streaming:
-        longest = max(longest, pretrain.chunk_length)
+    if own.pretrain.source is not None and own.pretrain.streaming:
+        longest = max(longest, own.pretrain.chunk_length)
     for name, documents in splits.items():
-        mine = name == f"pretrain:{role}"
-        if mine or (not name.startswith("pretrain:") and settings.task.max_length is None):
+        if name == "pretrain" or settings.task.max_length is None:
             longest = max(longest, documents.longest)
     return longest
 
 
-def _check(settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> None:
+def _check(role: str, data: RoleInput, settings: Settings) -> None:
     """Enough documents for a batch, both classes, and a validation set where one is needed."""
-    used = {"slice1": [("weak", "train")], "slice2": [("strong", "train")]}
-    if settings.protocol.halves == "separate":
-        used["slice1"].append(("strong", "train"))
-    for role in ("weak", "strong"):
-        if f"pretrain:{role}" in splits:
-            used[f"pretrain:{role}"] = [(role, "pretrain")]
-    for name, readers in used.items():
-        for role, part in readers:
-            batch = getattr(getattr(settings, role), part).batch_size
-            if len(splits[name]) < batch:
-                raise errors.InputError(
-                    f"{role}.{part}.batch_size: {batch} is more than the {len(splits[name])} "
-                    f"documents of {name}; allowed: at most {len(splits[name])} (or raise "
-                    "task.train_docs)"
-                )
+    own: Role = getattr(settings, role)
+    splits = data.splits
     for name in ("slice1", "slice2", "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: leaves no document in {name}")
@@ -307,6 +375,24 @@ def _check(settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> None
             raise errors.InputError(
                 f"task.name: all documents of {name} are of one class ({classes.tolist()}); both "
                 "classes 0 and 1 are needed"
+            )
+    used = ["slice1"] if role == "weak" else ["slice2"]
+    if role == "strong" and settings.protocol.halves == "separate":
+        used.append("slice1")
+    parts = {
+        "full": ["train"],
+        "probe": ["probe"],
+        "probe_then_full": ["probe", "train"],
+    }.get(own.train.adapt, ["train"])
+    wanted = [(name, part) for name in used for part in parts]
+    wanted += [("pretrain", "pretrain")] if "pretrain" in splits else []
+    for name, part in wanted:
+        batch, available = getattr(own, part).batch_size, len(splits[name])
+        if available < batch:
+            raise errors.InputError(
+                f"{role}.{part}.batch_size: {batch} is more than the {available} documents of "
+                f"{'pretrain:' + role if name == 'pretrain' else name}; allowed: at most "
+                f"{available} (or raise task.train_docs)"
             )
     if settings.protocol.early_stopping == "agreement" and "validation" not in splits:
         raise errors.InputError(

@@ -25,6 +25,7 @@ RULES = (
     ("positions", None),
     ("layers", None),
     ("classes", None),
+    ("lora", None),
 )
 
 #: Mesh axes along which the rows of a batch are split.

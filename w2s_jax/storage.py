@@ -1,11 +1,9 @@
 """Trees of arrays on disk by Orbax, each with a manifest of sha256 sums checked before it is used.
 
-Orbax does not notice a byte that flipped on disk. The manifest of a folder stands beside it
-(`<folder>.manifest.json`) and is written last; what has none, or differs from it, is damaged.
+What a manifest is, and what it says of a folder, is in `checksums`.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,40 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from w2s_jax import errors
-from w2s_jax.files import sha256, write_json
-
-
-def manifest_path(folder: Path) -> Path:
-    """Where the manifest of an Orbax folder stands: beside it."""
-    return folder.with_name(folder.name + ".manifest.json")
-
-
-def write_manifest(folder: Path) -> None:
-    """Records the sha256 of every file under `folder`."""
-    write_json(manifest_path(folder), _sums(folder))
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with an Orbax folder, in words; None if it equals its manifest."""
-    if not folder.is_dir():
-        return "the folder is missing"
-    try:
-        wanted = json.loads(manifest_path(folder).read_text())
-    except (OSError, ValueError):
-        return "it has no readable manifest"
-    found = _sums(folder)
-    for name, digest in wanted.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != digest:
-            return f"{name} differs from its sha256"
-    extra = sorted(found.keys() - wanted.keys())
-    return f"{extra[0]} does not belong there" if extra else None
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(path.relative_to(folder)): sha256(path) for path in files}
+from w2s_jax.checksums import damage, manifest_path, write_manifest
 
 
 @contextlib.contextmanager
@@ -89,10 +54,28 @@ def load_tree(folder: Path, target: Any) -> Any:
     Raises:
       StorageError: if a file is missing or differs from the manifest.
     """
+    _refuse_damage(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute(), target)
+
+
+def load_part(folder: Path, part: Any) -> Any:
+    """As `load_tree`, of some of the tree's leaves only: `part` has those."""
+    _refuse_damage(folder)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(
+            folder.absolute(),
+            args=ocp.args.PyTreeRestore(
+                item=part,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(part),
+                partial_restore=True,
+            ),
+        )
+
+
+def _refuse_damage(folder: Path) -> None:
     problem = damage(folder)
     if problem:
         raise errors.StorageError(
             f"{folder}: damaged ({problem}); delete its phase folder and run again to remake it"
         )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), target)

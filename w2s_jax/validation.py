@@ -10,27 +10,27 @@ from ml_collections import config_dict
 
 from w2s_jax import errors
 from w2s_jax.config import (
+    ADAPTS,
     DTYPES,
     LOSS_OPTIONS,
     OPTIMIZERS,
     OVERLONG,
     PROTOCOLS,
     REMATS,
+    ROLE_SECTIONS,
     SCHEDULES,
     CheckpointSettings,
     LogSettings,
     LossSettings,
     MeshSettings,
-    PretrainSettings,
     Protocol,
     Role,
     Settings,
     TaskSettings,
-    TrainSettings,
     default_config,
     flatten,
 )
-from w2s_jax.models.config import EMBEDDED_MODELS
+from w2s_jax.models.config import READ_OUTS
 
 _PROTOCOL_CHOICES = {
     "head_init": ("unembedding", "zeros"),
@@ -138,6 +138,8 @@ _MINIMA = {
     "batch_size": 1,
     "microbatch_size": 1,
     "max_shapes": 1,
+    "last_layers": 1,
+    "rank": 1,
     "chunk_length": 8,
     "train_docs": 2,
     "test_docs": 2,
@@ -167,12 +169,15 @@ _MAXIMA = {
     "seed": 2**32 - 1,
     "split_seed": 2**32 - 1,
 }
-_POSITIVE = ("epochs", "learning_rate", "clip_norm")
+_POSITIVE = ("epochs", "learning_rate", "clip_norm", "alpha")
 _CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "compute_dtype": DTYPES,
+    "param_dtype": DTYPES,
     "remat": REMATS,
+    "adapt": ADAPTS,
+    "read_out": READ_OUTS,
     "threshold": ("half", "prior"),
 }
 
@@ -212,38 +217,48 @@ def _protocol(section: config_dict.ConfigDict) -> Protocol:
 
 def _role(config: config_dict.ConfigDict, role: str) -> Role:
     section = config[role]
-    _choice(f"{role}.model", section.model, tuple(EMBEDDED_MODELS))
-    merged: dict[str, dict[str, Any]] = {}
-    for part in ("train", "pretrain"):
+    merged: dict[str, Any] = {}
+    for part, settings in ROLE_SECTIONS.items():
         own = {key: value for key, value in section[part].items() if value is not None}
         values = config[part].to_dict() | own
         if "epochs" in own and "steps" not in own:
             values["steps"] = None
-        batch, microbatch = values["batch_size"], values["microbatch_size"]
-        if microbatch is not None and batch % microbatch:
-            divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-            near = min(divisors, key=lambda n: (abs(n - microbatch), n))
-            raise errors.InputError(
-                f"{role}.{part}.microbatch_size: {microbatch} does not divide batch_size={batch}; "
-                f"nearest allowed: {near} (allowed: {', '.join(map(str, divisors))})"
-            )
-        if values["weight_decay"] and values["optimizer"] != "adamw":
-            raise errors.InputError(
-                f"{role}.{part}.weight_decay: {values['weight_decay']} with optimizer "
-                f"{values['optimizer']!r}; allowed: 0, or optimizer 'adamw'"
-            )
-        merged[part] = values
-    return Role(
-        model=section.model,
-        train=TrainSettings(**merged["train"]),
-        pretrain=PretrainSettings(**merged["pretrain"]),
-    )
+        if "epochs" in values:
+            _check_training(f"{role}.{part}", values)
+        else:
+            values["targets"] = _split(values["targets"])
+        merged[part] = settings(**values)
+    return Role(section.model, section.tokenizer, section.read_out, **merged)
+
+
+def _check_training(section: str, values: dict[str, Any]) -> None:
+    """What the fields of one section must be together."""
+    batch, microbatch = values["batch_size"], values["microbatch_size"]
+    if microbatch is not None and batch % microbatch:
+        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+        near = min(divisors, key=lambda n: (abs(n - microbatch), n))
+        raise errors.InputError(
+            f"{section}.microbatch_size: {microbatch} does not divide batch_size={batch}; "
+            f"nearest allowed: {near} (allowed: {', '.join(map(str, divisors))})"
+        )
+    if values["weight_decay"] and values["optimizer"] != "adamw":
+        raise errors.InputError(
+            f"{section}.weight_decay: {values['weight_decay']} with optimizer "
+            f"{values['optimizer']!r}; allowed: 0, or optimizer 'adamw'"
+        )
+    only = {"pretrain": "full", "probe": "probe"}.get(section.rsplit(".", 1)[-1])
+    if only is not None and values["adapt"] != only:
+        raise errors.InputError(f"{section}.adapt: {values['adapt']!r}; allowed: {only!r}")
+
+
+def _split(items: Any) -> tuple[str, ...]:
+    """('a', 'b') also where the command line has made ('a,b',) of it."""
+    parts = tuple(part.strip() for item in items for part in str(item).split(","))
+    return tuple(part for part in parts if part)
 
 
 def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
-    # The command line reads --config.losses=xent,logconf as a tuple of one string.
-    labels = tuple(part.strip() for item in config.losses for part in str(item).split(","))
-    labels = tuple(label for label in labels if label)
+    labels = _split(config.losses)
     if not labels:
         raise errors.InputError(f"losses: is empty; allowed: {', '.join(config.loss)}")
     if len(set(labels)) < len(labels):

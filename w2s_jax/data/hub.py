@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from w2s_jax import hub
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.records import Reader, data_root, is_folder, is_local, reaching, short
 from w2s_jax.data.task import Origin
 from w2s_jax.errors import InputError
 
-INSTALL = "pip install 'w2s_jax[hub]'"
 PARQUET_REVISION = "refs/convert/parquet"  # where the hub keeps what it converted to Parquet
-_TIMEOUT_S = 5.0
 _SCRIPT_ONLY = "scripts are no longer supported"
 
 
@@ -96,10 +95,8 @@ def open_hub(origin: Origin) -> dict[str, Reader]:
       InputError: `datasets` is not installed, or the dataset cannot be had; says what was tried.
     """
     datasets = _import()
-    from huggingface_hub import constants
-
     place = place_of(origin)
-    tried = f"{origin.name}{_variant(origin)} at {constants.ENDPOINT}"
+    tried = f"{origin.name}{_variant(origin)} at {hub.endpoint()}"
     _knock(origin, tried)
     datasets.disable_progress_bars()
     try:
@@ -124,36 +121,21 @@ def open_hub(origin: Origin) -> dict[str, Reader]:
 
 
 def _knock(origin: Origin, tried: str) -> None:
-    """One request without retries: those of `datasets` take half a minute without a network."""
-    from huggingface_hub import HfApi, constants, errors
-
+    """Asks the hub first: `datasets` takes half a minute without a network."""
     if _offline():
         return  # the cache may have it
     try:
-        HfApi().dataset_info(origin.name, timeout=_TIMEOUT_S)
-    except errors.GatedRepoError as error:
+        hub.ask("dataset", origin.name, tried)
+    except hub.Unreachable as error:
         raise InputError(
-            f"{tried}: gated; accept its terms at {constants.ENDPOINT}/datasets/{origin.name} and "
-            "set HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{tried}: there is no such dataset, or it is private and HF_TOKEN gives no access"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise InputError(f"{tried}: {short(error)}") from error
-    except Exception as error:  # its HTTP library, and so the errors, differ between versions
-        raise InputError(
-            f"{tried}: not reachable ({short(error)}; if it was downloaded before, set "
-            "HF_HUB_OFFLINE=1)"
+            f"{tried}: not reachable ({error}; if it was downloaded before, set HF_HUB_OFFLINE=1)"
         ) from error
 
 
 def _offline() -> bool:
     import datasets
-    from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE)
+    return bool(hub.offline() or datasets.config.HF_HUB_OFFLINE)
 
 
 def _reader(place: str, split: Any, rows: Any) -> Reader:
@@ -176,5 +158,7 @@ def _import() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise InputError(f"task.source: the hub needs the package datasets; {INSTALL}") from error
+        raise InputError(
+            f"task.source: the hub needs the package datasets; {hub.INSTALL}"
+        ) from error
     return datasets

@@ -13,6 +13,7 @@ from w2s_jax.data import hub, records, tfds
 from w2s_jax.data.records import OpenedRecords, Place, Reader
 from w2s_jax.data.task import Origin, Task
 from w2s_jax.errors import InputError, unknown
+from w2s_jax.hub import INSTALL
 
 __all__ = ["OpenedRecords", "Place", "Reader", "open_records", "read_corpus"]
 
@@ -82,7 +83,7 @@ def _open_hub(task: Task, source: str) -> OpenedRecords:
     if task.hub is None:
         raise InputError(_no_origin(task))
     if source == "auto" and importlib.util.find_spec("datasets") is None:
-        raise InputError(f"the package datasets is not installed; {hub.INSTALL}")
+        raise InputError(f"the package datasets is not installed; {INSTALL}")
     return _as_ours(task, "hub", hub.place_of(task.hub), hub.open_hub(task.hub), task.hub)
 
 

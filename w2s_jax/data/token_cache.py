@@ -14,6 +14,7 @@ import numpy as np
 
 from w2s_jax.data.tokenizer_files import one_line
 from w2s_jax.data.tokenizers import ByteTokenizer, Tokenizer
+from w2s_jax.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,11 @@ CACHE_BYTES = 4 * 2**30
 def encode_cached(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """`tokenizer.encode_batch(texts)`, from the cache on disk if it has been done before.
 
-    The cache is the folder `tokens` in W2S_CACHE_DIR, else in $XDG_CACHE_HOME/w2s_jax, else in
-    ~/.cache/w2s_jax; an empty W2S_CACHE_DIR switches it off. It is bounded by `CACHE_BYTES`. What
-    is damaged there is made again; where nothing can be written, nothing is kept. Bytes are
-    faster made than read, so they are not cached.
+    The cache is the folder `tokens` of the user's (see `files.cache_folder`). It is bounded by
+    `CACHE_BYTES`. What is damaged there is made again; where nothing can be written, nothing is
+    kept. Bytes are faster made than read, so they are not cached.
     """
-    folder = None if isinstance(tokenizer, ByteTokenizer) else _cache_folder()
+    folder = None if isinstance(tokenizer, ByteTokenizer) else cache_folder("tokens")
     if folder is None:
         return tokenizer.encode_batch(texts)
     path = folder / f"{_key(tokenizer, texts)}.npz"
@@ -38,18 +38,6 @@ def encode_cached(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarra
         found = tokenizer.encode_batch(texts)
         _write_cache(path, *found)
     return found
-
-
-def _cache_folder() -> Path | None:
-    chosen = os.environ.get("W2S_CACHE_DIR")
-    if chosen == "":
-        return None
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # Relative paths are to be ignored there, says the XDG base directory specification.
-    default = Path(base) / "w2s_jax" if os.path.isabs(base) else Path("~/.cache/w2s_jax")
-    # Without a home '~' stays as it is, and then there is nowhere to put a cache.
-    folder = Path(os.path.expanduser(chosen or default))
-    return None if str(folder).startswith("~") else folder / "tokens"
 
 
 def _key(tokenizer: Tokenizer, texts: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.errors import InputError
+from w2s_jax.hub import INSTALL
 
 # What a user can name besides 'bytes'.
 OTHERS = (
@@ -15,28 +16,8 @@ OTHERS = (
     "a tokenizer.json file",
     "the hub id of a repository with a fast tokenizer",
 )
-# How long the hub may take to answer.
-_HUB_SECONDS = 5.0
 # A code point that is no character, and so in no piece of text: makes a token's spelling unusable.
 _UNSPELLABLE = "\U0010ffff"
-
-
-def hub_answers(repository: str) -> bool:
-    """One request without retries: those of transformers take most of a minute without a network.
-
-    If the hub does not answer, what has been downloaded before is looked up in its cache.
-    """
-    from huggingface_hub import HfApi, constants, errors
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        HfApi().model_info(repository, timeout=_HUB_SECONDS)
-    except errors.HfHubHTTPError:
-        return True  # what is wrong is said when the tokenizer is asked for
-    except Exception:  # its HTTP library, and so the errors, differ between versions
-        return False
-    return True
 
 
 def read_backend(name: str, source: str, local_only: bool) -> tuple[Any, int | None]:
@@ -59,9 +40,7 @@ def read_backend(name: str, source: str, local_only: bool) -> tuple[Any, int | N
             known = (auto.eos_token_id, auto.sep_token_id, auto.bos_token_id)
             end_of_text = next((token for token in known if token is not None), None)
     except ImportError as error:
-        raise refused(
-            name, f"a package is missing ({one_line(error)}): pip install 'w2s_jax[hub]'"
-        ) from error
+        raise refused(name, f"a package is missing ({one_line(error)}): {INSTALL}") from error
     except Exception as error:  # Anything can be wrong with a user's files, or with the network.
         hub = "in the hub's cache, and the hub is not reachable" if local_only else "on the hub"
         where = "cannot be read" if path.exists() else f"no such folder, and none {hub}"

@@ -175,8 +175,13 @@ def _opened(file: Path) -> Iterator[Any]:
         raise InputError(f"{file}: damaged or cut off ({reason}); fetch it again") from error
 
 
-def check_tokenizer(folder: Path, vocab_size: int, embedding: StoredTensor) -> None:
+def check_tokenizer(folder: Path, vocab_size: int, embedding: str) -> None:
     """Sees that the embedding has a row for each token of tokenizer.json, if there is one.
+
+    Args:
+      folder: what may hold a tokenizer.json.
+      vocab_size: the embedding's rows.
+      embedding: where they are, for the error.
 
     Raises:
       InputError: if a token's id is too large.
@@ -196,9 +201,16 @@ def check_tokenizer(folder: Path, vocab_size: int, embedding: StoredTensor) -> N
         raise InputError(f"{path}: not a tokenizer ({type(error).__name__}: {error})") from error
     if largest >= vocab_size:
         raise InputError(
-            f"{path}: token {token!r} has the id {largest}, but the embedding has {vocab_size} "
-            f"rows ({embedding.place}); tokenizer and model do not belong together"
+            f"{path}: token {token!r} has the id {largest}, {too_few_rows(vocab_size, embedding)}"
         )
+
+
+def too_few_rows(vocab_size: int, embedding: str) -> str:
+    """The end of an error: a tokenizer has more tokens than an embedding has rows."""
+    return (
+        f"but the embedding has {vocab_size} rows ({embedding}); tokenizer and model do not belong "
+        "together"
+    )
 
 
 def tokenizer_files(folder: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """What a model is, as plain data: `ModelConfig`, and the embedded ladder. Imports no JAX."""
 
 import dataclasses
+import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,13 @@ POSITIONS = ("learned", "rope", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 READ_OUTS = ("last", "first", "mean", "pooler")
+
+# Fields of which only the one kind of model knows more than the default.
+_ENCODER_ONLY = ("token_types", "pooler")
+_DECODER_ONLY = (
+    *("parallel_residual", "shared_norm", "tied_embeddings", "window", "local_layers"),
+    *("logit_softcap", "post_norms", "scaled_embeddings", "unembedding_bias"),
+)
 
 
 def _late(default: Any) -> Any:
@@ -147,8 +156,23 @@ class ModelConfig:
                 f"the {self.num_layers} layers"
             )
 
+        self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        """Refuses what an encoder, or what a decoder, cannot have."""
+        kind = "an encoder" if self.bidirectional else "a decoder"
+        for field in _DECODER_ONLY if self.bidirectional else _ENCODER_ONLY:
+            value, allowed = getattr(self, field), self.__dataclass_fields__[field].default
+            if value != allowed:
+                raise errors.InputError(f"model.{field}: {value!r}; allowed in {kind}: {allowed!r}")
+        if self.read_out == "pooler" and not self.pooler:
+            raise errors.InputError(
+                f"model.read_out: 'pooler'; {self.name} has no pooler; allowed: "
+                f"{', '.join(name for name in READ_OUTS if name != 'pooler')}"
+            )
+
     def num_parameters(self) -> int:
-        """Parameters of the backbone, embeddings included and heads not, by formula."""
+        """Parameters of the backbone, embeddings included, heads and adapters not, by formula."""
         d, hd = self.d_model, self.head_dim
         queries, keys = self.num_heads * hd, self.num_kv_heads * hd
         vectors = 2 if self.norm == "layernorm" else 1
@@ -161,9 +185,61 @@ class ModelConfig:
         norms_per_block = (1 if self.shared_norm else 2) + 2 * self.post_norms
         embeddings = self.vocab_size * d * (1 if self.tied_embeddings else 2)
         embeddings += self.unembedding_bias * self.vocab_size
+        embeddings += self.token_types * d + self.pooler * (d + 1) * d
         if self.positions == "learned":
             embeddings += (self.max_positions + self.position_offset) * d
         return embeddings + self.num_layers * (attention + mlp + norms_per_block * norm) + norm
+
+    def with_adapters(self, rank: int, alpha: float, patterns: Sequence[str]) -> "ModelConfig":
+        """The model with low-rank adapters.
+
+        Args:
+          rank: of the adapters.
+          alpha: what they add is multiplied by alpha / rank.
+          patterns: which projections have them: names, or patterns ('attention.*') as of a shell.
+
+        Raises:
+          InputError: for a rank or alpha that is not positive, and a pattern that matches nothing.
+        """
+        if rank < 1:
+            raise errors.InputError(f"lora.rank: {rank!r}; allowed: an integer of at least 1")
+        if not 0 < alpha < float("inf"):
+            raise errors.InputError(f"lora.alpha: {alpha!r}; allowed: a number above 0")
+        names = self.projections()
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise errors.unknown("lora.targets", pattern, names)
+        targets = [n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)]
+        if not targets:
+            raise errors.InputError(f"lora.targets: (); allowed: one or more of {', '.join(names)}")
+        return dataclasses.replace(
+            self, lora_rank=rank, lora_alpha=float(alpha), lora_targets=tuple(targets)
+        )
+
+    def without_adapters(self) -> "ModelConfig":
+        """The model to which adapters were added, or itself."""
+        return dataclasses.replace(self, lora_rank=0, lora_alpha=0.0, lora_targets=())
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """The linear maps of a block by name, each with the sizes of its input and its output."""
+        d, hd = self.d_model, self.head_dim
+        queries, keys = self.num_heads * hd, self.num_kv_heads * hd
+        gate = {"mlp.gate": (d, self.d_mlp)} if self.gated_mlp else {}
+        return {
+            "attention.query": (d, queries),
+            "attention.key": (d, keys),
+            "attention.value": (d, keys),
+            "attention.out": (queries, d),
+            "mlp.up": (d, self.d_mlp),
+            **gate,
+            "mlp.down": (self.d_mlp, d),
+        }
+
+    def num_adapter_parameters(self) -> int:
+        """Parameters of the low-rank adapters, which `num_parameters` does not count."""
+        sizes = self.projections()
+        each = sum(sum(sizes[name]) for name in self.lora_targets)
+        return self.num_layers * self.lora_rank * each
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values; later fields only where they differ from the default."""

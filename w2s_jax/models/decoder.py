@@ -4,13 +4,15 @@ Parameters are stacked by layer, whether the forward pass scans over layers or u
 Shapes in names: R rows, L slots, D width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from w2s_jax.models.attention import Reach, reaches
+from w2s_jax.models.attention import Reach
+from w2s_jax.models.blocks import run_blocks
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.layers import MLP, Attention, Norm, normal
 
@@ -75,10 +77,12 @@ class Decoder(nnx.Module):
         segment_ids_RL: Array,
         positions_RL: Array,
         *,
+        tail: Sequence[Any] = (),
         compute_dtype: Any,
         scan: bool,
-        remat: bool,
+        remat: str,
     ) -> Array:
+        """The hidden states; `tail`: stacks of the blocks that follow `self.blocks`, if any."""
         with jax.named_scope("embed"):
             x_RLD = self.embedding[...].astype(compute_dtype)[tokens_RL]
             if self.config.scaled_embeddings:
@@ -86,28 +90,16 @@ class Decoder(nnx.Module):
             if self.config.positions == "learned":
                 slots_RL = positions_RL + self.config.position_offset
                 x_RLD += self.position_embedding[...].astype(compute_dtype)[slots_RL]
-        graphdef, stacked = nnx.split(self.blocks)
-        shared, varied = reaches(self.config, tokens_RL.shape[1])
-
-        def layer(x_RLD: Array, params: Any, own: Reach | None) -> Array:
-            with jax.named_scope("block"):
-                block = nnx.merge(graphdef, params)
-                return block(x_RLD, segment_ids_RL, positions_RL, own or shared)
-
-        if remat:
-            layer = jax.checkpoint(layer)
-        if scan:
-            own = jax.tree.map(lambda *x: jnp.stack(x), *varied) if varied else None
-            x_RLD, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x_RLD, (stacked, own))
-        else:
-            for i, params in enumerate(_unstack(stacked, self.config.num_layers)):
-                x_RLD = layer(x_RLD, params, varied[i] if varied else None)
+        graphdef, blocks = nnx.split(self.blocks)
+        x_RLD = run_blocks(
+            self.config,
+            graphdef,
+            [blocks, *tail],
+            x_RLD,
+            segment_ids_RL,
+            positions_RL,
+            scan=scan,
+            remat=remat,
+        )
         with jax.named_scope("final_norm"):
             return self.final_norm(x_RLD)
-
-
-def _unstack(stacked: Any, count: int) -> list[Any]:
-    """The layers of stacked parameters; `lax.split`, whose gradient is one concatenation."""
-    leaves, treedef = jax.tree.flatten(stacked)
-    parts = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
-    return [jax.tree.unflatten(treedef, [part[i][0] for part in parts]) for i in range(count)]

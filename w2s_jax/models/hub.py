@@ -1,10 +1,12 @@
 """Models on the Hugging Face hub: from an id to a local folder. Imports no JAX."""
 
+import importlib.util
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from w2s_jax import hub
 from w2s_jax.errors import InputError
 from w2s_jax.models.checkpoint_files import (
     CONFIG,
@@ -14,9 +16,13 @@ from w2s_jax.models.checkpoint_files import (
     no_safetensors,
 )
 
-# How long the hub may take to answer.
-_SECONDS = 5.0
 _ID = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+
+
+def split_id(path_or_id: str) -> tuple[str, str | None] | None:
+    """(repository, revision or None) of a hub id; None if it is not spelt like one."""
+    found = _ID.fullmatch(path_or_id)
+    return None if found is None else (found["name"], found["revision"])
 
 
 def local_folder(path_or_id: str | os.PathLike[str]) -> Path:
@@ -29,40 +35,40 @@ def local_folder(path_or_id: str | os.PathLike[str]) -> Path:
         HF_HUB_CACHE and HF_HUB_OFFLINE hold. Where the hub does not answer, the cache is used.
 
     Raises:
-      InputError: if there is neither; says what was tried.
+      hub.NotFound: if there is neither; says what was tried.
+      InputError: if it cannot be read or had.
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise InputError(f"{path}: a file; allowed: the folder of a model")
-    found = _ID.fullmatch(str(path_or_id))
+    found = split_id(str(path_or_id))
     if found is None:
-        raise InputError(
+        raise hub.NotFound(
             f"{path}: no such folder; allowed: a folder, or a hub id such as 'EleutherAI/pythia-"
             "70m' or 'EleutherAI/pythia-70m@step3000'"
         )
-    return _download(found["name"], found["revision"])
+    return _download(*found)
 
 
 def _download(name: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub import errors as hub_errors
-    except ImportError as error:
-        raise InputError(
-            f"{name}: no such folder, and the hub needs a package: pip install 'w2s_jax[hub]'"
-        ) from error
     place = name if revision is None else f"{name}@{revision}"
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise hub.NotFound(f"{place}: no such folder, and the hub needs a package: {hub.INSTALL}")
+    from huggingface_hub import constants, errors, snapshot_download
+
     unreachable = None
     wanted = None
-    if constants.HF_HUB_OFFLINE:
-        unreachable = "offline mode (HF_HUB_OFFLINE)"
-    else:
-        try:
-            wanted = _files(_ask(name, revision, place), place)
-        except ConnectionError as error:
-            unreachable = f"{constants.ENDPOINT} is not reachable ({error})"
+    try:
+        wanted = _files(hub.ask("model", name, place, revision).files, place)
+    except hub.Unreachable as error:
+        offline = hub.offline()
+        unreachable = str(error) if offline else f"{hub.endpoint()} is not reachable ({error})"
+    except hub.NotFound as error:
+        raise hub.NotFound(
+            f"{error} (asked: {hub.endpoint()}); nor is there such a folder"
+        ) from error
     try:
         return Path(
             snapshot_download(
@@ -72,46 +78,16 @@ def _download(name: str, revision: str | None) -> Path:
                 local_files_only=unreachable is not None,
             )
         )
-    except hub_errors.LocalEntryNotFoundError as error:
-        raise InputError(
+    except errors.LocalEntryNotFoundError as error:
+        raise hub.NotFound(
             f"{place}: no such folder, and not in the hub's cache ({constants.HF_HUB_CACHE}): "
-            f"{unreachable or _short(error)}"
+            f"{unreachable or hub.first_line(error)}"
         ) from error
     except Exception as error:  # its HTTP library, and so the errors, differ between versions
-        raise InputError(f"{place}: cannot be downloaded ({_short(error)})") from error
+        raise InputError(f"{place}: cannot be downloaded ({hub.first_line(error)})") from error
 
 
-def _ask(name: str, revision: str | None, place: str) -> list[str]:
-    """The files of a repository: one request, without the retries of a download.
-
-    Raises:
-      ConnectionError: if the hub does not answer.
-      InputError: if it does, and there is no such model.
-    """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub import errors as hub_errors
-
-    try:
-        info = HfApi().model_info(name, revision=revision, timeout=_SECONDS)
-    except hub_errors.GatedRepoError as error:
-        raise InputError(
-            f"{place}: gated; accept its terms at {constants.ENDPOINT}/{name} and set HF_TOKEN"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise InputError(f"{place}: {name} has no revision {revision!r}") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{place}: no such folder, and no such model at {constants.ENDPOINT}, or it is private "
-            "and HF_TOKEN gives no access"
-        ) from error
-    except hub_errors.HfHubHTTPError as error:
-        raise InputError(f"{place}: {_short(error)}") from error
-    except Exception as error:
-        raise ConnectionError(_short(error)) from error
-    return [str(file.rfilename) for file in info.siblings or ()]
-
-
-def _files(siblings: list[str], place: str) -> list[str]:
+def _files(siblings: Iterable[str], place: str) -> list[str]:
     """What of a repository is downloaded: no other formats, folders or second copies."""
     top = [name for name in siblings if "/" not in name]
     tensors = [name for name in top if name.endswith(".safetensors")]
@@ -123,9 +99,3 @@ def _files(siblings: list[str], place: str) -> list[str]:
     else:
         raise no_safetensors(place, top)
     return [name for name in (CONFIG, *TOKENIZER_FILES) if name in top] + tensors
-
-
-def _short(error: Any) -> str:
-    """The first line of an error, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

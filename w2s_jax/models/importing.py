@@ -5,7 +5,6 @@ beyond the parameters themselves, host memory holds one shard of one parameter a
 one tensor of the file.
 """
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,19 +18,16 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.errors import InputError, nearest, unknown
+from w2s_jax.errors import unknown
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import network
+from w2s_jax.models.checking import Stored, check_folder
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.families import Family, TensorView, family_of, file_names, is_ignored
+from w2s_jax.models.families import Family, TensorView
 from w2s_jax.models.partial_reads import Range, read_part
-
-log = logging.getLogger(__name__)
 
 #: The dtypes that parameters can have.
 DTYPES = ("float32", "bfloat16")
-
-Stored = dict[str, files.StoredTensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,8 @@ class Imported:
     Attributes:
       config: the model.
       params: backbone parameters for `network.forward`.
-      head: {'kernel': float32 [D, classes]}, replicated, or None where the folder has none.
+      head: {'kernel': float32 [D, classes]} and, where the folder has it, 'bias' (float32
+        [classes]), replicated; None where the folder has none.
       huggingface: the content of its config.json.
     """
 
@@ -67,36 +64,41 @@ def import_huggingface(
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    folder = Path(folder)
-    record = files.read_config(folder)
-    family = family_of(record, str(folder / files.CONFIG))
-    try:
-        config = family.to_config(record)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
-    stored = files.open_tensors(folder)
-    views, names = family.views(config), file_names(family, config, stored.keys())
-    absent = _check(folder, family, config, record, stored)
-    if (table := stored.get(names[views["embedding"].name])) is not None:
-        files.check_tokenizer(folder, config.vocab_size, table)
+    found = check_folder(Path(folder))
+    config, stored = found.config, found.stored
     mesh = sharding.make_mesh() if mesh is None else mesh
     abstract = traverse_util.flatten_dict(network.abstract_params(config, mesh), sep=".")
     params = {}
     for path, wanted in abstract.items():
-        if path in absent:
+        if path in found.absent:
             params[path] = _zeros(wanted, dtype)
         else:
-            tensors = _tensors(views[path], config, names, stored)
-            params[path] = _read(wanted, views[path], tensors, dtype)
-    head = None
-    if family.classifier_head in stored:
-        tensor = stored[family.classifier_head]
-        whole = jax.ShapeDtypeStruct(
-            tensor.shape[::-1], jnp.float32, sharding=sharding.replicated(mesh)
-        )
-        view = TensorView(tensor.name, tensor.shape, axes=(1, 0))
-        head = {"kernel": _read(whole, view, [tensor], "float32")}
-    return Imported(config, traverse_util.unflatten_dict(params, sep="."), head, record)
+            view = found.views[path]
+            tensors = _tensors(view, config, found.names, stored)
+            params[path] = _read(wanted, view, tensors, dtype)
+    head = _head(found.family, stored, mesh)
+    return Imported(config, traverse_util.unflatten_dict(params, sep="."), head, found.huggingface)
+
+
+def _head(family: Family, stored: Stored, mesh: Mesh) -> dict[str, jax.Array] | None:
+    """The class head, if the folder has one."""
+    if family.classifier_head not in stored:
+        return None
+    head = {}
+    for name, stored_name in (
+        ("kernel", family.classifier_head),
+        ("bias", family.classifier_bias),
+    ):
+        if stored_name in stored:
+            tensor = stored[stored_name]
+            view = TensorView(
+                tensor.name, tensor.shape, axes=tuple(reversed(range(len(tensor.shape))))
+            )
+            whole = jax.ShapeDtypeStruct(
+                tensor.shape[::-1], jnp.float32, sharding=sharding.replicated(mesh)
+            )
+            head[name] = _read(whole, view, [tensor], "float32")
+    return head
 
 
 def _tensors(
@@ -139,73 +141,3 @@ def _read(
 
 def _zeros(wanted: jax.ShapeDtypeStruct, dtype: str) -> jax.Array:
     return jax.jit(lambda: jnp.zeros(wanted.shape, dtype), out_shardings=wanted.sharding)()
-
-
-def _check(
-    folder: Path,
-    family: Family,
-    config: ModelConfig,
-    record: Mapping[str, Any],
-    stored: Stored,
-) -> set[str]:
-    """Compares the headers with the config; returns the parameters that may be and are absent."""
-    whole = str(folder / (files.SINGLE if (folder / files.SINGLE).is_file() else files.INDEX))
-    views, names = family.views(config), file_names(family, config, stored.keys())
-    absent = set()
-    for path, view in views.items():
-        layers = range(config.num_layers) if "{layer}" in view.name else [0]
-        for name in (names[view.name.format(layer=i)] for i in layers):
-            if name in stored:
-                _check_tensor(stored[name], view.stored)
-            elif path.startswith("unembedding") and _is_headless(family, record):
-                absent.add(path)
-                log.warning(
-                    "%s: tensor %r is missing, as in a model saved without its language-model "
-                    "head; zeros stand in its place",
-                    whole,
-                    name,
-                )
-            else:
-                free = stored.keys() - set(names.values())
-                raise InputError(f"{whole}: tensor {name!r} is missing{_hint(name, free)}")
-    used = set(names.values())
-    for name, tensor in stored.items():
-        if name == family.classifier_head:
-            _check_head(tensor, config)
-        elif name not in used and not is_ignored(family, name):
-            missing = used - stored.keys()
-            raise InputError(
-                f"{tensor.place}: unexpected; the model of {folder / files.CONFIG} has no such "
-                f"tensor{_hint(name, missing or used)}"
-            )
-    return absent
-
-
-def _hint(name: str, others: Any) -> str:
-    match = nearest(name, others)
-    return f" (nearest: {match!r})" if match else ""
-
-
-def _check_tensor(tensor: files.StoredTensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise InputError(
-            f"{tensor.place}: shape {list(tensor.shape)}; allowed, by the folder's {files.CONFIG}: "
-            f"{list(shape)}"
-        )
-    if tensor.dtype not in files.FLOATS:
-        raise InputError(f"{tensor.place}: type {tensor.dtype}; allowed: {', '.join(files.FLOATS)}")
-
-
-def _check_head(tensor: files.StoredTensor, config: ModelConfig) -> None:
-    if list(tensor.shape) not in ([1, config.d_model], [2, config.d_model]):
-        raise InputError(
-            f"{tensor.place}: shape {list(tensor.shape)}; allowed: [2, {config.d_model}] (two "
-            f"classes) or [1, {config.d_model}] (a reward)"
-        )
-    _check_tensor(tensor, tensor.shape)
-
-
-def _is_headless(family: Family, record: Mapping[str, Any]) -> bool:
-    """Whether the folder's class has no language-model head (a classifier, a bare backbone)."""
-    named: list[str] = record.get("architectures") or []
-    return bool(named) and named[0] != family.architectures[0]

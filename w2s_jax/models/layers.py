@@ -4,16 +4,21 @@ Shapes in names: R rows, L slots, D width, H heads, K key/value heads, E head si
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from w2s_jax.models.attention import Reach, attention, rotary
 from w2s_jax.models.config import ModelConfig
 
 Array = jax.Array
+
+#: The name, for rematerialisation, of what projections compute (see `blocks.run_blocks`).
+PROJECTED = "projected"
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -63,11 +68,18 @@ def _broadcast(x: Array, ndim: int) -> Array:
 
 
 class Projection(nnx.Module):
-    """A kernel applied by an einsum, with an optional bias."""
+    """A kernel applied by an einsum, with an optional bias and an optional low-rank adapter.
+
+    y = x W + (alpha / rank) (x A) B + bias (Hu et al. 2022, section 4.1). A B is never computed: it
+    has the size of W, and so would have its gradient. A starts as PEFT's, uniform within
+    1 / sqrt(inputs), and B as zeros, so that a fresh adapter changes nothing.
+    """
 
     def __init__(
         self,
+        config: ModelConfig,
         rngs: nnx.Rngs,
+        name: str,
         equation: str,
         shape: tuple[int, ...],
         axes: tuple[str, ...],
@@ -80,12 +92,30 @@ class Projection(nnx.Module):
         self.has_bias = bias_axes > 0
         if self.has_bias:
             self.bias = nnx.Param(jnp.zeros(shape[-bias_axes:]), out_sharding=axes[-bias_axes:])
+        self.has_adapter = config.lora_rank > 0 and name in config.lora_targets
+        if self.has_adapter:
+            rank, self.lora_scale = config.lora_rank, config.lora_alpha / config.lora_rank
+            x_axes, kernel_axes, out_axes = equation.replace("->", ",").split(",")
+            rows, inputs = x_axes[:2], x_axes[2:]
+            self.down = f"{x_axes},{inputs}a->{rows}a"
+            self.up = f"{rows}a,a{kernel_axes[len(inputs) :]}->{out_axes}"
+            into, outof = shape[: len(inputs)], shape[len(inputs) :]
+            bound = math.prod(into) ** -0.5
+            # A stream of its own: the kernels of a model are the same with and without adapters.
+            start = jax.random.uniform(rngs.lora(), (*into, rank), minval=-bound, maxval=bound)
+            self.lora_a = nnx.Param(start, out_sharding=(*axes[: len(inputs)], "lora"))
+            self.lora_b = nnx.Param(
+                jnp.zeros((rank, *outof)), out_sharding=("lora", *axes[len(inputs) :])
+            )
 
     def __call__(self, x: Array) -> Array:
         out = contract(self.equation, x, self.kernel[...])
-        if not self.has_bias:
-            return out
-        return out + _broadcast(self.bias[...].astype(x.dtype), out.ndim)
+        if self.has_adapter:
+            low = checkpoint_name(contract(self.down, x, self.lora_a[...]), PROJECTED)
+            out = out + contract(self.up, self.lora_scale * low, self.lora_b[...])
+        if self.has_bias:
+            out = out + _broadcast(self.bias[...].astype(x.dtype), out.ndim)
+        return checkpoint_name(out, PROJECTED)
 
 
 class Attention(nnx.Module):
@@ -96,17 +126,19 @@ class Attention(nnx.Module):
         d, heads, kv, size = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         std, bias = config.init_std, 2 * config.qkv_bias
 
-        def inward(count: int, axis: str) -> Projection:
-            axes = ("embed", axis, "head_dim")
+        def inward(name: str, count: int, axis: str) -> Projection:
+            shape, axes = (d, count, size), ("embed", axis, "head_dim")
             return Projection(
-                rngs, "rld,dhe->rlhe", (d, count, size), axes, std=std, bias_axes=bias
+                config, rngs, name, "rld,dhe->rlhe", shape, axes, std=std, bias_axes=bias
             )
 
-        self.query = inward(heads, "heads")
-        self.key = inward(kv, "kv_heads")
-        self.value = inward(kv, "kv_heads")
+        self.query = inward("attention.query", heads, "heads")
+        self.key = inward("attention.key", kv, "kv_heads")
+        self.value = inward("attention.value", kv, "kv_heads")
         self.out = Projection(
+            config,
             rngs,
+            "attention.out",
             "rlhe,hed->rld",
             (heads, size, d),
             ("heads", "head_dim", "embed"),
@@ -145,17 +177,25 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.activation = config.activation
-        shape, axes, bias = (config.d_model, config.d_mlp), ("embed", "mlp"), int(config.mlp_bias)
-        std = config.init_std
-        self.up = Projection(rngs, "rld,df->rlf", shape, axes, std=std, bias_axes=bias)
-        self.gate = (
-            Projection(rngs, "rld,df->rlf", shape, axes, std=std, bias_axes=bias)
-            if config.gated_mlp
-            else None
-        )
-        out_std = std / (2 * config.num_layers) ** 0.5
+        shape, axes, std = (config.d_model, config.d_mlp), ("embed", "mlp"), config.init_std
+
+        def inward(name: str) -> Projection:
+            bias = int(config.mlp_bias)
+            return Projection(
+                config, rngs, name, "rld,df->rlf", shape, axes, std=std, bias_axes=bias
+            )
+
+        self.up = inward("mlp.up")
+        self.gate = inward("mlp.gate") if config.gated_mlp else None
         self.down = Projection(
-            rngs, "rlf,fd->rld", shape[::-1], axes[::-1], std=out_std, bias_axes=bias
+            config,
+            rngs,
+            "mlp.down",
+            "rlf,fd->rld",
+            shape[::-1],
+            axes[::-1],
+            std=std / (2 * config.num_layers) ** 0.5,
+            bias_axes=int(config.mlp_bias),
         )
 
     def __call__(self, x_RLD: Array) -> Array:

@@ -1,21 +1,22 @@
 """Models from disk: trained phases, converted folders, and Hugging Face's folders and ids."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from w2s_jax import errors, sharding, storage
-from w2s_jax.files import read_json
-from w2s_jax.models import network
+from w2s_jax.config import TrainSettings
+from w2s_jax.models import adapting, network, sources
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.heads import abstract_class_head
 from w2s_jax.models.hub import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
+from w2s_jax.models.sources import final_of, is_huggingface, read_ours
 
 #: `kind` of a folder that `w2s convert` wrote; other kinds are those of phases.
 CONVERTED = "converted"
@@ -27,7 +28,7 @@ class Loaded:
 
     Attributes:
       config, params: the model and its backbone.
-      head: {'kernel': float32 [D, classes]}, or None.
+      head: {'kernel': float32 [D, classes]} and perhaps 'bias' (float32 [classes]), or None.
       huggingface: the content of the config.json that it came from, if any.
       tokenizer: the folder that may hold its tokenizer's files, if any.
     """
@@ -77,49 +78,85 @@ def load_all(
         raise errors.unknown("dtype", dtype, DTYPES)
     folder = local_folder(path_or_hub_id)
     mesh = sharding.make_mesh() if mesh is None else mesh
-    if not _is_huggingface(folder):
+    if not is_huggingface(folder):
         return _load_ours(folder, mesh, dtype)
     found = import_huggingface(folder, mesh, dtype or "float32")
     return Loaded(found.config, found.params, found.head, found.huggingface, folder)
 
 
-def _is_huggingface(folder: Path) -> bool:
-    """Whether a folder is, or was to be, in Hugging Face's layout."""
-    if (folder / "checkpoints").exists():
-        return False
-    if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
-        return True
-    config = folder / "config.json"
-    record = read_json(config) if config.is_file() else {}
-    return isinstance(record, dict) and ("model_type" in record or "architectures" in record)
+def load_adapted(
+    path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
+) -> Loaded:
+    """As `load_all`, but a phase's low-rank adapters stand apart (see `models.lora`).
+
+    Raises:
+      InputError: as `load`, and if the model has none.
+    """
+    folder = local_folder(path_or_hub_id)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    found = None if is_huggingface(folder) else _parts(folder, mesh, dtype)
+    if found is None or not found.config.lora_rank:
+        raise errors.InputError(
+            f"{path_or_hub_id}: no low-rank adapters; allowed: a phase with train.adapt='lora'"
+        )
+    return found
 
 
 def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
-    final = folder / "checkpoints" / "final"
-    if not (folder / "config.json").exists() or not final.exists():
-        raise errors.InputError(
-            f"{folder}: not the folder of a trained phase (it has no config.json and "
-            "checkpoints/final), nor one in Hugging Face's layout (config.json with a model_type, "
-            "and model.safetensors); allowed: DIR/phases/<kind>-<fingerprint> of a finished run, "
-            "what w2s convert wrote, or a Hugging Face folder or id"
-        )
-    record = read_json(folder / "config.json")
-    config = ModelConfig(**record["spec"]["model"])
-    kind = jnp.dtype(dtype or record.get("dtype", "float32"))
-    target: dict[str, Any] = {
-        "backbone": jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, kind, sharding=a.sharding),
-            network.abstract_params(config, mesh),
-        )
-    }
-    if record.get("head", record["kind"] != "pretrain"):
-        target["head"] = abstract_class_head(config, mesh, record["spec"].get("texts", 1))
-    tree = storage.load_tree(final, target)
+    found = _parts(folder, mesh, dtype)
+    config, params = adapting.whole(found.config, {"backbone": found.params})
+    return dataclasses.replace(found, config=config, params=params["backbone"])
+
+
+def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
+    """A model of ours, adapters and last layers still apart from the rest."""
+    record, config = read_ours(folder)
+    spec = record["spec"]
+    train = TrainSettings(
+        adapt=record.get("trained", "full"),
+        last_layers=spec.get("train", {}).get("last_layers", 1),
+        param_dtype=dtype or record.get("dtype", "float32"),
+    )
+    has_head = record.get("head", record["kind"] != "pretrain")
+    num_texts = spec.get("texts", 1) if has_head else None
+    if train.adapt == "full":
+        target = adapting.abstract_params(train, config, mesh, num_texts)
+        if record.get("head_bias"):
+            target["head"] = abstract_class_head(config, mesh, num_texts or 1, bias=True)
+        params = storage.load_tree(final_of(folder), target)
+    else:
+        target = adapting.abstract_trained(train, config, mesh, num_texts)
+        trained = storage.load_tree(final_of(folder), target)
+        base = _base(record["base"], folder, config.without_adapters(), mesh, train.param_dtype)
+        tree = {"backbone": base, "head": trained["head"]}
+        params = adapting.join(trained, adapting.split(train, config, tree)[1])
     tokenizer = folder / "tokenizer"
     return Loaded(
-        config,
-        tree["backbone"],
-        tree.get("head"),
+        dataclasses.replace(config, name=record.get("name", config.name)),
+        params["backbone"],
+        params.get("head"),
         record.get("huggingface"),
         tokenizer if tokenizer.is_dir() else None,
     )
+
+
+def _base(
+    record: dict[str, Any], folder: Path, config: ModelConfig, mesh: Mesh, dtype: str | None
+) -> Any:
+    """The backbone of which a phase trained a part.
+
+    Raises:
+      InputError: if it is not where it was, or is another one.
+    """
+    if "phase" in record:
+        return _load_ours(folder.parent / record["phase"], mesh, dtype).params
+    if "seed" in record:
+        return adapting.cast(network.init_params(config, record["seed"], mesh), dtype or "float32")
+    place = record["folder"] if Path(record["folder"]).is_dir() else record["model"]
+    source = sources.find(place)
+    if source.digest != record["digest"]:
+        raise errors.InputError(
+            f"{folder}: it holds what was trained of {record['model']}, and {source.folder} is "
+            "another model now; allowed: the one that the phase began with"
+        )
+    return load(source.folder, mesh, dtype)[1]

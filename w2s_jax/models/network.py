@@ -4,31 +4,40 @@ Shapes in names: R rows, L slots, D width, V vocabulary.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
-from w2s_jax import sharding
+from w2s_jax import errors, sharding
+from w2s_jax.config import REMATS
 from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.decoder import Decoder
+from w2s_jax.models.encoder import Encoder
 
 Array = jax.Array
 Params = dict[str, Any]
 
+#: The entries of parameters that hold blocks, in the order in which they run.
+STACKS = ("blocks", "tail_blocks")
+
+# Sets the numbers of adapters apart from those of the other parameters.
+_ADAPTERS = 1
+
 
 def _module(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-    return Decoder(config, rngs)
+    return Encoder(config, rngs) if config.bidirectional else Decoder(config, rngs)
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(config: ModelConfig) -> tuple[Any, Any]:
-    """(graphdef, abstract state) of a model; no array is made."""
+def _graphdef(config: ModelConfig) -> nnx.GraphDef:
+    """The structure of a model; no array is made."""
     with nnx.use_eager_sharding(False):
-        return nnx.split(nnx.eval_shape(lambda: _module(config, nnx.Rngs(0))))
+        return nnx.split(nnx.eval_shape(lambda: _module(config, nnx.Rngs(0))))[0]
 
 
 def scan_by_default(config: ModelConfig) -> bool:
@@ -45,37 +54,44 @@ def forward(
     *,
     compute_dtype: Any = None,
     scan: bool | None = None,
-    remat: bool = False,
+    remat: str = "none",
 ) -> Array:
     """Hidden states after the final norm, [R, L, D].
 
     Args:
       config: the model.
-      params: its parameters as `init_params` returns them.
+      params: its parameters as `init_params` or `split_tail` returns them.
       tokens_RL: integer token ids.
       segment_ids_RL: documents packed into a row have the ids 1, 2, ...; 0 is padding. None: each
         row is one document.
       positions_RL: position within the document; None: from the segments.
       compute_dtype: of activations and matmul inputs (None: the parameters').
       scan: scan over layers or unroll them (None: by backend and depth); the result is the same.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: what the backward pass recomputes instead of keeping it: 'none', 'block' (each block)
+        or 'dots' (all of it but what projections return).
 
     Returns:
       hidden_RLD in `compute_dtype`.
+
+    Raises:
+      InputError: for an unknown `remat`.
     """
+    if remat not in REMATS:
+        raise errors.unknown("remat", remat, REMATS)
     tokens_RL = jnp.asarray(tokens_RL)
     if segment_ids_RL is None:
         segment_ids_RL = jnp.ones(tokens_RL.shape, jnp.int32)
     segment_ids_RL = jnp.asarray(segment_ids_RL, jnp.int32)
     if positions_RL is None:
         positions_RL = segment_positions(segment_ids_RL)
-    graphdef, state = _structure(config)
-    nnx.replace_by_pure_dict(state := jax.tree.map(lambda x: x, state), params)
-    model = nnx.merge(graphdef, state)
+    stacks = [params[name] for name in STACKS if name in params]
+    rest = {name: value for name, value in params.items() if name not in STACKS}
+    model = nnx.merge(_graphdef(config), rest | {"blocks": stacks[0]})
     return model(
         tokens_RL.astype(jnp.int32),
         segment_ids_RL,
         positions_RL,
+        tail=stacks[1:],
         compute_dtype=compute_dtype or params["embedding"].dtype,
         scan=scan_by_default(config) if scan is None else scan,
         remat=remat,
@@ -83,7 +99,16 @@ def forward(
 
 
 def unembedding(config: ModelConfig, params: Params) -> Array:
-    """The language-model head's kernel, [D, V]."""
+    """The language-model head's kernel, [D, V].
+
+    Raises:
+      InputError: for an encoder, which has none.
+    """
+    if config.bidirectional:
+        raise errors.InputError(
+            f"{config.name}: an encoder, which has no unembedding; allowed: a decoder where there "
+            "are next-token logits, and a class head that starts from zeros"
+        )
     return params["embedding"].T if config.tied_embeddings else params["unembedding"]
 
 
@@ -103,12 +128,73 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     )
 
 
-def init_params(config: ModelConfig, seed: int, mesh: Mesh) -> Params:
-    """Fresh float32 parameters, made directly in their shardings; the same bits on any mesh."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_params(config, mesh))
+def init_params(
+    config: ModelConfig, seed: int, mesh: Mesh, keep: Callable[[str], bool] = lambda path: True
+) -> Params:
+    """Fresh float32 parameters, made directly in their shardings; the same bits on any mesh.
+
+    Args:
+      config: the model. Adapters change no other parameter.
+      seed: of the parameters.
+      mesh: where they go.
+      keep: which of them are wanted, by flat path ('blocks.mlp.up.kernel'); no other is made.
+    """
+
+    def kept(params: Params) -> Params:
+        flat = traverse_util.flatten_dict(params, sep=".")
+        return {path: value for path, value in flat.items() if keep(path)}
 
     def init(key: Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(_module(config, nnx.Rngs(key)))[1])
+        rngs = nnx.Rngs(params=key, lora=jax.random.fold_in(key, _ADAPTERS))
+        return kept(nnx.to_pure_dict(nnx.split(_module(config, rngs))[1]))
 
+    shardings = {path: a.sharding for path, a in kept(abstract_params(config, mesh)).items()}
     with jax.set_mesh(mesh), nnx.logical_axis_rules(sharding.RULES):
-        return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+        flat = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    return traverse_util.unflatten_dict(flat, sep=".")
+
+
+def split_tail(config: ModelConfig, params: Params, k: int) -> Params:
+    """Parameters whose last `k` blocks stand apart, so that they can be trained alone.
+
+    The gradient of `forward` with respect to 'tail_blocks' runs no backward pass through the blocks
+    before them.
+
+    Args:
+      config: the model.
+      params: its parameters, or what `abstract_params` says of them.
+      k: how many blocks stand apart.
+
+    Returns:
+      `params` with 'blocks', the first layers (absent if `k` is all of them), and 'tail_blocks'.
+
+    Raises:
+      InputError: if the model does not have `k` layers.
+    """
+    n = config.num_layers
+    if not 1 <= k <= n:
+        raise errors.InputError(f"last layers: {k}; allowed: 1 to the {n} of {config.name}")
+    parts = {"blocks": (0, n - k), "tail_blocks": (n - k, n)}
+    stacks = {
+        name: jax.tree.map(functools.partial(_layers, start=start, stop=stop), params["blocks"])
+        for name, (start, stop) in parts.items()
+        if stop > start
+    }
+    return {name: value for name, value in params.items() if name not in STACKS} | stacks
+
+
+def _layers(stacked: Any, *, start: int, stop: int) -> Any:
+    """Some layers of a stacked parameter, sharded as it is."""
+    if isinstance(stacked, jax.ShapeDtypeStruct):
+        shape = (stop - start, *stacked.shape[1:])
+        return jax.ShapeDtypeStruct(shape, stacked.dtype, sharding=stacked.sharding)
+    return stacked[start:stop]
+
+
+def join_tail(params: Params) -> Params:
+    """Parameters with all blocks in one stack again: the inverse of `split_tail`."""
+    stacks = [params[name] for name in STACKS if name in params]
+    blocks = jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks)
+    return {name: value for name, value in params.items() if name not in STACKS} | {
+        "blocks": blocks
+    }

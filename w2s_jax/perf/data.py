@@ -176,15 +176,15 @@ def _config_records(config: config_dict.ConfigDict) -> tuple[list[Record], list[
     from w2s_jax.validation import validate
 
     settings = validate(config)
-    resolved = resolve(settings)
+    strong = resolve(settings).roles["strong"]
     packed = [
         _pack_record(
-            f"{settings.task.name} {name}", resolved.splits[name], settings.strong.train.batch_size
+            f"{settings.task.name} {name}", strong.splits[name], settings.strong.train.batch_size
         )
-        for name in resolved.splits
+        for name in strong.splits
         if name.startswith("slice")
     ]
-    if resolved.tokenizer is None:
+    if strong.tokenizer is None:
         return packed, []
     task = settings.task
     loaded = load(task.name, task.source, task.data_dir, settings.protocol.item_expansion)
@@ -193,7 +193,7 @@ def _config_records(config: config_dict.ConfigDict) -> tuple[list[Record], list[
         for document in next(iter(loaded.documents.values()))
         for text in document.texts or (document.text or "",)
     ]
-    record = _tokenize_record(task.name, resolved.tokenizer.name, resolved.tokenizer, texts)
+    record = _tokenize_record(task.name, strong.tokenizer.name, strong.tokenizer, texts)
     return packed, [record]
 
 

@@ -76,6 +76,26 @@ def put_batches(
     return ResidentBatches(tuple(stacks), place_S2[:, 0])
 
 
+def put_feature_batches(
+    order_SB: np.ndarray, targets_NC: np.ndarray, mesh: Mesh
+) -> ResidentBatches:
+    """Batches of a probe: which documents, and their labels; the features are no part of them.
+
+    Args:
+      order_SB: int32 row index of each document.
+      targets_NC: float32 soft labels by document.
+      mesh: the mesh; all of it holds all batches.
+    """
+    arrays = {
+        "index_S": np.arange(len(order_SB), dtype=np.int32),
+        "documents_SMm": order_SB[:, None],
+        "targets_SBC": targets_NC[order_SB],
+        "weights_SB": np.ones(order_SB.shape, np.float32),
+    }
+    placed = jax.device_put(arrays, sharding.replicated(mesh))
+    return ResidentBatches((placed,), np.zeros(len(order_SB), np.int32))
+
+
 class StreamedBatches:
     """Batches of a text stream, placed as they are asked for.
 

@@ -13,6 +13,7 @@ def make_schedule(train: TrainSettings, total_steps: int) -> optax.Schedule:
     is torch's CosineAnnealingLR, which the released code uses.
     """
     warm = min(round(train.warmup * total_steps), total_steps - 1)
+    assert train.learning_rate is not None
     rate, rest = train.learning_rate, total_steps - warm
     decay = {
         "cosine": optax.cosine_decay_schedule(rate, rest),

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.models import heads, network
+from w2s_jax.config import TrainSettings
+from w2s_jax.models import adapting
 from w2s_jax.models.config import ModelConfig
 
 #: Columns of `TrainState.history`.
@@ -27,8 +29,8 @@ class TrainState:
     """Everything that a training step changes; all of it is checkpointed.
 
     Attributes:
-      params: {'backbone': ...} and, for classifiers, {'head': ...}; float32.
-      opt_state: optax state, sharded like the parameters.
+      params: {'backbone': ...} and, for classifiers, {'head': ...}; of these what is trained.
+      opt_state: optax state, float32, sharded like the parameters.
       step: int32, updates made so far; also the position in the data.
       failed_step: int32, the step whose loss or gradient was not finite, or -1. From then on the
         state no longer changes.
@@ -50,7 +52,7 @@ def init_state(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
     shardings = _opt_state_shardings(optimizer, abstract, mesh)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    opt_state = jax.jit(lambda p: optimizer.init(float32(p)), out_shardings=shardings)(params)
     small = {
         "step": np.int32(0),
         "failed_step": np.int32(-1),
@@ -59,17 +61,24 @@ def init_state(
     return TrainState(params, opt_state, **jax.device_put(small, sharding.replicated(mesh)))
 
 
+def float32(tree: Any) -> Any:
+    """The arrays in the optimiser's dtype."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
 def state_shardings(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, num_texts: int | None
+    config: ModelConfig,
+    train: TrainSettings,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    num_texts: int | None,
 ) -> TrainState:
     """A `TrainState` of shardings: where every part of a model's train state lies on `mesh`.
 
     `num_texts` is that of the class head; None: there is no head.
     """
     whole = sharding.replicated(mesh)
-    abstract = {"backbone": network.abstract_params(config, mesh)}
-    if num_texts is not None:
-        abstract["head"] = heads.abstract_class_head(config, mesh, num_texts)
+    abstract = adapting.abstract_trained(train, config, mesh, num_texts)
     return TrainState(
         params=jax.tree.map(lambda x: x.sharding, abstract),
         opt_state=_opt_state_shardings(optimizer, abstract, mesh),
@@ -84,7 +93,7 @@ def _opt_state_shardings(
 ) -> Any:
     """Moments lie like their parameters; counts and Adafactor's factors lie everywhere."""
     whole = sharding.replicated(mesh)
-    abstract = jax.eval_shape(optimizer.init, abstract_params)
+    abstract = jax.eval_shape(lambda p: optimizer.init(float32(p)), abstract_params)
     return optax.tree_map_params(
         optimizer,
         lambda moment, param: param.sharding if moment.shape == param.shape else whole,

@@ -18,14 +18,15 @@ from jax.sharding import Mesh
 
 from w2s_jax.config import TrainSettings
 from w2s_jax.losses import LOSSES, Loss
-from w2s_jax.models import heads, network
+from w2s_jax.models import adapting, heads, network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.optimizer import make_optimizer, make_schedule
-from w2s_jax.training.state import TrainState, state_shardings
+from w2s_jax.training.state import TrainState, float32, state_shardings
 
 Array = jax.Array
 Batch = dict[str, Array]
-Objective = Callable[[Any, Batch, Array], tuple[Array, Any, Array]]  # -> loss, gradients, accuracy
+#: (trained parameters, frozen ones, batch, step fraction) -> (loss, gradients, accuracy)
+Objective = Callable[[Any, Any, Batch, Array], tuple[Array, Any, Array]]
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,17 @@ class StepSpec:
         )
 
 
-def train_step(spec: StepSpec, mesh: Mesh) -> Callable[[TrainState, dict[str, Array]], TrainState]:
+def train_step(
+    spec: StepSpec, mesh: Mesh, frozen: Any = None
+) -> Callable[[TrainState, dict[str, Array]], TrainState]:
     """The compiled step: (state, batches) -> state; the old state's buffers are reused.
 
     `batches` is the dict of arrays that holds the batch of `state.step` (see `batches`); it
-    is compiled for each shape that they come in. A non-finite loss, gradient or update freezes the
-    state and sets `failed_step`.
+    is compiled for each shape that they come in. `frozen` are the parameters that the state lacks
+    (see `models.adapting`). A non-finite loss, gradient or update freezes the state and sets
+    `failed_step`.
     """
-    return _train_step(spec.program_key(), mesh)
+    return functools.partial(_train_step(spec.program_key(), mesh), frozen or {})
 
 
 @functools.lru_cache(maxsize=32)
@@ -65,7 +69,7 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
     schedule = make_schedule(spec.train, spec.total_steps)
     objective = classification(spec) if spec.loss is not None else language_model(spec)
 
-    def step(state: TrainState, batches: dict[str, Array]) -> TrainState:
+    def step(frozen: Any, state: TrainState, batches: dict[str, Array]) -> TrainState:
         take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
         index = take(batches["index_S"], state.step)
         batch = {
@@ -74,11 +78,12 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
             if name != "index_S"
         }
         fraction = state.step.astype(jnp.float32) / spec.total_steps
-        loss, grads, accuracy = objective(state.params, batch, fraction)
+        loss, grads, accuracy = objective(state.params, frozen, batch, fraction)
+        grads = float32(grads)
         norm = optax.tree.norm(grads)
         with jax.named_scope("update"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(grads, state.opt_state, float32(state.params))
+            params = _updated(state.params, updates, state.step)
         # The update's norm too: a huge learning rate overflows where the gradient does not.
         sizes = jnp.stack([loss, norm, optax.tree.norm(updates)])
         finite = jnp.all(jnp.isfinite(sizes))
@@ -98,8 +103,27 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
 
     # Out-shardings are given: without them the compiler may move a moment or replicate it.
     num_texts = None if spec.loss is None else spec.num_texts
-    shardings = state_shardings(spec.model, optimizer, mesh, num_texts)
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    shardings = state_shardings(spec.model, spec.train, optimizer, mesh, num_texts)
+    return jax.jit(step, donate_argnums=1, out_shardings=shardings)
+
+
+def _updated(params: Any, updates: Any, step: Array) -> Any:
+    """Parameters and updates added; bfloat16 ones are rounded up or down at random.
+
+    Updates below 1/512 of a parameter would all be lost if the nearest bfloat16 were taken; so they
+    add up in expectation.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    key = jax.random.fold_in(jax.random.key(0), step)
+    added = []
+    for number, (old, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
+        new = old.astype(jnp.float32) + update
+        if old.dtype == jnp.bfloat16:
+            dice = jax.random.bits(jax.random.fold_in(key, number), new.shape, jnp.uint16)
+            bits = jax.lax.bitcast_convert_type(new, jnp.uint32) + dice.astype(jnp.uint32)
+            new = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+        added.append(new)
+    return jax.tree.unflatten(treedef, added)
 
 
 def microbatch_hidden(spec: StepSpec, params: Any, micro: Batch) -> Array:
@@ -110,15 +134,28 @@ def microbatch_hidden(spec: StepSpec, params: Any, micro: Batch) -> Array:
         micro["tokens_RL"],
         micro["segment_ids_RL"],
         compute_dtype=jnp.dtype(spec.train.compute_dtype),
-        remat=spec.train.remat == "block",
+        remat=spec.train.remat,
     )
 
 
 def microbatch_logits(spec: StepSpec, params: Any, micro: Batch) -> Array:
-    """Class logits from the read-outs of a microbatch, float32 [m, C]."""
-    hidden_RLD = microbatch_hidden(spec, params, micro)
-    flat_TD = hidden_RLD.reshape(-1, hidden_RLD.shape[-1])
-    return heads.class_logits(params["head"], flat_TD[micro["read_outs_mK"]])
+    """Class logits of a microbatch, float32 [m, C]: from its features if `params` has them."""
+    if "features_NKD" in params:
+        hidden_mKD = params["features_NKD"][micro["documents_m"]]
+    else:
+        hidden_mKD = microbatch_features(spec, params, micro)
+    return heads.class_logits(params["head"], hidden_mKD)
+
+
+def microbatch_features(spec: StepSpec, params: Any, micro: Batch) -> Array:
+    """What the class head sees of each text of a microbatch, [m, K, D]."""
+    return heads.read_out(
+        spec.model,
+        params["backbone"],
+        microbatch_hidden(spec, params, micro),
+        micro["segment_ids_RL"],
+        micro["read_outs_mK"],
+    )
 
 
 def _microbatches(batch: Batch) -> tuple[Batch, int]:
@@ -143,7 +180,12 @@ def classification(spec: StepSpec) -> Objective:
     kind, options = spec.loss
     loss_fn = functools.partial(_batch_loss, LOSSES[kind], dict(options))
 
-    def accumulated(params: Any, batch: Batch, fraction: Array) -> tuple[Array, Any, Array]:
+    def logits(params: Any, frozen: Any, micro: Batch) -> Array:
+        return microbatch_logits(spec, adapting.join(params, frozen), micro)
+
+    def accumulated(
+        params: Any, frozen: Any, batch: Batch, fraction: Array
+    ) -> tuple[Array, Any, Array]:
         micros, count = _microbatches(batch)
         parts = {
             name: batch[name].reshape(count, -1, *batch[name].shape[1:])
@@ -153,7 +195,7 @@ def classification(spec: StepSpec) -> Objective:
 
         def share(params: Any, micro: Batch, part: Batch) -> tuple[Array, Array]:
             """The microbatch's term of the weighted mean, and its part of the accuracy."""
-            logits_mC = microbatch_logits(spec, params, micro)
+            logits_mC = logits(params, frozen, micro)
             weight = jnp.sum(part["weights_B"]) / total
             loss = weight * loss_fn(logits_mC, part, fraction)
             return loss, weight * _accuracy(logits_mC, part)
@@ -162,37 +204,43 @@ def classification(spec: StepSpec) -> Objective:
             value = jax.value_and_grad(share, has_aux=True)(params, *item)
             return jax.tree.map(jnp.add, carry, value), None
 
-        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
+        zeros = ((jnp.float32(0), jnp.float32(0)), _zeros(params))
         ((loss, accuracy), grads), _ = jax.lax.scan(add, zeros, (micros, parts))
         return loss, grads, accuracy
 
-    def objective(params: Any, batch: Batch, fraction: Array) -> tuple[Array, Any, Array]:
+    def objective(
+        params: Any, frozen: Any, batch: Batch, fraction: Array
+    ) -> tuple[Array, Any, Array]:
         micros, count = _microbatches(batch)
         if count == 1:
 
             def whole(params: Any) -> tuple[Array, Array]:
-                logits_BC = microbatch_logits(spec, params, _take(micros, 0))
+                logits_BC = logits(params, frozen, _take(micros, 0))
                 return loss_fn(logits_BC, batch, fraction), logits_BC
 
             (loss, logits_BC), grads = jax.value_and_grad(whole, has_aux=True)(params)
             return loss, grads, _accuracy(logits_BC, batch)
         if not LOSSES[kind].coupled:
-            return accumulated(params, batch, fraction)
-        logits_MmC = jax.lax.map(lambda micro: microbatch_logits(spec, params, micro), micros)
+            return accumulated(params, frozen, batch, fraction)
+        logits_MmC = jax.lax.map(lambda micro: logits(params, frozen, micro), micros)
         logits_BC = logits_MmC.reshape(-1, logits_MmC.shape[-1])
         loss, cotangent_BC = jax.value_and_grad(loss_fn)(logits_BC, batch, fraction)
 
         def accumulate(grads: Any, item: tuple[Batch, Array]) -> tuple[Any, None]:
             micro, cotangent_mC = item
-            _, pull = jax.vjp(lambda p: microbatch_logits(spec, p, micro), params)
+            _, pull = jax.vjp(lambda p: logits(p, frozen, micro), params)
             return jax.tree.map(jnp.add, grads, pull(cotangent_mC)[0]), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
         cotangent_MmC = cotangent_BC.reshape(logits_MmC.shape)
-        grads, _ = jax.lax.scan(accumulate, zeros, (micros, cotangent_MmC))
+        grads, _ = jax.lax.scan(accumulate, _zeros(params), (micros, cotangent_MmC))
         return loss, grads, _accuracy(logits_BC, batch)
 
     return objective
+
+
+def _zeros(params: Any) -> Any:
+    """Where gradients are summed up: float32 whatever the parameters are."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
 
 def _batch_loss(
@@ -216,13 +264,16 @@ def language_model(spec: StepSpec) -> Objective:
     The normaliser (the batch's total weight) is known in advance, so microbatches just add up.
     """
 
-    def objective(params: Any, batch: Batch, fraction: Array) -> tuple[Array, Any, Array]:
+    def objective(
+        params: Any, frozen: Any, batch: Batch, fraction: Array
+    ) -> tuple[Array, Any, Array]:
         del fraction
         micros, _ = _microbatches(batch)
         weights_MRL = _target_weights(batch)
         total = jnp.maximum(jnp.sum(weights_MRL), 1e-9)
 
         def partial_loss(params: Any, micro: Batch, weights_RL: Array) -> tuple[Array, Array]:
+            params = adapting.join(params, frozen)
             hidden_RLD = microbatch_hidden(spec, params, micro)
             logits_RLV = heads.language_model_logits(spec.model, params["backbone"], hidden_RLD)
             targets_RL = jnp.roll(micro["tokens_RL"].astype(jnp.int32), -1, axis=1)
@@ -238,7 +289,7 @@ def language_model(spec: StepSpec) -> Objective:
             value = jax.value_and_grad(partial_loss, has_aux=True)
             (loss, right), grads = value(params, _take(micros, 0), weights_MRL[0])
             return loss, grads, right
-        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
+        zeros = ((jnp.float32(0), jnp.float32(0)), _zeros(params))
         ((loss, right), grads), _ = jax.lax.scan(accumulate, zeros, (micros, weights_MRL))
         return loss, grads, right
 

@@ -1,0 +1,112 @@
+"""What of a model is trained: its parameters in a trained and a frozen part, and joined again.
+
+Parameters are {'backbone': ..., 'head': ...}; a language model has no head. The parts are dicts of
+the same form with some of the leaves each. What is frozen is no argument of the loss that is
+differentiated: it has no gradient, no optimiser state and no place in checkpoints.
+
+A probe's model is its features: {'head': ..., 'features_NKD': ...}, of which the head is trained.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from w2s_jax.config import TrainSettings
+from w2s_jax.models import heads, lora, network
+from w2s_jax.models.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+def split(train: TrainSettings, config: ModelConfig, params: Params) -> tuple[Params, Params]:
+    """(trained, frozen) parts of all parameters, by `train.adapt`.
+
+    'full': everything that the heads see, so a classifier's unembedding is frozen. 'lora': adapters
+    and head. 'last_layers': the last blocks, in a stack of their own ('tail_blocks'), what follows
+    them, and the head. 'probe': the head.
+    """
+    if train.adapt == "last_layers":
+        backbone = network.split_tail(config, params["backbone"], train.last_layers)
+        params = params | {"backbone": backbone}
+    flat = traverse_util.flatten_dict(params, sep=".")
+    classifies = "head" in params
+    trained = {p: x for p, x in flat.items() if _is_trained(p, train.adapt, config, classifies)}
+    frozen = {path: x for path, x in flat.items() if path not in trained}
+    return (
+        traverse_util.unflatten_dict(trained, sep="."),
+        traverse_util.unflatten_dict(frozen, sep="."),
+    )
+
+
+def _is_trained(path: str, adapt: str, config: ModelConfig, classifies: bool) -> bool:
+    part, _, rest = path.partition(".")
+    if part == "head":
+        return True
+    if adapt == "probe":
+        return False
+    if adapt == "lora":
+        return lora.is_adapter(rest)
+    first = rest.split(".")[0]
+    if first == "pooler":
+        return config.read_out == "pooler"
+    if classifies and first in ("unembedding", "unembedding_bias"):
+        return False
+    return adapt == "full" or first in ("tail_blocks", "final_norm")
+
+
+def join(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Params:
+    """All parameters, from the parts of `split`."""
+    both = traverse_util.flatten_dict(dict(trained)) | traverse_util.flatten_dict(dict(frozen))
+    return traverse_util.unflatten_dict(both)
+
+
+def cast(params: Params, dtype: str) -> Params:
+    """Backbone parameters in a dtype; adapters stay as they are."""
+    flat = traverse_util.flatten_dict(params, sep=".")
+    cast = {p: x if lora.is_adapter(p) else x.astype(dtype) for p, x in flat.items()}
+    return traverse_util.unflatten_dict(cast, sep=".")
+
+
+def whole(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """The plain model, in which adapters are merged and all layers are one stack."""
+    backbone = params["backbone"]
+    if "tail_blocks" in backbone:
+        backbone = network.join_tail(backbone)
+    if config.lora_rank:
+        config, backbone = lora.merge(config, backbone)
+    return config, params | {"backbone": backbone}
+
+
+def abstract_params(
+    train: TrainSettings, config: ModelConfig, mesh: Mesh, num_texts: int | None
+) -> Params:
+    """Shapes, dtypes and shardings of all parameters, layers in one stack.
+
+    The backbone is in `train.param_dtype`, adapters and head in float32; `num_texts` None: no head.
+    """
+    flat = traverse_util.flatten_dict(network.abstract_params(config, mesh), sep=".")
+    kind = jnp.dtype(train.param_dtype or "float32")
+    backbone = {
+        path: jax.ShapeDtypeStruct(
+            x.shape, jnp.float32 if lora.is_adapter(path) else kind, sharding=x.sharding
+        )
+        for path, x in flat.items()
+    }
+    params: Params = {"backbone": traverse_util.unflatten_dict(backbone, sep=".")}
+    if num_texts is not None:
+        params["head"] = heads.abstract_class_head(config, mesh, num_texts)
+    return params
+
+
+def abstract_trained(
+    train: TrainSettings, config: ModelConfig, mesh: Mesh, num_texts: int | None
+) -> Params:
+    """Shapes, dtypes and shardings of the trained part."""
+    if train.adapt == "probe":
+        assert num_texts is not None
+        return {"head": heads.abstract_class_head(config, mesh, num_texts)}
+    return split(train, config, abstract_params(train, config, mesh, num_texts))[0]

@@ -1,0 +1,76 @@
+"""Blocks in order: stacked by layer in one stack or several, scanned or unrolled, rematerialised.
+
+Shapes in names: R rows, L slots, D width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from w2s_jax.models.attention import Reach, reaches
+from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.layers import PROJECTED
+
+Array = jax.Array
+
+
+def run_blocks(
+    config: ModelConfig,
+    graphdef: nnx.GraphDef,
+    stacks: Sequence[Any],
+    x_RLD: Array,
+    segment_ids_RL: Array,
+    positions_RL: Array,
+    *,
+    scan: bool,
+    remat: str,
+) -> Array:
+    """What the last block returns, [R, L, D].
+
+    A stack whose parameters nobody differentiates gets no backward pass if it is the first, or if
+    those before it are not differentiated either.
+
+    Args:
+      config: the model.
+      graphdef: of a block, a module called as block(x_RLD, segment_ids_RL, positions_RL, reach).
+      stacks: the blocks' parameters, stacked by layer; together they have `config.num_layers`.
+      x_RLD, segment_ids_RL, positions_RL: what the first block gets.
+      scan: scan over the layers of a stack or unroll them.
+      remat: 'none', 'block' (the backward pass recomputes each block) or 'dots' (it recomputes all
+        but what projections return).
+    """
+    shared, varied = reaches(config, x_RLD.shape[1])
+
+    def layer(x_RLD: Array, params: Any, own: Reach | None) -> Array:
+        with jax.named_scope("block"):
+            block = nnx.merge(graphdef, params)
+            return block(x_RLD, segment_ids_RL, positions_RL, own or shared)
+
+    if remat != "none":
+        # Names, not the policies for matmuls, which would keep their float32 results.
+        keep = jax.checkpoint_policies.save_only_these_names(PROJECTED)
+        policy = keep if remat == "dots" else None
+        # The body of a scan needs no guard against merging what is computed twice.
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)
+    first = 0
+    for stacked in stacks:
+        count = jax.tree.leaves(stacked)[0].shape[0]
+        owns = varied[first : first + count]
+        first += count
+        if scan:
+            own = jax.tree.map(lambda *x: jnp.stack(x), *owns) if owns else None
+            x_RLD, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x_RLD, (stacked, own))
+        else:
+            for i, params in enumerate(_unstack(stacked, count)):
+                x_RLD = layer(x_RLD, params, owns[i] if owns else None)
+    return x_RLD
+
+
+def _unstack(stacked: Any, count: int) -> list[Any]:
+    """The layers of stacked parameters; `lax.split`, whose gradient is one concatenation."""
+    leaves, treedef = jax.tree.flatten(stacked)
+    parts = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
+    return [jax.tree.unflatten(treedef, [part[i][0] for part in parts]) for i in range(count)]

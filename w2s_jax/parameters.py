@@ -1,0 +1,139 @@
+"""A phase's parameters: where they start, what of them is trained, and how the result is stored.
+
+config.json          'trained': what of the model `final` holds; 'base': where the rest is from
+checkpoints/final/   everything, or what was trained of it
+tokenizer/           the files of a pretrained model's tokenizer
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from w2s_jax import artifacts, sharding, storage
+from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.files import read_json
+from w2s_jax.models import adapting, heads, loading, lora, network
+from w2s_jax.models.checkpoint_files import copy_tokenizer
+from w2s_jax.models.sources import Source
+from w2s_jax.plan import Phase
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The trained and the frozen part of a model (see `models.adapting`)."""
+
+    trained: Any
+    frozen: Any
+
+    def whole(self, phase: Phase) -> Any:
+        """As predictors take them: one plain model, of a probe just the head."""
+        if phase.train.adapt == "probe":
+            return self.trained
+        return adapting.whole(phase.model, adapting.join(self.trained, self.frozen))[1]
+
+
+def record(phase: Phase, source: Source | None, store: Path) -> dict[str, Any]:
+    """What a phase's config.json says of its parameters."""
+    found = {
+        "name": phase.model.name,
+        "trained": phase.train.adapt,
+        "dtype": phase.train.param_dtype,
+        "base": _base(phase, source, store),
+    }
+    if source is not None and source.huggingface is not None:
+        found["huggingface"] = source.huggingface
+    return found
+
+
+def _base(phase: Phase, source: Source | None, store: Path) -> dict[str, Any]:
+    if "init" in phase.parents:
+        return {"phase": phase.parents["init"]}
+    if "features" in phase.parents:
+        base: dict[str, Any] = read_json(PhaseFolder(store / phase.parents["features"]).config)
+        return base["base"]
+    if source is not None:
+        return {"model": source.given, "folder": str(source.folder), "digest": source.digest}
+    return {"seed": phase.seed}
+
+
+def keep_tokenizer(source: Source | None, folder: PhaseFolder) -> None:
+    """Copies the tokenizer's files of a pretrained model, so that the phase can be exported."""
+    if source is not None and source.tokenizer is not None:
+        folder.tokenizer.mkdir(exist_ok=True)
+        copy_tokenizer(source.tokenizer, folder.tokenizer)
+
+
+def backbone(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Any:
+    """The parameters that the phase starts from, without adapters, in its `param_dtype`."""
+    config, dtype = phase.model.without_adapters(), phase.train.param_dtype or "float32"
+    if "init" in phase.parents:
+        target = adapting.abstract_params(phase.train, config, mesh, None)
+        final = PhaseFolder(store / phase.parents["init"]).final
+        return storage.load_tree(final, target)["backbone"]
+    if source is not None:
+        return loading.load(source.folder, mesh, dtype)[1]
+    fresh = network.init_params(config, phase.seed, mesh)
+    return adapting.cast(fresh, dtype)
+
+
+def initial(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Parameters:
+    """What the phase starts from: pretrained parameters or fresh ones, adapters, a head."""
+    if phase.train.adapt == "probe":
+        return Parameters({"head": _head(phase, None, store, mesh)}, {})
+    params = backbone(phase, source, store, mesh)
+    tree = {"backbone": params}
+    if phase.loss is not None:
+        tree["head"] = _head(phase, params, store, mesh)
+    if phase.model.lora_rank:
+        tree["backbone"] = lora.add(phase.model, params, phase.seed, mesh)
+    return Parameters(*adapting.split(phase.train, phase.model, tree))
+
+
+def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
+    """A probed head, else one from the unembedding, else zeros."""
+    target = heads.abstract_class_head(phase.model, mesh, phase.spec.get("texts", 1))
+    if "head" in phase.parents:
+        final = PhaseFolder(store / phase.parents["head"]).final
+        return storage.load_tree(final, {"head": target})["head"]
+    how = phase.spec["head_init"]
+    if how == "unembedding" and params is None:
+        stored = artifacts.load_features_head(PhaseFolder(store / phase.parents["features"]))
+        return jax.device_put(stored, sharding.replicated(mesh))
+    return heads.init_class_head(
+        how,
+        phase.model,
+        params,
+        tuple(phase.spec["label_tokens"]),
+        mesh,
+        phase.spec.get("texts", 1),
+    )
+
+
+def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray]:
+    """The head that probes on these features start from."""
+    tokens = tuple(phase.spec["label_tokens"])
+    how = "unembedding" if tokens else "zeros"
+    head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.spec["texts"])
+    return {name: np.asarray(x, jnp.float32) for name, x in head.items()}
+
+
+def save(phase: Phase, params: Parameters, folder: PhaseFolder) -> None:
+    """Stores the result: everything if everything may have changed, else what was trained."""
+    full = phase.train.adapt == "full"
+    tree = adapting.join(params.trained, params.frozen) if full else params.trained
+    storage.save_tree(folder.final, tree)
+
+
+def load(phase: Phase, start: Parameters, folder: PhaseFolder) -> Parameters:
+    """What `save` stored, in the places of `start`."""
+    if phase.train.adapt != "full":
+        trained = storage.load_tree(folder.final, storage.abstract(start.trained))
+        return Parameters(trained, start.frozen)
+    tree = storage.abstract(adapting.join(start.trained, start.frozen))
+    params = storage.load_tree(folder.final, tree)
+    return Parameters(*adapting.split(phase.train, phase.model, params))
