@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_bench(commands)
     _add_convert(commands)
+    _add_models(commands)
     return parser
 
 
@@ -138,6 +139,22 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument("--tokenizer", metavar="DIR", help="take the tokenizer's files from there")
 
 
+def _add_models(commands: Any) -> None:
+    """`w2s models [NAME]`."""
+    models = commands.add_parser(
+        "models",
+        help="models: families, ladders, sizes, FLOPs and memory",
+        allow_abbrev=False,
+        epilog="Everything is by formula; nothing is downloaded.",
+    )
+    models.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="an embedded or known model, or a folder with a config.json (default: list them)",
+    )
+
+
 def _dispatch(arguments: list[str]) -> int:
     options, rest = _parser().parse_known_args(arguments)
     if options.command == "report":
@@ -156,6 +173,10 @@ def _dispatch(arguments: list[str]) -> int:
                 f"convert: unknown argument {rest[0]!r}; see w2s convert --help"
             )
         return _convert(options)
+    if options.command == "models":
+        if rest:
+            raise errors.InputError(f"models: unknown argument {rest[0]!r}; see w2s models --help")
+        return _models(options)
     return _run(options, rest)
 
 
@@ -251,6 +272,20 @@ def _convert(options: argparse.Namespace) -> int:
             tokenizer=options.tokenizer,
         )
     )
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from w2s_jax.models import commands
+
+    if options.name is None:
+        # Names must not be broken: a narrow terminal wraps what a pipe gets as one line.
+        commands.list_models(Console(width=220))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        commands.show_model(options.name, console)
     return 0
 
 

@@ -35,10 +35,17 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of device: its memory in GiB, and what that figure is."""
+    """A kind of device.
+
+    Attributes:
+      memory: in GiB.
+      source: what that figure is.
+      alone: it is not one of several that a model could be sharded over.
+    """
 
     memory: float
     source: str
+    alone: bool = False
 
 
 #: Memory of well-known devices. Of TPUs it is that of one chip: what their compiler reports as the
@@ -53,7 +60,7 @@ DEVICES = {
     "A100 80 GB": Device(80.0, "nominal"),
     "H100": Device(80.0, "nominal"),
     "H200": Device(141.0, "nominal"),
-    "laptop 16 GB": Device(16.0, "nominal, shared with everything else"),
+    "laptop 16 GB": Device(16.0, "nominal", alone=True),
 }
 
 
@@ -237,11 +244,13 @@ def training_memory(
     as nothing). All three are exact but for a class head.
 
     'activations' is what the backward pass of a microbatch keeps. A layer keeps, a token, what its
-    matrices and attention get, 2 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype, 2 D for
+    matrices and attention get, 3 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype, 2 D for
     each norm in float32, and the attention scores before and after the softmax, 2 H * longest in
-    float32. With remat 'block', layers keep their input D, and one at a time the rest; with 'dots',
-    also what projections give, 2 D + Q + 2 K + F (gated: 2 F). Frozen lower layers keep nothing.
-    Language-model logits are kept three times in float32.
+    float32. With remat 'block' layers keep their input D, and one at a time the rest; with 'dots'
+    also what projections give, 2 D + Q + 2 K + F (gated: 2 F). The layer at which the backward pass
+    is needs as much again for what it sends back. Frozen lower layers keep nothing. Language-model
+    logits are kept three times in float32. Compiled programs for CPU were within a factor of 2 of
+    gradients and activations together; attention that never forms its scores needs less.
 
     Args:
       config: the model.
@@ -266,16 +275,15 @@ def training_memory(
         raise errors.unknown("remat", remat, REMATS)
     stored = replace(config, lora_rank=0).num_parameters() + trainable * (adapt == "lora")
     number = _WIDTHS[compute_dtype]
-    kept = {"full": config.num_layers, "lora": config.num_layers, "probe": 0}
-    layers = kept.get(adapt, min(last_layers, config.num_layers))
+    layers = {"full": config.num_layers, "lora": config.num_layers, "probe": 0}.get(
+        adapt, min(last_layers, config.num_layers)
+    )
     whole = _kept_by_layer(config, longest, number)
-    between = number * config.d_model
-    if remat == "none":
-        per_token = max(layers, 1) * whole
-    else:
-        outputs = number * _outputs(config) if remat == "dots" else 0
-        per_token = whole + layers * outputs
-    per_token += layers * between + logits * 3 * 4 * config.vocab_size
+    outputs = number * _outputs(config) if remat == "dots" else 0
+    kept = layers * whole if remat == "none" else whole + layers * outputs
+    sent_back = whole if layers else 0
+    per_token = max(kept, whole) + sent_back + layers * number * config.d_model
+    per_token += logits * 3 * 4 * config.vocab_size
     memory = {
         "parameters": _WIDTHS[param_dtype] * stored,
         "gradients": _WIDTHS[param_dtype] * trainable,
@@ -299,7 +307,12 @@ def _outputs(config: ModelConfig) -> int:
     return sum(outputs for _, outputs in projections(config).values())
 
 
-def devices_needed(total: int, device: Device) -> int:
-    """How many devices hold `total` bytes, evenly sharded: a power of two, as meshes have."""
+def devices_needed(total: int, device: Device) -> int | None:
+    """How many devices hold `total` bytes, evenly sharded: a power of two, as meshes have.
+
+    None: the device is alone, and too small.
+    """
     needed = math.ceil(total / (USABLE * device.memory * GIB))
+    if device.alone and needed > 1:
+        return None
     return 1 << (max(needed, 1) - 1).bit_length()

@@ -1,8 +1,8 @@
 """Ladders: known pretrained models of one kind in several sizes, as data. Imports no JAX.
 
 Each entry has what its official config.json says of the architecture, from which the family's own
-`to_config` makes the `ModelConfig`; nothing about a model is written down twice. Names are those
-of the Hugging Face hub.
+`to_config` makes the `ModelConfig`. It serves for sizes and costs: a model is loaded by the
+config.json that it comes with. Names are those of the Hugging Face hub.
 """
 
 import dataclasses
@@ -31,8 +31,7 @@ _RELEASED_RATES = {
 
 #: What is worth knowing of a ladder.
 NOTES = {
-    "Pythia": "revisions step0, step1, step2, step4 ... step512, step1000, step2000 ... step143000 "
-    "are earlier checkpoints: EleutherAI/pythia-70m@step3000",
+    "Pythia": "earlier checkpoints: EleutherAI/pythia-70m@step3000 (step0 to step143000)",
     "OPT": "facebook/opt-350m has norms behind its blocks, which is not supported",
     "Llama 2": "gated: accept its terms on the hub",
     "Llama 3": "gated: accept its terms on the hub",
@@ -242,6 +241,8 @@ def _qwen(
     **other: Any,
 ) -> Known:
     ladder = name.partition("-")[0]
+    # Bases of Qwen1.5, which cost nothing, could not be confirmed for every size.
+    theta: dict[str, Any] = {} if ladder == "Qwen1.5" else {"rope_theta": 1e6}
     return _entry(
         ladder,
         f"Qwen/{name}",
@@ -251,8 +252,8 @@ def _qwen(
         sizes,
         num_key_value_heads=kv_heads,
         rms_norm_eps=epsilon,
-        rope_theta=1e6,
         tie_word_embeddings=tied,
+        **theta,
         **other,
     )
 

@@ -1,0 +1,268 @@
+"""What `w2s models [NAME]` prints. All of it is by formula, and nothing imports JAX."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from w2s_jax.errors import InputError, nearest
+from w2s_jax.files import read_json
+from w2s_jax.models import budget, ladders
+from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.families import FAMILIES, family_of
+
+#: Embedded models take vocabulary and length from the task; here they get these.
+_EMBEDDED_VOCAB, _EMBEDDED_LENGTH = 259, 256
+
+#: The batch for which memory is given, computed at once: documents, and tokens of each.
+_DOCUMENTS, _TOKENS = 32, 256
+
+
+def list_models(console: Console) -> None:
+    """Families, embedded models and known ladders."""
+    _print_families(console)
+    _print_embedded(console)
+    _print_ladders(console)
+    console.print(
+        "\nparameters: of the backbone, embeddings included; lr: default learning rate;\n"
+        "dtype: default of the parameters. Any other checkpoint of these families can\n"
+        "be used as well. w2s models NAME: sizes, FLOPs and memory of one model.",
+        highlight=False,
+    )
+
+
+def _table(title: str, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for column in left:
+        table.add_column(column, no_wrap=True)
+    for column in right:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _print_families(console: Console) -> None:
+    positions: dict[str, str] = {}
+    rungs: dict[str, list[str]] = {}
+    for known in ladders.KNOWN.values():
+        config = known.config()
+        positions[config.family] = config.positions
+        names = rungs.setdefault(config.family, [])
+        if known.ladder not in names:
+            names.append(known.ladder)
+    table = _table("families", ("family", "architecture", "positions", "ladders"))
+    for name, family in FAMILIES.items():
+        table.add_row(
+            name,
+            family.architectures[0],
+            positions.get(name, "-"),
+            ", ".join(rungs.get(name, ["-"])),
+        )
+    console.print(table)
+
+
+def _print_embedded(console: Console) -> None:
+    console.print()
+    table = _table(
+        f"embedded models (vocabulary {_EMBEDDED_VOCAB}, {_EMBEDDED_LENGTH} positions)",
+        ("model",),
+        ("parameters", "layers", "width", "lr", "lr lora", "dtype"),
+    )
+    for name in EMBEDDED_MODELS:
+        config = _embedded(name)
+        count = config.num_parameters()
+        sizes = (str(config.num_layers), str(config.d_model))
+        table.add_row(name, f"{count:,}", *sizes, *_defaults(name, count, embedded=True))
+    console.print(table)
+
+
+def _print_ladders(console: Console) -> None:
+    for ladder in dict.fromkeys(known.ladder for known in ladders.KNOWN.values()):
+        console.print()
+        table = _table(ladder, ("model",), ("parameters", "lr", "lr lora", "dtype"))
+        # The same columns for every ladder.
+        table.columns[0].min_width = max(map(len, ladders.KNOWN))
+        table.columns[1].min_width = 10
+        for known in ladders.KNOWN.values():
+            if known.ladder == ladder:
+                count = known.config().num_parameters()
+                table.add_row(known.name, _short(count), *_defaults(known.name, count))
+        console.print(table)
+        if ladder in ladders.NOTES:
+            console.print(f"  {ladders.NOTES[ladder]}", highlight=False, style="dim")
+
+
+def _defaults(name: str, count: int, *, embedded: bool = False) -> tuple[str, str, str]:
+    """Learning rate, that of adapters, dtype."""
+    full, lora = (
+        ladders.default_learning_rate(name, count, embedded=embedded, adapt=adapt)
+        for adapt in ("full", "lora")
+    )
+    return _rate(full), _rate(lora), ladders.default_param_dtype(count)
+
+
+def _rate(rate: float) -> str:
+    """'5e-5'."""
+    digits, exponent = f"{rate:.0e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def _short(count: float, units: str = "KMB") -> str:
+    """'5.0K', '124.4M', '1.56B'."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f}{units[2]}"
+    return f"{count / 1e6:.1f}{units[1]}" if count >= 1e6 else f"{count / 1e3:.1f}{units[0]}"
+
+
+def _embedded(name: str) -> ModelConfig:
+    return embedded_model(name, vocab_size=_EMBEDDED_VOCAB, max_positions=_EMBEDDED_LENGTH)
+
+
+def show_model(name: str, console: Console) -> None:
+    """Sizes, learning rates, FLOPs and memory of one model.
+
+    Args:
+      name: an embedded model, a folder with a config.json in Hugging Face's layout, or a known
+        model.
+
+    Raises:
+      InputError: if it is none of these, or if the folder's config.json is not supported.
+    """
+    config, title, note = _read(name)
+    embedded = name in EMBEDDED_MODELS
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    if note:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    count = config.num_parameters()
+    dtype = ladders.default_param_dtype(count)
+    _print_sizes(config, console)
+    console.print(
+        f"\nBy formula, not measured: Adam on {_DOCUMENTS} documents of {_TOKENS} tokens at once "
+        f"(batch {_DOCUMENTS}, microbatch {_DOCUMENTS}), parameters and computation in {dtype}, "
+        f"everything kept for the backward pass; last_layers trains the last {budget.LAST_LAYERS}; "
+        f"lora has rank {budget.LORA_RANK} on every matrix; a classifier's head is not counted.",
+        highlight=False,
+    )
+    rates = {
+        adapt: ladders.default_learning_rate(name, count, embedded=embedded, adapt=adapt)
+        for adapt in budget.ADAPTS
+    }
+    _print_costs(config, rates, dtype, console)
+    _print_devices(config, dtype, console)
+
+
+def _read(name: str) -> tuple[ModelConfig, str, str]:
+    """(model, title, what else there is to say)."""
+    if name in EMBEDDED_MODELS:
+        note = (
+            f"embedded; with a vocabulary of {_EMBEDDED_VOCAB} and {_EMBEDDED_LENGTH} positions "
+            "(both come from the task)"
+        )
+        return _embedded(name), name, note
+    place = Path(name).expanduser() / "config.json"
+    if place.is_file():
+        record = read_json(place)
+        if not isinstance(record, dict):
+            raise InputError(f"{place}: not a JSON object; allowed: Hugging Face's config.json")
+        family = family_of(record, str(place))
+        return family.to_config(record), name, f"by {place}; family {family.name}"
+    known = ladders.find(name)
+    if known is not None:
+        note = f"ladder {known.ladder}"
+        if known.ladder in ladders.NOTES:
+            note += f"; {ladders.NOTES[known.ladder]}"
+        return known.config(), known.name, note
+    names = [*EMBEDDED_MODELS, *ladders.KNOWN]
+    short = {known.rpartition("/")[2]: known for known in names}
+    match = nearest(name, [*names, *short])
+    match = short.get(match or "", match)
+    hint = f" (did you mean {match!r}?)" if match else ""
+    raise InputError(
+        f"models: unknown model {name!r}{hint}; allowed: a name that w2s models lists, or a folder "
+        "with a config.json in Hugging Face's layout"
+    )
+
+
+def _print_sizes(config: ModelConfig, console: Console) -> None:
+    table = _table("", ("", ""))
+    table.show_header, table.title = False, None
+    heads = f"{config.num_heads} of {config.head_dim}"
+    if config.num_kv_heads != config.num_heads:
+        heads += f", {config.num_kv_heads} for keys and values"
+    blocks = budget.trainable_parameters(config, "last_layers", last_layers=config.num_layers)
+    count = config.num_parameters()
+    limit = f", {config.max_positions:,}" if config.max_positions else ""
+    if config.window:
+        local = sum(config.local_layers) if config.local_layers else config.num_layers
+        limit += f"; a window of {config.window:,} in {local} layers"
+    for field, value in (
+        ("parameters", f"{count:,} ({blocks:,} besides embeddings)"),
+        ("layers", f"{config.num_layers}"),
+        ("width", f"{config.d_model:,}, MLP {config.d_mlp:,}{' gated' * config.gated_mlp}"),
+        ("heads", heads),
+        ("vocabulary", f"{config.vocab_size:,}{', tied' * config.tied_embeddings}"),
+        ("positions", f"{config.positions}{limit}"),
+    ):
+        table.add_row(field, value)
+    console.print(table)
+
+
+def _print_costs(
+    config: ModelConfig, rates: dict[str, float], dtype: str, console: Console
+) -> None:
+    console.print()
+    table = _table("", ("trained",), ("lr", "parameters", "FLOPs a token: forward", "training"))
+    table.title = None
+    forward = budget.flops_per_token(config, _TOKENS)
+    for adapt, rate in rates.items():
+        trained = budget.trainable_parameters(config, adapt)
+        table.add_row(
+            adapt,
+            _rate(rate),
+            _short(trained) if trained else "head",
+            _short(forward, "KMG"),
+            _short(budget.train_flops_per_token(config, _TOKENS, adapt), "KMG"),
+        )
+    console.print(table)
+    console.print()
+    parts = ("parameters", "gradients", "optimizer", "activations", "total")
+    table = _table("", ("GiB",), parts)
+    table.title = None
+    for adapt in rates:
+        memory = _memory(config, adapt, dtype)
+        table.add_row(adapt, *(_gib(memory[part]) for part in parts))
+    console.print(table)
+
+
+def _memory(config: ModelConfig, adapt: str, dtype: str) -> dict[str, int]:
+    return budget.training_memory(
+        config,
+        adapt=adapt,
+        trainable=budget.trainable_parameters(config, adapt),
+        param_dtype=dtype,
+        compute_dtype=dtype,
+        optimizer="adam",
+        tokens=_DOCUMENTS * _TOKENS,
+        longest=_TOKENS,
+    )
+
+
+def _gib(size: int) -> str:
+    gib = size / budget.GIB
+    return f"{gib:,.0f}" if gib >= 100 else f"{gib:.2f}" if gib < 10 else f"{gib:.1f}"
+
+
+def _print_devices(config: ModelConfig, dtype: str, console: Console) -> None:
+    console.print()
+    table = _table("", ("devices needed",), ("GiB of one", *budget.ADAPTS))
+    table.title = None
+    totals = [_memory(config, adapt, dtype)["total"] for adapt in budget.ADAPTS]
+    for name, device in budget.DEVICES.items():
+        needed = [budget.devices_needed(total, device) for total in totals]
+        table.add_row(name, f"{device.memory:g}", *(f"{n} x" if n else "no" for n in needed))
+    console.print(table)
+    console.print(
+        "Everything is sharded over them evenly, and a tenth of their memory is left free. GiB of "
+        "one: of TPU v5e, v5p and v6e what their compiler allows a chip, of v4 the documented "
+        "size, of others the size under which they are sold.",
+        highlight=False,
+    )
