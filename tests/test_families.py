@@ -87,17 +87,47 @@ def test_outputs_match_pytorch_padded_packed_and_alone(model):
     assert len(seen) == 2 * len(lengths) + 1
 
 
+# Errors of PyTorch (eager) in bfloat16 on the same inputs: root mean square over the truth's, for
+# the last hidden states and for all logits.
+PYTORCH_BFLOAT16 = {
+    "gemma": (0.0079, 0.0094),
+    "gemma2": (0.0146, 0.0123),
+    "gemma3": (0.0107, 0.0126),
+    "gpt2": (0.0097, 0.0101),
+    "gpt_neox": (0.0085, 0.0082),
+    "gpt_neox_seq": (0.0096, 0.0091),
+    "llama": (0.0149, 0.0159),
+    "llama3_rope": (0.0144, 0.0153),
+    "mistral": (0.0179, 0.0167),
+    "opt": (0.0080, 0.0086),
+    "phi": (0.0088, 0.0081),
+    "qwen2": (0.0138, 0.0123),
+    "qwen3": (0.0130, 0.0148),
+}
+
+
 @parametrize()
-def test_bfloat16_stays_within_three_percent(model):
-    """Parameters and activations in bfloat16: the error's root mean square over the truth's."""
-    folder, _, _, config, params = model
-    inputs = np.load(folder / "inputs.npz")
-    truth = np.load(folder / "outputs.npz")["last_hidden"]
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    hidden, logits = run(config, half, inputs["input_ids"], None, True)
+def test_bfloat16_errs_like_pytorch(model):
+    """At most 1.5 times its error, that is 2.7% in the worst family (2.2% and 1.6% were measured).
+
+    Parameters and activations are in bfloat16, whose entries are off by up to 0.4%.
+    """
+    folder = model[0]
+    inputs, outputs = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
+    config, params = models.load(folder, sharding.mesh_of((1, 1, 1)), "bfloat16")
+    hidden, logits = run(config, params, inputs["input_ids"], None, True)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
-    last = np.asarray(hidden, np.float32)[np.arange(len(truth)), inputs["lengths"] - 1]
-    assert np.linalg.norm(last - truth) < 0.03 * np.linalg.norm(truth)
+    there = np.arange(hidden.shape[1]) < inputs["lengths"][:, None]
+    last = np.asarray(hidden, np.float32)[np.arange(len(there)), inputs["lengths"] - 1]
+    ours = (
+        relative_error(last, outputs["last_hidden"]),
+        relative_error(np.asarray(logits)[there], outputs["lm_logits"][there]),
+    )
+    assert (np.array(ours) < 1.5 * np.array(PYTORCH_BFLOAT16[folder.name])).all(), ours
+
+
+def relative_error(array, truth):
+    return np.linalg.norm(array - truth) / np.linalg.norm(truth)
 
 
 @parametrize()
