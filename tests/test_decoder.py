@@ -1,5 +1,6 @@
 """The decoder's invariances (outputs: test_families, gradients: test_golden_gpt2)."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from w2s_jax import errors, models, sharding, testing
 from w2s_jax.models import heads, network
@@ -27,25 +29,137 @@ def one_device():
     return sharding.mesh_of((1, 1, 1))
 
 
+def assert_close(ours, theirs):
+    """To 1e-6 of each array's largest entry, and a few roundings."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * (1 + np.abs(b).max())),
+        ours,
+        theirs,
+    )
+
+
+def objective(config, params, scan, remat):
+    tokens = np.random.default_rng(0).integers(0, 29, (3, 17))
+    hidden = models.forward(config, params, tokens, scan=scan, remat=remat)
+    return jnp.sum(jnp.sin(hidden)) / hidden.size
+
+
 @pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
 def test_scanned_unrolled_and_rematerialised_layers_agree(config):
     params = network.init_params(config, 0, one_device())
-    tokens = np.random.default_rng(0).integers(0, 29, (3, 17))
 
     def value(scan, remat):
-        def loss(params):
-            hidden = models.forward(config, params, tokens, scan=scan, remat=remat)
-            return jnp.sum(jnp.sin(hidden))
-
-        return jax.jit(jax.value_and_grad(loss))(params)
+        return jax.jit(jax.value_and_grad(lambda p: objective(config, p, scan, remat)))(params)
 
     reference = value(False, "none")
-    for scan, remat in ((True, "block"),):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-            value(scan, remat),
-            reference,
+    for scan, remat in ((False, "block"), (True, "dots")):
+        assert_close(value(scan, remat), reference)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_keeps_all_or_projections_or_nothing_of_a_block(scan):
+    """Bytes that the backward pass gets from the forward pass, parameters and inputs apart."""
+    config = dataclasses.replace(SMALL[1], lora_rank=2, lora_alpha=1.0, lora_targets=("mlp.up",))
+    params = network.abstract_params(config, one_device())
+    rows, length, layers = 3, 64, config.num_layers
+
+    def kept(remat, dtype):
+        def run(params):
+            tokens = np.zeros((rows, length), np.int32)
+            return models.forward(
+                config, params, tokens, scan=scan, remat=remat, compute_dtype=dtype
+            )
+
+        pull = jax.eval_shape(lambda p: jax.vjp(run, p)[1], params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pull))
+
+    d, f = config.d_model, config.d_mlp
+    # Query, key, value and out, gate and up, and the adapter's rank; down is not needed.
+    projected = rows * length * layers * (4 * d + 2 * f + config.lora_rank)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        none, block, dots = (kept(remat, dtype) for remat in ("none", "block", "dots"))
+        assert dots - block == projected * jnp.dtype(dtype).itemsize
+        assert none > 2 * dots
+
+
+def test_an_unknown_remat_is_refused():
+    with pytest.raises(errors.InputError, match="remat.*'blocks'.*'block'.*dots"):
+        objective(SMALL[0], {}, True, "blocks")
+
+
+@pytest.fixture(scope="module")
+def gemma(golden):
+    """Three layers with reaches of their own."""
+    config, params = peers.load(golden / "models" / "gemma3")
+    assert config.local_layers and config.num_layers == 3
+    return config, jax.tree.map(jnp.asarray, params)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_tail_apart_changes_neither_values_nor_gradients(gemma, scan):
+    config, params = gemma
+
+    def value(params):
+        run = jax.value_and_grad(lambda p: objective(config, p, scan, "none"))
+        return jax.jit(run)(params)
+
+    wanted, grads = value(params)
+    split = network.split_tail(config, params, 1)
+    assert split["tail_blocks"]["mlp"]["up"]["kernel"].shape[0] == 1
+    jax.tree.map(np.testing.assert_array_equal, network.join_tail(split), params)
+    ours, apart = value(split)
+    assert_close((ours, network.join_tail(apart)), (wanted, grads))
+    all_apart = network.split_tail(config, params, 3)
+    assert "blocks" not in all_apart
+    assert_close(jax.jit(lambda p: objective(config, p, scan, "none"))(all_apart), wanted)
+    jax.tree.map(np.testing.assert_array_equal, network.join_tail(all_apart), params)
+
+
+def test_a_tail_apart_lies_where_its_layers_lay():
+    config = embedded_model("gpt-d32", vocab_size=32, max_positions=40)
+    mesh = sharding.mesh_of((2, 2, 2))
+    params = network.init_params(config, 3, mesh)
+    abstract = network.split_tail(config, network.abstract_params(config, mesh), 1)
+    split = network.split_tail(config, params, 1)
+    assert jax.tree.map(lambda x: (x.shape, x.sharding), split) == jax.tree.map(
+        lambda a: (a.shape, a.sharding), abstract
+    )
+    for k in (0, 3):
+        with pytest.raises(errors.InputError, match=f"last layers: {k}; allowed: 1 to the 2"):
+            network.split_tail(config, params, k)
+
+
+def _matmuls(jaxpr, times=1):
+    """Matrix multiplications that a jaxpr runs."""
+    count = 0
+    for equation in jaxpr.eqns:
+        turns = times * equation.params["length"] if equation.primitive.name == "scan" else times
+        count += times * (equation.primitive.name == "dot_general")
+        count += sum(_matmuls(inner, turns) for inner in jaxprs_in_params(equation.params))
+    return count
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "dots"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_training_the_tail_runs_no_backward_pass_below_it(scan, remat):
+    def counts(num_layers, k):
+        config = testing.tiny_model(vocab_size=29, num_layers=num_layers)
+        shapes = jax.eval_shape(
+            lambda p: network.split_tail(config, p, k),
+            network.abstract_params(config, one_device()),
         )
+
+        def loss(tail, params):
+            return objective(config, params | {"tail_blocks": tail}, scan, remat)
+
+        forward = jax.make_jaxpr(loss)(shapes["tail_blocks"], shapes)
+        both = jax.make_jaxpr(jax.grad(loss))(shapes["tail_blocks"], shapes)
+        return _matmuls(forward.jaxpr), _matmuls(both.jaxpr)
+
+    (shallow, shallow_both), (deep, deep_both) = counts(2, 1), counts(4, 1)
+    assert deep == 2 * shallow
+    assert deep_both - deep == shallow_both - shallow
+    assert counts(4, 3)[1] > deep_both + shallow
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)

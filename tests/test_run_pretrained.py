@@ -1,22 +1,16 @@
 """Runs with pretrained models, and with a part of a model trained."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
-from checkpoints import SIZES, tiny
-from refusals import error
+from checkpoints import tiny
 from rich.console import Console
 
-import w2s_jax
 from w2s_jax import artifacts, execute, models, sharding, testing
 from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.data.tokenize import tokenize
 from w2s_jax.inference import Predictor
-from w2s_jax.models import loading
-from w2s_jax.plan import plan
 from w2s_jax.resolve import resolve
 from w2s_jax.validation import validate
 
@@ -110,12 +104,18 @@ def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model
     assert result["ceiling"]["model"] == model_type and result["weak"]["model"] == "gpt-d8"
     data = resolve(validate(config)).roles
     assert data["weak"].tokenizer.name == "bytes" != data["strong"].tokenizer.name
-    assert data["weak"].splits["test"].ids_N.tolist() == data["strong"].splits["test"].ids_N.tolist()
+    assert (
+        data["weak"].splits["test"].ids_N.tolist() == data["strong"].splits["test"].ids_N.tolist()
+    )
     documents = data["strong"].splits["test"]
     for kind in ("student", "ceiling"):
         folder = tmp_path / "phases" / phase_of(result, kind)
-        np.testing.assert_allclose(predicted(folder, documents), recorded(folder, documents), atol=1e-5)
-    base, params = (dict(models.load_with_head(place)[1]) for place in (places[1][model_type], folder))
+        np.testing.assert_allclose(
+            predicted(folder, documents), recorded(folder, documents), atol=1e-5
+        )
+    base, params = (
+        dict(models.load_with_head(place)[1]) for place in (places[1][model_type], folder)
+    )
     moved = {
         jax.tree_util.keystr(path): not np.array_equal(x, y)
         for (path, x), y in zip(
@@ -136,5 +136,9 @@ def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model
     unsure = {path for path in moved if "key" in path and "bias" in path}
     assert changed - unsure == {path for path in moved if expected(path)} - unsure
     if adapt == "last_layers":
-        first = jax.tree.map(lambda x, y: np.array_equal(x[:-1], y[:-1]), base["backbone"]["blocks"], params["backbone"]["blocks"])
+        first = jax.tree.map(
+            lambda x, y: np.array_equal(x[:-1], y[:-1]),
+            base["backbone"]["blocks"],
+            params["backbone"]["blocks"],
+        )
         assert all(jax.tree.leaves(first))

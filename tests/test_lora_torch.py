@@ -1,0 +1,102 @@
+"""Adapters as PEFT's PyTorch loads them, for every family (needs the `torch` extra)."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import SIZES, TINY, one
+
+from w2s_jax import models
+from w2s_jax.models import heads, importing, lora
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+
+def saved(model_type, folder):
+    """A random model of transformers, saved by it."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(model_type, **SIZES | TINY[model_type])
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def adapted(found, targets):
+    """An imported model with adapters of rank 3 that change it."""
+    config = found.config.with_adapters(3, 5.0, targets)
+    params = lora.add(config, found.params, 0, one())
+    draw = np.random.default_rng(2)
+
+    def filled(path, x):
+        if path[-1].key != "lora_b":
+            return x
+        return jnp.asarray(0.2 * draw.standard_normal(x.shape), jnp.float32)
+
+    return config, jax.tree_util.tree_map_with_path(filled, params)
+
+
+def peft_logits(auto, base, folder, tokens, **kwargs):
+    """(with adapters, without) of transformers' model with PEFT's adapters around it."""
+    import peft
+
+    model = auto.from_pretrained(base, attn_implementation="eager", dtype="float32", **kwargs)
+    with warnings.catch_warnings():
+        # One would tell of a tensor that is missing or has no use, or of another layout.
+        warnings.simplefilter("error", UserWarning)
+        wrapped = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+    with torch.no_grad():
+        ours = wrapped(torch.tensor(tokens)).logits.numpy()
+        with wrapped.disable_adapter():
+            return ours, wrapped(torch.tensor(tokens)).logits.numpy()
+
+
+@pytest.mark.parametrize(
+    "model_type,targets,classes",
+    [
+        *((model_type, ("*",), 2) for model_type in TINY),
+        # Only some parts of a fused projection, or one.
+        ("gpt2", ("attention.query", "attention.value", "mlp.down"), 1),
+        ("gpt_neox", ("attention.value", "attention.query"), 1),
+        ("gpt_neox", ("attention.key",), 2),
+        ("llama", ("mlp.*", "attention.out"), 1),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_peft_gives_our_logits(tmp_path, model_type, targets, classes):
+    """Of the language model, and of the class for sequence classification with our head."""
+    import transformers
+
+    base = saved(model_type, tmp_path / "base")
+    found = importing.import_huggingface(base, one())
+    config, params = adapted(found, targets)
+    head = {"kernel": jax.random.normal(jax.random.key(1), (32, classes))}
+    lora.save_peft(config, params, tmp_path / "plain", base_model=str(base))
+    lora.save_peft(config, params, tmp_path / "headed", base_model=str(base), head=head)
+    record = json.loads((tmp_path / "plain/adapter_config.json").read_text())
+    assert record["base_model_name_or_path"] == str(base)
+    tokens = np.random.default_rng(1).integers(3, 64, (3, 12))
+
+    @jax.jit
+    def run(params, head):
+        hidden = models.forward(config, params, tokens, scan=True)
+        of_class = jnp.einsum("bd,dc->bc", hidden[:, -1], head["kernel"])
+        return heads.language_model_logits(config, params, hidden), of_class
+
+    logits, class_logits = run(params, head)
+    auto = transformers.AutoModelForCausalLM
+    theirs, without = peft_logits(auto, base, tmp_path / "plain", tokens)
+    assert np.abs(theirs - without).max() > 0.05
+    np.testing.assert_allclose(logits, theirs, atol=1e-5 * np.abs(theirs).max())
+    auto = transformers.AutoModelForSequenceClassification
+    theirs, _ = peft_logits(auto, base, tmp_path / "headed", tokens, num_labels=classes)
+    assert theirs.shape == (3, classes)
+    np.testing.assert_allclose(class_logits, theirs, atol=1e-5 * np.abs(theirs).max())
