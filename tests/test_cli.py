@@ -177,7 +177,7 @@ LAYERS = [
     ["errors", "files", "checksums", "hub", "models.config", "config", "validation", "metrics"],
     ["data", "models", "losses", "sharding", "storage"],
     ["training", "inference"],
-    ["resolve", "plan", "artifacts", "testing"],
+    ["pretraining_text", "resolve", "plan", "artifacts", "parameters", "testing"],
     ["logs", "report", "phases"],
     ["execute"],
     ["perf"],

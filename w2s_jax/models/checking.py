@@ -96,9 +96,9 @@ def _check(
     used = set(names.values())
     for name, tensor in stored.items():
         if name == family.classifier_head:
-            _check_head(tensor, config)
+            _check_head(tensor, config, stored.get(family.classifier_bias or ""))
         elif name == family.classifier_bias and family.classifier_head in stored:
-            _check_tensor(tensor, stored[family.classifier_head].shape[:1])
+            continue
         elif name not in used and not is_ignored(family, name):
             missing = used - stored.keys()
             raise InputError(
@@ -123,13 +123,17 @@ def _check_tensor(tensor: files.StoredTensor, shape: tuple[int, ...]) -> None:
         raise InputError(f"{tensor.place}: type {tensor.dtype}; allowed: {', '.join(files.FLOATS)}")
 
 
-def _check_head(tensor: files.StoredTensor, config: ModelConfig) -> None:
+def _check_head(
+    tensor: files.StoredTensor, config: ModelConfig, bias: files.StoredTensor | None
+) -> None:
     if list(tensor.shape) not in ([1, config.d_model], [2, config.d_model]):
         raise InputError(
             f"{tensor.place}: shape {list(tensor.shape)}; allowed: [2, {config.d_model}] (two "
             f"classes) or [1, {config.d_model}] (a reward)"
         )
     _check_tensor(tensor, tensor.shape)
+    if bias is not None:
+        _check_tensor(bias, tensor.shape[:1])
 
 
 def _is_headless(family: Family, record: Mapping[str, Any]) -> bool:
