@@ -233,6 +233,9 @@ def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():
     half = memory(config, adapt="lora", trainable=trained["lora"], param_dtype="bfloat16")
     assert half["parameters"] == 2 * size + 4 * trained["lora"], "adapters stay float32"
     assert half["gradients"] == 4 * trained["lora"]
+    # One layer, what it sends back, and its input (24 tokens of width 16), against one layer.
+    one = memory(dataclasses.replace(config, num_layers=1))["activations"]
+    assert one == 2 * found["probe"]["activations"] + 24 * 4 * 16
     last = memory(config, adapt="last_layers", trainable=1, last_layers=99)
     assert last["activations"] == found["full"]["activations"]
 

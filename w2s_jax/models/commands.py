@@ -142,8 +142,8 @@ def show_model(name: str, console: Console) -> None:
     console.print(
         f"\nBy formula, not measured: Adam on {_DOCUMENTS} documents of {_TOKENS} tokens at once "
         f"(batch {_DOCUMENTS}, microbatch {_DOCUMENTS}), parameters and computation in {dtype}, "
-        f"everything kept for the backward pass; last_layers trains the last {budget.LAST_LAYERS}; "
-        f"lora has rank {budget.LORA_RANK} on every matrix; a classifier's head is not counted.",
+        f"everything kept for the backward pass; train.last_layers={budget.LAST_LAYERS}; lora.rank="
+        f"{budget.LORA_RANK} on every matrix; a classifier's head is not counted.",
         highlight=False,
     )
     rates = {
