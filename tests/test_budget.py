@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from w2s_jax import errors, sharding
 from w2s_jax.config import TrainSettings
-from w2s_jax.models import budget, decoder, heads, network
+from w2s_jax.models import adapting, budget, heads, lora, network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.testing import tiny_model
 from w2s_jax.training.optimizer import make_optimizer
@@ -144,38 +144,38 @@ def test_a_mean_reads_every_slot():
     assert found == budget.flops_per_token(config, LENGTH)
 
 
-@models
-def test_trainable_parameters_are_counted_as_in_the_real_model(config):
-    params = params_of(config)
-    sizes = {
-        "/".join(str(k.key) for k in path): x.shape
-        for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
-    count = budget.trainable_parameters
-    assert count(config) == sum(map(np.prod, sizes.values()))
-    blocks = sum(np.prod(s) for name, s in sizes.items() if name.startswith("blocks"))
-    norm = sum(np.prod(s) for name, s in sizes.items() if name.startswith("final_norm"))
-    for layers in (1, 2, 3, 9):
-        wanted = blocks * min(layers, 3) // 3 + norm
-        assert count(config, "last_layers", last_layers=layers) == wanted
-    assert count(config, "probe") == 0
+ENCODER = tiny_model(
+    num_layers=3, bidirectional=True, token_types=2, pooler=True, read_out="pooler"
+)
 
-    def adapters(rank, part):
-        total = 0
-        for name, (layers, *axes) in sizes.items():
-            if name.startswith("blocks") and name.endswith("kernel") and part in name:
-                # [D, heads, size], but the way back is [heads, size, D].
-                cut = len(axes) - 1 if "/out/" in name else 1
-                total += layers * rank * (np.prod(axes[:cut]) + np.prod(axes[cut:]))
-        return total
 
-    assert count(config, "lora", lora_rank=3) == adapters(3, "")
-    only = count(config, "lora", lora_rank=5, lora_targets=("mlp.*", "mlp.up"))
-    assert only == adapters(5, "mlp")
-    query = count(config, "lora", lora_rank=1, lora_targets=("attention.query",))
-    assert query == adapters(1, "query")
-    own = dataclasses.replace(config, lora_rank=4, lora_targets=("mlp.up",))
-    assert count(own) == count(config)
+@pytest.mark.parametrize(
+    "config",
+    [*MODELS.values(), ENCODER, dataclasses.replace(ENCODER, read_out="mean")],
+    ids=[*MODELS, "pooled encoder", "encoder"],
+)
+@pytest.mark.parametrize("adapt", ["full", "last_layers", "lora", "probe", "probe_then_full"])
+@pytest.mark.parametrize("logits", [False, True])
+def test_trainable_parameters_are_those_of_the_training_state(config, adapt, logits):
+    if logits and (config.bidirectional or adapt.startswith("probe")):
+        pytest.skip("not for language models")
+    # After its probe, a model is trained in full.
+    train = TrainSettings(adapt=adapt.removeprefix("probe_then_"), last_layers=2)
+    adapted = config.with_adapters(3, 6.0, ("mlp.*", "attention.out"))
+    params = {"backbone": params_of(config)}
+    if adapt == "lora":
+        mesh = sharding.mesh_of((1, 1, 1))
+        params["backbone"] = lora.add(adapted, params["backbone"], 0, mesh)
+    if not logits:
+        params["head"] = {"kernel": jnp.zeros((16, 2))}
+    trained, frozen = adapting.split(train, adapted if adapt == "lora" else config, params)
+    size = sum(x.size for x in jax.tree.leaves(trained.get("backbone", {})))
+    options = dict(lora_rank=3, lora_targets=("mlp.*", "attention.out"), last_layers=2)
+    found = budget.trainable_parameters(config, adapt, logits=logits, **options)
+    assert found == size
+    assert budget.trainable_parameters(adapted, adapt, logits=logits, **options) == size
+    stored = sum(x.size for x in jax.tree.leaves((trained, frozen))) - (0 if logits else 32)
+    assert memory(config, adapt=adapt, trainable=found)["parameters"] == 4 * stored
 
 
 def test_what_is_not_known_is_refused():
@@ -202,7 +202,7 @@ def memory(config, tokens=LENGTH, longest=LENGTH, **options):
 def test_parameters_gradients_and_moments_are_exact(config, optimizer, dtype):
     params = jax.eval_shape(lambda p: jax.tree.map(lambda x: x.astype(dtype), p), params_of(config))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    trainable = budget.trainable_parameters(config)
+    trainable = budget.trainable_parameters(config, logits=True)
     found = memory(config, trainable=trainable, param_dtype=dtype, optimizer=optimizer)
     assert found["parameters"] == found["gradients"] == size
     assert found["total"] == sum(value for name, value in found.items() if name != "total")
@@ -219,8 +219,9 @@ def test_parameters_gradients_and_moments_are_exact(config, optimizer, dtype):
 def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():
     config = tiny_model(num_layers=8)
     size = config.num_parameters()
-    trained = {a: budget.trainable_parameters(config, a) for a in budget.ADAPTS}
-    found = {a: memory(config, adapt=a, trainable=trained[a]) for a in budget.ADAPTS}
+    adapts = ("full", "last_layers", "lora", "probe")
+    trained = {a: budget.trainable_parameters(config, a) for a in adapts}
+    found = {a: memory(config, adapt=a, trainable=trained[a]) for a in adapts}
     assert found["lora"]["parameters"] == 4 * (size + trained["lora"])
     for adapt in ("full", "last_layers", "probe"):
         assert found[adapt]["parameters"] == 4 * size
@@ -229,6 +230,12 @@ def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():
         assert parts["optimizer"] == 8 * trained[adapt]
     kept = [found[a]["activations"] for a in ("probe", "last_layers", "lora", "full")]
     assert kept[0] < kept[1] < kept[2] == kept[3]
+    half = memory(config, adapt="lora", trainable=trained["lora"], param_dtype="bfloat16")
+    assert half["parameters"] == 2 * size + 4 * trained["lora"], "adapters stay float32"
+    assert half["gradients"] == 4 * trained["lora"]
+    # One layer, what it sends back, and its input (24 tokens of width 16), against one layer.
+    one = memory(dataclasses.replace(config, num_layers=1))["activations"]
+    assert one == 2 * found["probe"]["activations"] + 24 * 4 * 16
     last = memory(config, adapt="last_layers", trainable=1, last_layers=99)
     assert last["activations"] == found["full"]["activations"]
 
@@ -243,14 +250,9 @@ def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():
     ],
 )
 def test_activations_are_within_a_factor_of_two_of_the_compiled_step(
-    monkeypatch, name, remat, layers, dtype, logits
+    name, remat, layers, dtype, logits
 ):
     """Of XLA's temporary buffers, which hold gradients too; layers are scanned from 13 on."""
-    if remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        monkeypatch.setattr(
-            decoder.jax, "checkpoint", functools.partial(jax.checkpoint, policy=policy)
-        )
     rows, length = 4, 64
     config = ModelConfig(
         **MODELS[name].to_dict()
@@ -259,7 +261,7 @@ def test_activations_are_within_a_factor_of_two_of_the_compiled_step(
     )
     mesh = sharding.mesh_of((1, 1, 1))
     train = TrainSettings(
-        batch_size=rows, compute_dtype=dtype, remat="none" if remat == "none" else "block"
+        batch_size=rows, compute_dtype=dtype, remat=remat, learning_rate=1e-3, param_dtype="float32"
     )
     whole = sharding.replicated(mesh)
     params = {"backbone": network.init_params(config, 0, mesh)}
@@ -273,14 +275,16 @@ def test_activations_are_within_a_factor_of_two_of_the_compiled_step(
         batches["read_outs_SMmK"] = np.zeros((1, 1, rows, 1), np.int32)
         batches["targets_SBC"] = np.full((1, rows, 2), 0.5, np.float32)
         batches["weights_SB"] = np.ones((1, rows), np.float32)
-    state = init_state(params, make_optimizer(train, 1), 1, mesh)
+    trained, frozen = adapting.split(train, config, params)
+    state = init_state(trained, make_optimizer(train, 1), 1, mesh)
     spec = StepSpec(config, train, 1, None if logits else ("xent", ()))
-    step = train_step(spec, mesh).lower(state, jax.device_put(batches, whole)).compile()
+    program = train_step(spec, mesh, frozen).func
+    step = program.lower(frozen, state, jax.device_put(batches, whole)).compile()
     found = memory(
         config,
         tokens=rows * length,
         longest=length,
-        trainable=budget.trainable_parameters(config),
+        trainable=budget.trainable_parameters(config, logits=logits),
         compute_dtype=dtype,
         remat=remat,
         logits=logits,

@@ -86,7 +86,6 @@ def test_decoders_have_the_published_number_of_parameters(name):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.skipif("bert" not in FAMILIES, reason="needs the families of encoders")
 def test_encoders_have_the_published_number_of_parameters(name):
     config = ladders.find(name).config()
     assert dataclasses.replace(config, pooler=True).num_parameters() == ENCODERS[name]

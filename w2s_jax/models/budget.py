@@ -4,28 +4,20 @@ Nothing here is measured, and nothing imports JAX. Letters in formulas: D width,
 K the widths of queries and of keys (heads times head size), H heads, V vocabulary, L slots.
 """
 
-import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from w2s_jax import errors
+from w2s_jax.config import ADAPTS, REMATS, LoraSettings, TrainSettings
 from w2s_jax.models.config import ModelConfig
 
 GIB = 2**30
 
-#: What of a model is trained: everything, its last layers, low-rank adapters, or only the head.
-ADAPTS = ("full", "last_layers", "lora", "probe")
-
-#: Kept for the backward pass: everything, the outputs of projections, or each block's input.
-REMATS = ("none", "dots", "block")
-
-#: Rank and projections of adapters where nothing is said.
-LORA_RANK = 8
-LORA_TARGETS = ("attention.*", "mlp.*")
-
-#: How many of the last layers 'last_layers' trains where nothing is said.
-LAST_LAYERS = 2
+#: A config's defaults of `lora.rank`, `lora.targets` and `train.last_layers`.
+LORA_RANK = LoraSettings.rank
+LORA_TARGETS = LoraSettings.targets
+LAST_LAYERS = TrainSettings.last_layers
 
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
@@ -64,22 +56,6 @@ DEVICES = {
 }
 
 
-def projections(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of each matrix of a block, by the name that adapters go by."""
-    d, f = config.d_model, config.d_mlp
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    gate = {"mlp.gate": (d, f)} if config.gated_mlp else {}
-    return {
-        "attention.query": (d, queries),
-        "attention.key": (d, keys),
-        "attention.value": (d, keys),
-        "attention.out": (queries, d),
-        **gate,
-        "mlp.up": (d, f),
-        "mlp.down": (f, d),
-    }
-
-
 def trainable_parameters(
     config: ModelConfig,
     adapt: str = "full",
@@ -87,51 +63,46 @@ def trainable_parameters(
     lora_rank: int = LORA_RANK,
     lora_targets: Sequence[str] = LORA_TARGETS,
     last_layers: int = LAST_LAYERS,
+    logits: bool = False,
 ) -> int:
     """How many of a model's parameters are trained; a class head (2 D) is not counted.
 
     Args:
       config: the model; adapters that it has itself are left aside.
-      adapt: 'full': all; 'last_layers': the last blocks and, in decoders, the final norm; 'lora':
-        for each matrix [I, O] with an adapter rank * (I + O), the matrix itself not; 'probe': 0.
+      adapt: 'full' (and 'probe_then_full'): all, but an untied unembedding only for `logits`, and a
+        pooler only where it is the read-out; 'last_layers': the last blocks and, in decoders, the
+        final norm; 'lora': for each matrix [I, O] with an adapter rank * (I + O), the matrix itself
+        not; 'probe': 0.
       lora_rank: rank of the adapters.
-      lora_targets: names in `projections`, or patterns of them: 'attention.query', 'mlp.*'.
+      lora_targets: names in `config.projections()`, or patterns: 'attention.query', 'mlp.*'.
       last_layers: how many blocks 'last_layers' trains; more than there are means all.
+      logits: a language model is trained, not a classifier.
 
     Raises:
       InputError: for an unknown `adapt`, or a target that no projection matches.
     """
     if adapt not in ADAPTS:
         raise errors.unknown("adapt", adapt, ADAPTS)
-    if adapt == "full":
-        return replace(config, lora_rank=0).num_parameters()
-    if adapt == "lora":
-        return config.num_layers * _adapters(config, lora_rank, lora_targets)
     if adapt == "probe":
         return 0
-    blocks = min(last_layers, config.num_layers)
-    norm = 0 if config.bidirectional else config.d_model * (1 + (config.norm == "layernorm"))
-    return blocks * _block_parameters(config) + norm
+    if adapt == "lora":
+        adapted = config.with_adapters(lora_rank, 1.0, lora_targets)
+        return adapted.num_adapter_parameters()
+    d, pooler = config.d_model, config.pooler * (config.d_model + 1) * config.d_model
+    pooled = config.read_out == "pooler"
+    if adapt == "last_layers":
+        blocks = min(last_layers, config.num_layers) * block_parameters(config)
+        norm = 0 if config.bidirectional else d * (1 + (config.norm == "layernorm"))
+        return blocks + norm + pooled * pooler
+    own_unembedding = d * (not config.tied_embeddings) + config.unembedding_bias
+    unused = 0 if logits else config.vocab_size * own_unembedding
+    return config.num_parameters() - unused - (not pooled) * pooler
 
 
-def _block_parameters(config: ModelConfig) -> int:
-    """By difference, so that there is one formula: the share of a block in `num_parameters`."""
-    plain = replace(config, lora_rank=0, local_layers=())
-    return replace(plain, num_layers=2).num_parameters() - (
-        replace(plain, num_layers=1).num_parameters()
-    )
-
-
-def _adapters(config: ModelConfig, rank: int, targets: Sequence[str]) -> int:
-    """Parameters of the adapters of one block."""
-    matrices = projections(config)
-    chosen: set[str] = set()
-    for target in targets:
-        matched = fnmatch.filter(matrices, target)
-        if not matched:
-            raise errors.unknown("lora.targets", target, matrices)
-        chosen.update(matched)
-    return rank * sum(sum(matrices[name]) for name in chosen)
+def block_parameters(config: ModelConfig) -> int:
+    """Parameters of one block: what one layer more adds to `num_parameters`."""
+    one, two = (replace(config, num_layers=n, local_layers=()).num_parameters() for n in (1, 2))
+    return two - one
 
 
 def flops_per_token(
@@ -189,19 +160,19 @@ def train_flops_per_token(
     head = logits * 2 * config.d_model * config.vocab_size
     weights, attention = (sum(part) for part in zip(*layers, strict=True))
     forward = weights + attention + head
-    if adapt == "full":
-        return 3 * forward
+    if adapt == "probe":
+        return forward
     if adapt == "lora":
         return 2 * (weights + head) + 3 * attention + 3 * 2 * trained
     if adapt == "last_layers":
         last = layers[-min(last_layers, len(layers)) :] if last_layers else []
         return forward + 2 * sum(map(sum, last)) + head
-    return forward
+    return 3 * forward
 
 
 def _layer_flops(config: ModelConfig, length: int, last_only: bool) -> list[tuple[float, float]]:
     """Of each layer, forward FLOPs a token: (of matrices, of attention)."""
-    matrices = {name: 2 * i * o for name, (i, o) in projections(config).items()}
+    matrices = {name: 2 * i * o for name, (i, o) in config.projections().items()}
     per_slot = 4 * config.num_heads * config.head_dim
     local = config.local_layers or (config.window > 0,) * config.num_layers
     windows = [config.window if own else 0 for own in local]
@@ -239,9 +210,9 @@ def training_memory(
 ) -> dict[str, int]:
     """Bytes of a training step, were everything on one device.
 
-    'parameters' and 'gradients' (of what is trained) have `param_dtype`; the 'optimizer' has two
-    float32 moments for each trained parameter (Adafactor about one number a row and column, counted
-    as nothing). All three are exact but for a class head.
+    'parameters' and 'gradients' (of what is trained) have `param_dtype`, adapters float32; the
+    'optimizer' has two float32 moments for each trained parameter (Adafactor about one number a row
+    and column, counted as nothing). All three are exact but for a class head.
 
     'activations' is what the backward pass of a microbatch keeps. A layer keeps, a token, what its
     matrices and attention get, 3 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype, 2 D for
@@ -260,7 +231,7 @@ def training_memory(
       optimizer: 'adam', 'adamw' or 'adafactor'.
       tokens: of a microbatch, padding included.
       longest: slots of a row, over which attention scores go.
-      remat: one of `REMATS`.
+      remat: one of `config.REMATS`.
       logits: a language model is trained, not a classifier.
 
     Returns:
@@ -273,10 +244,10 @@ def training_memory(
         raise errors.unknown("adapt", adapt, ADAPTS)
     if remat not in REMATS:
         raise errors.unknown("remat", remat, REMATS)
-    stored = replace(config, lora_rank=0).num_parameters() + trainable * (adapt == "lora")
+    adapters = trainable if adapt == "lora" else 0
     number = _WIDTHS[compute_dtype]
-    layers = {"full": config.num_layers, "lora": config.num_layers, "probe": 0}.get(
-        adapt, min(last_layers, config.num_layers)
+    layers = {"probe": 0, "last_layers": min(last_layers, config.num_layers)}.get(
+        adapt, config.num_layers
     )
     whole = _kept_by_layer(config, longest, number)
     outputs = number * _outputs(config) if remat == "dots" else 0
@@ -285,8 +256,8 @@ def training_memory(
     per_token = max(kept, whole) + sent_back + layers * number * config.d_model
     per_token += logits * 3 * 4 * config.vocab_size
     memory = {
-        "parameters": _WIDTHS[param_dtype] * stored,
-        "gradients": _WIDTHS[param_dtype] * trainable,
+        "parameters": _WIDTHS[param_dtype] * config.num_parameters() + 4 * adapters,
+        "gradients": 4 * adapters or _WIDTHS[param_dtype] * trainable,
         "optimizer": 0 if optimizer == "adafactor" else 2 * 4 * trainable,
         "activations": int(tokens * per_token),
     }
@@ -304,7 +275,7 @@ def _kept_by_layer(config: ModelConfig, longest: int, number: int) -> int:
 
 def _outputs(config: ModelConfig) -> int:
     """Numbers that a layer's projections give a token."""
-    return sum(outputs for _, outputs in projections(config).values())
+    return sum(outputs for _, outputs in config.projections().values())
 
 
 def devices_needed(total: int, device: Device) -> int | None:

@@ -18,6 +18,10 @@ _EMBEDDED_VOCAB, _EMBEDDED_LENGTH = 259, 256
 _DOCUMENTS, _TOKENS = 32, 256
 
 
+#: What of the model may be trained.
+_ADAPTS = ("full", "last_layers", "lora", "probe")
+
+
 def list_models(console: Console) -> None:
     """Families, embedded models and known ladders."""
     _print_families(console)
@@ -138,13 +142,13 @@ def show_model(name: str, console: Console) -> None:
     console.print(
         f"\nBy formula, not measured: Adam on {_DOCUMENTS} documents of {_TOKENS} tokens at once "
         f"(batch {_DOCUMENTS}, microbatch {_DOCUMENTS}), parameters and computation in {dtype}, "
-        f"everything kept for the backward pass; last_layers trains the last {budget.LAST_LAYERS}; "
-        f"lora has rank {budget.LORA_RANK} on every matrix; a classifier's head is not counted.",
+        f"everything kept for the backward pass; train.last_layers={budget.LAST_LAYERS}; lora.rank="
+        f"{budget.LORA_RANK} on every matrix; a classifier's head is not counted.",
         highlight=False,
     )
     rates = {
         adapt: ladders.default_learning_rate(name, count, embedded=embedded, adapt=adapt)
-        for adapt in budget.ADAPTS
+        for adapt in _ADAPTS
     }
     _print_costs(config, rates, dtype, console)
     _print_devices(config, dtype, console)
@@ -188,18 +192,19 @@ def _print_sizes(config: ModelConfig, console: Console) -> None:
     heads = f"{config.num_heads} of {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f", {config.num_kv_heads} for keys and values"
-    blocks = budget.trainable_parameters(config, "last_layers", last_layers=config.num_layers)
     count = config.num_parameters()
+    blocks = config.num_layers * budget.block_parameters(config)
     limit = f", {config.max_positions:,}" if config.max_positions else ""
     if config.window:
         local = sum(config.local_layers) if config.local_layers else config.num_layers
         limit += f"; a window of {config.window:,} in {local} layers"
+    tied = config.tied_embeddings and not config.bidirectional
     for field, value in (
-        ("parameters", f"{count:,} ({blocks:,} besides embeddings)"),
+        ("parameters", f"{count:,} ({blocks:,} in blocks)"),
         ("layers", f"{config.num_layers}"),
         ("width", f"{config.d_model:,}, MLP {config.d_mlp:,}{' gated' * config.gated_mlp}"),
         ("heads", heads),
-        ("vocabulary", f"{config.vocab_size:,}{', tied' * config.tied_embeddings}"),
+        ("vocabulary", f"{config.vocab_size:,}{', tied' * tied}"),
         ("positions", f"{config.positions}{limit}"),
     ):
         table.add_row(field, value)
@@ -253,9 +258,9 @@ def _gib(size: int) -> str:
 
 def _print_devices(config: ModelConfig, dtype: str, console: Console) -> None:
     console.print()
-    table = _table("", ("devices needed",), ("GiB of one", *budget.ADAPTS))
+    table = _table("", ("devices needed",), ("GiB of one", *_ADAPTS))
     table.title = None
-    totals = [_memory(config, adapt, dtype)["total"] for adapt in budget.ADAPTS]
+    totals = [_memory(config, adapt, dtype)["total"] for adapt in _ADAPTS]
     for name, device in budget.DEVICES.items():
         needed = [budget.devices_needed(total, device) for total in totals]
         table.add_row(name, f"{device.memory:g}", *(f"{n} x" if n else "no" for n in needed))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2s_jax import errors
-from w2s_jax.models.budget import ADAPTS
+from w2s_jax.config import ADAPTS
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.families import FAMILIES, family_of
+from w2s_jax.models.families import family_of
 
 #: From this many parameters on, parameters are bfloat16 by default.
 _LARGE = 5_000_000_000
@@ -99,7 +99,7 @@ def default_learning_rate(
       name: any name that `find` takes; others go by `parameters`.
       parameters: of the backbone.
       embedded: the model is one of `EMBEDDED_MODELS`.
-      adapt: what is trained, one of `budget.ADAPTS`.
+      adapt: what is trained, one of `config.ADAPTS`; after a probe, 'full' counts.
 
     Raises:
       InputError: for an unknown `adapt`.
@@ -414,11 +414,5 @@ def _encoders() -> Iterable[Known]:
     yield _bert("MiniLM", f"{minilm}-L12-v2", 384, 12, 12, 1536)
 
 
-def _supported() -> Iterable[Known]:
-    yield from _decoders()
-    if "bert" in FAMILIES:
-        yield from _encoders()
-
-
 #: All known models by hub id: ladder after ladder, each from small to large.
-KNOWN: dict[str, Known] = {known.name: known for known in _supported()}
+KNOWN: dict[str, Known] = {known.name: known for known in (*_decoders(), *_encoders())}
