@@ -1,21 +1,30 @@
 """Runs with pretrained models, and with a part of a model trained."""
 
 import json
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import tiny
+from flax import traverse_util
+from refusals import error
 from rich.console import Console
 
 from w2s_jax import artifacts, execute, models, sharding, testing
 from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.config import default_config
+from w2s_jax.errors import InputError
 from w2s_jax.inference import Predictor
+from w2s_jax.models import loading, lora
+from w2s_jax.models.convert import convert
+from w2s_jax.plan import plan
 from w2s_jax.resolve import resolve
+from w2s_jax.training import step as step_module
 from w2s_jax.validation import validate
 
 QUIET = Console(quiet=True)
-WORDS = 96  # ids of the words of the tiny task: a vocabulary that SIZES below covers
 
 
 def write_tokenizer(folder):
@@ -104,41 +113,173 @@ def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model
     assert result["ceiling"]["model"] == model_type and result["weak"]["model"] == "gpt-d8"
     data = resolve(validate(config)).roles
     assert data["weak"].tokenizer.name == "bytes" != data["strong"].tokenizer.name
-    assert (
-        data["weak"].splits["test"].ids_N.tolist() == data["strong"].splits["test"].ids_N.tolist()
-    )
     documents = data["strong"].splits["test"]
+    assert data["weak"].splits["test"].ids_N.tolist() == documents.ids_N.tolist()
     for kind in ("student", "ceiling"):
         folder = tmp_path / "phases" / phase_of(result, kind)
         np.testing.assert_allclose(
             predicted(folder, documents), recorded(folder, documents), atol=1e-5
         )
-    base, params = (
-        dict(models.load_with_head(place)[1]) for place in (places[1][model_type], folder)
-    )
-    moved = {
-        jax.tree_util.keystr(path): not np.array_equal(x, y)
-        for (path, x), y in zip(
-            jax.tree_util.tree_leaves_with_path(base["backbone"]),
-            jax.tree.leaves(params["backbone"]),
-            strict=True,
-        )
-    }
-    changed = {path for path, differs in moved.items() if differs}
+    base, params = (models.load(place)[1] for place in (places[1][model_type], folder))
+    same = jax.tree.map(np.array_equal, base, params)
+    moved = {path for path, equal in traverse_util.flatten_dict(same, sep=".").items() if not equal}
+    every = set(traverse_util.flatten_dict(base, sep="."))
     expected = {
-        "full": lambda path: "unembedding" not in path and "pooler" not in path,
-        "probe_then_full": lambda path: "unembedding" not in path,
-        "lora": lambda path: "attention" in path and "kernel" in path and "norm" not in path,
-        "last_layers": lambda path: "blocks" in path or "final_norm" in path,
-        "probe": lambda path: False,
+        "full": {p for p in every if not p.startswith(("unembedding", "pooler"))},
+        "probe_then_full": {p for p in every if not p.startswith("unembedding")},
+        "lora": {p for p in every if "blocks.attention." in p and p.endswith("kernel")},
+        "last_layers": {p for p in every if p.startswith(("blocks", "final_norm"))},
+        "probe": set(),
     }[adapt]
-    # (A key's bias moves no attention, and has no gradient.)
-    unsure = {path for path in moved if "key" in path and "bias" in path}
-    assert changed - unsure == {path for path in moved if expected(path)} - unsure
+    # A key's bias moves no attention, and so has next to no gradient.
+    assert moved - {"blocks.attention.key.bias"} == expected - {"blocks.attention.key.bias"}
     if adapt == "last_layers":
-        first = jax.tree.map(
-            lambda x, y: np.array_equal(x[:-1], y[:-1]),
-            base["backbone"]["blocks"],
-            params["backbone"]["blocks"],
-        )
-        assert all(jax.tree.leaves(first))
+        first = (jax.tree.map(lambda x: x[:-1], tree["blocks"]) for tree in (base, params))
+        jax.tree.map(np.testing.assert_array_equal, *first)
+
+
+def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places):
+    config = config_of(places, strong__train__adapt="lora", strong__lora__rank=2)
+    result = run(config, tmp_path / "run")
+    folder = tmp_path / "run" / "phases" / phase_of(result, "ceiling")
+    found = loading.load_adapted(folder)
+    assert found.config.lora_rank == 2 and found.config.lora_alpha == 16
+    merged = lora.merge(found.config, found.params)[1]
+    jax.tree.map(np.testing.assert_array_equal, merged, models.load(folder)[1])
+    stored = sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*") if p.is_file())
+    whole = sum(x.nbytes for x in jax.tree.leaves(merged))
+    assert stored < whole, "the base is not stored again"
+    convert(str(folder), tmp_path / "adapters", "peft")
+    record = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert (record["r"], record["task_type"]) == (2, "SEQ_CLS")
+    assert record["base_model_name_or_path"] == str(places[1]["llama"])
+    convert(str(folder), tmp_path / "whole", "huggingface")
+    assert (tmp_path / "whole" / "tokenizer.json").exists()
+    assert "LlamaForSequenceClassification" in (tmp_path / "whole" / "config.json").read_text()
+    assert "no low-rank adapters" in error(loading.load_adapted, places[1]["llama"])
+
+
+def test_a_base_that_has_changed_is_refused(tmp_path, places):
+    moved = tmp_path / "model"
+    shutil.copytree(places[1]["llama"], moved)
+    config = config_of(places, strong__train__adapt="last_layers", strong__model=str(moved))
+    result = run(config, tmp_path / "run")
+    folder = tmp_path / "run" / "phases" / phase_of(result, "ceiling")
+    models.load(folder)
+    tiny("llama", moved, seed=5)
+    assert "another model now" in error(models.load, folder)
+    message = error(run, config, tmp_path / "run")
+    assert "differs in the documents" not in message and "the model of strong" in message
+
+
+def test_probes_share_their_features_and_a_phase_is_a_model(tmp_path, places):
+    config = config_of(places, strong__train__adapt="probe", losses=("xent", "confidence"))
+    phases = plan(resolve(validate(config))).phases
+    assert [p.kind for p in phases] == ["features", "weak", "ceiling", "student", "student"]
+    config.weak.model = config.strong.model = str(places[1]["gpt2"])
+    config.weak.train.adapt = "full"
+    result = run(config, tmp_path / "first")
+    folder = tmp_path / "first" / "phases" / phase_of(result, "weak")
+    again = config_of(places, strong__model=str(folder), strong__train__adapt="lora")
+    second = run(again, tmp_path / "second")
+    assert second["ceiling"]["model"] == folder.name
+    assert resolve(validate(again)).roles["strong"].tokenizer is not None
+
+
+def test_roles_read_with_their_own_tokenizers_up_to_their_own_limits(places):
+    config = config_of(places, "gpt2", strong__tokenizer="bytes")
+    message = error(resolve, validate(config))
+    assert "259 tokens" in message and "64 rows" in message and "model.safetensors" in message
+    longest = {
+        role: data.splits["test"].longest
+        for role, data in resolve(validate(config_of(places, "gpt2"))).roles.items()
+    }
+    assert longest["strong"] < 12 < longest["weak"], "words and bytes"
+    config = config_of(places, "bert")
+    config.strong.model = config.weak.model
+    config.weak.model = str(places[1]["bert"])
+    short = json.loads((places[1]["bert"] / "config.json").read_text())["max_position_embeddings"]
+    assert short == 48
+    config.weak.tokenizer = "bytes"
+    with pytest.raises(InputError, match="64 rows"):
+        resolve(validate(config))
+
+
+def test_learning_rates_and_dtypes_come_from_the_model(places):
+    config = config_of(places)
+    config.strong.train = default_config().strong.train
+    config.train.learning_rate = None
+    settings = resolve(validate(config)).settings
+    assert (settings.weak.train.learning_rate, settings.strong.train.learning_rate) == (1e-3, 5e-5)
+    config.strong.train.adapt = "lora"
+    settings = resolve(validate(config)).settings
+    assert settings.strong.train.learning_rate == pytest.approx(5e-4)
+    assert settings.strong.probe.learning_rate == 1e-3
+    assert settings.strong.train.param_dtype == "float32"
+
+
+def test_an_encoder_starts_from_a_zero_head_and_predicts_no_next_token(places):
+    config = config_of(places, "bert")
+    resolved = resolve(validate(config))
+    assert resolved.roles["strong"].label_tokens is None
+    assert any("no unembedding" in note for note in resolved.notes)
+    specs = {p.kind: p.spec for p in plan(resolved).phases}
+    assert (specs["student"]["head_init"], specs["weak"]["head_init"]) == ("zeros", "unembedding")
+    assert specs["student"]["model"]["read_out"] == "first"
+    mean = plan(resolve(validate(config_of(places, "bert", strong__read_out="mean"))))
+    assert mean.phase(mean.ceiling).model.read_out == "mean"
+    assert mean.ceiling != plan(resolved).ceiling and mean.weak == plan(resolved).weak
+    config.strong.pretrain.source, config.strong.pretrain.steps = "corpus", 2
+    assert "encoder" in error(resolve, validate(config))
+
+
+def test_fingerprints_know_weights_and_not_where_they_lie(tmp_path, places):
+    def names(folder):
+        made = plan(resolve(validate(config_of(places, strong__model=str(folder)))))
+        return made.weak, made.ceiling
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(places[1]["llama"], elsewhere)
+    assert names(elsewhere) == names(places[1]["llama"])
+    tiny("llama", elsewhere, seed=5)
+    weak, ceiling = names(elsewhere)
+    assert weak == names(places[1]["llama"])[0] and ceiling != names(places[1]["llama"])[1]
+
+
+def test_bad_models_are_one_line_before_anything_is_written(tmp_path, places):
+    for model, parts in (
+        ("gpt-d9", ("strong.model", "gpt-d9", "did you mean 'gpt-d8'")),
+        (str(tmp_path / "nothing" / "here"), ("strong.model", "no such folder")),
+        (str(places[0]), ("strong.model", "safetensors")),
+    ):
+        message = error(run, config_of(places, strong__model=model), tmp_path / "run")
+        assert all(part in message for part in parts), message
+    last = config_of(places, strong__train__adapt="last_layers", strong__train__last_layers=3)
+    assert "at most the 2 layers" in error(run, last, tmp_path / "run")
+    probe = config_of(places, strong__train__adapt="probe", probe__batch_size=500)
+    assert "strong.probe.batch_size: 500" in error(run, probe, tmp_path / "run")
+    adapted = config_of(places, strong__train__adapt="lora", lora__targets=("attn.*",))
+    assert "lora.targets" in error(run, adapted, tmp_path / "run")
+    pooled = config_of(places, strong__read_out="pooler")
+    assert "strong.read_out: 'pooler'" in error(run, pooled, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_parameters_round_so_that_small_updates_add_up(tmp_path, places):
+    """At 1e-5 of the parameters' size every update would be lost to the nearest bfloat16."""
+    params = {"w": jnp.full(4096, 1.0, jnp.bfloat16), "b": jnp.zeros(3)}
+    updates = {"w": jnp.full(4096, 1e-5), "b": jnp.ones(3)}
+    step = jax.jit(step_module._updated)
+    for number in range(200):
+        params = step(params, updates, number)
+    assert params["w"].dtype == jnp.bfloat16
+    # The mean of 4096 walks, each of 200 steps of 2**-7 with probability 1e-5 * 2**7.
+    spread = 2**-7 * np.sqrt(200 * 1e-5 * 2**7 / 4096)
+    assert abs(float(params["w"].astype("f4").mean()) - 1.002) < 5 * spread
+    np.testing.assert_array_equal(params["b"], np.full(3, 200.0))
+    config = config_of(places, strong__train__param_dtype="bfloat16")
+    result = run(config, tmp_path)
+    folder = tmp_path / "phases" / phase_of(result, "ceiling")
+    assert {str(x.dtype) for x in jax.tree.leaves(models.load(folder)[1])} == {"bfloat16"}
+    documents = resolve(validate(config)).roles["strong"].splits["test"]
+    np.testing.assert_allclose(predicted(folder, documents), recorded(folder, documents), atol=1e-5)

@@ -134,7 +134,9 @@ def _add_convert(commands: Any) -> None:
         help="a model's folder, or a hub id, perhaps with @revision",
     )
     convert.add_argument("--to", required=True, metavar="DIR", help="a new folder")
-    convert.add_argument("--format", required=True, metavar="FORMAT", help="orbax or huggingface")
+    convert.add_argument(
+        "--format", required=True, metavar="FORMAT", help="orbax, huggingface or peft"
+    )
     convert.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16")
     convert.add_argument("--tokenizer", metavar="DIR", help="take the tokenizer's files from there")
 

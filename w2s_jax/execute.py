@@ -221,11 +221,13 @@ def _refuse_other_config(
 
 
 def _refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
-    """Refuses data that are not those that the run was begun with."""
+    """Refuses data and models that are not those that the run was begun with."""
     changed = [
-        f"the documents of {split} (the data have changed)"
-        for split, digest in earlier.items()
-        if resolved.digests.get(split) != digest
+        f"the model of {name.removeprefix('model:')} (its files have changed)"
+        if name.startswith("model:")
+        else f"the documents of {name} (the data have changed)"
+        for name, digest in earlier.items()
+        if resolved.digests.get(name) != digest
     ]
     if changed:
         raise _other_run(workdir, changed)

@@ -365,6 +365,7 @@ def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
             lora_rank=model.lora_rank,
             lora_targets=model.lora_targets,
             last_layers=train.last_layers,
+            logits=phase.loss is None,
         ),
         param_dtype=train.param_dtype or "float32",
         compute_dtype=train.compute_dtype,

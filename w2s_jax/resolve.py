@@ -297,9 +297,8 @@ def _with_defaults(role: str, data: RoleInput, settings: Settings) -> Role:
         values = getattr(own, part)
         changes: dict[str, Any] = {}
         if values.learning_rate is None:
-            adapt = "full" if values.adapt == "probe_then_full" else values.adapt
             changes["learning_rate"] = ladders.default_learning_rate(
-                known, parameters, embedded=embedded, adapt=adapt
+                known, parameters, embedded=embedded, adapt=values.adapt
             )
         if values.param_dtype is None:
             changes["param_dtype"] = ladders.default_param_dtype(parameters)

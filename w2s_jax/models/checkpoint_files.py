@@ -20,6 +20,8 @@ from w2s_jax.files import read_json, write_json
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: Where sentence-transformers say how a text's token embeddings become one.
+POOLING = "1_Pooling/config.json"
 
 #: Everything of a tokenizer that such a folder may hold.
 TOKENIZER_FILES = (

@@ -16,7 +16,7 @@ from w2s_jax.models import checkpoint_files as files
 if TYPE_CHECKING:
     from w2s_jax.models.loading import Loaded
 
-FORMATS = ("orbax", "huggingface")
+FORMATS = ("orbax", "huggingface", "peft")
 
 
 def convert(
@@ -32,7 +32,8 @@ def convert(
     Args:
       source: whatever `models.load` takes.
       target: a new folder.
-      format: 'orbax' (what `models.load` reads fastest) or 'huggingface'.
+      format: 'orbax' (what `models.load` reads fastest), 'huggingface' (adapters are merged), or
+        'peft': of a phase that trained low-rank adapters these alone, as PEFT loads them.
       dtype: of what is written, 'float32' or 'bfloat16' (None: as `models.load` has it).
       tokenizer: a folder whose tokenizer files go with the model (None: the source's, if any).
 
@@ -58,9 +59,11 @@ def convert(
 
     from w2s_jax import sharding
     from w2s_jax.models.exporting import export_huggingface
-    from w2s_jax.models.loading import load_all
+    from w2s_jax.models.loading import load_adapted, load_all
 
     mesh = sharding.mesh_of((1, 1, 1), jax.local_devices()[:1])
+    if format == "peft":
+        return _write_adapters(load_adapted(source, mesh, dtype), folder, source)
     model = load_all(source, mesh, dtype)
     files_from = model.tokenizer if tokenizer is None else Path(tokenizer)
     if format == "huggingface":
@@ -103,3 +106,11 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
             (new / "tokenizer").mkdir()
             files.copy_tokenizer(tokenizer, new / "tokenizer")
         write_json(new / files.CONFIG, record)
+
+
+def _write_adapters(model: "Loaded", folder: Path, source: str) -> str:
+    from w2s_jax.models import lora
+
+    lora.save_peft(model.config, model.params, folder, base_model=model.base, head=model.head)
+    parameters = model.config.num_adapter_parameters()
+    return f"{source} -> {folder} (peft): adapters of {model.base}, {parameters:,} parameters"

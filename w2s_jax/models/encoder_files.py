@@ -10,11 +10,9 @@ from pathlib import Path
 
 from w2s_jax.errors import InputError
 from w2s_jax.files import read_json
+from w2s_jax.models.checkpoint_files import POOLING
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, file_names
-
-#: Where sentence-transformers say how a text's token embeddings become one.
-POOLING = "1_Pooling/config.json"
 
 # Their ways -> ours; a text has one, or several whose embeddings are joined.
 _MODES = {

@@ -11,6 +11,7 @@ from w2s_jax.errors import InputError
 from w2s_jax.models.checkpoint_files import (
     CONFIG,
     INDEX,
+    POOLING,
     SINGLE,
     TOKENIZER_FILES,
     no_safetensors,
@@ -89,7 +90,8 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _files(siblings: Iterable[str], place: str) -> list[str]:
     """What of a repository is downloaded: no other formats, folders or second copies."""
-    top = [name for name in siblings if "/" not in name]
+    names = list(siblings)
+    top = [name for name in names if "/" not in name]
     tensors = [name for name in top if name.endswith(".safetensors")]
     if SINGLE in tensors:
         tensors = [SINGLE]
@@ -98,4 +100,4 @@ def _files(siblings: Iterable[str], place: str) -> list[str]:
         tensors = [INDEX, *(name for name in tensors if not name.startswith("consolidated"))]
     else:
         raise no_safetensors(place, top)
-    return [name for name in (CONFIG, *TOKENIZER_FILES) if name in top] + tensors
+    return [name for name in (CONFIG, POOLING, *TOKENIZER_FILES) if name in names] + tensors

@@ -31,6 +31,7 @@ class Loaded:
       head: {'kernel': float32 [D, classes]} and perhaps 'bias' (float32 [classes]), or None.
       huggingface: the content of the config.json that it came from, if any.
       tokenizer: the folder that may hold its tokenizer's files, if any.
+      base: what a phase that trained a part of a model calls the rest; else ''.
     """
 
     config: ModelConfig
@@ -38,6 +39,7 @@ class Loaded:
     head: dict[str, jax.Array] | None
     huggingface: dict[str, Any] | None
     tokenizer: Path | None
+    base: str = ""
 
 
 def load(
@@ -137,7 +139,12 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         params.get("head"),
         record.get("huggingface"),
         tokenizer if tokenizer.is_dir() else None,
+        _base_name(record.get("base", {})),
     )
+
+
+def _base_name(record: dict[str, Any]) -> str:
+    return str(record.get("model") or record.get("phase") or "")
 
 
 def _base(
