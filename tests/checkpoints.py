@@ -35,6 +35,8 @@ TINY = {
     "gemma2": _GATED,
     "gemma3_text": _GATED,
 }
+#: The same of encoders.
+ENCODERS = {name: dict(intermediate_size=48) for name in ("bert", "roberta", "xlm-roberta")}
 
 
 def family_of_type(model_type):
@@ -48,7 +50,7 @@ def tiny(model_type, folder, dtype=np.float32, seed=0):
 
     folder.mkdir(parents=True, exist_ok=True)
     family = family_of_type(model_type)
-    record = AutoConfig.for_model(model_type, **SIZES | TINY[model_type]).to_dict()
+    record = AutoConfig.for_model(model_type, **SIZES | (TINY | ENCODERS)[model_type]).to_dict()
     record |= {"architectures": [family.architectures[0]], "dtype": np.dtype(dtype).name}
     (folder / "config.json").write_text(json.dumps(record))
     config = family.to_config(record)

@@ -149,7 +149,9 @@ RANDOM = {
 
 
 def test_every_family_is_compared():
-    assert set(RANDOM) == set(families.FAMILIES)
+    """Encoders are in test_encoder_torch."""
+    encoders = {"bert", "roberta", "xlm-roberta"}
+    assert set(RANDOM) | encoders == set(families.FAMILIES)
 
 
 # More of them run with the slow tests.

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import TINY, assert_same_bits, family_of_type, one, tensors_of, tiny, whole
+from checkpoints import (
+    ENCODERS,
+    TINY,
+    assert_same_bits,
+    family_of_type,
+    one,
+    tensors_of,
+    tiny,
+    whole,
+)
 from flax import traverse_util
 from refusals import error
 from safetensors.numpy import load_file, save_file
@@ -22,7 +31,7 @@ from w2s_jax.models.families import assemble
 MESHES = ((1, 1, 1), (1, 8, 1), (2, 2, 2))
 
 
-@pytest.mark.parametrize("model_type", TINY)
+@pytest.mark.parametrize("model_type", TINY | ENCODERS)
 def test_import_and_export_keep_every_bit(tmp_path, model_type):
     tensors = tiny(model_type, tmp_path / "in")
     found = importing.import_huggingface(tmp_path / "in", sharding.mesh_of((1, 8, 1)))

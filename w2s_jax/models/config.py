@@ -12,6 +12,13 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 READ_OUTS = ("last", "first", "mean", "pooler")
 
+# Fields of which only the one kind of model knows more than the default.
+_ENCODER_ONLY = ("token_types", "pooler")
+_DECODER_ONLY = (
+    *("parallel_residual", "shared_norm", "tied_embeddings", "window", "local_layers"),
+    *("logit_softcap", "post_norms", "scaled_embeddings", "unembedding_bias"),
+)
+
 
 def _late(default: Any) -> Any:
     """A field that `to_dict` leaves out at its default: older fingerprints stay as they are."""
@@ -147,6 +154,21 @@ class ModelConfig:
                 f"the {self.num_layers} layers"
             )
 
+        self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        """Refuses what an encoder, or what a decoder, cannot have."""
+        kind = "an encoder" if self.bidirectional else "a decoder"
+        for field in _DECODER_ONLY if self.bidirectional else _ENCODER_ONLY:
+            value, allowed = getattr(self, field), self.__dataclass_fields__[field].default
+            if value != allowed:
+                raise errors.InputError(f"model.{field}: {value!r}; allowed in {kind}: {allowed!r}")
+        if self.read_out == "pooler" and not self.pooler:
+            raise errors.InputError(
+                f"model.read_out: 'pooler'; {self.name} has no pooler; allowed: "
+                f"{', '.join(name for name in READ_OUTS if name != 'pooler')}"
+            )
+
     def num_parameters(self) -> int:
         """Parameters of the backbone, embeddings included, heads and adapters not, by formula."""
         d, hd = self.d_model, self.head_dim
@@ -161,6 +183,7 @@ class ModelConfig:
         norms_per_block = (1 if self.shared_norm else 2) + 2 * self.post_norms
         embeddings = self.vocab_size * d * (1 if self.tied_embeddings else 2)
         embeddings += self.unembedding_bias * self.vocab_size
+        embeddings += self.token_types * d + self.pooler * (d + 1) * d
         if self.positions == "learned":
             embeddings += (self.max_positions + self.position_offset) * d
         return embeddings + self.num_layers * (attention + mlp + norms_per_block * norm) + norm

@@ -93,6 +93,7 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
         "source": source,
         "spec": spec,
         "head": model.head is not None,
+        "head_bias": model.head is not None and "bias" in model.head,
         "dtype": str(model.params["embedding"].dtype),
         "huggingface": model.huggingface,
     }

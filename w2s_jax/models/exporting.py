@@ -18,10 +18,10 @@ from w2s_jax.errors import InputError
 from w2s_jax.files import write_json
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.families import FAMILIES, Family, TensorView
+from w2s_jax.models.families import FAMILIES, Family, TensorView, classifier_name
 
 # Of a source's config.json: what no `ModelConfig` has, and still holds of the exported model.
-_KEPT = re.compile(r".*_token_id|.*dropout|.*_pdrop|use_cache")
+_KEPT = re.compile(r".*_token_id|.*dropout(_prob)?|.*_pdrop|use_cache")
 
 # What is said to be the longest document where none is known; with rotary positions it limits none.
 _LENGTH = 2048
@@ -46,8 +46,11 @@ def export_huggingface(
     Args:
       config, params: the model and its backbone.
       folder: a new folder.
-      head: {'kernel': [D, classes]}: with it the model is written as the family's class for
-        sequence classification, which has no language-model head unless embeddings are tied.
+      head: {'kernel': [D, classes]} and perhaps 'bias' ([classes]): with it the model is written
+        as the family's class for sequence classification, which has no language-model head unless
+        embeddings are tied. A decoder's reads the last token and has no bias; an encoder's reads
+        the pooler and gets zeros where there is none. Without `head` an encoder is written as the
+        bare model; transformers misses a pooler there if ours has none.
       tokenizer_from: a folder whose tokenizer files are copied, if it has any.
       source: the content of the config.json that the model came from; the ids of special tokens
         and the rates of dropout are kept.
@@ -59,21 +62,17 @@ def export_huggingface(
       StorageError: if the folder cannot be written.
     """
     family = family_for(config)
-    if head is not None and family.classifier is None:
-        able = ", ".join(f.name for f in FAMILIES.values() if f.classifier)
-        raise InputError(
-            f"{config.name}: transformers has no sequence classification for the family "
-            f"{family.name!r}; allowed: {able}, or an export without the head"
-        )
+    if head is not None:
+        check_head(family, config, head)
     flat = traverse_util.flatten_dict(params, sep=".")
     kind = jnp.dtype(dtype or flat["embedding"].dtype)
-    tensors = _tensors(family, config, flat, head)
+    tensors = file_tensors(family, config, flat, head)
     sizes = {name: math.prod(parts[0][0].stored) for name, parts in tensors.items()}
     sizes = {name: count * kind.itemsize for name, count in sizes.items()}
     groups = files.group_shards(sizes.items(), shard_bytes)
     with written_once(Path(folder)) as target:
         for names, file in zip(groups, files.shard_names(len(groups)), strict=True):
-            shard = {name: _gather(tensors[name], kind) for name in names}
+            shard = {name: gather(tensors[name], kind) for name in names}
             if target is not None:
                 files.write_shard(target / file, shard)
             del shard
@@ -84,6 +83,27 @@ def export_huggingface(
             write_json(target / files.CONFIG, record)
             if tokenizer_from is not None:
                 files.copy_tokenizer(Path(tokenizer_from), target)
+
+
+def check_head(family: Family, config: ModelConfig, head: Mapping[str, Any]) -> None:
+    """Refuses a head that the family's class for sequence classification cannot have."""
+    if family.classifier is None:
+        able = ", ".join(f.name for f in FAMILIES.values() if f.classifier)
+        raise InputError(
+            f"{config.name}: transformers has no sequence classification for the family "
+            f"{family.name!r}; allowed: {able}, or an export without the head"
+        )
+    read_out = "pooler" if config.bidirectional else "last"
+    if config.read_out != read_out:
+        raise InputError(
+            f"{config.name}: its head reads {config.read_out!r}, and {family.classifier} reads "
+            f"{read_out!r}; allowed: a model with that read-out, or an export without the head"
+        )
+    if "bias" in head and family.classifier_bias is None:
+        raise InputError(
+            f"{config.name}: its head has a bias, and {family.classifier} has none; allowed: a "
+            "head without bias, or an export without the head"
+        )
 
 
 def family_for(config: ModelConfig) -> Family:
@@ -112,9 +132,11 @@ def _named(config: ModelConfig, family: Family) -> ModelConfig:
 
 
 def _essence(config: ModelConfig) -> ModelConfig:
-    """A config without what does not change what is computed."""
+    """A config without what does not change what is computed, or is not in a config.json."""
     length = config.max_positions if config.positions == "learned" else 0
-    return dataclasses.replace(config, name="", init_std=0.0, max_positions=length)
+    return dataclasses.replace(
+        config, name="", init_std=0.0, max_positions=length, pooler=False, read_out="last"
+    )
 
 
 def _config_json(
@@ -136,10 +158,10 @@ def _config_json(
 
 
 #: How a parameter fills its part of a tensor: view, parameter, layer (None: it is not stacked).
-_Part = tuple[TensorView, jax.Array, int | None]
+_Part = tuple[TensorView, jax.Array | np.ndarray, int | None]
 
 
-def _tensors(
+def file_tensors(
     family: Family,
     config: ModelConfig,
     flat: Mapping[str, jax.Array],
@@ -159,14 +181,22 @@ def _tensors(
             if "{layer}" in view.name:
                 name = view.name.format(layer=layer)
                 tensors.setdefault(name, []).append((view, flat[path], layer))
-    if head is not None:
-        assert family.classifier_head is not None
-        view = TensorView(family.classifier_head, head["kernel"].shape[::-1], axes=(1, 0))
-        tensors[view.name] = [(view, head["kernel"], None)]
+    if head is None:
+        return tensors
+    assert family.classifier_head is not None
+    tensors = {classifier_name(family, name): parts for name, parts in tensors.items()}
+    kernel = head["kernel"]
+    view = TensorView(family.classifier_head, kernel.shape[::-1], axes=(1, 0))
+    tensors[view.name] = [(view, kernel, None)]
+    if family.classifier_bias is not None:
+        bias = head["bias"] if "bias" in head else np.zeros(kernel.shape[1], np.float32)
+        tensors[family.classifier_bias] = [
+            (TensorView(family.classifier_bias, bias.shape), bias, None)
+        ]
     return tensors
 
 
-def _gather(parts: list[_Part], dtype: Any) -> np.ndarray:
+def gather(parts: list[_Part], dtype: Any) -> np.ndarray:
     """A tensor of the file, in host memory."""
     tensor = np.empty(parts[0][0].stored, dtype)
     for view, parameter, layer in parts:
@@ -179,7 +209,7 @@ def _layer(stacked: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
 
 
-def on_host(array: jax.Array) -> np.ndarray:
+def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
     """A whole array, wherever its shards lie; with several processes all call this."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)

@@ -1,4 +1,8 @@
-"""Heads on the decoder's hidden states: class logits, rewards, and language-model logits."""
+"""Heads on hidden states: read-outs, class logits, rewards, and language-model logits.
+
+Shapes in names: R rows, L slots, m documents, K read-outs of a document, D width, C classes,
+V vocabulary.
+"""
 
 from typing import Any
 
@@ -7,7 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
+from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.layers import contract
 from w2s_jax.models.network import Params, unembedding
 
 Array = jax.Array
@@ -27,8 +33,8 @@ def init_class_head(
 
     Args:
       how: 'unembedding' copies the language-model head's columns of the two label tokens (Burns et
-        al. 2023, appendix A.1), of which a reward is the difference (1 less 0); 'zeros' as in the
-        released code.
+        al. 2023, appendix A.1), of which a reward is the difference (1 less 0), and which an
+        encoder has not; 'zeros' as in the released code.
       config, params: the backbone.
       label_tokens: the tokens that spell the labels 0 and 1.
       mesh: where the head goes.
@@ -45,20 +51,83 @@ def init_class_head(
 
 
 def abstract_class_head(
-    config: ModelConfig, mesh: Mesh, num_texts: int = 1
+    config: ModelConfig, mesh: Mesh, num_texts: int = 1, *, bias: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, dtype and sharding of a head for documents of `num_texts` texts."""
-    shape = (config.d_model, 2 // num_texts)
+    classes = 2 // num_texts
+    shapes: dict[str, tuple[int, ...]] = {"kernel": (config.d_model, classes)}
+    if bias:
+        shapes["bias"] = (classes,)
     whole = sharding.replicated(mesh)
-    return {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)}
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
+        for name, shape in shapes.items()
+    }
+
+
+def read_out(
+    config: ModelConfig,
+    backbone_params: Params,
+    hidden_RLD: Array,
+    segment_ids_RL: Array,
+    read_outs_mK: Array,
+) -> Array:
+    """What heads see of each text, by `config.read_out`: [m, K, D] in the hidden states' dtype.
+
+    Args:
+      config, backbone_params: the model; of its parameters only the pooler's are used.
+      hidden_RLD: hidden states of packed rows.
+      segment_ids_RL: the rows' segments, 1, 2, ... in each (0: padding).
+      read_outs_mK: index into the flattened [R * L] slots of each text's last token. One that
+        points into padding, as of a document of weight 0, gives finite values without meaning.
+
+    Returns:
+      The hidden state of the text's 'last' or 'first' token; the 'mean' of all its tokens', summed
+      in float32; or tanh of the 'pooler''s dense layer over the first.
+    """
+    num_rows, length, width = hidden_RLD.shape
+    segment_ids_RL = jnp.asarray(segment_ids_RL, jnp.int32)
+    read_outs_mK = jnp.asarray(read_outs_mK)
+    with jax.named_scope("read_out"):
+        if config.read_out == "mean":
+            return _mean(hidden_RLD, segment_ids_RL, read_outs_mK)
+        if config.read_out != "last":
+            # As many slots before the last one as its position says.
+            positions_RL = segment_positions(segment_ids_RL)
+            read_outs_mK = read_outs_mK - positions_RL.reshape(-1)[read_outs_mK]
+        hidden_mKD = hidden_RLD.reshape(num_rows * length, width)[read_outs_mK]
+        if config.read_out != "pooler":
+            return hidden_mKD
+        pooler = backbone_params["pooler"]
+        dense_mKD = contract("mkd,de->mke", hidden_mKD, pooler["kernel"])
+        return jnp.tanh(dense_mKD + pooler["bias"].astype(dense_mKD.dtype)[None, None])
+
+
+def _mean(hidden_RLD: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Array:
+    """The mean over the segments that `read_outs_mK` lie in: one product with their masks."""
+    num_rows, length, _ = hidden_RLD.shape
+    row_mK = read_outs_mK // length
+    segment_mK = segment_ids_RL.reshape(-1)[read_outs_mK]
+    same_row_mKR = row_mK[..., None] == jnp.arange(num_rows)[None, None]
+    same_segment_mKRL = segment_mK[..., None, None] == segment_ids_RL[None, None]
+    mask_mKRL = same_row_mKR[..., None] & same_segment_mKRL
+    total_mKD = jnp.einsum(
+        "mkrl,rld->mkd",
+        mask_mKRL.astype(hidden_RLD.dtype),
+        hidden_RLD,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    count_mK = jnp.sum(mask_mKRL, axis=(2, 3), dtype=jnp.float32)
+    return (total_mKD / count_mK[..., None]).astype(hidden_RLD.dtype)
 
 
 def class_logits(head: dict[str, Any], hidden_BKD: Array) -> Array:
-    """Two-class logits in float32, [B, 2], from the hidden states at the read-outs.
+    """Two-class logits in float32, [B, 2], from what `read_out` gives.
 
     For a pair they are the rewards (r1, r2) of its texts, so that softmax gives
     P(label 1) = sigmoid(r2 - r1) (Burns et al. 2023, section 4.3) and every loss applies.
-    `hidden_BKD` may lack the axis K where it is 1.
+    `hidden_BKD` may lack the axis K where it is 1; the head may have a 'bias', float32 [C].
     """
     with jax.named_scope("class_head"):
         logits = jnp.einsum(
@@ -67,6 +136,8 @@ def class_logits(head: dict[str, Any], hidden_BKD: Array) -> Array:
             head["kernel"].astype(hidden_BKD.dtype),
             preferred_element_type=jnp.float32,
         )
+        if "bias" in head:
+            logits += head["bias"].reshape((1,) * (logits.ndim - 1) + (-1,))
         return logits.reshape(logits.shape[0], -1)
 
 

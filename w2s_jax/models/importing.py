@@ -23,6 +23,7 @@ from w2s_jax.errors import InputError, nearest, unknown
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import network
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.encoder_files import completed
 from w2s_jax.models.families import Family, TensorView, family_of, file_names, is_ignored
 from w2s_jax.models.partial_reads import Range, read_part
 
@@ -41,7 +42,8 @@ class Imported:
     Attributes:
       config: the model.
       params: backbone parameters for `network.forward`.
-      head: {'kernel': float32 [D, classes]}, replicated, or None where the folder has none.
+      head: {'kernel': float32 [D, classes]} and, where the folder has it, 'bias' (float32
+        [classes]), replicated; None where the folder has none.
       huggingface: the content of its config.json.
     """
 
@@ -75,6 +77,7 @@ def import_huggingface(
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     stored = files.open_tensors(folder)
+    config = completed(folder, family, config, stored.keys())
     views, names = family.views(config), file_names(family, config, stored.keys())
     absent = _check(folder, family, config, record, stored)
     if (table := stored.get(names[views["embedding"].name])) is not None:
@@ -88,15 +91,29 @@ def import_huggingface(
         else:
             tensors = _tensors(views[path], config, names, stored)
             params[path] = _read(wanted, views[path], tensors, dtype)
-    head = None
-    if family.classifier_head in stored:
-        tensor = stored[family.classifier_head]
-        whole = jax.ShapeDtypeStruct(
-            tensor.shape[::-1], jnp.float32, sharding=sharding.replicated(mesh)
-        )
-        view = TensorView(tensor.name, tensor.shape, axes=(1, 0))
-        head = {"kernel": _read(whole, view, [tensor], "float32")}
+    head = _head(family, stored, mesh)
     return Imported(config, traverse_util.unflatten_dict(params, sep="."), head, record)
+
+
+def _head(family: Family, stored: Stored, mesh: Mesh) -> dict[str, jax.Array] | None:
+    """The class head, if the folder has one."""
+    if family.classifier_head not in stored:
+        return None
+    head = {}
+    for name, stored_name in (
+        ("kernel", family.classifier_head),
+        ("bias", family.classifier_bias),
+    ):
+        if stored_name in stored:
+            tensor = stored[stored_name]
+            view = TensorView(
+                tensor.name, tensor.shape, axes=tuple(reversed(range(len(tensor.shape))))
+            )
+            whole = jax.ShapeDtypeStruct(
+                tensor.shape[::-1], jnp.float32, sharding=sharding.replicated(mesh)
+            )
+            head[name] = _read(whole, view, [tensor], "float32")
+    return head
 
 
 def _tensors(
@@ -171,7 +188,9 @@ def _check(
     used = set(names.values())
     for name, tensor in stored.items():
         if name == family.classifier_head:
-            _check_head(tensor, config)
+            _check_head(tensor, config, stored.get(family.classifier_bias or ""))
+        elif name == family.classifier_bias and family.classifier_head in stored:
+            continue
         elif name not in used and not is_ignored(family, name):
             missing = used - stored.keys()
             raise InputError(
@@ -196,13 +215,17 @@ def _check_tensor(tensor: files.StoredTensor, shape: tuple[int, ...]) -> None:
         raise InputError(f"{tensor.place}: type {tensor.dtype}; allowed: {', '.join(files.FLOATS)}")
 
 
-def _check_head(tensor: files.StoredTensor, config: ModelConfig) -> None:
+def _check_head(
+    tensor: files.StoredTensor, config: ModelConfig, bias: files.StoredTensor | None
+) -> None:
     if list(tensor.shape) not in ([1, config.d_model], [2, config.d_model]):
         raise InputError(
             f"{tensor.place}: shape {list(tensor.shape)}; allowed: [2, {config.d_model}] (two "
             f"classes) or [1, {config.d_model}] (a reward)"
         )
     _check_tensor(tensor, tensor.shape)
+    if bias is not None:
+        _check_tensor(bias, tensor.shape[:1])
 
 
 def _is_headless(family: Family, record: Mapping[str, Any]) -> bool:

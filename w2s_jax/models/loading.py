@@ -27,7 +27,7 @@ class Loaded:
 
     Attributes:
       config, params: the model and its backbone.
-      head: {'kernel': float32 [D, classes]}, or None.
+      head: {'kernel': float32 [D, classes]} and perhaps 'bias' (float32 [classes]), or None.
       huggingface: the content of the config.json that it came from, if any.
       tokenizer: the folder that may hold its tokenizer's files, if any.
     """
@@ -113,7 +113,9 @@ def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         )
     }
     if record.get("head", record["kind"] != "pretrain"):
-        target["head"] = abstract_class_head(config, mesh, record["spec"].get("texts", 1))
+        target["head"] = abstract_class_head(
+            config, mesh, record["spec"].get("texts", 1), bias=record.get("head_bias", False)
+        )
     tree = storage.load_tree(final, target)
     tokenizer = folder / "tokenizer"
     return Loaded(

@@ -17,6 +17,7 @@ from w2s_jax.config import REMATS
 from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.decoder import Decoder
+from w2s_jax.models.encoder import Encoder
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -29,7 +30,7 @@ _ADAPTERS = 1
 
 
 def _module(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-    return Decoder(config, rngs)
+    return Encoder(config, rngs) if config.bidirectional else Decoder(config, rngs)
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,7 +99,16 @@ def forward(
 
 
 def unembedding(config: ModelConfig, params: Params) -> Array:
-    """The language-model head's kernel, [D, V]."""
+    """The language-model head's kernel, [D, V].
+
+    Raises:
+      InputError: for an encoder, which has none.
+    """
+    if config.bidirectional:
+        raise errors.InputError(
+            f"{config.name}: an encoder, which has no unembedding; allowed: a decoder where there "
+            "are next-token logits, and a class head that starts from zeros"
+        )
     return params["embedding"].T if config.tied_embeddings else params["unembedding"]
 
 

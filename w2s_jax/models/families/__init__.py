@@ -11,20 +11,24 @@ checkpoints relies on:
   `view.take(tensor)` the parameter as a view of it, `view.put(parameter, buffer)` the inverse: it
   fills this parameter's part of a tensor of the shape `stored`. Several parameters may share one
   tensor (GPT-2's fused query, key and value). Nothing is computed: values and dtypes stay.
-- Names in views are those that transformers writes for the language model. A file of the bare
-  backbone may lack the prefix: `file_names(family, config, names)` says which name of the file is
-  meant by each name of a view.
+- Names in views are those that transformers writes for the first of the family's architectures: the
+  language model, or an encoder without a head. Another file may have other prefixes and names:
+  `file_names(family, config, names)` says which name of the file is meant by each name of a view,
+  and `classifier_name(family, name)` what a classifier's file calls it.
 - A tensor of the file that no view names is fine if `is_ignored(family, name)`; the classification
-  head's name is `family.classifier_head` ([classes, D], no bias).
+  head's name is `family.classifier_head` ([classes, D]), and its bias's, which decoders lack,
+  `family.classifier_bias` ([classes]).
+- Of an encoder, `to_config` says what config.json does; `encoder_files.completed` the rest.
 - Tied models have no view for an unembedding and nothing is written for it.
 """
 
-from w2s_jax.models.families import gemma, gpt, llama
+from w2s_jax.models.families import bert, gemma, gpt, llama
 from w2s_jax.models.families.base import (
     FAMILIES,
     Family,
     TensorView,
     assemble,
+    classifier_name,
     disassemble,
     family_of,
     file_names,
@@ -37,6 +41,7 @@ __all__ = [
     "Family",
     "TensorView",
     "assemble",
+    "classifier_name",
     "disassemble",
     "family_of",
     "file_names",
@@ -44,5 +49,5 @@ __all__ = [
     "register_family",
 ]
 
-for _family in (*gpt.FAMILIES, *llama.FAMILIES, *gemma.FAMILIES):
+for _family in (*gpt.FAMILIES, *llama.FAMILIES, *gemma.FAMILIES, *bert.FAMILIES):
     register_family(_family)

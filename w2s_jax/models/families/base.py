@@ -55,7 +55,10 @@ class Family:
       model_types: values of config.json's `model_type`.
       architectures: values of config.json's `architectures`, the language model's class first.
       classifier: the class for sequence classification, if transformers has one.
-      classifier_head: the name of its head's tensor.
+      classifier_head, classifier_bias: the names of its head's tensors; without the second its head
+        has no bias.
+      classifier_names: (beginning of names in `views`, what it is in a classifier's file), of which
+        the first that fits holds.
       to_config: the `ModelConfig` of a config.json's content; an `InputError` names an option that
         is not supported, its value and what is allowed.
       to_hf: the content of a config.json from which `to_config` gives the same `ModelConfig`
@@ -64,6 +67,7 @@ class Family:
       ignored: regular expressions of names of tensors that may be present and are not used.
       prefixes: prefixes of the backbone's names; the first is the one in `views`, any other may
         stand in its place in a file.
+      old_names: (end of a name, what it may be instead in an old file).
     """
 
     name: str
@@ -76,6 +80,9 @@ class Family:
     views: Callable[[ModelConfig], dict[str, TensorView]]
     ignored: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("model.", "")
+    classifier_bias: str | None = None
+    classifier_names: tuple[tuple[str, str], ...] = ()
+    old_names: tuple[tuple[str, str], ...] = ()
 
 
 #: Family by name, in the order of registration.
@@ -140,16 +147,37 @@ def file_names(family: Family, config: ModelConfig, names: Collection[str]) -> d
     """For each tensor name in `family.views(config)` (of every layer): its name in a file.
 
     Args:
-      names: the names of the file's tensors, which tell its prefix. Names that are missing there
-        are in the answer all the same.
+      names: the names of the file's tensors, which tell its prefix, whether it is a classifier's
+        and whether it is old. Names that are missing there are in the answer all the same.
     """
     ours = family.prefixes[0]
     wanted = tensor_names(family, config)
-    first = next(name for name in wanted if name.startswith(ours)).removeprefix(ours)
-    prefix = next((p for p in family.prefixes if p + first in names), ours)
-    return {
-        name: prefix + name.removeprefix(ours) if name.startswith(ours) else name for name in wanted
-    }
+    if family.classifier_head in names and family.classifier_names:
+        found = {name: classifier_name(family, name) for name in wanted}
+    else:
+        first = next(name for name in wanted if name.startswith(ours)).removeprefix(ours)
+        prefix = next((p for p in family.prefixes if p + first in names), ours)
+        found = {
+            name: prefix + name.removeprefix(ours) if name.startswith(ours) else name
+            for name in wanted
+        }
+    return {name: _old_name(family, theirs, names) for name, theirs in found.items()}
+
+
+def classifier_name(family: Family, name: str) -> str:
+    """The name that a tensor of `family.views` has in the file of the family's classifier."""
+    for ours, theirs in family.classifier_names:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _old_name(family: Family, name: str, names: Collection[str]) -> str:
+    for new, old in family.old_names:
+        former = name.removesuffix(new) + old
+        if name.endswith(new) and name not in names and former in names:
+            return former
+    return name
 
 
 def tensor_names(family: Family, config: ModelConfig) -> list[str]:
@@ -179,7 +207,7 @@ def assemble(
     """
     names = file_names(family, config, tensors.keys())
     for name in tensors:
-        known = name in names.values() or name == family.classifier_head
+        known = name in (*names.values(), family.classifier_head, family.classifier_bias)
         if not known and not is_ignored(family, name):
             raise errors.unknown("tensor", name, names.values())
 

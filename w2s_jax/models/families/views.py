@@ -84,7 +84,11 @@ def flatten(config: ModelConfig, tree: Views) -> dict[str, TensorView]:
 
 
 def _exists(config: ModelConfig, path: tuple[str, ...]) -> bool:
-    """Whether a model has the parameter; the same rules as the decoder's modules."""
+    """Whether a model has the parameter; the same rules as the modules of decoder and encoder."""
+    if path[0] == "pooler":
+        return config.pooler
+    if path[-1] == "token_type_embedding":
+        return config.token_types > 0
     if path[-1] == "unembedding":
         return not config.tied_embeddings
     if path[-1] == "unembedding_bias":
