@@ -4,9 +4,11 @@
 
 The models are read by `models.load` from their Hugging Face folders (tests/golden/README.md says
 how those were made), in float32 on the CPU. A number is the largest absolute difference over all
-documents: of the last hidden state, and of the language-model logits at all tokens.
+documents: of the last hidden state, and of the language-model logits at all tokens; for encoders of
+the hidden states of all tokens, and of what the pooler gives.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -33,7 +35,9 @@ def layouts(tokens, lengths):
 
 
 def differences(config, params, tokens, segments, starts, lengths, outputs):
-    """Largest differences of (last hidden state, logits)."""
+    """Largest differences of (last hidden state, logits) or, of an encoder, (all, pooler)."""
+    if config.bidirectional:
+        return encoder_differences(config, params, tokens, segments, starts, lengths, outputs)
     hidden = models.forward(config, params, tokens, segments)
     logits = np.asarray(heads.language_model_logits(config, params, hidden))
     hidden = np.asarray(hidden)
@@ -43,6 +47,24 @@ def differences(config, params, tokens, segments, starts, lengths, outputs):
         mine = logits[row, start : start + n] - outputs["lm_logits"][i, :n]
         worst = np.maximum(worst, [np.abs(last).max(), np.abs(mine).max()])
     return worst
+
+
+def encoder_differences(config, params, tokens, segments, starts, lengths, outputs):
+    """Largest differences of (hidden states of all tokens, what the pooler gives)."""
+    segments = np.ones(tokens.shape, np.int32) if segments is None else segments
+    ends = [
+        tokens.shape[1] * row + start + n - 1
+        for (row, start), n in zip(starts, lengths, strict=True)
+    ]
+    hidden = models.forward(config, params, tokens, segments)
+    config = dataclasses.replace(config, read_out="pooler")
+    pooled = heads.read_out(config, params, hidden, segments, np.array(ends)[:, None])
+    hidden = np.asarray(hidden)
+    worst = [
+        np.abs(hidden[row, start : start + n] - outputs["hidden"][i, :n]).max()
+        for i, ((row, start), n) in enumerate(zip(starts, lengths, strict=True))
+    ]
+    return np.array([max(worst), np.abs(np.asarray(pooled)[:, 0] - outputs["pooled"]).max()])
 
 
 def main():
@@ -59,7 +81,7 @@ def main():
         alone = [
             differences(
                 config, params, tokens[i : i + 1, :n], None, [(0, 0)], [n],
-                {key: outputs[key][i : i + 1] for key in ("last_hidden", "lm_logits")},
+                {key: outputs[key][i : i + 1] for key in outputs},
             )
             for i, n in enumerate(lengths)
         ]  # fmt: skip

@@ -244,8 +244,11 @@ def test_gradients_are_finite_and_equal_scanned_unrolled_and_rematerialised(read
     )
 
 
-@parametrize(["minilm", "xlm_roberta"])
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [("minilm", (1, 8, 1)), ("xlm_roberta", (2, 2, 2))],
+    indirect=["model"],
+)
 def test_sharded_parameters_give_the_same_outputs(model, shape):
     config, params, _, inputs, _ = model
     mesh = sharding.mesh_of(shape)
