@@ -1,5 +1,6 @@
 """Adapters as PEFT's PyTorch loads them, for every family (needs the `torch` extra)."""
 
+import dataclasses
 import json
 import warnings
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import SIZES, TINY, one
+from checkpoints import ENCODERS, SIZES, TINY, one
 
 from w2s_jax import models
 from w2s_jax.models import heads, importing, lora
@@ -21,8 +22,9 @@ def saved(model_type, folder):
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **SIZES | TINY[model_type])
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    config = transformers.AutoConfig.for_model(model_type, **SIZES | (TINY | ENCODERS)[model_type])
+    auto = transformers.AutoModel if model_type in ENCODERS else transformers.AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -54,9 +56,9 @@ def peft_logits(auto, base, folder, tokens, **kwargs):
         warnings.simplefilter("error", UserWarning)
         wrapped = peft.PeftModel.from_pretrained(model, str(folder)).eval()
     with torch.no_grad():
-        ours = wrapped(torch.tensor(tokens)).logits.numpy()
+        ours = wrapped(torch.tensor(tokens))[0].numpy()
         with wrapped.disable_adapter():
-            return ours, wrapped(torch.tensor(tokens)).logits.numpy()
+            return ours, wrapped(torch.tensor(tokens))[0].numpy()
 
 
 @pytest.mark.parametrize(
@@ -99,4 +101,33 @@ def test_peft_gives_our_logits(tmp_path, model_type, targets, classes):
     auto = transformers.AutoModelForSequenceClassification
     theirs, _ = peft_logits(auto, base, tmp_path / "headed", tokens, num_labels=classes)
     assert theirs.shape == (3, classes)
+    np.testing.assert_allclose(class_logits, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_peft_gives_an_encoders_hidden_states_and_class_logits(tmp_path, model_type):
+    import transformers
+
+    base = saved(model_type, tmp_path / "base")
+    found = importing.import_huggingface(base, one())
+    found = dataclasses.replace(found, config=dataclasses.replace(found.config, read_out="pooler"))
+    config, params = adapted(found, ("attention.*", "mlp.down"))
+    head = {"kernel": jax.random.normal(jax.random.key(1), (32, 2)), "bias": jnp.ones(2)}
+    lora.save_peft(config, params, tmp_path / "plain", base_model=str(base))
+    lora.save_peft(config, params, tmp_path / "headed", base_model=str(base), head=head)
+    tokens = np.random.default_rng(1).integers(3, 64, (3, 12))
+
+    @jax.jit
+    def run(params, head):
+        hidden = models.forward(config, params, tokens, scan=True)
+        ends = np.arange(11, 36, 12)[:, None]
+        seen = heads.read_out(config, params, hidden, np.ones((3, 12)), ends)
+        return hidden, heads.class_logits(head, seen)
+
+    hidden, class_logits = run(params, head)
+    theirs, without = peft_logits(transformers.AutoModel, base, tmp_path / "plain", tokens)
+    assert np.abs(theirs - without).max() > 0.05
+    np.testing.assert_allclose(hidden, theirs, atol=1e-5 * np.abs(theirs).max())
+    auto = transformers.AutoModelForSequenceClassification
+    theirs, _ = peft_logits(auto, base, tmp_path / "headed", tokens, num_labels=2)
     np.testing.assert_allclose(class_logits, theirs, atol=1e-5 * np.abs(theirs).max())

@@ -63,16 +63,16 @@ def export_huggingface(
     """
     family = family_for(config)
     if head is not None:
-        _check_head(family, config, head)
+        check_head(family, config, head)
     flat = traverse_util.flatten_dict(params, sep=".")
     kind = jnp.dtype(dtype or flat["embedding"].dtype)
-    tensors = _tensors(family, config, flat, head)
+    tensors = file_tensors(family, config, flat, head)
     sizes = {name: math.prod(parts[0][0].stored) for name, parts in tensors.items()}
     sizes = {name: count * kind.itemsize for name, count in sizes.items()}
     groups = files.group_shards(sizes.items(), shard_bytes)
     with written_once(Path(folder)) as target:
         for names, file in zip(groups, files.shard_names(len(groups)), strict=True):
-            shard = {name: _gather(tensors[name], kind) for name in names}
+            shard = {name: gather(tensors[name], kind) for name in names}
             if target is not None:
                 files.write_shard(target / file, shard)
             del shard
@@ -85,7 +85,7 @@ def export_huggingface(
                 files.copy_tokenizer(Path(tokenizer_from), target)
 
 
-def _check_head(family: Family, config: ModelConfig, head: Mapping[str, Any]) -> None:
+def check_head(family: Family, config: ModelConfig, head: Mapping[str, Any]) -> None:
     """Refuses a head that the family's class for sequence classification cannot have."""
     if family.classifier is None:
         able = ", ".join(f.name for f in FAMILIES.values() if f.classifier)
@@ -161,7 +161,7 @@ def _config_json(
 _Part = tuple[TensorView, jax.Array | np.ndarray, int | None]
 
 
-def _tensors(
+def file_tensors(
     family: Family,
     config: ModelConfig,
     flat: Mapping[str, jax.Array],
@@ -196,7 +196,7 @@ def _tensors(
     return tensors
 
 
-def _gather(parts: list[_Part], dtype: Any) -> np.ndarray:
+def gather(parts: list[_Part], dtype: Any) -> np.ndarray:
     """A tensor of the file, in host memory."""
     tensor = np.empty(parts[0][0].stored, dtype)
     for view, parameter, layer in parts:

@@ -24,6 +24,7 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import exporting, network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, TensorView
+from w2s_jax.models.families.base import classifier_name
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -99,8 +100,8 @@ def save_peft(
       folder: a new folder.
       base_model: what the adapters belong to, for PEFT: a folder or a hub id in Hugging Face's
         layout.
-      head: {'kernel': [D, classes]}: with it the adapters are those of the family's class for
-        sequence classification, which gets this head.
+      head: {'kernel': [D, classes]} and perhaps 'bias' ([classes]): with it the adapters are those
+        of the family's class for sequence classification, which gets this head.
 
     Raises:
       InputError: if there are no adapters, no family can express the model or the head, or
@@ -111,27 +112,20 @@ def save_peft(
         raise InputError(f"{config.name}: no adapters; allowed: a model of `with_adapters`")
     base = config.without_adapters()
     family = exporting.family_for(base)
-    if head is not None and family.classifier is None:
-        raise InputError(
-            f"{config.name}: transformers has no sequence classification for the family "
-            f"{family.name!r}; allowed: adapters without the head"
-        )
+    if head is not None:
+        exporting.check_head(family, base, head)
     flat = traverse_util.flatten_dict(params, sep=".")
     adapters = {path: exporting.on_host(x) for path, x in flat.items() if is_adapter(path)}
-    places = _places(family, base, config.lora_targets)
-    kernel_DC = None if head is None else exporting.on_host(head["kernel"])
+    places = _places(family, base, config.lora_targets, head is not None)
+    tensors = {} if head is None else _head_tensors(family, base, flat, head)
     with exporting.written_once(Path(folder)) as target:
         if target is None:
             return
-        tensors: dict[str, np.ndarray] = {}
         for module, parts in places.items():
             for layer in range(config.num_layers):
                 name = _PREFIX + module.format(layer=layer)
                 a, b = _combined(config, parts, adapters, layer)
                 tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-        if kernel_DC is not None:
-            assert family.classifier_head is not None
-            tensors[_PREFIX + family.classifier_head] = kernel_DC.T
         files.write_shard(target / "adapter_model.safetensors", tensors)
         record = _adapter_config(config, family, places, base_model, head is not None)
         write_json(target / "adapter_config.json", record)
@@ -139,6 +133,23 @@ def save_peft(
 
 # What PEFT puts before the names of a wrapped model's modules.
 _PREFIX = "base_model.model."
+
+
+def _head_tensors(
+    family: Family, config: ModelConfig, flat: Mapping[str, Array], head: Mapping[str, Array]
+) -> dict[str, np.ndarray]:
+    """All that the module of the head holds: of RoBERTa's, a dense layer too."""
+    tensors = exporting.file_tensors(family, config, flat, head)
+    return {
+        _PREFIX + name: exporting.gather(parts, np.float32)
+        for name, parts in tensors.items()
+        if name.startswith(_head_module(family) + ".")
+    }
+
+
+def _head_module(family: Family) -> str:
+    assert family.classifier_head is not None
+    return family.classifier_head.split(".")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +170,16 @@ class _Place:
     inputs_first: bool
 
 
-def _places(family: Family, config: ModelConfig, targets: Sequence[str]) -> dict[str, list[_Place]]:
+def _places(
+    family: Family, config: ModelConfig, targets: Sequence[str], classifier: bool
+) -> dict[str, list[_Place]]:
     """For each module that is adapted ('{layer}' in its name), the projections it computes."""
     views = family.views(config)
     places: dict[str, list[_Place]] = {}
     for target in targets:
         view = views[f"blocks.{target}.kernel"]
-        module = view.name.removesuffix(".weight")
+        name = classifier_name(family, view.name) if classifier else view.name
+        module = name.removesuffix(".weight")
         places.setdefault(module, []).append(_place(config, target, view))
     return places
 
@@ -226,7 +240,6 @@ def _adapter_config(
         "inference_mode": True,
     }
     if classifier:
-        assert family.classifier_head is not None
-        module = family.classifier_head.removesuffix(".weight")
-        return record | {"task_type": "SEQ_CLS", "modules_to_save": [module]}
+        modules = [_head_module(family)]
+        return record | {"task_type": "SEQ_CLS", "modules_to_save": modules}
     return record if config.bidirectional else record | {"task_type": "CAUSAL_LM"}
