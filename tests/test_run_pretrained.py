@@ -157,6 +157,8 @@ def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places):
     assert (tmp_path / "whole" / "tokenizer.json").exists()
     assert "LlamaForSequenceClassification" in (tmp_path / "whole" / "config.json").read_text()
     assert "no low-rank adapters" in error(loading.load_adapted, places[1]["llama"])
+    apart = error(models.export_huggingface, found.config, found.params, tmp_path / "apart")
+    assert "adapters apart" in apart and not (tmp_path / "apart").exists()
 
 
 def test_a_base_that_has_changed_is_refused(tmp_path, places):

@@ -61,6 +61,8 @@ def export_huggingface(
       InputError: if no family can express the model or the head, or `folder` exists.
       StorageError: if the folder cannot be written.
     """
+    if config.lora_rank:
+        raise InputError(f"{config.name}: has adapters apart; allowed: what `lora.merge` returns")
     family = family_for(config)
     if head is not None:
         check_head(family, config, head)
