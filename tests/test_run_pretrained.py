@@ -188,6 +188,35 @@ def test_probes_share_their_features_and_a_phase_is_a_model(tmp_path, places):
     assert resolve(validate(again)).roles["strong"].tokenizer is not None
 
 
+def test_a_probed_head_is_kept_for_what_follows(tmp_path, places):
+    config = config_of(places, strong__train__adapt="probe_then_full")
+    config.checkpoint.keep_final = False
+    result = run(config, tmp_path)
+    finals = {path.parents[1].name for path in tmp_path.glob("phases/*/checkpoints/final")}
+    assert finals == {s["phase"] for s in result["stages"] if s["kind"] == "probe"}
+
+
+def test_pairs_are_probed_by_the_difference_of_their_rewards(tmp_path, places):
+    data_dir = tmp_path / "data"
+    records = testing.tiny_records(400)
+    rows = [
+        {"text_a": a["text"], "text_b": b["text"], "label": b["label"]}
+        for a, b in zip(records[::2], records[1::2], strict=True)
+        for a, b in ((a, b), (b, a))
+    ]
+    for split, part in (("train", rows[:240]), ("validation", rows[240:300]), ("test", rows[300:])):
+        (data_dir / "pairs").mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (data_dir / "pairs" / f"{split}.jsonl").write_text(text)
+    config = config_of(places, strong__train__adapt="probe", task__name="pairs")
+    config.task.data_dir = str(data_dir)
+    result = run(config, tmp_path / "run")
+    documents = resolve(validate(config)).roles["strong"].splits["test"]
+    assert documents.num_texts == 2
+    folder = tmp_path / "run" / "phases" / phase_of(result, "ceiling")
+    np.testing.assert_allclose(predicted(folder, documents), recorded(folder, documents), atol=1e-5)
+
+
 def test_roles_read_with_their_own_tokenizers_up_to_their_own_limits(places):
     config = config_of(places, "gpt2", strong__tokenizer="bytes")
     message = error(resolve, validate(config))

@@ -18,7 +18,7 @@ from w2s_jax.inference import Predictor, soft_labels
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import heads, network
 from w2s_jax.training import step as step_module
-from w2s_jax.training.batches import put_batches
+from w2s_jax.training.batches import put_batches, put_feature_batches
 from w2s_jax.training.optimizer import make_optimizer, make_schedule
 from w2s_jax.training.state import init_state
 from w2s_jax.training.step import StepSpec, train_step
@@ -310,3 +310,33 @@ def test_schedules_equal_their_formulas(schedule):
     after = {"cosine": (1 + np.cos(np.pi * t)) / 2, "linear": 1 - t, "constant": np.ones(40)}
     np.testing.assert_allclose(rates[10:], 0.3 * after[schedule], rtol=3e-5)
     assert (np.diff(rates[:11]) > 0).all() and rates[0] > 0
+
+
+def test_a_probe_s_gradient_is_that_of_logistic_regression():
+    """One step of plain gradient descent on a head over features, against the closed form."""
+    rng = np.random.default_rng(0)
+    features, soft = rng.normal(size=(24, 1, 16)).astype("f4"), rng.uniform(size=24)
+    kernel = rng.normal(size=(16, 2)).astype("f4")
+    settings = TrainSettings(batch_size=8, learning_rate=0.5, adapt="probe", schedule="constant")
+    order = rng.permutation(24).reshape(3, 8).astype(np.int32)
+    mesh = sharding.make_mesh()
+    batches = put_feature_batches(order, soft_labels(soft), mesh)
+    frozen = {"features_NKD": jax.device_put(features, sharding.replicated(mesh))}
+    state = init_state(
+        on_mesh({"head": {"kernel": kernel}}, mesh), make_optimizer(settings, 3), 3, mesh
+    )
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sum(x.size for x in moments) == 2 * kernel.size
+    spec = StepSpec(testing.tiny_model(), settings, 3, XENT)
+    state = train_step(spec, mesh, frozen)(state, batches.at(0))
+    x, y = features[order[0], 0].astype(float), soft_labels(soft)[order[0]]
+    p = np.exp(x @ kernel)
+    p /= p.sum(1, keepdims=True)
+    gradient = x.T @ (p - y) / 8
+    history = np.asarray(state.history)[0]
+    np.testing.assert_allclose(history[0], -np.mean(np.sum(y * np.log(p), 1)), rtol=1e-5)
+    np.testing.assert_allclose(history[1], np.linalg.norm(gradient), rtol=1e-5)
+    # Adam's first step is the sign of the gradient.
+    np.testing.assert_allclose(
+        state.params["head"]["kernel"], kernel - 0.5 * np.sign(gradient), rtol=1e-4, atol=1e-4
+    )

@@ -47,6 +47,9 @@ from w2s_jax.training.step import StepSpec, train_step
 
 log = logging.getLogger(__name__)
 
+#: Kinds of phases whose parameters other phases start from: they are kept in any case.
+STARTS = ("pretrain", "features", "probe")
+
 
 @dataclass(frozen=True)
 class Context:
@@ -108,7 +111,7 @@ def run_phase(phase: Phase, context: Context) -> None:
     # The final parameters are stored by now, so these have had their day.
     shutil.rmtree(folder.steps, ignore_errors=True)
     write_json(folder.result, result)
-    if phase.loss is not None and not context.settings.checkpoint.keep_final:
+    if phase.kind not in STARTS and not context.settings.checkpoint.keep_final:
         shutil.rmtree(folder.final.parent, ignore_errors=True)
 
 

@@ -21,7 +21,6 @@ from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
 from w2s_jax.models.families import FAMILIES, file_names
 from w2s_jax.models.hub import local_folder, split_id
 
-
 # Names of folders that say nothing alone.
 _BARE = ("model", "final", "checkpoint", "latest")
 
