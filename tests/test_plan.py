@@ -53,6 +53,11 @@ def changed(data_dir, **changes):
         ({"eval__every": 5}, {"student xent", "student confidence"}),
         ({"loss__confidence__alpha_max": 0.7}, {"student confidence"}),
         ({"task__max_length": 20}, FINETUNED | {"pretrain gpt-d8", "pretrain gpt-d16"}),
+        ({"strong__train__adapt": "lora"}, STRONG_SIDE),
+        ({"strong__train__adapt": "last_layers"}, STRONG_SIDE),
+        ({"strong__train__param_dtype": "bfloat16"}, STRONG_SIDE),
+        ({"strong__read_out": "mean"}, STRONG_SIDE),
+        ({"lora__rank": 2, "probe__steps": 5, "train__last_layers": 2}, set()),
         ({"train__microbatch_size": 4}, set()),
         ({"train__remat": "block"}, set()),
         ({"log__every": 3, "checkpoint__keep": 5, "mesh__data": 2, "name": "other"}, set()),
@@ -65,6 +70,37 @@ def test_a_change_reaches_exactly_the_phases_whose_result_it_can_change(data_dir
         # Pretraining text is longer than that; the learnt positions are as many as before.
         titles = FINETUNED
     assert changed(data_dir, **changes) == titles
+
+
+@pytest.mark.parametrize(
+    "changes,kinds",
+    [
+        ({"probe__learning_rate": 0.5}, {"probe", "ceiling"}),
+        ({"probe__compute_dtype": "bfloat16"}, set()),
+        ({"strong__train__learning_rate": 0.5}, {"ceiling"}),
+        ({"strong__train__compute_dtype": "bfloat16"}, {"features", "probe", "ceiling"}),
+        ({"strong__read_out": "mean"}, {"features", "probe", "ceiling"}),
+        ({"strong__pretrain__steps": 11}, {"pretrain", "features", "probe", "ceiling"}),
+        ({"seed": 1}, {"probe", "ceiling"}),
+        ({"protocol__head_init": "zeros"}, {"features", "probe", "ceiling"}),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else None,
+)
+def test_a_change_reaches_features_and_probes_where_it_can(data_dir, changes, kinds):
+    def names(**more):
+        config = testing.tiny_config(data_dir)
+        config.strong.train.adapt, config.probe.steps = "probe_then_full", 4
+        config.probe.batch_size = 16
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in more.items()})
+        made = plan(resolve(validate(config)))
+        ceiling = made.phase(made.ceiling)
+        probe = made.phase(ceiling.parents["head"])
+        features = made.phase(probe.parents["features"])
+        parts = (ceiling, probe, features, made.phase(features.parents["init"]))
+        return {phase.kind: phase.name for phase in parts}
+
+    before, after = names(), names(**changes)
+    assert {kind for kind in before if before[kind] != after[kind]} == kinds
 
 
 def test_phases_come_after_their_parents_and_once(data_dir):

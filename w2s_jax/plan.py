@@ -165,6 +165,9 @@ def _train_spec(train: TrainSettings) -> dict[str, Any]:
     skipped |= {name for name, value in _LATE.items() if getattr(train, name) == value}
     if train.adapt == "last_layers":
         skipped.remove("last_layers")
+    if train.adapt == "probe":
+        # Features and head are float32.
+        skipped |= {"compute_dtype", "param_dtype"}
     return {name: getattr(train, name) for name in sorted(fields - skipped)}
 
 
@@ -183,7 +186,8 @@ def _pretrain(resolved: Resolved, role: str) -> Phase | None:
     data = resolved.roles[role]
     if "pretrain" not in data.digests:
         return None
-    train, model = settings.pretrain, data.model
+    # Next tokens are read out nowhere.
+    train, model = settings.pretrain, dataclasses.replace(data.model, read_out="last")
     streamed = "pretrain" in data.streams
     total_steps = _steps(train, 0 if streamed else len(data.splits["pretrain"]))
     spec = {
