@@ -47,4 +47,6 @@ def get_config(choice: str = "sst2,probe,0") -> config_dict.ConfigDict:
     config.strong.model = minilm()
     config.strong.train.adapt = adapt
     config.strong.train.warmup = 0.1
+    if adapt != "probe":
+        config.strong.train.compute_dtype = "bfloat16"
     return config

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import w2s_jax
-from w2s_jax import cli, testing
+from w2s_jax import cli, errors, testing
 
 REPO = Path(__file__).parent.parent
 PACKAGE = Path(w2s_jax.__file__).parent
@@ -162,6 +162,15 @@ def test_help_is_quick_and_imports_no_jax():
     assert time.monotonic() - started < 2
     for option in ("--config", "--workdir", "--store", "--dry_run", "--debug_nans"):
         assert option in done.stdout
+
+
+def test_none_brings_a_default_back():
+    recipe = str(Path(__file__).parents[1] / "configs" / "text_bytes.py")
+    unset = ["--config.train.learning_rate=None", "--config.train.clip_norm=None"]
+    config = cli.load_config(recipe, [*unset, "--config.seed=3"])
+    assert config.train.learning_rate is config.train.clip_norm is None and config.seed == 3
+    with pytest.raises(errors.InputError):
+        cli.load_config(recipe, ["--config.train.batch_size=None"])
 
 
 def test_usage_errors_are_one_line_and_status_2(capsys):

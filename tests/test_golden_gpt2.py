@@ -74,7 +74,7 @@ def objective(problem):
     batch = {
         name.replace("_S", "_", 1): array[0] for name, array in arrays.items() if name != "index_S"
     }
-    loss, grads, _ = jax.jit(classification(problem.spec))(problem.params, batch, np.float32(0))
+    loss, grads, _ = jax.jit(classification(problem.spec))(problem.params, {}, batch, np.float32(0))
     return float(loss), jax.device_get(grads)
 
 

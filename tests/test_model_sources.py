@@ -133,9 +133,10 @@ def test_each_kind_of_model_is_what_load_takes_it_for(tmp_path):
 def test_relative_paths_are_named_and_found_wherever_one_goes(tmp_path, monkeypatch):
     tiny("gpt2", tmp_path / "a" / "model")
     monkeypatch.chdir(tmp_path / "a" / "model")
+    # A name that says nothing alone comes with the folder that it is in.
     for given in (".", "../model/", str(tmp_path / "a" / "model")):
         found = find(given)
-        assert (found.given, found.name) == (given, "model")
+        assert (found.given, found.name) == (given, "a/model")
         assert found.folder.is_absolute() and found.folder.samefile(tmp_path / "a" / "model")
 
 

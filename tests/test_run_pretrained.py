@@ -12,12 +12,12 @@ from flax import traverse_util
 from refusals import error
 from rich.console import Console
 
-from w2s_jax import artifacts, execute, models, sharding, testing
+from w2s_jax import artifacts, cli, execute, models, sharding, testing
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import default_config
 from w2s_jax.errors import InputError
 from w2s_jax.inference import Predictor
-from w2s_jax.models import loading, lora
+from w2s_jax.models import loading, lora, sources
 from w2s_jax.models.convert import convert
 from w2s_jax.plan import plan
 from w2s_jax.resolve import resolve
@@ -138,7 +138,7 @@ def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model
         jax.tree.map(np.testing.assert_array_equal, *first)
 
 
-def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places):
+def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places, capsys):
     config = config_of(places, strong__train__adapt="lora", strong__lora__rank=2)
     result = run(config, tmp_path / "run")
     folder = tmp_path / "run" / "phases" / phase_of(result, "ceiling")
@@ -154,6 +154,10 @@ def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places):
     assert (record["r"], record["task_type"]) == (2, "SEQ_CLS")
     assert record["base_model_name_or_path"] == str(places[1]["llama"])
     convert(str(folder), tmp_path / "whole", "huggingface")
+    convert(str(folder), tmp_path / "headless", "huggingface", head=False)
+    assert "LlamaForCausalLM" in (tmp_path / "headless" / "config.json").read_text()
+    cli.main(["models", str(folder)])
+    assert "24,064" in capsys.readouterr().out
     assert (tmp_path / "whole" / "tokenizer.json").exists()
     assert "LlamaForSequenceClassification" in (tmp_path / "whole" / "config.json").read_text()
     assert "no low-rank adapters" in error(loading.load_adapted, places[1]["llama"])
@@ -168,10 +172,25 @@ def test_a_base_that_has_changed_is_refused(tmp_path, places):
     result = run(config, tmp_path / "run")
     folder = tmp_path / "run" / "phases" / phase_of(result, "ceiling")
     models.load(folder)
+    used = config_of(places, strong__model=str(folder))
+    assert sources.find(folder).digest == sources.find(folder).digest
+    moved.rename(tmp_path / "away")
+    assert "strong.model: " + str(folder) in error(resolve, validate(used))
+    assert (
+        run(
+            config_of(
+                places, strong__train__adapt="last_layers", strong__model=str(tmp_path / "away")
+            ),
+            tmp_path / "run",
+        )
+        == result
+    )
+    assert f"{folder}: the model of which" in error(models.load, folder)
+    (tmp_path / "away").rename(moved)
     tiny("llama", moved, seed=5)
     assert "another model now" in error(models.load, folder)
     message = error(run, config, tmp_path / "run")
-    assert "differs in the documents" not in message and "the model of strong" in message
+    assert "the model of strong" in message and "documents" not in message
 
 
 def test_probes_share_their_features_and_a_phase_is_a_model(tmp_path, places):
@@ -183,6 +202,9 @@ def test_probes_share_their_features_and_a_phase_is_a_model(tmp_path, places):
     result = run(config, tmp_path / "first")
     folder = tmp_path / "first" / "phases" / phase_of(result, "weak")
     again = config_of(places, strong__model=str(folder), strong__train__adapt="lora")
+    # The tokenizer that it read with lies beside it.
+    for name in artifacts.PhaseFolder(folder).tokenizer.iterdir():
+        assert name.read_bytes() == (places[1]["gpt2"] / name.name).read_bytes()
     second = run(again, tmp_path / "second")
     assert second["ceiling"]["model"] == folder.name
     assert resolve(validate(again)).roles["strong"].tokenizer is not None
@@ -252,7 +274,7 @@ def test_learning_rates_and_dtypes_come_from_the_model(places):
 def test_an_encoder_starts_from_a_zero_head_and_predicts_no_next_token(places):
     config = config_of(places, "bert")
     resolved = resolve(validate(config))
-    assert resolved.roles["strong"].label_tokens is None
+    assert resolved.roles["strong"].label_tokens == ()
     assert any("no unembedding" in note for note in resolved.notes)
     specs = {p.kind: p.spec for p in plan(resolved).phases}
     assert (specs["student"]["head_init"], specs["weak"]["head_init"]) == ("zeros", "unembedding")

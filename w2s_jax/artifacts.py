@@ -1,7 +1,7 @@
 """What phases leave on disk: folders, claims, labels, predictions, results. No JAX but in labels.
 
-    DIR/phases/<kind>-<fingerprint>/  config.json checkpoints/ labels/ predictions.parquet
-                                      metrics.jsonl result.json
+    DIR/phases/<kind>-<fingerprint>/  config.json checkpoints/ tokenizer/ labels/ features/
+                                      predictions.parquet metrics.jsonl result.json
 
 A phase is complete exactly when its result.json exists; it is written last, by a rename.
 """

@@ -4,6 +4,7 @@ Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and res
 """
 
 import argparse
+import functools
 import logging
 import re
 import signal
@@ -137,6 +138,7 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument(
         "--format", required=True, metavar="FORMAT", help="orbax, huggingface or peft"
     )
+    convert.add_argument("--without_head", action="store_true", help="leave out a class head")
     convert.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16")
     convert.add_argument("--tokenizer", metavar="DIR", help="take the tokenizer's files from there")
 
@@ -272,6 +274,7 @@ def _convert(options: argparse.Namespace) -> int:
             options.format,
             dtype=options.dtype,
             tokenizer=options.tokenizer,
+            head=not options.without_head,
         )
     )
     return 0
@@ -306,7 +309,9 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
                 f"run: unknown argument {override!r}; allowed: --config.FIELD=VALUE, and what "
                 "w2s run --help lists"
             )
-    command = ["w2s", f"--config={path}", *overrides]
+    unset = _unset(overrides)
+    rest = [o for o in overrides if o not in unset]
+    command = ["w2s", f"--config={path}", *rest]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
@@ -314,11 +319,27 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
         config: Any = values["config"].value
         # A recipe that failed to load raises its error at the first use.
         config.to_dict()
+        for field in unset.values():
+            *parents, leaf = field.split(".")
+            functools.reduce(lambda section, key: section[key], parents, config)[leaf] = None
         return config
     except errors.InputError:
         raise
     except Exception as error:
         raise _config_error(error, path, overrides) from error
+
+
+def _unset(overrides: Iterable[str]) -> dict[str, str]:
+    """Override -> field of those that set a field to None where None is its default."""
+    from w2s_jax.config import default_config, flatten
+
+    parts = {o: o.removeprefix("--config.").partition("=") for o in overrides}
+    defaults = flatten(default_config()) if parts else {}
+    return {
+        override: field
+        for override, (field, _, value) in parts.items()
+        if value == "None" and field in defaults and defaults[field] is None
+    }
 
 
 def _config_error(error: Exception, path: str, overrides: Sequence[str]) -> errors.InputError:

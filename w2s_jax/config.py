@@ -99,7 +99,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class PretrainSettings(TrainSettings):
-    """Pretraining of an embedded model: `TrainSettings` and where its text comes from.
+    """Pretraining, or pretraining further: `TrainSettings` and where the text comes from.
 
     `source`: None (no pretraining), 'task' (the task's own pretraining documents), a folder of
     `task.data_dir`, or a file. Long text is cut into chunks of `chunk_length` tokens. With

@@ -69,7 +69,7 @@ def run(
         store = stored.get("store")
     phases_dir = Path(store) if store is not None else workdir / "phases"
     if stored is not None:
-        _refuse_other_config(workdir, stored["config"], config)
+        _refuse_other_config(workdir, stored["config"], stored["data"], config)
         settings = _with_earlier_losses(settings, stored["config"])
     resolved = resolve(settings)
     if stored is not None:
@@ -201,15 +201,17 @@ def _stored(workdir: Path) -> dict[str, Any] | None:
 
 
 def _refuse_other_config(
-    workdir: Path, earlier: dict[str, Any], config: config_dict.ConfigDict
+    workdir: Path, earlier: dict[str, Any], data: dict[str, str], config: config_dict.ConfigDict
 ) -> None:
     """Refuses a working directory that belongs to another experiment, naming what differs."""
     # Fields that did not exist when the run was begun had the defaults of today.
     there = config_lib.flatten(_plain(config_lib.default_config())) | config_lib.flatten(earlier)
     now = config_lib.flatten(_plain(config))
+    # Models that are pinned by their contents may be elsewhere now.
+    pinned = {f"{role}.model" for role in ("weak", "strong") if f"model:{role}" in data}
     differences = []
     for field in sorted(there.keys() | now.keys()):
-        if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS):
+        if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS) or field in pinned:
             continue
         if field.startswith("loss.") and field.split(".")[1] not in earlier["losses"]:
             continue
@@ -223,7 +225,7 @@ def _refuse_other_config(
 def _refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
     """Refuses data and models that are not those that the run was begun with."""
     changed = [
-        f"the model of {name.removeprefix('model:')} (its files have changed)"
+        f"the model of {name.removeprefix('model:')} (it is another one)"
         if name.startswith("model:")
         else f"the documents of {name} (the data have changed)"
         for name, digest in earlier.items()
@@ -386,7 +388,8 @@ def _test_predictions(phases_dir: Path, name: str) -> dict[str, Any]:
 
 def _print_plan(plan: Plan, resolved: Resolved, missing: list[Phase], console: Console) -> None:
     table = Table(title="phases", title_justify="left", box=None, pad_edge=False)
-    for column in ("phase", "what", "model", "steps", "state", "memory (estimate)"):
+    columns = ("phase", "what", "model", "trains", "rate", "steps", "state", "memory (estimate)")
+    for column in columns:
         table.add_column(column, overflow="fold")
     for phase in plan.phases:
         total = memory_estimate(phase, resolved)["total"]
@@ -395,6 +398,8 @@ def _print_plan(plan: Plan, resolved: Resolved, missing: list[Phase], console: C
             phase.name,
             phase.title,
             phase.model.name,
+            phase.train.adapt if phase.total_steps else "",
+            f"{phase.train.learning_rate:g}" if phase.total_steps else "",
             str(phase.total_steps),
             state,
             f"{total / 2**20:,.1f} MiB",

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from w2s_jax import artifacts, sharding, storage
 from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.files import read_json
 from w2s_jax.models import adapting, heads, loading, lora, network
-from w2s_jax.models.checkpoint_files import copy_tokenizer
+from w2s_jax.models.checkpoint_files import copy_tokenizer, tokenizer_files
 from w2s_jax.models.sources import Source
 from w2s_jax.plan import Phase
 
@@ -30,42 +31,46 @@ class Parameters:
     trained: Any
     frozen: Any
 
-    def whole(self, phase: Phase) -> Any:
-        """As predictors take them: one plain model, of a probe just the head."""
-        if phase.train.adapt == "probe":
-            return self.trained
-        return adapting.whole(phase.model, adapting.join(self.trained, self.frozen))[1]
+    def joined(self) -> Any:
+        """As predictors take them: {'backbone', 'head'}, of a probe just the head."""
+        return adapting.join(self.trained, self.frozen)
 
 
 def record(phase: Phase, source: Source | None, store: Path) -> dict[str, Any]:
     """What a phase's config.json says of its parameters."""
-    found = {
-        "name": phase.model.name,
-        "trained": phase.train.adapt,
-        "dtype": phase.train.param_dtype,
-        "base": _base(phase, source, store),
-    }
+    found: dict[str, Any] = {"name": phase.model.name, "trained": phase.train.adapt}
+    if "features" in phase.parents:
+        # A probe is one of the model that its features come from.
+        parent = read_json(PhaseFolder(store / phase.parents["features"]).config)
+        found |= {"dtype": parent["dtype"], "base": parent["base"]}
+    else:
+        found |= {"dtype": phase.train.param_dtype, "base": _base(phase, source)}
     if source is not None and source.huggingface is not None:
         found["huggingface"] = source.huggingface
     return found
 
 
-def _base(phase: Phase, source: Source | None, store: Path) -> dict[str, Any]:
+def _base(phase: Phase, source: Source | None) -> dict[str, Any]:
     if "init" in phase.parents:
         return {"phase": phase.parents["init"]}
-    if "features" in phase.parents:
-        base: dict[str, Any] = read_json(PhaseFolder(store / phase.parents["features"]).config)
-        return base["base"]
     if source is not None:
-        return {"model": source.given, "folder": str(source.folder), "digest": source.digest}
+        local = Path(source.given).expanduser().is_dir()
+        place = str(source.folder)
+        return {
+            "model": place if local else source.given,
+            "folder": place,
+            "digest": source.digest,
+        }
     return {"seed": phase.seed}
 
 
-def keep_tokenizer(source: Source | None, folder: PhaseFolder) -> None:
-    """Copies the tokenizer's files of a pretrained model, so that the phase can be exported."""
-    if source is not None and source.tokenizer is not None:
+def keep_tokenizer(tokenizer: Tokenizer | None, folder: PhaseFolder) -> None:
+    """Copies the files of the tokenizer that the model reads with, if it is one of files."""
+    source = Path(getattr(tokenizer, "source", ""))
+    place = source.parent if source.is_file() else source
+    if place.is_absolute() and tokenizer_files(place):
         folder.tokenizer.mkdir(exist_ok=True)
-        copy_tokenizer(source.tokenizer, folder.tokenizer)
+        copy_tokenizer(place, folder.tokenizer)
 
 
 def backbone(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Any:
@@ -125,7 +130,7 @@ def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray
 def save(phase: Phase, params: Parameters, folder: PhaseFolder) -> None:
     """Stores the result: everything if everything may have changed, else what was trained."""
     full = phase.train.adapt == "full"
-    tree = adapting.join(params.trained, params.frozen) if full else params.trained
+    tree = params.joined() if full else params.trained
     storage.save_tree(folder.final, tree)
 
 
@@ -134,6 +139,8 @@ def load(phase: Phase, start: Parameters, folder: PhaseFolder) -> Parameters:
     if phase.train.adapt != "full":
         trained = storage.load_tree(folder.final, storage.abstract(start.trained))
         return Parameters(trained, start.frozen)
-    tree = storage.abstract(adapting.join(start.trained, start.frozen))
+    tree = storage.abstract(start.joined())
+    # Two models may not fit beside each other.
+    storage.free(start.trained)
     params = storage.load_tree(folder.final, tree)
     return Parameters(*adapting.split(phase.train, phase.model, params))

@@ -101,7 +101,7 @@ def run_phase(phase: Phase, context: Context) -> None:
     if phase.kind == "features":
         result |= _compute_features(phase, context, folder)
     else:
-        parameters.keep_tokenizer(source, folder)
+        parameters.keep_tokenizer(context.data(phase).tokenizer, folder)
         params, trained = _trained(phase, context, folder)
         result |= trained
         if phase.loss is not None:
@@ -305,7 +305,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
     predictor: list[Callable[[Any], np.ndarray]] = []
 
     def evaluate(trained: Any) -> dict[str, Any]:
-        params = Parameters(trained, frozen).whole(phase)
+        params = Parameters(trained, frozen).joined()
         if not predictor:
             predictor.append(_predictor(phase, context, phase.inputs["validation"], params))
         p_NC = probabilities(predictor[0](params)).astype(np.float64)
@@ -331,7 +331,7 @@ def _predictor(
         )
     else:
         run = Predictor(
-            phase.model.without_adapters(),
+            phase.model,
             context.data(phase).splits[split],
             context.mesh,
             compute_dtype=phase.train.compute_dtype,
@@ -361,7 +361,7 @@ def _predict(
     """Predicts validation and test, stores predictions and (weak phases) labels; the metrics."""
     documents_of = context.data(phase).splits
     splits = [s for s in ("validation", "test") if s in phase.inputs]
-    params = parts.whole(phase)
+    params = parts.joined()
     p = {
         split: probabilities(_predictor(phase, context, split, params)(params))
         for split in dict.fromkeys((*splits, *phase.label_splits))

@@ -5,6 +5,7 @@ reads pretraining text, and digests it all, so that `plan` is pure and bad input
 anything is written or compiled. No JAX.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class RoleInput:
       model: its config, without adapters.
       source: where its parameters come from; None: they are made in the run.
       tokenizer: of the task's texts; None if its documents are tokens.
-      label_tokens: ids of the tokens that spell the labels 0 and 1, for a head that starts from
-        their rows of the unembedding; None: it starts from zeros.
+      label_tokens: ids of the tokens that spell the labels 0 and 1, of which the model has an
+        unembedding; (): there are none.
+      head_init: 'unembedding' (a head starts from the rows of these tokens) or 'zeros'.
       splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
       streams: 'pretrain' -> text that is read while it is used.
       digests: split or stream -> sha256 of its tokenised contents.
@@ -48,7 +50,8 @@ class RoleInput:
     model: ModelConfig
     source: Source | None
     tokenizer: Tokenizer | None
-    label_tokens: tuple[int, int] | None
+    label_tokens: tuple[int, ...]
+    head_init: str
     splits: Mapping[str, TokenizedDocuments]
     streams: Mapping[str, Corpus]
     digests: Mapping[str, str]
@@ -90,7 +93,6 @@ def resolve(settings: Settings) -> Resolved:
         are too few for the config.
     """
     task_settings, protocol = settings.task, settings.protocol
-    found = {role: _source(role, settings) for role in ROLES}
     loaded = load(
         task_settings.name,
         task_settings.source,
@@ -101,6 +103,9 @@ def resolve(settings: Settings) -> Resolved:
     )
     task = loaded.task
     notes = [*loaded.notes]
+    found = {role: _source(role, settings) for role in ROLES}
+    for role in ROLES:
+        _check_model(role, found[role], settings)
     readers = {role: _reader(role, task, found[role], settings, notes) for role in ROLES}
     different = {reader.key: reader for reader in readers.values()}
     documents: Mapping[str, list[Document]] = loaded.documents
@@ -147,6 +152,42 @@ def _source(role: str, settings: Settings) -> Source | None:
         return sources.find(model)
     except errors.InputError as error:
         raise errors.InputError(f"{role}.model: {error}") from error
+
+
+def _check_model(role: str, source: Source | None, settings: Settings) -> None:
+    """Whether a role's model can be trained as asked; before any document is read by it."""
+    own: Role = getattr(settings, role)
+    if source is None:
+        model = embedded_model(own.model, vocab_size=2, max_positions=2)
+    else:
+        model = source.config
+    if own.read_out == "pooler" and not model.pooler:
+        raise errors.InputError(
+            f"{role}.read_out: 'pooler', but {own.model} has none; allowed: last, first, mean"
+        )
+    if own.train.adapt == "last_layers" and own.train.last_layers > model.num_layers:
+        raise errors.InputError(
+            f"{role}.train.last_layers: {own.train.last_layers}; allowed: at most the "
+            f"{model.num_layers} layers of {own.model}"
+        )
+    if own.train.adapt == "lora":
+        try:
+            model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
+        except errors.InputError as error:
+            raise errors.InputError(f"{role}.{error}") from error
+    pretrain = own.pretrain
+    if pretrain.source is None or source is None:
+        return
+    if model.bidirectional:
+        raise errors.InputError(
+            f"{role}.pretrain.source: {pretrain.source!r}, but {own.model} is an encoder, which "
+            "predicts no next token; allowed: None"
+        )
+    if model.positions == "learned" and pretrain.chunk_length > model.max_positions:
+        raise errors.InputError(
+            f"{role}.pretrain.chunk_length: {pretrain.chunk_length}; allowed: at most the "
+            f"{model.max_positions} tokens that {own.model} takes"
+        )
 
 
 @dataclass(frozen=True)
@@ -197,16 +238,20 @@ def _tokenizer(
                 "not used"
             )
         return None
-    if given is not None:
-        return load_tokenizer(given)
-    if source is None:
+    if given is None and source is None:
         return load_tokenizer(settings.task.tokenizer)
-    if source.tokenizer is None:
+    if given is None and source is not None and source.tokenizer is not None:
+        given = str(source.tokenizer)
+    if given is None:
         raise errors.InputError(
-            f"{role}.tokenizer: None, and {source.folder} has no tokenizer.json; allowed: 'bytes', "
-            "or a folder, file or hub id of a fast Hugging Face tokenizer"
+            f"{role}.tokenizer: None, and {getattr(settings, role).model} has no tokenizer.json; "
+            "allowed: 'bytes', or a folder, file or hub id of a fast Hugging Face tokenizer"
         )
-    return load_tokenizer(str(source.tokenizer))
+    try:
+        return load_tokenizer(given)
+    except errors.InputError as error:
+        reason = str(error).removeprefix("task.tokenizer: ")
+        raise errors.InputError(f"{role}.tokenizer: {reason}") from error
 
 
 def _check_vocabulary(role: str, task: Task, source: Source) -> None:
@@ -245,69 +290,41 @@ def _role_input(
         )
     else:
         model = dataclasses.replace(source.config, name=source.name)
-        _check_pretraining(role, own, model, source)
     if own.read_out is not None:
-        model = _with_read_out(role, model, own.read_out)
-    label_tokens = None
-    if settings.protocol.head_init == "unembedding":
-        if model.bidirectional:
-            notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
-        else:
+        model = dataclasses.replace(model, read_out=own.read_out)
+    head_init = settings.protocol.head_init
+    if model.bidirectional and head_init != "zeros":
+        notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
+        head_init = "zeros"
+    label_tokens: tuple[int, ...] = ()
+    if not model.bidirectional:
+        # A tokenizer may spell them with several tokens; that matters if they are needed.
+        with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
             label_tokens = vocabulary.label_tokens
     digests = {name: documents.digest() for name, documents in splits.items()}
     for name, corpus in streams.items():
         assert tokenizer is not None
         digests[name] = stream_digest(corpus, tokenizer)
-    return RoleInput(model, source, tokenizer, label_tokens, splits, streams, digests)
-
-
-def _with_read_out(role: str, model: ModelConfig, read_out: str) -> ModelConfig:
-    if read_out == "pooler" and not model.pooler:
-        raise errors.InputError(
-            f"{role}.read_out: 'pooler', but {model.name} has none; allowed: last, first, mean"
-        )
-    return dataclasses.replace(model, read_out=read_out)
-
-
-def _check_pretraining(role: str, own: Role, model: ModelConfig, source: Source) -> None:
-    """Whether a pretrained model can be pretrained further as asked."""
-    pretrain = own.pretrain
-    if pretrain.source is None:
-        return
-    if model.bidirectional:
-        raise errors.InputError(
-            f"{role}.pretrain.source: {pretrain.source!r}, but {source.given} is an encoder, which "
-            "predicts no next token; allowed: None"
-        )
-    if model.positions == "learned" and pretrain.chunk_length > model.max_positions:
-        raise errors.InputError(
-            f"{role}.pretrain.chunk_length: {pretrain.chunk_length}; allowed: at most the "
-            f"{model.max_positions} tokens that {source.given} takes"
-        )
+    return RoleInput(model, source, tokenizer, label_tokens, head_init, splits, streams, digests)
 
 
 def _with_defaults(role: str, data: RoleInput, settings: Settings) -> Role:
     """The settings of a role with learning rates and parameter dtypes by its model."""
     own: Role = getattr(settings, role)
-    model, embedded = data.model, data.source is None
-    parameters = model.num_parameters()
-    known = own.model if embedded or data.source is None else data.source.given
+    parameters = data.model.num_parameters()
+    # An embedded model that a phase has trained is still one.
+    embedded = not data.model.family
     parts = {}
     for part in ("train", "pretrain", "probe"):
         values = getattr(own, part)
         changes: dict[str, Any] = {}
         if values.learning_rate is None:
             changes["learning_rate"] = ladders.default_learning_rate(
-                known, parameters, embedded=embedded, adapt=values.adapt
+                own.model, parameters, embedded=embedded, adapt=values.adapt
             )
         if values.param_dtype is None:
             changes["param_dtype"] = ladders.default_param_dtype(parameters)
         parts[part] = dataclasses.replace(values, **changes)
-    if own.train.adapt == "last_layers" and own.train.last_layers > model.num_layers:
-        raise errors.InputError(
-            f"{role}.train.last_layers: {own.train.last_layers}; allowed: at most the "
-            f"{model.num_layers} layers of {model.name}"
-        )
     return dataclasses.replace(own, **parts)
 
 

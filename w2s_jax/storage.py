@@ -35,6 +35,13 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
+def free(tree: Any) -> None:
+    """Gives back the memory of arrays that nothing needs any more, whoever still refers to them."""
+    for array in jax.tree.leaves(tree):
+        if isinstance(array, jax.Array):
+            array.delete()
+
+
 def save_tree(folder: Path, tree: Any) -> None:
     """Saves a tree of arrays as `folder`, with its manifest; replaces a damaged or unfinished one.
 

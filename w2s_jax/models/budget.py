@@ -210,9 +210,9 @@ def training_memory(
 ) -> dict[str, int]:
     """Bytes of a training step, were everything on one device.
 
-    'parameters' and 'gradients' (of what is trained) have `param_dtype`, adapters float32; the
-    'optimizer' has two float32 moments for each trained parameter (Adafactor about one number a row
-    and column, counted as nothing). All three are exact but for a class head.
+    'parameters' have `param_dtype`, adapters float32. Each that is trained has a float32 gradient
+    and, in the 'optimizer', two float32 moments (Adafactor: about one number a row and column,
+    counted as nothing). All three are exact but for a class head.
 
     'activations' is what the backward pass of a microbatch keeps. A layer keeps, a token, what its
     matrices and attention get, 3 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype, 2 D for
@@ -257,7 +257,7 @@ def training_memory(
     per_token += logits * 3 * 4 * config.vocab_size
     memory = {
         "parameters": _WIDTHS[param_dtype] * config.num_parameters() + 4 * adapters,
-        "gradients": 4 * adapters or _WIDTHS[param_dtype] * trainable,
+        "gradients": 4 * trainable,
         "optimizer": 0 if optimizer == "adafactor" else 2 * 4 * trainable,
         "activations": int(tokens * per_token),
     }

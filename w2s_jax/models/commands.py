@@ -7,7 +7,7 @@ from rich.table import Table
 
 from w2s_jax.errors import InputError, nearest
 from w2s_jax.files import read_json
-from w2s_jax.models import budget, ladders
+from w2s_jax.models import budget, ladders, sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.families import FAMILIES, family_of
 
@@ -163,6 +163,9 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
         )
         return _embedded(name), name, note
     place = Path(name).expanduser() / "config.json"
+    if place.is_file() and not sources.is_huggingface(place.parent):
+        config = sources.read_ours(place.parent)[1].without_adapters()
+        return config, name, f"by {place}"
     if place.is_file():
         record = read_json(place)
         if not isinstance(record, dict):
@@ -182,7 +185,7 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
     hint = f" (did you mean {match!r}?)" if match else ""
     raise InputError(
         f"models: unknown model {name!r}{hint}; allowed: a name that w2s models lists, or a folder "
-        "with a config.json in Hugging Face's layout"
+        "with a config.json in Hugging Face's layout, or one of ours"
     )
 
 

@@ -5,6 +5,7 @@ A converted folder is laid out as a phase's, so that `models.load` reads both:
     DIR/config.json  DIR/checkpoints/final/  DIR/checkpoints/final.manifest.json  DIR/tokenizer/
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ def convert(
     *,
     dtype: str | None = None,
     tokenizer: str | None = None,
+    head: bool = True,
 ) -> str:
     """Writes the model `source` as the new folder `target`; returns one line on what was done.
 
@@ -36,6 +38,7 @@ def convert(
         'peft': of a phase that trained low-rank adapters these alone, as PEFT loads them.
       dtype: of what is written, 'float32' or 'bfloat16' (None: as `models.load` has it).
       tokenizer: a folder whose tokenizer files go with the model (None: the source's, if any).
+      head: False leaves a class head out.
 
     Raises:
       InputError: for a bad argument, or a source that cannot be read or expressed.
@@ -62,9 +65,11 @@ def convert(
     from w2s_jax.models.loading import load_adapted, load_all
 
     mesh = sharding.mesh_of((1, 1, 1), jax.local_devices()[:1])
+    model = (load_adapted if format == "peft" else load_all)(source, mesh, dtype)
+    if not head:
+        model = dataclasses.replace(model, head=None)
     if format == "peft":
-        return _write_adapters(load_adapted(source, mesh, dtype), folder, source)
-    model = load_all(source, mesh, dtype)
+        return _write_adapters(model, folder, source)
     files_from = model.tokenizer if tokenizer is None else Path(tokenizer)
     if format == "huggingface":
         export_huggingface(
@@ -83,7 +88,7 @@ def convert(
 
 def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | None) -> None:
     from w2s_jax import storage
-    from w2s_jax.models.loading import CONVERTED
+    from w2s_jax.models.sources import CONVERTED
 
     tree = {"backbone": model.params}
     spec: dict[str, Any] = {"model": model.config.to_dict()}

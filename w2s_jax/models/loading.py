@@ -18,9 +18,6 @@ from w2s_jax.models.hub import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
 from w2s_jax.models.sources import final_of, is_huggingface, read_ours
 
-#: `kind` of a folder that `w2s convert` wrote; other kinds are those of phases.
-CONVERTED = "converted"
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -114,10 +111,12 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     """A model of ours, adapters and last layers still apart from the rest."""
     record, config = read_ours(folder)
     spec = record["spec"]
+    adapt, own_dtype = record.get("trained", "full"), record.get("dtype", "float32")
     train = TrainSettings(
-        adapt=record.get("trained", "full"),
+        adapt=adapt,
         last_layers=spec.get("train", {}).get("last_layers", 1),
-        param_dtype=dtype or record.get("dtype", "float32"),
+        # A part was trained of the base in that dtype, whatever is wanted of the whole.
+        param_dtype=dtype if dtype and adapt == "full" else own_dtype,
     )
     has_head = record.get("head", record["kind"] != "pretrain")
     num_texts = spec.get("texts", 1) if has_head else None
@@ -129,9 +128,10 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     else:
         target = adapting.abstract_trained(train, config, mesh, num_texts)
         trained = storage.load_tree(final_of(folder), target)
-        base = _base(record["base"], folder, config.without_adapters(), mesh, train.param_dtype)
+        base = _base(record["base"], folder, config.without_adapters(), mesh, own_dtype)
         tree = {"backbone": base, "head": trained["head"]}
         params = adapting.join(trained, adapting.split(train, config, tree)[1])
+        params["backbone"] = adapting.cast(params["backbone"], dtype or own_dtype)
     tokenizer = folder / "tokenizer"
     return Loaded(
         dataclasses.replace(config, name=record.get("name", config.name)),
@@ -147,23 +147,9 @@ def _base_name(record: dict[str, Any]) -> str:
     return str(record.get("model") or record.get("phase") or "")
 
 
-def _base(
-    record: dict[str, Any], folder: Path, config: ModelConfig, mesh: Mesh, dtype: str | None
-) -> Any:
-    """The backbone of which a phase trained a part.
-
-    Raises:
-      InputError: if it is not where it was, or is another one.
-    """
-    if "phase" in record:
-        return _load_ours(folder.parent / record["phase"], mesh, dtype).params
-    if "seed" in record:
-        return adapting.cast(network.init_params(config, record["seed"], mesh), dtype or "float32")
-    place = record["folder"] if Path(record["folder"]).is_dir() else record["model"]
-    source = sources.find(place)
-    if source.digest != record["digest"]:
-        raise errors.InputError(
-            f"{folder}: it holds what was trained of {record['model']}, and {source.folder} is "
-            "another model now; allowed: the one that the phase began with"
-        )
+def _base(record: dict[str, Any], folder: Path, config: ModelConfig, mesh: Mesh, dtype: str) -> Any:
+    """The backbone of which a phase trained a part."""
+    source = sources.base_of(folder, record)
+    if source is None:
+        return adapting.cast(network.init_params(config, record["seed"], mesh), dtype)
     return load(source.folder, mesh, dtype)[1]

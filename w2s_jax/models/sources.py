@@ -4,6 +4,7 @@ No tensor is read but to hash its file, and JAX is not imported: what is wrong w
 before any work.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,6 +21,9 @@ from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
 from w2s_jax.models.families import FAMILIES, file_names
 from w2s_jax.models.hub import local_folder, split_id
+
+#: `kind` of a folder that `w2s convert` wrote; other kinds are those of phases.
+CONVERTED = "converted"
 
 # Names of folders that say nothing alone.
 _BARE = ("model", "final", "checkpoint", "latest")
@@ -82,11 +86,12 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
         record, config = read_ours(folder)
         huggingface, tokenizer = record.get("huggingface"), folder / "tokenizer"
         weights = _check_ours(folder, config)
+        if record["kind"] != CONVERTED:
+            # What a phase leaves follows from what it is; Orbax names the same files differently.
+            weights = record["spec"]
+            config = dataclasses.replace(config.without_adapters(), name=record.get("name", ""))
         if record.get("trained", "full") != "full":
-            # The rest of the model is elsewhere.
-            base = record["base"].get("digest") or record["base"]
-            weights = {"of": config.to_dict(), "parts": weights, "base": base}
-            config = config.without_adapters()
+            base_of(folder, record["base"])
     return Source(
         given,
         _name(given, folder),
@@ -96,6 +101,39 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
         huggingface,
         tokenizer.absolute() if files.tokenizer_files(tokenizer) else None,
     )
+
+
+def base_of(folder: Path, base: dict[str, Any]) -> Source | None:
+    """Where the rest is of a model of which the phase `folder` holds what it trained.
+
+    Args:
+      folder: the phase.
+      base: what its config.json says of the rest.
+
+    Returns:
+      The model; None where it is made anew from a seed.
+
+    Raises:
+      InputError: if it is not where it was, or is another one now.
+    """
+    if "seed" in base:
+        return None
+    if "phase" in base:
+        place: str | Path = folder.parent / base["phase"]
+    else:
+        place = base["folder"] if Path(base["folder"]).is_dir() else base["model"]
+    try:
+        source = find(place)
+    except InputError as error:
+        raise InputError(
+            f"{folder}: the model of which it trained a part is not there: {error}"
+        ) from error
+    if source.digest != base.get("digest", source.digest):
+        raise InputError(
+            f"{folder}: it holds what was trained of {base['model']}, and {source.folder} is "
+            "another model now; allowed: the one that the phase began with"
+        )
+    return source
 
 
 def check_fits(source: Source, tokenizer_vocab_size: int, tokenizer_place: str) -> None:

@@ -56,8 +56,8 @@ class Checkpoints:
             self.manager.save(step, args=args, force=True)
             self.awaited = step
 
-    def restore(self, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(trees, meta) of the newest checkpoint that is whole, or None if there is none."""
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that is whole, or None if there is none."""
         for step in reversed(self._steps()):
             problem = damage(self.folder / str(step))
             if problem:
@@ -70,11 +70,15 @@ class Checkpoints:
                 self.manager.delete(step)
                 manifest_path(self.folder / str(step)).unlink(missing_ok=True)
                 continue
-            items = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-            args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
-            restored = self.manager.restore(step, args=args)
-            return {name: restored[name] for name in targets}, restored["meta"]
+            return step
         return None
+
+    def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(trees, meta) of a checkpoint that is whole."""
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+        args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
+        restored = self.manager.restore(step, args=args)
+        return {name: restored[name] for name in targets}, restored["meta"]
 
     def finish(self) -> None:
         """Waits for the save under way and completes it; drops manifests of deleted steps.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from w2s_jax import errors
-from w2s_jax.storage import abstract
+from w2s_jax.storage import abstract, free
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.state import HISTORY, TrainState
 
@@ -228,9 +228,11 @@ def _restore(
     targets = {"state": abstract(_as_dict(state))}
     if best is not None:
         targets["best"] = abstract(best)
-    found = checkpoints.restore(targets)
-    if found is None:
+    step = checkpoints.newest()
+    if step is None:
         return state, best, clock
-    trees, meta = found
+    # Two states may not fit beside each other; as if a step had consumed it.
+    free((_as_dict(state), best))
+    trees, meta = checkpoints.restore(step, targets)
     data.restore(meta["data"])
     return _as_state(trees["state"]), trees.get("best"), Clock(**meta["clock"])

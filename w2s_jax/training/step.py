@@ -78,8 +78,8 @@ def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
             if name != "index_S"
         }
         fraction = state.step.astype(jnp.float32) / spec.total_steps
-        loss, grads, accuracy = objective(state.params, frozen, batch, fraction)
-        grads = float32(grads)
+        # Gradients are float32 whatever the parameters are, in one microbatch as in many.
+        loss, grads, accuracy = objective(float32(state.params), frozen, batch, fraction)
         norm = optax.tree.norm(grads)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, float32(state.params))
@@ -204,7 +204,7 @@ def classification(spec: StepSpec) -> Objective:
             value = jax.value_and_grad(share, has_aux=True)(params, *item)
             return jax.tree.map(jnp.add, carry, value), None
 
-        zeros = ((jnp.float32(0), jnp.float32(0)), _zeros(params))
+        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
         ((loss, accuracy), grads), _ = jax.lax.scan(add, zeros, (micros, parts))
         return loss, grads, accuracy
 
@@ -232,15 +232,12 @@ def classification(spec: StepSpec) -> Objective:
             return jax.tree.map(jnp.add, grads, pull(cotangent_mC)[0]), None
 
         cotangent_MmC = cotangent_BC.reshape(logits_MmC.shape)
-        grads, _ = jax.lax.scan(accumulate, _zeros(params), (micros, cotangent_MmC))
+        grads, _ = jax.lax.scan(
+            accumulate, jax.tree.map(jnp.zeros_like, params), (micros, cotangent_MmC)
+        )
         return loss, grads, _accuracy(logits_BC, batch)
 
     return objective
-
-
-def _zeros(params: Any) -> Any:
-    """Where gradients are summed up: float32 whatever the parameters are."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
 
 def _batch_loss(
@@ -289,7 +286,7 @@ def language_model(spec: StepSpec) -> Objective:
             value = jax.value_and_grad(partial_loss, has_aux=True)
             (loss, right), grads = value(params, _take(micros, 0), weights_MRL[0])
             return loss, grads, right
-        zeros = ((jnp.float32(0), jnp.float32(0)), _zeros(params))
+        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
         ((loss, right), grads), _ = jax.lax.scan(accumulate, zeros, (micros, weights_MRL))
         return loss, grads, right
 
