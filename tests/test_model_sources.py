@@ -222,17 +222,25 @@ def test_digests_stay_as_they_are_from_version_to_version(golden):
     assert find(golden / "llama").digest == wanted
 
 
-def test_the_digest_of_our_folders_is_that_of_their_manifest(tmp_path):
-    make_phase(tmp_path / "a")
+def test_the_digest_of_a_converted_folder_is_that_of_its_manifest(tmp_path):
+    tiny("llama", tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), tmp_path / "a", "orbax")
     digest = find(tmp_path / "a").digest
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    configure(tmp_path / "b", kind="weak", execution={"mesh": [8]})
     assert find(tmp_path / "b").digest == digest
     final = sources.final_of(tmp_path / "b")
     flip(next(path for path in final.rglob("*") if path.is_file()), 0)
     assert find(tmp_path / "b").digest == digest  # found out by load
     storage.write_manifest(final)
     assert find(tmp_path / "b").digest != digest
+
+
+def test_the_digest_of_a_phase_is_that_of_what_it_computes(tmp_path):
+    make_phase(tmp_path / "a")
+    digest = find(tmp_path / "a").digest
+    make_phase(tmp_path / "b")
+    configure(tmp_path / "b", execution={"mesh": [8]})
+    assert find(tmp_path / "b").digest == digest
     record = json.loads((tmp_path / "a" / "config.json").read_text())
     record["spec"]["model"] |= {"name": "another"}
     (tmp_path / "a" / "config.json").write_text(json.dumps(record))

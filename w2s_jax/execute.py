@@ -352,7 +352,8 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
         )
     stages = []
     for phase in plan.phases:
-        stage = {"kind": phase.kind, "phase": phase.name, "model": phase.model.name}
+        model = found[phase.name]["model"]
+        stage = {"kind": phase.kind, "phase": phase.name, "model": model}
         if phase.kind == "student":
             stage["label"] = phase.label
         if "metrics" in found[phase.name]:

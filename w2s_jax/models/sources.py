@@ -88,8 +88,10 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
         weights = _check_ours(folder, config)
         if record["kind"] != CONVERTED:
             # What a phase leaves follows from what it is; Orbax names the same files differently.
-            weights = record["spec"]
-            config = dataclasses.replace(config.without_adapters(), name=record.get("name", ""))
+            spec = record["spec"]
+            weights = spec | {"model": spec["model"] | {"name": ""}}
+            name = record.get("name", config.name)
+            config = dataclasses.replace(config.without_adapters(), name=name)
         if record.get("trained", "full") != "full":
             base_of(folder, record["base"])
     return Source(
