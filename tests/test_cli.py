@@ -186,7 +186,7 @@ LAYERS = [
     ["errors", "files", "checksums", "hub", "models.config", "config", "validation", "metrics"],
     ["data", "models", "losses", "sharding", "storage"],
     ["training", "inference"],
-    ["pretraining_text", "resolve", "plan", "artifacts", "parameters", "testing"],
+    ["pretraining_text", "role_settings", "resolve", "plan", "artifacts", "parameters", "testing"],
     ["logs", "report", "phases"],
     ["execute"],
     ["perf"],

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,10 +21,11 @@ from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
-from w2s_jax.models import ladders, sources
+from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import Source
 from w2s_jax.pretraining_text import open_stream, read_chunks, stream_digest
+from w2s_jax.role_settings import check_model, with_defaults
 
 NUM_SLICES = 2
 ROLES = ("weak", "strong")
@@ -105,7 +105,7 @@ def resolve(settings: Settings) -> Resolved:
     notes = [*loaded.notes]
     found = {role: _source(role, settings) for role in ROLES}
     for role in ROLES:
-        _check_model(role, found[role], settings)
+        check_model(role, found[role], settings)
     readers = {role: _reader(role, task, found[role], settings, notes) for role in ROLES}
     different = {reader.key: reader for reader in readers.values()}
     documents: Mapping[str, list[Document]] = loaded.documents
@@ -136,7 +136,9 @@ def resolve(settings: Settings) -> Resolved:
         role: _role_input(role, found[role], reader, tokenized[reader.key], raw, settings, notes)
         for role, reader in readers.items()
     }
-    weak, strong = (_with_defaults(role, data, settings) for role, data in roles.items())
+    weak, strong = (
+        with_defaults(getattr(settings, role), data.model) for role, data in roles.items()
+    )
     settings = dataclasses.replace(settings, weak=weak, strong=strong)
     for role, data in roles.items():
         _check(role, data, settings)
@@ -152,42 +154,6 @@ def _source(role: str, settings: Settings) -> Source | None:
         return sources.find(model)
     except errors.InputError as error:
         raise errors.InputError(f"{role}.model: {error}") from error
-
-
-def _check_model(role: str, source: Source | None, settings: Settings) -> None:
-    """Whether a role's model can be trained as asked; before any document is read by it."""
-    own: Role = getattr(settings, role)
-    if source is None:
-        model = embedded_model(own.model, vocab_size=2, max_positions=2)
-    else:
-        model = source.config
-    if own.read_out == "pooler" and not model.pooler:
-        raise errors.InputError(
-            f"{role}.read_out: 'pooler', but {own.model} has none; allowed: last, first, mean"
-        )
-    if own.train.adapt == "last_layers" and own.train.last_layers > model.num_layers:
-        raise errors.InputError(
-            f"{role}.train.last_layers: {own.train.last_layers}; allowed: at most the "
-            f"{model.num_layers} layers of {own.model}"
-        )
-    if own.train.adapt == "lora":
-        try:
-            model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
-        except errors.InputError as error:
-            raise errors.InputError(f"{role}.{error}") from error
-    pretrain = own.pretrain
-    if pretrain.source is None or source is None:
-        return
-    if model.bidirectional:
-        raise errors.InputError(
-            f"{role}.pretrain.source: {pretrain.source!r}, but {own.model} is an encoder, which "
-            "predicts no next token; allowed: None"
-        )
-    if model.positions == "learned" and pretrain.chunk_length > model.max_positions:
-        raise errors.InputError(
-            f"{role}.pretrain.chunk_length: {pretrain.chunk_length}; allowed: at most the "
-            f"{model.max_positions} tokens that {own.model} takes"
-        )
 
 
 @dataclass(frozen=True)
@@ -306,26 +272,6 @@ def _role_input(
         assert tokenizer is not None
         digests[name] = stream_digest(corpus, tokenizer)
     return RoleInput(model, source, tokenizer, label_tokens, head_init, splits, streams, digests)
-
-
-def _with_defaults(role: str, data: RoleInput, settings: Settings) -> Role:
-    """The settings of a role with learning rates and parameter dtypes by its model."""
-    own: Role = getattr(settings, role)
-    parameters = data.model.num_parameters()
-    # An embedded model that a phase has trained is still one.
-    embedded = not data.model.family
-    parts = {}
-    for part in ("train", "pretrain", "probe"):
-        values = getattr(own, part)
-        changes: dict[str, Any] = {}
-        if values.learning_rate is None:
-            changes["learning_rate"] = ladders.default_learning_rate(
-                own.model, parameters, embedded=embedded, adapt=values.adapt
-            )
-        if values.param_dtype is None:
-            changes["param_dtype"] = ladders.default_param_dtype(parameters)
-        parts[part] = dataclasses.replace(values, **changes)
-    return dataclasses.replace(own, **parts)
 
 
 def _without_overlong(
