@@ -9,7 +9,8 @@ installed, else that of the hub. ADAPT is `probe` (a head on its frozen, average
 `lora`, `last_layers` or `probe_then_full`. The supervisor, `gpt-d16`, reads the same pieces of
 words, averages over them and starts from nothing.
 
-About a minute for a probe, five for `full`. Measured on SST-2, seeds 0 to 2 (medians; docs/results.md):
+About a minute for a probe, five for `full`. Measured on SST-2, seeds 0 to 2 (medians;
+docs/results.md):
 
     probe   weak .659   student .728 (xent), .766 (confidence)   ceiling .801   PGR .49, .75
     full    weak .659   student .783 (xent), .774 (confidence)   ceiling .831   PGR .77, .71
