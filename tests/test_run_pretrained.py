@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,6 +257,20 @@ def test_roles_read_with_their_own_tokenizers_up_to_their_own_limits(places):
     config.weak.tokenizer = "bytes"
     with pytest.raises(InputError, match="64 rows"):
         resolve(validate(config))
+
+
+def test_learned_positions_are_the_limit_of_their_role(tmp_path, places, monkeypatch):
+    monkeypatch.setitem(checkpoints.SIZES, "max_position_embeddings", 6)
+    tiny("gpt2", tmp_path / "short")
+    write_tokenizer(tmp_path / "short")
+    for limit in (None, 40):
+        config = config_of(places, strong__model=str(tmp_path / "short"), task__max_length=limit)
+        resolved = resolve(validate(config))
+        longest = {r: data.splits["test"].longest for r, data in resolved.roles.items()}
+        assert longest["strong"] == 6 and longest["weak"] > 20
+        assert any("strong: short takes at most 6 tokens" in note for note in resolved.notes)
+    shorter = config_of(places, strong__model=str(tmp_path / "short"), task__max_length=5)
+    assert resolve(validate(shorter)).roles["strong"].splits["test"].longest == 5
 
 
 def test_learning_rates_and_dtypes_come_from_the_model(places):
