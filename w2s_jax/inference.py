@@ -33,17 +33,12 @@ def _programs(model: ModelConfig, compute_dtype: str, features: bool) -> tuple[C
     """(pmap over devices, jit) of: parameters, one packed batch -> float32 [m, 2] or [m, K, D]."""
     spec = StepSpec(model, TrainSettings(compute_dtype=compute_dtype), 1, None)
 
-    def run(params: Any, tokens_RL: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Array:
-        micro = {
-            "tokens_RL": tokens_RL,
-            "segment_ids_RL": segment_ids_RL,
-            "read_outs_mK": read_outs_mK,
-        }
+    def run(params: Any, micro: dict[str, Array]) -> Array:
         if features:
             return microbatch_features(spec, params, micro).astype(jnp.float32)
         return microbatch_logits(spec, params, micro)
 
-    return jax.pmap(run, in_axes=(None, 0, 0, 0)), jax.jit(run)
+    return jax.pmap(run, in_axes=(None, 0)), jax.jit(run)
 
 
 def fits_on_one_device(params: Any) -> bool:
@@ -90,12 +85,11 @@ class Predictor:
         local = Mesh(np.array(devices), ("device",)) if per_device else mesh
         self.params_sharding = NamedSharding(local, P())
         if per_device:
-            places = (NamedSharding(local, P("device")),) * 3
+            rows = whole = NamedSharding(local, P("device"))
         else:
-            rows = sharding.rows(mesh, leading=0)
-            places = (rows, rows, sharding.replicated(mesh))
+            rows, whole = sharding.rows(mesh, leading=0), sharding.replicated(mesh)
         attention_length = 12 * model.d_model
-        self.dispatches: list[tuple[np.ndarray, tuple[Array, ...]]] = []
+        self.dispatches: list[tuple[np.ndarray, dict[str, Array]]] = []
         self.slots = self.tokens = 0
         for group_N in packing.length_groups(documents, attention_length=attention_length):
             order_SB, stack = _packed_group(
@@ -108,14 +102,20 @@ class Predictor:
             )
             self.slots += stack.segment_ids_SMRL.size
             self.tokens += int(np.count_nonzero(stack.segment_ids_SMRL))
-            arrays = (stack.tokens_SMRL, stack.segment_ids_SMRL, stack.read_outs_SMmK)
+            arrays = {
+                "tokens_RL": (stack.tokens_SMRL, rows),
+                "segment_ids_RL": (stack.segment_ids_SMRL, rows),
+                "slots_RQ": (stack.slots_SMRQ, rows),
+                "read_outs_mK": (stack.read_outs_SMmK, whole),
+            }
             step = len(devices) if per_device else 1
             for s in range(0, len(order_SB), step):
                 part: slice | int = slice(s, s + step) if per_device else s
-                placed = [
-                    jax.device_put(x[:, 0][part], p) for x, p in zip(arrays, places, strict=True)
-                ]
-                self.dispatches.append((order_SB[part].reshape(-1), tuple(placed)))
+                placed = {
+                    name: jax.device_put(x[:, 0][part], place)
+                    for name, (x, place) in arrays.items()
+                }
+                self.dispatches.append((order_SB[part].reshape(-1), placed))
 
     @property
     def real_token_share(self) -> float:
@@ -127,7 +127,7 @@ class Predictor:
         if self.per_device:
             params = jax.device_put(params, self.params_sharding)
         # All batches are dispatched before the first result is fetched.
-        outputs = [(order, run(params, *arrays)) for order, arrays in self.dispatches]
+        outputs = [(order, run(params, micro)) for order, micro in self.dispatches]
         # Behind the documents, and the devices: logits, or texts and width.
         shape = outputs[0][1].shape[2 if self.per_device else 1 :]
         result = np.zeros((self.num_documents, *shape), np.float32)

@@ -43,6 +43,7 @@ class Stack:
       tokens_SMRL: smallest unsigned type that holds the ids.
       segment_ids_SMRL: uint16; 0 is padding.
       read_outs_SMmK: int32 index into the flattened [R * L] slots: the last token of each text.
+      slots_SMRQ: uint16; the last slot of segment q + 1 of each row, 0 where there is none.
       loss_weights_SMRL: float32 weight of predicting the token in each slot, or None (weight 1 for
         every token that follows another of its document).
     """
@@ -51,6 +52,7 @@ class Stack:
     tokens_SMRL: np.ndarray
     segment_ids_SMRL: np.ndarray
     read_outs_SMmK: np.ndarray
+    slots_SMRQ: np.ndarray
     loss_weights_SMRL: np.ndarray | None
 
 
@@ -336,6 +338,10 @@ def _stack(
     read_outs_GP = row_GP * length + start_GP + np.maximum(lengths_GP, 1) - 1
 
     real_GP = order_GP >= 0
+    slots_GRQ = np.zeros((len(micro_G), num_rows, int(rows.segment_GP.max(initial=1))), np.uint16)
+    in_G = np.broadcast_to(np.arange(len(micro_G))[:, None], order_GP.shape)[real_GP]
+    last_P = (start_GP + lengths_GP - 1)[real_GP]
+    slots_GRQ[in_G, row_GP[real_GP], segment_GP[real_GP] - 1] = last_P
     pieces_P, lengths_P = order_GP[real_GP], lengths_GP[real_GP]
     # Where each token comes from and goes to: its text's place, plus its place in the text.
     stop_P = np.cumsum(lengths_P)
@@ -359,5 +365,6 @@ def _stack(
         tokens_SMRL=tokens.reshape(full),
         segment_ids_SMRL=segments.reshape(full),
         read_outs_SMmK=read_outs_GP.reshape(-1, num_micro, per_micro, num_texts).astype(np.int32),
+        slots_SMRQ=slots_GRQ.reshape(*full[:3], -1),
         loss_weights_SMRL=loss_weights,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from w2s_jax.models import attention_cpu
 from w2s_jax.models.config import ModelConfig
 
 Array = jax.Array
@@ -40,6 +41,17 @@ def attention(
     then, with a `softcap` c, become c tanh(score / c), in float32.
     """
     with jax.named_scope("attention"):
+        if jax.default_backend() == "cpu" and not softcap:
+            size = q_RLHE.shape[-1]
+            return attention_cpu.attention(
+                size**-0.5 if scale is None else scale,
+                causal,
+                q_RLHE,
+                k_RLKE,
+                v_RLKE,
+                segment_ids_RL,
+                jnp.asarray(window, jnp.int32),
+            )
         seen_RLL = segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
         if isinstance(window, Array) or window > 0:
             slot_L = jnp.arange(segment_ids_RL.shape[1], dtype=jnp.int32)
@@ -58,6 +70,57 @@ def attention(
         weight = jax.nn.softmax(score, axis=-1).astype(v_RLKE.dtype)
         out = jnp.einsum("rkglm,rmke->rlkge", weight, v_RLKE, preferred_element_type=jnp.float32)
         return out.reshape(q_RLHE.shape).astype(q_RLHE.dtype)
+
+
+def at_slots(x: Array, slots_RQ: Array) -> Array:
+    """Some slots of each row: [R, Q, ...] of [R, L, ...].
+
+    Numbers are picked by a product with zeros and ones, which is exact, and whose gradient is one
+    too; that of a gather would be a scatter.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.take_along_axis(x, slots_RQ, axis=1)
+    picked_RQL = jax.nn.one_hot(slots_RQ, x.shape[1], dtype=x.dtype)
+    return jnp.einsum(
+        "rql,rld->rqd",
+        picked_RQL,
+        x,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    ).astype(x.dtype)
+
+
+def attention_at(
+    slots_RQ: Array,
+    q_RQHE: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    *,
+    window: Array | int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    causal: bool = True,
+) -> Array:
+    """`attention` of queries at some slots of each row only; [R, Q, H, E] in q's dtype."""
+    with jax.named_scope("attention"):
+        (rows, asked, heads, size), groups = q_RQHE.shape, k_RLKE.shape[2]
+        own_RQ = at_slots(segment_ids_RL, slots_RQ)
+        ahead_RQL = slots_RQ[:, :, None] - jnp.arange(segment_ids_RL.shape[1])[None, None, :]
+        seen_RQL = own_RQ[:, :, None] == segment_ids_RL[:, None, :]
+        if causal:
+            seen_RQL &= ahead_RQL >= 0
+        if isinstance(window, Array) or window:
+            seen_RQL &= ahead_RQL < window
+        q_RQKGE = q_RQHE.reshape(rows, asked, groups, heads // groups, size)
+        score = jnp.einsum("rqkge,rmke->rkgqm", q_RQKGE, k_RLKE, preferred_element_type=jnp.float32)
+        score *= size**-0.5 if scale is None else scale
+        if softcap:
+            score = softcap * jnp.tanh(score / softcap)
+        score = jnp.where(seen_RQL[:, None, None], score, jnp.finfo(jnp.float32).min)
+        weight = jax.nn.softmax(score, axis=-1).astype(v_RLKE.dtype)
+        out = jnp.einsum("rkgqm,rmke->rqkge", weight, v_RLKE, preferred_element_type=jnp.float32)
+        return out.reshape(q_RQHE.shape).astype(q_RQHE.dtype)
 
 
 def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Array:

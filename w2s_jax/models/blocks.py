@@ -24,30 +24,33 @@ def run_blocks(
     x_RLD: Array,
     segment_ids_RL: Array,
     positions_RL: Array,
+    slots_RQ: Array | None = None,
     *,
     scan: bool,
     remat: str,
 ) -> Array:
-    """What the last block returns, [R, L, D].
+    """What the last block returns, [R, L, D], or at `slots_RQ`, [R, Q, D].
 
     A stack whose parameters nobody differentiates gets no backward pass if it is the first, or if
     those before it are not differentiated either.
 
     Args:
       config: the model.
-      graphdef: of a block, a module called as block(x_RLD, segment_ids_RL, positions_RL, reach).
+      graphdef: of a block, a module called as block(x_RLD, segment_ids_RL, positions_RL, reach,
+        slots_RQ).
       stacks: the blocks' parameters, stacked by layer; together they have `config.num_layers`.
       x_RLD, segment_ids_RL, positions_RL: what the first block gets.
+      slots_RQ: where the last block is wanted; elsewhere it computes keys and values only.
       scan: scan over the layers of a stack or unroll them.
       remat: 'none', 'block' (the backward pass recomputes each block) or 'dots' (it recomputes all
         but what projections return).
     """
     shared, varied = reaches(config, x_RLD.shape[1])
 
-    def layer(x_RLD: Array, params: Any, own: Reach | None) -> Array:
+    def layer(x_RLD: Array, params: Any, own: Reach | None, slots_RQ: Array | None = None) -> Array:
         with jax.named_scope("block"):
             block = nnx.merge(graphdef, params)
-            return block(x_RLD, segment_ids_RL, positions_RL, own or shared)
+            return block(x_RLD, segment_ids_RL, positions_RL, own or shared, slots_RQ)
 
     if remat != "none":
         # Names, not the policies for matmuls, which would keep their float32 results.
@@ -56,17 +59,30 @@ def run_blocks(
         # The body of a scan needs no guard against merging what is computed twice.
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)
     first = 0
-    for stacked in stacks:
+    for stacked in _last_apart(stacks) if scan and slots_RQ is not None else stacks:
         count = jax.tree.leaves(stacked)[0].shape[0]
         owns = varied[first : first + count]
         first += count
-        if scan:
+        last = first == config.num_layers and slots_RQ is not None
+        if scan and not last:
             own = jax.tree.map(lambda *x: jnp.stack(x), *owns) if owns else None
             x_RLD, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x_RLD, (stacked, own))
         else:
             for i, params in enumerate(_unstack(stacked, count)):
-                x_RLD = layer(x_RLD, params, owns[i] if owns else None)
+                here_RQ = slots_RQ if last and i == count - 1 else None
+                x_RLD = layer(x_RLD, params, owns[i] if owns else None, here_RQ)
     return x_RLD
+
+
+def _last_apart(stacks: Sequence[Any]) -> list[Any]:
+    """The stacks with the last layer in one of its own."""
+    *before, final = stacks
+    leaves, treedef = jax.tree.flatten(final)
+    count = leaves[0].shape[0]
+    if count == 1:
+        return list(stacks)
+    parts = [jax.lax.split(leaf, (count - 1, 1), axis=0) for leaf in leaves]
+    return [*before, *(jax.tree.unflatten(treedef, part) for part in zip(*parts, strict=True))]
 
 
 def _unstack(stacked: Any, count: int) -> list[Any]:

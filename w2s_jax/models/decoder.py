@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from w2s_jax.models.attention import Reach
+from w2s_jax.models.attention import Reach, at_slots
 from w2s_jax.models.blocks import run_blocks
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.layers import MLP, Attention, Norm, normal
@@ -32,10 +32,17 @@ class Block(nnx.Module):
         self.mlp_post_norm = Norm(config) if config.post_norms else None
 
     def __call__(
-        self, x_RLD: Array, segment_ids_RL: Array, positions_RL: Array, reach: Reach
+        self,
+        x_RLD: Array,
+        segment_ids_RL: Array,
+        positions_RL: Array,
+        reach: Reach,
+        slots_RQ: Array | None = None,
     ) -> Array:
         normed_RLD = self.attention_norm(x_RLD)
-        attended_RLD = self.attention(normed_RLD, segment_ids_RL, positions_RL, reach)
+        attended_RLD = self.attention(normed_RLD, segment_ids_RL, positions_RL, reach, slots_RQ)
+        if slots_RQ is not None:
+            x_RLD, normed_RLD = at_slots(x_RLD, slots_RQ), at_slots(normed_RLD, slots_RQ)
         if self.attention_post_norm is not None:
             attended_RLD = self.attention_post_norm(attended_RLD)
         after_RLD = x_RLD + attended_RLD
@@ -78,11 +85,15 @@ class Decoder(nnx.Module):
         positions_RL: Array,
         *,
         tail: Sequence[Any] = (),
+        slots_RQ: Array | None = None,
         compute_dtype: Any,
         scan: bool,
         remat: str,
     ) -> Array:
-        """The hidden states; `tail`: stacks of the blocks that follow `self.blocks`, if any."""
+        """The hidden states, of all slots or at `slots_RQ`.
+
+        `tail`: stacks of the blocks that follow `self.blocks`, if any.
+        """
         with jax.named_scope("embed"):
             x_RLD = self.embedding[...].astype(compute_dtype)[tokens_RL]
             if self.config.scaled_embeddings:
@@ -98,6 +109,7 @@ class Decoder(nnx.Module):
             x_RLD,
             segment_ids_RL,
             positions_RL,
+            slots_RQ,
             scan=scan,
             remat=remat,
         )

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.layers import contract
+from w2s_jax.models.matmul import contract
 from w2s_jax.models.network import Params, unembedding
 
 Array = jax.Array
@@ -96,11 +96,46 @@ def read_out(
             positions_RL = segment_positions(segment_ids_RL)
             read_outs_mK = read_outs_mK - positions_RL.reshape(-1)[read_outs_mK]
         hidden_mKD = hidden_RLD.reshape(num_rows * length, width)[read_outs_mK]
-        if config.read_out != "pooler":
-            return hidden_mKD
-        pooler = backbone_params["pooler"]
-        dense_mKD = contract("mkd,de->mke", hidden_mKD, pooler["kernel"])
-        return jnp.tanh(dense_mKD + pooler["bias"].astype(dense_mKD.dtype)[None, None])
+        return _pooled(config, backbone_params, hidden_mKD)
+
+
+def _pooled(config: ModelConfig, backbone_params: Params, hidden_mKD: Array) -> Array:
+    if config.read_out != "pooler":
+        return hidden_mKD
+    pooler = backbone_params["pooler"]
+    return jnp.tanh(contract("mkd,de->mke", hidden_mKD, pooler["kernel"], pooler["bias"]))
+
+
+def seen_slots(config: ModelConfig, segment_ids_RL: Array, slots_RQ: Array) -> Array | None:
+    """Which slots of the last hidden states a head sees, int32 [R, Q]; None: all of them.
+
+    `slots_RQ` are the last slots of each row's segments 1, ..., Q.
+    """
+    if config.read_out == "mean":
+        return None
+    slots_RQ = slots_RQ.astype(jnp.int32)
+    if config.read_out == "last":
+        return slots_RQ
+    positions_RL = segment_positions(segment_ids_RL.astype(jnp.int32))
+    return slots_RQ - jnp.take_along_axis(positions_RL, slots_RQ, axis=1)
+
+
+def read_out_of_seen(
+    config: ModelConfig,
+    backbone_params: Params,
+    hidden_RQD: Array,
+    segment_ids_RL: Array,
+    read_outs_mK: Array,
+) -> Array:
+    """As `read_out`, from the hidden states at `seen_slots` alone."""
+    num_rows, segments, width = hidden_RQD.shape
+    length = segment_ids_RL.shape[1]
+    with jax.named_scope("read_out"):
+        # Read-outs without a document may point into padding, whose segment is 0.
+        segment_mK = segment_ids_RL.reshape(-1)[read_outs_mK].astype(jnp.int32)
+        place_mK = read_outs_mK // length * segments + jnp.maximum(segment_mK, 1) - 1
+        hidden_mKD = hidden_RQD.reshape(num_rows * segments, width)[place_mK]
+        return _pooled(config, backbone_params, hidden_mKD)
 
 
 def _mean(hidden_RLD: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Array:

@@ -12,8 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from w2s_jax.models.attention import Reach, attention, rotary
+from w2s_jax.models.attention import (
+    Reach,
+    at_slots,
+    attention,
+    attention_at,
+    rotary,
+)
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.matmul import contract
 
 Array = jax.Array
 
@@ -26,12 +33,6 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
 }
-
-
-def contract(equation: str, x: Array, kernel: Array) -> Array:
-    """einsum in the dtype of `x`, accumulated in float32 (which the fast bfloat16 paths need)."""
-    out = jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return out.astype(x.dtype)
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> nnx.Param:
@@ -109,12 +110,11 @@ class Projection(nnx.Module):
             )
 
     def __call__(self, x: Array) -> Array:
-        out = contract(self.equation, x, self.kernel[...])
+        bias = self.bias[...] if self.has_bias else None
+        out = contract(self.equation, x, self.kernel[...], bias)
         if self.has_adapter:
             low = checkpoint_name(contract(self.down, x, self.lora_a[...]), PROJECTED)
             out = out + contract(self.up, self.lora_scale * low, self.lora_b[...])
-        if self.has_bias:
-            out = out + _broadcast(self.bias[...].astype(x.dtype), out.ndim)
         return checkpoint_name(out, PROJECTED)
 
 
@@ -150,16 +150,25 @@ class Attention(nnx.Module):
         self.key_norm = Norm(config, "head_dim") if config.qk_norm else None
 
     def __call__(
-        self, x_RLD: Array, segment_ids_RL: Array, positions_RL: Array, reach: Reach
+        self,
+        x_RLD: Array,
+        segment_ids_RL: Array,
+        positions_RL: Array,
+        reach: Reach,
+        slots_RQ: Array | None = None,
     ) -> Array:
-        q_RLHE, k_RLKE, v_RLKE = self.query(x_RLD), self.key(x_RLD), self.value(x_RLD)
+        """What is mixed for each slot, or for `slots_RQ` alone, after the output projection."""
+        asking = x_RLD if slots_RQ is None else at_slots(x_RLD, slots_RQ)
+        q_RLHE, k_RLKE, v_RLKE = self.query(asking), self.key(x_RLD), self.value(x_RLD)
         if self.query_norm is not None and self.key_norm is not None:
             q_RLHE, k_RLKE = self.query_norm(q_RLHE), self.key_norm(k_RLKE)
         if reach.frequency_E is not None:
-            q_RLHE = rotary(q_RLHE, positions_RL, reach.frequency_E)
+            asked = positions_RL if slots_RQ is None else at_slots(positions_RL, slots_RQ)
+            q_RLHE = rotary(q_RLHE, asked, reach.frequency_E)
             k_RLKE = rotary(k_RLKE, positions_RL, reach.frequency_E)
         scalar = self.config.query_scalar
-        mixed_RLHE = attention(
+        mix = attention if slots_RQ is None else functools.partial(attention_at, slots_RQ)
+        mixed_RLHE = mix(
             q_RLHE,
             k_RLKE,
             v_RLKE,
@@ -200,7 +209,23 @@ class MLP(nnx.Module):
 
     def __call__(self, x_RLD: Array) -> Array:
         with jax.named_scope("mlp"):
-            activate = _ACTIVATIONS[self.activation]
             if self.gate is None:
-                return self.down(activate(self.up(x_RLD)))
-            return self.down(activate(self.gate(x_RLD)) * self.up(x_RLD))
+                return self.down(_activate(self.activation, self.up(x_RLD)))
+            gate_RLF = _activate(self.activation, self.gate(x_RLD))
+            return self.down(gate_RLF * self.up(x_RLD))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _activate(name: str, x: Array) -> Array:
+    """An activation, computed in float32; for the way back only `x` is kept."""
+    return _ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _activate_backward(name: str, x: Array, out: Array) -> tuple[Array]:
+    # Else the compiler would share the two computations and keep what they share, in float32.
+    x = jax.lax.optimization_barrier(x)
+    _, pull = jax.vjp(_ACTIVATIONS[name], x.astype(jnp.float32))
+    return (pull(out.astype(jnp.float32))[0].astype(x.dtype),)
+
+
+_activate.defvjp(lambda name, x: (_activate(name, x), x), _activate_backward)

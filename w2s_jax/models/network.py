@@ -52,11 +52,12 @@ def forward(
     segment_ids_RL: Array | None = None,
     positions_RL: Array | None = None,
     *,
+    slots_RQ: Array | None = None,
     compute_dtype: Any = None,
     scan: bool | None = None,
     remat: str = "none",
 ) -> Array:
-    """Hidden states after the final norm, [R, L, D].
+    """Hidden states after the final norm, [R, L, D], or at some slots of each row, [R, Q, D].
 
     Args:
       config: the model.
@@ -65,13 +66,15 @@ def forward(
       segment_ids_RL: documents packed into a row have the ids 1, 2, ...; 0 is padding. None: each
         row is one document.
       positions_RL: position within the document; None: from the segments.
+      slots_RQ: which slots of each row are wanted (None: all). The last block then computes
+        queries, mixing and MLP at these alone.
       compute_dtype: of activations and matmul inputs (None: the parameters').
       scan: scan over layers or unroll them (None: by backend and depth); the result is the same.
       remat: what the backward pass recomputes instead of keeping it: 'none', 'block' (each block)
         or 'dots' (all of it but what projections return).
 
     Returns:
-      hidden_RLD in `compute_dtype`.
+      hidden_RLD (or hidden_RQD) in `compute_dtype`.
 
     Raises:
       InputError: for an unknown `remat`.
@@ -92,6 +95,7 @@ def forward(
         segment_ids_RL,
         positions_RL,
         tail=stacks[1:],
+        slots_RQ=slots_RQ,
         compute_dtype=compute_dtype or params["embedding"].dtype,
         scan=scan_by_default(config) if scan is None else scan,
         remat=remat,

@@ -68,6 +68,7 @@ def put_batches(
         }
         if targets_NC is not None:
             batches["read_outs_SMmK"] = jax.device_put(stack.read_outs_SMmK, whole)
+            batches["slots_SMRQ"] = jax.device_put(stack.slots_SMRQ, row_sharding)
             batches["targets_SBC"] = jax.device_put(targets_SBC[stack.steps_S], whole)
             batches["weights_SB"] = jax.device_put(weights_SB[stack.steps_S], whole)
         elif stack.loss_weights_SMRL is not None:

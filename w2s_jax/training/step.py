@@ -126,13 +126,16 @@ def _updated(params: Any, updates: Any, step: Array) -> Any:
     return jax.tree.unflatten(treedef, added)
 
 
-def microbatch_hidden(spec: StepSpec, params: Any, micro: Batch) -> Array:
-    """Hidden states of a microbatch, [R, L, D]."""
+def microbatch_hidden(
+    spec: StepSpec, params: Any, micro: Batch, slots_RQ: Array | None = None
+) -> Array:
+    """Hidden states of a microbatch, [R, L, D], or at some of the slots, [R, Q, D]."""
     return network.forward(
         spec.model,
         params["backbone"],
         micro["tokens_RL"],
         micro["segment_ids_RL"],
+        slots_RQ=slots_RQ,
         compute_dtype=jnp.dtype(spec.train.compute_dtype),
         remat=spec.train.remat,
     )
@@ -149,13 +152,11 @@ def microbatch_logits(spec: StepSpec, params: Any, micro: Batch) -> Array:
 
 def microbatch_features(spec: StepSpec, params: Any, micro: Batch) -> Array:
     """What the class head sees of each text of a microbatch, [m, K, D]."""
-    return heads.read_out(
-        spec.model,
-        params["backbone"],
-        microbatch_hidden(spec, params, micro),
-        micro["segment_ids_RL"],
-        micro["read_outs_mK"],
-    )
+    segment_ids_RL, read_outs_mK = micro["segment_ids_RL"], micro["read_outs_mK"]
+    slots_RQ = heads.seen_slots(spec.model, segment_ids_RL, micro["slots_RQ"])
+    hidden = microbatch_hidden(spec, params, micro, slots_RQ)
+    read_out = heads.read_out if slots_RQ is None else heads.read_out_of_seen
+    return read_out(spec.model, params["backbone"], hidden, segment_ids_RL, read_outs_mK)
 
 
 def _microbatches(batch: Batch) -> tuple[Batch, int]:

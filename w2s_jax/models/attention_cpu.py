@@ -1,0 +1,156 @@
+"""Attention in the form that XLA compiles best for CPUs: query chunks, and a gradient of its own.
+
+Scores are formed for a chunk of queries and, if causal, only for the keys up to its end. The
+gradient keeps the weights in the compute dtype and asks for the transposes that the fast bfloat16
+products need (`matmul.rows_first`).
+
+Shapes in names: R rows, L slots, l the queries of a chunk, m the keys that they may see, H heads,
+K key/value heads, G = H / K, E head size; Q = G * l.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from w2s_jax.models.matmul import rows_first
+
+Array = jax.Array
+
+#: Queries of a chunk, in rows longer than `UNCUT`.
+CHUNK = 128
+UNCUT = 192
+
+#: A score that does not count: its weight is exactly 0 beside that of the slot itself.
+_MASKED = -1e30
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attention(
+    scale: float,
+    causal: bool,
+    q_RLHE: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    window: Array,
+) -> Array:
+    """Attention within segments, [R, L, H, E] in q's dtype.
+
+    As `attention.attention`, without a softcap; `window` is an int32 scalar, 0 for none.
+    """
+    return _forward(scale, causal, q_RLHE, k_RLKE, v_RLKE, segment_ids_RL, window)[0]
+
+
+def _chunks(length: int, causal: bool) -> list[tuple[int, int, int]]:
+    """(first query, behind the last one, behind the last key that they may see) of each chunk."""
+    step = CHUNK if length > UNCUT else length
+    ranges = [(start, min(start + step, length)) for start in range(0, length, step)]
+    return [(start, stop, stop if causal else length) for start, stop in ranges]
+
+
+def _weights(
+    scale: float,
+    causal: bool,
+    chunk: tuple[int, int, int],
+    q_RKQE: Array,
+    k_RKmE: Array,
+    segment_ids_RL: Array,
+    window: Array,
+) -> Array:
+    """Attention weights of a chunk, [R, K, Q, m] in q's dtype."""
+    start, stop, keys = chunk
+    query_l, key_m = jnp.arange(start, stop)[:, None], jnp.arange(keys)[None, :]
+    seen_lm = (window <= 0) | (query_l - key_m < window)
+    if causal:
+        seen_lm &= key_m <= query_l
+    same_Rlm = segment_ids_RL[:, start:stop, None] == segment_ids_RL[:, None, :keys]
+    score_RKQm = scale * _product(q_RKQE, k_RKmE, 3, 3)
+    shape = score_RKQm.shape
+    score = score_RKQm.reshape(*shape[:2], -1, stop - start, keys)
+    score = jnp.where((seen_lm[None] & same_Rlm)[:, None, None], score, _MASKED)
+    weight = jnp.exp(score - jnp.max(score, axis=-1, keepdims=True))
+    weight /= jnp.sum(weight, axis=-1, keepdims=True)
+    return weight.reshape(shape).astype(q_RKQE.dtype)
+
+
+def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
+    """Batched over rows and key/value heads, accumulated in float32."""
+    dimensions = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _heads_first(x_RLHE: Array, groups: int) -> Array:
+    """[R, K, G, L, E]: the heads of each key/value head together."""
+    rows, length, heads, size = x_RLHE.shape
+    x = x_RLHE.reshape(rows, length, groups, heads // groups, size)
+    return rows_first(x.transpose(0, 2, 3, 1, 4))
+
+
+def _slots_first(x_RKGLE: Array, dtype: Any) -> Array:
+    """The inverse of `_heads_first`, in a dtype."""
+    rows, groups, each, length, size = x_RKGLE.shape
+    x = x_RKGLE.astype(dtype).transpose(0, 3, 1, 2, 4)
+    return x.reshape(rows, length, groups * each, size)
+
+
+def _cut(x_RKGLE: Array, chunk: tuple[int, int, int]) -> Array:
+    """The slots of a chunk, [R, K, Q, E]."""
+    part = x_RKGLE[:, :, :, chunk[0] : chunk[1]]
+    return part.reshape(*part.shape[:2], -1, part.shape[-1])
+
+
+def _join(parts: list[Array], each: int) -> Array:
+    """[R, K, G, L, E] of the chunks' [R, K, Q, E]."""
+    split = [x.reshape(*x.shape[:2], each, -1, x.shape[-1]) for x in parts]
+    return jnp.concatenate(split, axis=3)
+
+
+def _forward(
+    scale: float,
+    causal: bool,
+    q_RLHE: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    window: Array,
+) -> tuple[Array, Any]:
+    length, groups = q_RLHE.shape[1], k_RLKE.shape[2]
+    q, k, v = (_heads_first(x, groups) for x in (q_RLHE, k_RLKE, v_RLKE))
+    weights, outs = [], []
+    for chunk in _chunks(length, causal):
+        keys = chunk[2]
+        weight = _weights(
+            scale, causal, chunk, _cut(q, chunk), k[:, :, 0, :keys], segment_ids_RL, window
+        )
+        weights.append(weight)
+        outs.append(_product(weight, v[:, :, 0, :keys], 3, 2).astype(q.dtype))
+    out_RLHE = _slots_first(_join(outs, q.shape[2]), q.dtype)
+    return out_RLHE, (q, k, v, weights)
+
+
+def _backward(scale: float, causal: bool, kept: Any, out_RLHE: Array) -> tuple[Any, ...]:
+    q, k, v, weights = kept
+    dtype, each, length = q.dtype, q.shape[2], q.shape[3]
+    d_out = _heads_first(out_RLHE, k.shape[1])
+    dk_RKLE = dv_RKLE = jnp.zeros((), jnp.float32)
+    dq_parts = []
+    for chunk, weight in zip(_chunks(length, causal), weights, strict=True):
+        keys = chunk[2]
+        behind = ((0, 0), (0, 0), (0, length - keys), (0, 0))
+        d_part, q_part = _cut(d_out, chunk), _cut(q, chunk)
+        d_weight = _product(d_part, v[:, :, 0, :keys], 3, 3)
+        wide = weight.astype(jnp.float32)
+        mean = jnp.sum(d_weight * wide, axis=-1, keepdims=True)
+        d_score = (scale * wide * (d_weight - mean)).astype(dtype)
+        dq_parts.append(_product(d_score, k[:, :, 0, :keys], 3, 2))
+        weight_T, d_score_T = (rows_first(x.transpose(0, 1, 3, 2)) for x in (weight, d_score))
+        dv_RKLE += jnp.pad(_product(weight_T, d_part, 3, 2), behind)
+        dk_RKLE += jnp.pad(_product(d_score_T, q_part, 3, 2), behind)
+    dq = _slots_first(_join(dq_parts, each), dtype)
+    dk, dv = (_slots_first(x[:, :, None], dtype) for x in (dk_RKLE, dv_RKLE))
+    return dq, dk, dv, None, None
+
+
+attention.defvjp(_forward, _backward)

@@ -1,0 +1,104 @@
+"""Matrix products with weights, and the way back through them that each backend does fast.
+
+Shapes in names: M rows (all leading axes of the activations), K inputs, N outputs.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+Array = jax.Array
+
+_ON_ONE_DEVICE: ContextVar[bool] = ContextVar("on_one_device", default=False)
+
+
+@contextlib.contextmanager
+def on_one_device(value: bool = True) -> Iterator[None]:
+    """What is traced within runs on one device, so that layouts may be asked for.
+
+    A layout constraint is opaque to the partitioner, which would gather what it constrains.
+    """
+    token = _ON_ONE_DEVICE.set(value)
+    try:
+        yield
+    finally:
+        _ON_ONE_DEVICE.reset(token)
+
+
+def rows_first(x: Array) -> Array:
+    """`x` with its last axis contiguous, where the CPU's fast bfloat16 products need that.
+
+    They contract contiguous axes; a transposed operand misses them (4 to 5 times slower), and the
+    compiler would not move a transpose by itself.
+    """
+    if not _ON_ONE_DEVICE.get() or jax.default_backend() != "cpu" or x.dtype != jnp.bfloat16:
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def contract(equation: str, x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """einsum of activations and a weight, plus a bias, in x's dtype, accumulated in float32.
+
+    The kernel's leading axes are the trailing ones of `x`. The gradients of kernel and bias are
+    float32 accumulators; plain differentiation would round them to the dtype of `x`.
+    """
+    x_axes, kernel_axes, _ = equation.replace("->", ",").split(",")
+    inputs = sum(axis in x_axes for axis in kernel_axes)
+    rows = x.ndim - inputs
+    assert x_axes[rows:] == kernel_axes[:inputs], equation
+    size = math.prod(kernel.shape[:inputs])
+    kernel_KN = kernel.reshape(size, -1)
+    bias_N = jnp.zeros((), kernel.dtype)
+    if bias is not None:
+        bias_N = jnp.broadcast_to(bias, kernel.shape[inputs:]).reshape(-1)
+    out_MN = _product(kernel.dtype, x.reshape(-1, size), kernel_KN, bias_N)
+    return out_MN.reshape(*x.shape[:rows], *kernel.shape[inputs:])
+
+
+def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
+    dimensions = (((a_axis,), (b_axis,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(dtype: Any, x_MK: Array, kernel_KN: Array, bias_N: Array) -> Array:
+    """x W + b in the dtype of x; `bias_N` is a scalar 0 where there is none."""
+    out_MN = _dot(x_MK, kernel_KN.astype(x_MK.dtype), 1, 0)
+    if bias_N.ndim:
+        out_MN += bias_N.astype(jnp.float32)[None]
+    return out_MN.astype(x_MK.dtype)
+
+
+def _forward(dtype: Any, x: Any, kernel: Any, bias: Any) -> tuple[Array, Any]:
+    # A frozen kernel gets no gradient, and its input needs not be kept for one.
+    kept_x = x.value if kernel.perturbed else None
+    kept_kernel = kernel.value if x.perturbed else None
+    kept_bias = bias.value if bias.perturbed and bias.value.ndim else None
+    out_MN = _product(dtype, x.value, kernel.value, bias.value)
+    return out_MN, (kept_x, kept_kernel, kept_bias)
+
+
+def _backward(dtype: Any, kept: tuple[Any, Any, Any], out_MN: Array) -> tuple[Any, Any, Any]:
+    x_MK, kernel_KN, bias_N = kept
+    dx_MK = dkernel_KN = dbias_N = None
+    if kernel_KN is not None:
+        dx_MK = _dot(out_MN, kernel_KN.astype(out_MN.dtype), 1, 1).astype(out_MN.dtype)
+    if x_MK is not None:
+        dkernel_KN = _dot(rows_first(x_MK.T), out_MN, 1, 0).astype(dtype)
+    if bias_N is not None:
+        # A sum over rows, as a product: reductions of long leading axes are slow on CPUs.
+        ones_M = jnp.ones(out_MN.shape[0], out_MN.dtype)
+        dbias_N = jax.lax.dot(
+            ones_M, out_MN, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        ).astype(bias_N.dtype)
+    return dx_MK, dkernel_KN, dbias_N
+
+
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
