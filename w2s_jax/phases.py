@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, metrics, parameters, sharding, storage
+from w2s_jax import artifacts, compilation, errors, metrics, parameters, sharding, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import PretrainSettings, Settings
 from w2s_jax.data import packing
@@ -31,6 +31,7 @@ from w2s_jax.inference import (
 )
 from w2s_jax.logs import PhaseLog
 from w2s_jax.parameters import Parameters
+from w2s_jax.perf import hlo
 from w2s_jax.plan import Phase
 from w2s_jax.resolve import Resolved, RoleInput
 from w2s_jax.training import loop
@@ -61,6 +62,8 @@ class Context:
     console: Console
     should_stop: Callable[[], bool]
     wandb_run: Any = None
+    profile: tuple[int, int] | None = None
+    dump_hlo: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -129,7 +132,7 @@ def _execution(phase: Phase, context: Context) -> dict[str, Any]:
 
 def _compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
     """Stores what the heads of a frozen model see of its documents."""
-    started = time.monotonic()
+    started, compiled = time.monotonic(), compilation.compile_clock().seconds
     data, mesh = context.data(phase), context.mesh
     backbone = parameters.backbone(phase, data.source, context.store, mesh)
     found = {}
@@ -151,6 +154,7 @@ def _compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> di
     return {
         "features": {"splits": sizes, "shape": list(shape)},
         "seconds": time.monotonic() - started,
+        "compile_seconds": compilation.compile_clock().seconds - compiled,
     }
 
 
@@ -176,6 +180,11 @@ def _trained(
 def _train(
     phase: Phase, context: Context, folder: PhaseFolder, start: Parameters
 ) -> tuple[Parameters, dict[str, Any]]:
+    """Trains from `start`; the resulting parameters, and the record of how it went.
+
+    In the record `seconds` is wall time, evaluations included, of all attempts together;
+    `compile_seconds` is the part of it in which something was compiled (by this attempt).
+    """
     settings, train, mesh = context.settings, phase.train, context.mesh
     batches, real_token_share = _batches(phase, context)
     num_texts = phase.spec.get("texts", 1)
@@ -191,6 +200,9 @@ def _train(
         select=phase.select,
         checkpoint_seconds=60 * settings.checkpoint.every_minutes,
     )
+    step = train_step(spec, mesh, start.frozen | _features(phase, context))
+    if context.dump_hlo:
+        step = hlo.dumping(step, folder.path / "hlo")
     saved = Checkpoints(folder.steps, settings.checkpoint.keep)
     reporter = PhaseLog(
         folder.path,
@@ -200,10 +212,11 @@ def _train(
         context.console,
         context.wandb_run,
     )
+    compiled = compilation.compile_clock().seconds
     try:
         with reporter:
             state, best, clock = loop.train(
-                train_step(spec, mesh, start.frozen | _features(phase, context)),
+                step,
                 state,
                 batches,
                 schedule,
@@ -225,6 +238,7 @@ def _train(
         "train_loss": float(np.mean(tail)),
         "real_token_share": real_token_share(),
         "seconds": clock.seconds,
+        "compile_seconds": min(compilation.compile_clock().seconds - compiled, clock.seconds),
     }
     return Parameters(best, start.frozen), trained
 
