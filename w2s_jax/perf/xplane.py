@@ -1,6 +1,7 @@
 """Which operations ran when on which device, read from what `jax.profiler` writes.
 
-A trace is one .xplane.pb a process: planes (a device, the host), lines (a stream, a thread), events.
+A trace is one .xplane.pb a process: planes (a device, the host) of lines (a stream, a thread) of
+events.
 
 - GPU: plane `/device:GPU:0`, a line a stream; an event is a kernel and says which HLO operation it
   belongs to (`hlo_op`).
@@ -91,9 +92,10 @@ def device_ops(planes: Iterable[Any], known: Instructions) -> dict[str, list[Op]
                 op = _op(event, stats, known)
                 if op.opcode not in CONTROL_FLOW:
                     found.setdefault(device, []).append(op)
-    return {
-        device: sorted(ops, key=lambda op: op.start_ns) for device, ops in sorted(found.items())
-    }
+    for ops in found.values():
+        ops.sort(key=lambda op: op.start_ns)
+    # Device 10 after device 2.
+    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
 def _op(event: Any, stats: dict[str, Any], known: Instructions) -> Op:
