@@ -1,9 +1,11 @@
 """Profiles: intervals, traces of three kinds of devices, named scopes, programs as files."""
 
+import dataclasses
 import functools
 import json
 import re
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from w2s_jax import cli
+from w2s_jax import artifacts, cli, execute, phases, testing
 from w2s_jax.perf import hlo, profile, xplane
 from w2s_jax.perf.xplane import Op
+from w2s_jax.training import loop
+from w2s_jax.training.state import TrainState
 
 QUIET = Console(quiet=True)
 
@@ -311,6 +315,19 @@ def test_a_profile_that_is_given_up_leaves_no_summary_and_another_can_begin(tmp_
     assert not list(tmp_path.rglob("summary.json"))
 
 
+def test_a_profile_has_the_steps_that_the_phase_has(tmp_path):
+    def profiler_of(total_steps, steps):
+        console = Console(record=True, quiet=True)
+        phase = types.SimpleNamespace(title="weak", total_steps=total_steps)
+        context = types.SimpleNamespace(profile=steps, console=console)
+        return phases._profiler(phase, context, artifacts.PhaseFolder(tmp_path))
+
+    assert profiler_of(10, None) is None and profiler_of(10, (10, 12)) is None
+    made = [profiler_of(10, steps) for steps in ((9, 12), (2, 5))]
+    assert [(p.start, p.stop) for p in made] == [(9, 10), (2, 5)]
+    assert made[0].folder == tmp_path / "profile"
+
+
 def test_an_empty_trace_is_said_to_be_empty(capsys):
     summary = {"steps": [0, 1], **profile.summarize({})}
     profile.print_summary(summary, Console())
@@ -345,6 +362,69 @@ def test_programs_are_written_once_a_shape_and_consume_nothing(tmp_path):
     assert record["memory"]["output_size_in_bytes"] == 64
     assert record["memory"]["alias_size_in_bytes"] == 64
     assert record["cost"]["flops"] >= 32
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_with_a_profile_has_the_same_results_and_says_where_time_went(tmp_path, capsys):
+    data = testing.write_tiny_task(tmp_path / "data")
+    config = testing.tiny_config(data)
+    config.losses = ("xent",)
+    config.train.steps, config.pretrain.steps = 8, 4
+    results = {}
+    for name, options in {"plain": {}, "profiled": {"profile": (3, 6), "dump_hlo": True}}.items():
+        results[name] = execute.run(config, tmp_path / name, console=Console(), **options)
+    same = ("weak", "ceiling", "students", "stages")
+    assert all(results["plain"][k] == results["profiled"][k] for k in same)
+    for stage in results["plain"]["stages"]:
+        folder = tmp_path / "profiled" / "phases" / stage["phase"]
+        steps = [3, 4] if stage["kind"] == "pretrain" else [3, 6]
+        summary = json.loads((folder / "profile" / "summary.json").read_text())
+        assert summary["steps"] == steps
+        names = {row["scope"] for row in summary["scopes"]}
+        assert {"embed", "block/attention", "block/mlp", "update"} <= names
+        # The programs as written have the operations of the trace; each ran on all devices.
+        printed = set()
+        for path in (folder / "hlo").glob("step_*.hlo.txt"):
+            printed |= printed_instructions(path.read_text()).keys()
+        ran = [row for row in summary["operations"] if row["program"].startswith("jit_step(")]
+        assert ran and {row["operation"] for row in ran} <= printed
+        assert all(row["count"] % 8 == 0 for row in ran)
+        assert not (tmp_path / "plain" / "phases" / stage["phase"] / "profile").exists()
+        rows = [tmp_path / n / "phases" / stage["phase"] / "metrics.jsonl" for n in results]
+        assert rows[0].read_bytes() == rows[1].read_bytes()
+        phase = json.loads((folder / "result.json").read_text())
+        assert 0 <= phase["compile_seconds"] <= phase["seconds"]
+    timing = results["plain"]["timing"]
+    assert 0 < timing["compile_seconds"] < timing["seconds"]
+    assert "block/attention" in capsys.readouterr().out
+
+
+def test_the_loop_tells_a_profiler_where_its_steps_begin_and_end():
+    @jax.jit
+    def step(state, _):
+        return dataclasses.replace(state, step=state.step + 1)
+
+    def told(start, stop, done=0, log_every=4):
+        heard = []
+        zero = jnp.int32(0)
+        state = TrainState({}, {}, zero + done, zero - 1, jnp.zeros((9, 4)))
+        data = types.SimpleNamespace(at=heard.append, position=lambda: None)
+        profiler = types.SimpleNamespace(
+            start=start, stop=stop, begin=lambda: heard.append("["), end=lambda: heard.append("]")
+        )
+        quiet = types.SimpleNamespace(rows=lambda _: None, progress=lambda *_: None)
+        schedule = loop.Schedule(total_steps=9, batch_size=1, log_every=log_every)
+        loop.train(step, state, data, schedule, quiet, profiler=profiler)
+        return "".join(map(str, heard))
+
+    assert told(3, 6) == "012[345]678"
+    assert told(0, 9) == "[012345678]"
+    assert told(4, 5, log_every=1) == "0123[4]5678"
+    # Resumed within the steps: what is left of them is not all that was asked for.
+    assert told(3, 6, done=4) == "45]678"
 
 
 # --- the command ---------------------------------------------------------------------------------

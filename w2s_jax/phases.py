@@ -32,6 +32,7 @@ from w2s_jax.inference import (
 from w2s_jax.logs import PhaseLog
 from w2s_jax.parameters import Parameters
 from w2s_jax.perf import hlo
+from w2s_jax.perf.profile import Profiler
 from w2s_jax.plan import Phase
 from w2s_jax.resolve import Resolved, RoleInput
 from w2s_jax.training import loop
@@ -182,8 +183,8 @@ def _train(
 ) -> tuple[Parameters, dict[str, Any]]:
     """Trains from `start`; the resulting parameters, and the record of how it went.
 
-    In the record `seconds` is wall time, evaluations included, of all attempts together;
-    `compile_seconds` is the part of it in which something was compiled (by this attempt).
+    In the record `seconds` is wall time, of all attempts together, and `compile_seconds` the part
+    of it in which something was traced, compiled or fetched from the cache of programs.
     """
     settings, train, mesh = context.settings, phase.train, context.mesh
     batches, real_token_share = _batches(phase, context)
@@ -203,6 +204,7 @@ def _train(
     step = train_step(spec, mesh, start.frozen | _features(phase, context))
     if context.dump_hlo:
         step = hlo.dumping(step, folder.path / "hlo")
+    profiler = _profiler(phase, context, folder)
     saved = Checkpoints(folder.steps, settings.checkpoint.keep)
     reporter = PhaseLog(
         folder.path,
@@ -212,7 +214,6 @@ def _train(
         context.console,
         context.wandb_run,
     )
-    compiled = compilation.compile_clock().seconds
     try:
         with reporter:
             state, best, clock = loop.train(
@@ -224,10 +225,13 @@ def _train(
                 checkpoints=saved,
                 evaluate=_evaluator(phase, context, start.frozen),
                 should_stop=context.should_stop,
+                profiler=profiler,
             )
     except (errors.TrainingFailed, errors.Interrupted) as error:
         raise type(error)(f"{phase.title}: {error}") from None
     finally:
+        if profiler is not None:
+            profiler.close()
         saved.close()
         batches.close()
     history = jax.device_get(state.history)
@@ -238,9 +242,25 @@ def _train(
         "train_loss": float(np.mean(tail)),
         "real_token_share": real_token_share(),
         "seconds": clock.seconds,
-        "compile_seconds": min(compilation.compile_clock().seconds - compiled, clock.seconds),
+        "compile_seconds": clock.compile_seconds,
     }
     return Parameters(best, start.frozen), trained
+
+
+def _profiler(phase: Phase, context: Context, folder: PhaseFolder) -> Profiler | None:
+    """What traces the steps that the user asked for, as far as the phase has them."""
+    if context.profile is None:
+        return None
+    start, stop = context.profile
+    if start >= phase.total_steps:
+        context.console.print(
+            f"{phase.title}: no profile from step {start} on, there are {phase.total_steps} steps",
+            highlight=False,
+            markup=False,
+        )
+        return None
+    stop = min(stop, phase.total_steps)
+    return Profiler(start, stop, folder.path / "profile", context.console)
 
 
 def _features(phase: Phase, context: Context) -> dict[str, Any]:

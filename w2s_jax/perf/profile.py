@@ -42,9 +42,10 @@ class Profiler:
         self._tracing = False
 
     def begin(self) -> None:
-        """Begins to trace; what the devices have been given before should be done."""
+        """Waits until all devices have done what they were given, and begins to trace."""
         import jax
 
+        jax.block_until_ready(jax.live_arrays())
         shutil.rmtree(self.folder, ignore_errors=True)
         options = jax.profiler.ProfileOptions()
         # Each Python call would be an event: large files, and slower steps than without a profile.
@@ -53,9 +54,13 @@ class Profiler:
         self._tracing = True
 
     def end(self) -> None:
-        """Ends the trace, writes and prints its summary; the devices should be idle."""
+        """Waits for all devices, ends the trace, and writes and prints its summary."""
+        import jax
+
         if not self._tracing:
             return
+        # A caller that has fetched a result has waited for one device only.
+        jax.block_until_ready(jax.live_arrays())
         self.close()
         path = max(self.folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime_ns)
         summary = {"steps": [self.start, self.stop], **summarize(xplane.read(path))}

@@ -32,7 +32,8 @@ class Op:
     """One run of one operation on one device.
 
     Attributes:
-      program: the name of its HLO module.
+      program: the name of its HLO module, and its number among those of the process in brackets:
+        a function is a program for each shape that it is called with.
       name: its name there; a kernel's or copy's own where it belongs to no operation.
       opcode: "fusion", "dot", "all-reduce", ...; "" if the trace does not tell.
       path: JAX's name stack, as "jit(step)/jvp(block)/mlp/dot_general"; "" if there is none.
@@ -48,7 +49,7 @@ class Op:
 
 
 #: (program id, operation) -> (opcode, path); the program's name serves where events have no id.
-Instructions = dict[tuple[int | str, str], tuple[str, str]]
+Instructions = dict[tuple[int | str | None, str], tuple[str, str]]
 
 
 def read(path: Path) -> dict[str, list[Op]]:
@@ -102,10 +103,12 @@ def _op(event: Any, stats: dict[str, Any], known: Instructions) -> Op:
     name = str(stats.get("hlo_op") or event.name)
     match = _NAME.match(name)
     name = match[1] if match else name
-    program = str(stats.get("hlo_module", ""))
-    opcode, path = known.get((stats.get("program_id", -1), name)) or known.get(
+    program, number = str(stats.get("hlo_module", "")), stats.get("program_id")
+    opcode, path = known.get((number, name)) or known.get(
         (program, name), ("", str(stats.get("tf_op", "")))
     )
+    if number is not None:
+        program = f"{program}({number})"
     # A name begins with its opcode unless something renamed it.
     opcode = opcode or next((c for c in CONTROL_FLOW if re.fullmatch(rf"{c}(\.\d+)?", name)), "")
     return Op(program, name, opcode, path, event.start_ns, event.end_ns)
