@@ -1,6 +1,5 @@
 """Profiles: intervals, traces of three kinds of devices, named scopes, programs as files."""
 
-import dataclasses
 import functools
 import json
 import re
@@ -17,8 +16,6 @@ from rich.console import Console
 from w2s_jax import artifacts, cli, execute, phases, testing
 from w2s_jax.perf import hlo, profile, xplane
 from w2s_jax.perf.xplane import Op
-from w2s_jax.training import loop
-from w2s_jax.training.state import TrainState
 
 QUIET = Console(quiet=True)
 
@@ -279,9 +276,8 @@ def test_a_cpu_trace_has_each_operation_of_each_device(compiled, tmp_path):
         profiler.begin()
         for _ in range(2):
             w = step(w, x)
-        jax.block_until_ready(w)
-        seconds = time.monotonic() - started
         profiler.end()
+        seconds = time.monotonic() - started
     assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
     assert list((tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb"))
     summary = json.loads((tmp_path / "profile" / "summary.json").read_text())
@@ -303,16 +299,6 @@ def test_a_cpu_trace_has_each_operation_of_each_device(compiled, tmp_path):
     assert by_scope["update"]["backward_seconds"] == 0 < by_scope["update"]["forward_seconds"]
     for rows in (summary["scopes"], summary["operations"]):
         assert sum(row["share"] for row in rows) == pytest.approx(1)
-
-
-def test_a_profile_that_is_given_up_leaves_no_summary_and_another_can_begin(tmp_path):
-    for name in ("one", "two"):
-        profiler = profile.Profiler(0, 1, tmp_path / name, QUIET)
-        profiler.begin()
-        profiler.close()
-        profiler.end()
-        profiler.close()
-    assert not list(tmp_path.rglob("summary.json"))
 
 
 def test_a_profile_has_the_steps_that_the_phase_has(tmp_path):
@@ -389,7 +375,8 @@ def test_a_run_with_a_profile_has_the_same_results_and_says_where_time_went(tmp_
         printed = set()
         for path in (folder / "hlo").glob("step_*.hlo.txt"):
             printed |= printed_instructions(path.read_text()).keys()
-        ran = [row for row in summary["operations"] if row["program"].startswith("jit_step(")]
+        programs = {row["program"] for row in summary["operations"] if row["scope"] == "update"}
+        ran = [row for row in summary["operations"] if row["program"] in programs]
         assert ran and {row["operation"] for row in ran} <= printed
         assert all(row["count"] % 8 == 0 for row in ran)
         assert not (tmp_path / "plain" / "phases" / stage["phase"] / "profile").exists()
@@ -400,31 +387,6 @@ def test_a_run_with_a_profile_has_the_same_results_and_says_where_time_went(tmp_
     timing = results["plain"]["timing"]
     assert 0 < timing["compile_seconds"] < timing["seconds"]
     assert "block/attention" in capsys.readouterr().out
-
-
-def test_the_loop_tells_a_profiler_where_its_steps_begin_and_end():
-    @jax.jit
-    def step(state, _):
-        return dataclasses.replace(state, step=state.step + 1)
-
-    def told(start, stop, done=0, log_every=4):
-        heard = []
-        zero = jnp.int32(0)
-        state = TrainState({}, {}, zero + done, zero - 1, jnp.zeros((9, 4)))
-        data = types.SimpleNamespace(at=heard.append, position=lambda: None)
-        profiler = types.SimpleNamespace(
-            start=start, stop=stop, begin=lambda: heard.append("["), end=lambda: heard.append("]")
-        )
-        quiet = types.SimpleNamespace(rows=lambda _: None, progress=lambda *_: None)
-        schedule = loop.Schedule(total_steps=9, batch_size=1, log_every=log_every)
-        loop.train(step, state, data, schedule, quiet, profiler=profiler)
-        return "".join(map(str, heard))
-
-    assert told(3, 6) == "012[345]678"
-    assert told(0, 9) == "[012345678]"
-    assert told(4, 5, log_every=1) == "0123[4]5678"
-    # Resumed within the steps: what is left of them is not all that was asked for.
-    assert told(3, 6, done=4) == "45]678"
 
 
 # --- the command ---------------------------------------------------------------------------------

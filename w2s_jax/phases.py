@@ -43,9 +43,10 @@ from w2s_jax.training.batches import (
     put_feature_batches,
 )
 from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.dispatch import runner
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import StepSpec, train_step
 
 log = logging.getLogger(__name__)
 
@@ -191,19 +192,16 @@ def _train(
     num_texts = phase.spec.get("texts", 1)
     loss = None if phase.loss is None else (phase.loss.kind, phase.loss.options)
     spec = StepSpec(phase.model, train, phase.total_steps, loss, num_texts)
-    optimizer = make_optimizer(train, phase.total_steps)
+    optimizer = make_optimizer(train)
     state = init_state(start.trained, optimizer, phase.total_steps, mesh)
     schedule = loop.Schedule(
         total_steps=phase.total_steps,
         batch_size=train.batch_size,
-        log_every=settings.log.every,
         eval_every=phase.eval_every,
         select=phase.select,
         checkpoint_seconds=60 * settings.checkpoint.every_minutes,
     )
-    step = train_step(spec, mesh, start.frozen | _features(phase, context))
-    if context.dump_hlo:
-        step = hlo.dumping(step, folder.path / "hlo")
+    watch = functools.partial(hlo.dumping, folder=folder.path / "hlo") if context.dump_hlo else None
     profiler = _profiler(phase, context, folder)
     saved = Checkpoints(folder.steps, settings.checkpoint.keep)
     reporter = PhaseLog(
@@ -217,11 +215,11 @@ def _train(
     try:
         with reporter:
             state, best, clock = loop.train(
-                step,
+                runner(spec, mesh, start.frozen | _features(phase, context), batches, watch),
                 state,
                 batches,
                 schedule,
-                reporter,
+                [reporter],
                 checkpoints=saved,
                 evaluate=_evaluator(phase, context, start.frozen),
                 should_stop=context.should_stop,
@@ -230,15 +228,13 @@ def _train(
     except (errors.TrainingFailed, errors.Interrupted) as error:
         raise type(error)(f"{phase.title}: {error}") from None
     finally:
-        if profiler is not None:
-            profiler.close()
         saved.close()
         batches.close()
-    history = jax.device_get(state.history)
+    history = jax.device_get(state.history)[: phase.total_steps]
     tail = history[-max(1, len(history) // 10) :, 0]
     trained = {
         "steps": phase.total_steps,
-        "kept_step": clock.best_step if phase.select else phase.total_steps,
+        "kept_step": clock.members[0].best_step if phase.select else phase.total_steps,
         "train_loss": float(np.mean(tail)),
         "real_token_share": real_token_share(),
         "seconds": clock.seconds,
@@ -338,7 +334,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
     targets_NC = _targets(phase, context, "validation").astype(np.float64)
     predictor: list[Callable[[Any], np.ndarray]] = []
 
-    def evaluate(trained: Any) -> dict[str, Any]:
+    def evaluate(trained: Any) -> list[dict[str, Any]]:
         params = Parameters(trained, frozen).joined()
         if not predictor:
             predictor.append(_predictor(phase, context, phase.inputs["validation"], params))
@@ -350,7 +346,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
         truth_N = hard_labels(documents.labels_N)
         if not np.isnan(truth_N).any():
             row["accuracy"] = float(np.mean((p_NC[:, 1] > 0.5) == (truth_N > 0.5)))
-        return {**row, "score": [agreement, -cross_entropy]}
+        return [{**row, "score": [agreement, -cross_entropy]}]
 
     return evaluate
 

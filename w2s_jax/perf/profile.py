@@ -39,7 +39,6 @@ class Profiler:
     def __init__(self, start: int, stop: int, folder: Path, console: "Console"):
         self.start, self.stop = start, stop
         self.folder, self.console = folder, console
-        self._tracing = False
 
     def begin(self) -> None:
         """Waits until all devices have done what they were given, and begins to trace."""
@@ -51,30 +50,19 @@ class Profiler:
         # Each Python call would be an event: large files, and slower steps than without a profile.
         options.python_tracer_level = 0
         jax.profiler.start_trace(self.folder, profiler_options=options)
-        self._tracing = True
 
     def end(self) -> None:
         """Waits for all devices, ends the trace, and writes and prints its summary."""
         import jax
 
-        if not self._tracing:
-            return
         # A caller that has fetched a result has waited for one device only.
         jax.block_until_ready(jax.live_arrays())
-        self.close()
+        jax.profiler.stop_trace()
         path = max(self.folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime_ns)
         summary = {"steps": [self.start, self.stop], **summarize(xplane.read(path))}
         write_json(self.folder / "summary.json", summary)
         print_summary(summary, self.console)
         self.console.print(f"profile: {self.folder}", highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Ends a trace that nothing will be made of, if one runs."""
-        import jax
-
-        if self._tracing:
-            self._tracing = False
-            jax.profiler.stop_trace()
 
 
 # --- intervals -----------------------------------------------------------------------------------
