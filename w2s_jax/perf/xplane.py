@@ -86,7 +86,7 @@ def device_ops(planes: Iterable[Any], known: Instructions) -> dict[str, list[Op]
                 stats = dict(event.stats)
                 if on_device:
                     device = plane.name.removeprefix("/device:")
-                elif "hlo_op" in stats and not event.name.startswith("end: "):
+                elif "hlo_op" in stats:
                     device = f"CPU:{stats.get('device_ordinal', 0)}"
                 else:
                     continue
