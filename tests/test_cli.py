@@ -160,7 +160,8 @@ def test_help_is_quick_and_imports_no_jax():
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert time.monotonic() - started < 2
-    for option in ("--config", "--workdir", "--store", "--dry_run", "--debug_nans"):
+    options = ("--config", "--workdir", "--store", "--dry_run", "--debug_nans", "--profile")
+    for option in (*options, "--dump_hlo"):
         assert option in done.stdout
 
 
@@ -184,10 +185,10 @@ def test_usage_errors_are_one_line_and_status_2(capsys):
 #: Layers from the ground up; a module may import from its own layer and those before it.
 LAYERS = [
     ["errors", "files", "checksums", "hub", "models.config", "config", "validation", "metrics"],
-    ["data", "models", "losses", "sharding", "storage"],
+    ["data", "models", "losses", "sharding", "storage", "compilation"],
     ["training", "inference"],
     ["pretraining_text", "role_settings", "resolve", "plan", "artifacts", "parameters", "testing"],
-    ["logs", "report", "phases"],
+    ["logs", "report", "phases", "perf.profile", "perf.hlo", "perf.xplane"],
     ["execute"],
     ["perf"],
     ["cli"],

@@ -65,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--debug_nans", action="store_true", help="raise where a NaN is first computed (slow)"
     )
+    run.add_argument(
+        "--profile",
+        metavar="START:STOP",
+        help="trace the steps START to STOP-1 of each phase that trains, counted from 0",
+    )
+    run.add_argument(
+        "--dump_hlo", action="store_true", help="write each phase's step programs (HLO)"
+    )
     report = commands.add_parser(
         "report", help="one page on any number of runs", allow_abbrev=False
     )
@@ -185,6 +193,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    profile = None if options.profile is None else _step_range(options.profile)
     config = load_config(options.config, overrides)
     from w2s_jax import execute
 
@@ -192,8 +201,25 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         import jax
 
         jax.config.update("jax_debug_nans", True)
-    execute.run(config, options.workdir, store=options.store, dry_run=options.dry_run)
+    execute.run(
+        config,
+        options.workdir,
+        store=options.store,
+        dry_run=options.dry_run,
+        profile=profile,
+        dump_hlo=options.dump_hlo,
+    )
     return 0
+
+
+def _step_range(text: str) -> tuple[int, int]:
+    """START and STOP of --profile."""
+    numbers = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    if numbers is None or int(numbers[1]) >= int(numbers[2]):
+        raise errors.InputError(
+            f"--profile: {text!r}; allowed: START:STOP, two integers with 0 <= START < STOP"
+        )
+    return int(numbers[1]), int(numbers[2])
 
 
 def _report(options: argparse.Namespace) -> int:

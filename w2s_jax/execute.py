@@ -42,6 +42,8 @@ def run(
     store: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     console: Console | None = None,
+    profile: tuple[int, int] | None = None,
+    dump_hlo: bool = False,
 ) -> dict[str, Any]:
     """Runs the experiment that `config` describes, or what of it is missing in `workdir`.
 
@@ -52,6 +54,9 @@ def run(
       store: where phases live, if not in `workdir`/phases; may be shared between runs.
       dry_run: print what would be done, write nothing, and return {}.
       console: where to print.
+      profile: (start, stop): trace the steps start to stop - 1 of each phase that trains, into the
+        phase's folder profile/ (see `perf.profile`).
+      dump_hlo: write the step programs of each phase that trains into its folder hlo/.
 
     Returns:
       The contents of `workdir`/result.json.
@@ -86,8 +91,9 @@ def run(
         return {}
     with _disk_errors(workdir):
         if missing:
-            from w2s_jax import phases
+            from w2s_jax import compilation, phases
 
+            compilation.enable_cache()
             mesh, wandb_run = _devices_and_loggers(settings, workdir, record)
             # The record first: a folder that holds anything else is taken for a foreign one.
             _make_folder(workdir)
@@ -101,6 +107,8 @@ def run(
                     console=console,
                     should_stop=stopped,
                     wandb_run=wandb_run,
+                    profile=profile,
+                    dump_hlo=dump_hlo,
                 )
                 _run_phases(missing, context)
             if wandb_run is not None:
@@ -295,6 +303,9 @@ def _print_phase(
         numbers += f"  test accuracy {test['accuracy']:.3f} ± {test['accuracy_se']:.3f}"
     if result.get("kept_step") != result.get("steps"):
         numbers += f"  kept step {result['kept_step']}"
+    compiling = result.get("compile_seconds", 0.0)
+    if compiling >= max(1.0, 0.25 * result["seconds"]):
+        numbers += f"  (compiling: {compiling:.1f} s)"
     console.print(
         f"[{number}/{total}] {phase.title:<20} {phase.model.name:<12} {phase.total_steps:>5} steps "
         f"{result['seconds']:6.1f} s  {numbers}",
@@ -368,7 +379,11 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
         "ceiling": ceiling,
         "students": students,
         "stages": stages,
-        "timing": {"seconds": sum(f["seconds"] for f in found.values())},
+        "timing": {
+            "seconds": sum(f["seconds"] for f in found.values()),
+            # Phases of earlier versions do not tell.
+            "compile_seconds": sum(f.get("compile_seconds", 0.0) for f in found.values()),
+        },
         "versions": _versions(found.values()),
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, metrics, parameters, sharding, storage
+from w2s_jax import artifacts, compilation, errors, metrics, parameters, sharding, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import PretrainSettings, Settings
 from w2s_jax.data import packing
@@ -31,6 +31,8 @@ from w2s_jax.inference import (
 )
 from w2s_jax.logs import PhaseLog
 from w2s_jax.parameters import Parameters
+from w2s_jax.perf import hlo
+from w2s_jax.perf.profile import Profiler
 from w2s_jax.plan import Phase
 from w2s_jax.resolve import Resolved, RoleInput
 from w2s_jax.training import loop
@@ -41,9 +43,10 @@ from w2s_jax.training.batches import (
     put_feature_batches,
 )
 from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.dispatch import runner
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import StepSpec, train_step
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class Context:
     console: Console
     should_stop: Callable[[], bool]
     wandb_run: Any = None
+    profile: tuple[int, int] | None = None
+    dump_hlo: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -129,7 +134,7 @@ def _execution(phase: Phase, context: Context) -> dict[str, Any]:
 
 def _compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
     """Stores what the heads of a frozen model see of its documents."""
-    started = time.monotonic()
+    started, compiled = time.monotonic(), compilation.compile_clock().seconds
     data, mesh = context.data(phase), context.mesh
     backbone = parameters.backbone(phase, data.source, context.store, mesh)
     found = {}
@@ -151,6 +156,7 @@ def _compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> di
     return {
         "features": {"splits": sizes, "shape": list(shape)},
         "seconds": time.monotonic() - started,
+        "compile_seconds": compilation.compile_clock().seconds - compiled,
     }
 
 
@@ -176,21 +182,27 @@ def _trained(
 def _train(
     phase: Phase, context: Context, folder: PhaseFolder, start: Parameters
 ) -> tuple[Parameters, dict[str, Any]]:
+    """Trains from `start`; the resulting parameters, and the record of how it went.
+
+    In the record `seconds` is wall time, of all attempts together, and `compile_seconds` the part
+    of it in which something was traced, compiled or fetched from the cache of programs.
+    """
     settings, train, mesh = context.settings, phase.train, context.mesh
     batches, real_token_share = _batches(phase, context)
     num_texts = phase.spec.get("texts", 1)
     loss = None if phase.loss is None else (phase.loss.kind, phase.loss.options)
     spec = StepSpec(phase.model, train, phase.total_steps, loss, num_texts)
-    optimizer = make_optimizer(train, phase.total_steps)
+    optimizer = make_optimizer(train)
     state = init_state(start.trained, optimizer, phase.total_steps, mesh)
     schedule = loop.Schedule(
         total_steps=phase.total_steps,
         batch_size=train.batch_size,
-        log_every=settings.log.every,
         eval_every=phase.eval_every,
         select=phase.select,
         checkpoint_seconds=60 * settings.checkpoint.every_minutes,
     )
+    watch = functools.partial(hlo.dumping, folder=folder.path / "hlo") if context.dump_hlo else None
+    profiler = _profiler(phase, context, folder)
     saved = Checkpoints(folder.steps, settings.checkpoint.keep)
     reporter = PhaseLog(
         folder.path,
@@ -203,30 +215,48 @@ def _train(
     try:
         with reporter:
             state, best, clock = loop.train(
-                train_step(spec, mesh, start.frozen | _features(phase, context)),
+                runner(spec, mesh, start.frozen | _features(phase, context), batches, watch),
                 state,
                 batches,
                 schedule,
-                reporter,
+                [reporter],
                 checkpoints=saved,
                 evaluate=_evaluator(phase, context, start.frozen),
                 should_stop=context.should_stop,
+                profiler=profiler,
             )
     except (errors.TrainingFailed, errors.Interrupted) as error:
         raise type(error)(f"{phase.title}: {error}") from None
     finally:
         saved.close()
         batches.close()
-    history = jax.device_get(state.history)
+    history = jax.device_get(state.history)[: phase.total_steps]
     tail = history[-max(1, len(history) // 10) :, 0]
     trained = {
         "steps": phase.total_steps,
-        "kept_step": clock.best_step if phase.select else phase.total_steps,
+        "kept_step": clock.members[0].best_step if phase.select else phase.total_steps,
         "train_loss": float(np.mean(tail)),
         "real_token_share": real_token_share(),
         "seconds": clock.seconds,
+        "compile_seconds": clock.compile_seconds,
     }
     return Parameters(best, start.frozen), trained
+
+
+def _profiler(phase: Phase, context: Context, folder: PhaseFolder) -> Profiler | None:
+    """What traces the steps that the user asked for, as far as the phase has them."""
+    if context.profile is None:
+        return None
+    start, stop = context.profile
+    if start >= phase.total_steps:
+        context.console.print(
+            f"{phase.title}: no profile from step {start} on, there are {phase.total_steps} steps",
+            highlight=False,
+            markup=False,
+        )
+        return None
+    stop = min(stop, phase.total_steps)
+    return Profiler(start, stop, folder.path / "profile", context.console)
 
 
 def _features(phase: Phase, context: Context) -> dict[str, Any]:
@@ -304,7 +334,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
     targets_NC = _targets(phase, context, "validation").astype(np.float64)
     predictor: list[Callable[[Any], np.ndarray]] = []
 
-    def evaluate(trained: Any) -> dict[str, Any]:
+    def evaluate(trained: Any) -> list[dict[str, Any]]:
         params = Parameters(trained, frozen).joined()
         if not predictor:
             predictor.append(_predictor(phase, context, phase.inputs["validation"], params))
@@ -316,7 +346,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
         truth_N = hard_labels(documents.labels_N)
         if not np.isnan(truth_N).any():
             row["accuracy"] = float(np.mean((p_NC[:, 1] > 0.5) == (truth_N > 0.5)))
-        return {**row, "score": [agreement, -cross_entropy]}
+        return [{**row, "score": [agreement, -cross_entropy]}]
 
     return evaluate
 
