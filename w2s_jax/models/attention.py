@@ -1,13 +1,15 @@
 """Attention and rotary positions: what a block computes between its projections.
 
-Shapes in names: R rows, L slots, H heads, K key/value heads, G = H / K, E head size.
+Shapes in names: R rows, L slots, N queries, H heads, K key/value heads, G = H / K, E head size.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from w2s_jax.models import attention_kernels
 from w2s_jax.models.config import ModelConfig
 
 Array = jax.Array
@@ -38,26 +40,131 @@ def attention(
     l - m < window.
     Padding (segment 0) sees only padding. Scores are multiplied by `scale` (None: 1 / sqrt(E)) and
     then, with a `softcap` c, become c tanh(score / c), in float32.
+
+    `attention_kernels.choose` says what computes it; `attention_reference` is the same by formula.
     """
     with jax.named_scope("attention"):
-        seen_RLL = segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
-        if isinstance(window, Array) or window > 0:
-            slot_L = jnp.arange(segment_ids_RL.shape[1], dtype=jnp.int32)
-            seen_RLL &= (slot_L[:, None] - slot_L[None, :] < window)[None]
-        if not softcap:
-            return jax.nn.dot_product_attention(
-                q_RLHE, k_RLKE, v_RLKE, mask=seen_RLL[:, None], is_causal=causal, scale=scale
-            )
-        (rows, length, heads, size), groups = q_RLHE.shape, k_RLKE.shape[2]
-        q_RLKGE = q_RLHE.reshape(rows, length, groups, heads // groups, size)
-        score = jnp.einsum("rlkge,rmke->rkglm", q_RLKGE, k_RLKE, preferred_element_type=jnp.float32)
-        score = softcap * jnp.tanh(score * (size**-0.5 if scale is None else scale) / softcap)
+        kernel = attention_kernels.chosen(q_RLHE, k_RLKE, window=window, softcap=softcap)
+        compute = _xla if kernel == "xla" else functools.partial(attention_kernels.run, kernel)
+        return compute(
+            q_RLHE,
+            k_RLKE,
+            v_RLKE,
+            segment_ids_RL,
+            window=window,
+            scale=scale,
+            softcap=softcap,
+            causal=causal,
+        )
+
+
+def attention_reference(
+    q_RLHE: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    *,
+    window: Array | int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    causal: bool = True,
+) -> Array:
+    """The formula of `attention` written out, all scores in memory: softmax(q k) v."""
+    (rows, length, heads, size), groups = q_RLHE.shape, k_RLKE.shape[2]
+    q_RLKGE = q_RLHE.reshape(rows, length, groups, heads // groups, size)
+    score = jnp.einsum("rlkge,rmke->rkglm", q_RLKGE, k_RLKE, preferred_element_type=jnp.float32)
+    seen_RLL = attention_kernels.within(segment_ids_RL, window)
+    if causal:
+        seen_RLL &= jnp.tril(jnp.ones((length, length), bool))[None]
+    weight = _weights(score, seen_RLL[:, None, None], size, scale, softcap).astype(v_RLKE.dtype)
+    out = jnp.einsum("rkglm,rmke->rlkge", weight, v_RLKE, preferred_element_type=jnp.float32)
+    return out.reshape(q_RLHE.shape).astype(q_RLHE.dtype)
+
+
+def _weights(
+    score: Array,
+    seen: Array,
+    size: int,
+    scale: float | None,
+    softcap: float,
+    axis: int | tuple[int, ...] = -1,
+) -> Array:
+    """The softmax of scaled and capped scores over what is seen, in float32."""
+    score = score * (size**-0.5 if scale is None else scale)
+    if softcap:
+        score = softcap * jnp.tanh(score / softcap)
+    return jax.nn.softmax(jnp.where(seen, score, jnp.finfo(jnp.float32).min), axis=axis)
+
+
+def _xla(
+    q_RLHE: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    *,
+    window: Array | int,
+    scale: float | None,
+    softcap: float,
+    causal: bool,
+) -> Array:
+    """`attention` in XLA's own operations: for CPUs, short rows and what the kernels refuse."""
+    if softcap:
+        return attention_reference(
+            q_RLHE,
+            k_RLKE,
+            v_RLKE,
+            segment_ids_RL,
+            window=window,
+            scale=scale,
+            softcap=softcap,
+            causal=causal,
+        )
+    seen_RLL = attention_kernels.within(segment_ids_RL, window)
+    return jax.nn.dot_product_attention(
+        q_RLHE, k_RLKE, v_RLKE, mask=seen_RLL[:, None], is_causal=causal, scale=scale
+    )
+
+
+def attention_at(
+    q_NHE: Array,
+    row_N: Array,
+    slot_N: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    *,
+    window: Array | int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    causal: bool = True,
+) -> Array:
+    """`attention` of queries at N slots of the rows only; [N, H, E] in q's dtype.
+
+    Every query meets the keys of all rows and is masked to its own: R times the least number of
+    scores, but plain matmuls with the keys where they lie. Gathering each query's row would copy
+    [N, L, K, E], add its gradient up in a scatter, and move rows between devices.
+
+    Args:
+      q_NHE: queries.
+      row_N, slot_N: where each of them stands, integers; several may stand in one slot.
+      k_RLKE, v_RLKE, segment_ids_RL, window, scale, softcap, causal: as for `attention`.
+    """
+    with jax.named_scope("attention_at"):
+        (number, heads, size), (rows, length, groups, _) = q_NHE.shape, k_RLKE.shape
+        q_NKGE = q_NHE.reshape(number, groups, heads // groups, size)
+        score = jnp.einsum("nkge,rlke->kngrl", q_NKGE, k_RLKE, preferred_element_type=jnp.float32)
+        own_row_NR = row_N[:, None] == jnp.arange(rows)[None, :]
+        own_segment_N = segment_ids_RL[row_N, slot_N]
+        seen_NRL = own_row_NR[:, :, None] & (own_segment_N[:, None, None] == segment_ids_RL[None])
+        ahead_NL = slot_N[:, None] - jnp.arange(length)[None, :]
         if causal:
-            seen_RLL &= jnp.tril(jnp.ones((length, length), bool))[None]
-        score = jnp.where(seen_RLL[:, None, None], score, jnp.finfo(jnp.float32).min)
-        weight = jax.nn.softmax(score, axis=-1).astype(v_RLKE.dtype)
-        out = jnp.einsum("rkglm,rmke->rlkge", weight, v_RLKE, preferred_element_type=jnp.float32)
-        return out.reshape(q_RLHE.shape).astype(q_RLHE.dtype)
+            seen_NRL &= (ahead_NL >= 0)[:, None]
+        if isinstance(window, Array) or window:
+            seen_NRL &= (ahead_NL < window)[:, None]
+        weight = _weights(score, seen_NRL[None, :, None], size, scale, softcap, axis=(-2, -1))
+        weight = weight.astype(v_RLKE.dtype)
+        out = jnp.einsum("kngrl,rlke->nkge", weight, v_RLKE, preferred_element_type=jnp.float32)
+        return out.reshape(q_NHE.shape).astype(q_NHE.dtype)
 
 
 def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Array:
