@@ -21,8 +21,8 @@ WAYS = {
     "causal": {},
     "scaled": {"scale": 0.3},
     "window": {"window": 70},
-    "softcap": {"softcap": 2.0, "scale": 0.5},
-    "softcap_window": {"softcap": 2.0, "window": 20},
+    "softcap": {"softcap": 2.0},
+    "softcap_window": {"softcap": 2.0, "window": 20, "scale": 0.5},
     "encoder": {"causal": False},
     "encoder_window": {"causal": False, "window": 30},
 }
@@ -161,14 +161,15 @@ def test_cudnn_gets_segments_and_windows_as_one_mask_for_all_heads(monkeypatch, 
     way = {"causal": causal, "window": jnp.int32(30) if window == "array" else window}
     plain, seen = jax.nn.dot_product_attention, []
 
-    def on_cpu(*args, implementation, **options):
-        seen.append((implementation, options["mask"].shape, options["is_causal"]))
-        return plain(*args, **options)
+    def on_cpu(q, k, v, *, implementation, **options):
+        seen.append((implementation, q.shape, k.shape, options["mask"].shape, options["is_causal"]))
+        return plain(q, k, v, **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
     with attention_kernels.using("cudnn"), attention_kernels.over(sharding.mesh_of((2, 1, 2))):
         ours = value_and_gradients(attention, *arrays, scale=0.3, **way)
-    assert seen == [("cudnn", (1, 1, 64, 64), causal)]
+    # On each of 2 x 2 devices, one of 2 rows and half of the 4 heads and the 2 key/value heads.
+    assert seen == [("cudnn", (1, 64, 2, 16), (1, 64, 1, 16), (1, 1, 64, 64), causal)]
     assert_near(ours, truth(*arrays, scale=0.3, **way), jnp.bfloat16)
 
 
