@@ -1,14 +1,15 @@
 """Attention and rotary positions: what a block computes between its projections.
 
-Shapes in names: R rows, L slots, H heads, K key/value heads, G = H / K, E head size.
+Shapes in names: R rows, L slots, Q some of them, H heads, K key/value heads, G = H / K, E head size.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from w2s_jax.models import attention_cpu
+from w2s_jax.models import attention_cpu, attention_kernels
 from w2s_jax.models.config import ModelConfig
 
 Array = jax.Array
@@ -39,37 +40,92 @@ def attention(
     l - m < window.
     Padding (segment 0) sees only padding. Scores are multiplied by `scale` (None: 1 / sqrt(E)) and
     then, with a `softcap` c, become c tanh(score / c), in float32.
+
+    `attention_kernels.choose` says what computes it; `attention_reference` is the same by formula.
     """
     with jax.named_scope("attention"):
-        if jax.default_backend() == "cpu" and not softcap:
-            size = q_RLHE.shape[-1]
-            return attention_cpu.attention(
-                size**-0.5 if scale is None else scale,
-                causal,
-                q_RLHE,
-                k_RLKE,
-                v_RLKE,
-                segment_ids_RL,
-                jnp.asarray(window, jnp.int32),
-            )
-        seen_RLL = segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
-        if isinstance(window, Array) or window > 0:
-            slot_L = jnp.arange(segment_ids_RL.shape[1], dtype=jnp.int32)
-            seen_RLL &= (slot_L[:, None] - slot_L[None, :] < window)[None]
-        if not softcap:
-            return jax.nn.dot_product_attention(
-                q_RLHE, k_RLKE, v_RLKE, mask=seen_RLL[:, None], is_causal=causal, scale=scale
-            )
-        (rows, length, heads, size), groups = q_RLHE.shape, k_RLKE.shape[2]
-        q_RLKGE = q_RLHE.reshape(rows, length, groups, heads // groups, size)
-        score = jnp.einsum("rlkge,rmke->rkglm", q_RLKGE, k_RLKE, preferred_element_type=jnp.float32)
-        score = softcap * jnp.tanh(score * (size**-0.5 if scale is None else scale) / softcap)
-        if causal:
-            seen_RLL &= jnp.tril(jnp.ones((length, length), bool))[None]
-        score = jnp.where(seen_RLL[:, None, None], score, jnp.finfo(jnp.float32).min)
-        weight = jax.nn.softmax(score, axis=-1).astype(v_RLKE.dtype)
-        out = jnp.einsum("rkglm,rmke->rlkge", weight, v_RLKE, preferred_element_type=jnp.float32)
-        return out.reshape(q_RLHE.shape).astype(q_RLHE.dtype)
+        kernel = attention_kernels.chosen(q_RLHE, k_RLKE, window=window, softcap=softcap)
+        compute = _xla if kernel == "xla" else functools.partial(attention_kernels.run, kernel)
+        return compute(
+            q_RLHE,
+            k_RLKE,
+            v_RLKE,
+            segment_ids_RL,
+            window=window,
+            scale=scale,
+            softcap=softcap,
+            causal=causal,
+        )
+
+
+def attention_reference(
+    q_RLHE: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    *,
+    window: Array | int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    causal: bool = True,
+) -> Array:
+    """The formula of `attention` written out, all scores in memory: softmax(q k) v."""
+    (rows, length, heads, size), groups = q_RLHE.shape, k_RLKE.shape[2]
+    q_RLKGE = q_RLHE.reshape(rows, length, groups, heads // groups, size)
+    score = jnp.einsum("rlkge,rmke->rkglm", q_RLKGE, k_RLKE, preferred_element_type=jnp.float32)
+    seen_RLL = attention_kernels.within(segment_ids_RL, window)
+    if causal:
+        seen_RLL &= jnp.tril(jnp.ones((length, length), bool))[None]
+    weight = _weights(score, seen_RLL[:, None, None], size, scale, softcap).astype(v_RLKE.dtype)
+    out = jnp.einsum("rkglm,rmke->rlkge", weight, v_RLKE, preferred_element_type=jnp.float32)
+    return out.reshape(q_RLHE.shape).astype(q_RLHE.dtype)
+
+
+def _weights(
+    score: Array,
+    seen: Array,
+    size: int,
+    scale: float | None,
+    softcap: float,
+) -> Array:
+    """The softmax of scaled and capped scores over what is seen, in float32."""
+    score = score * (size**-0.5 if scale is None else scale)
+    if softcap:
+        score = softcap * jnp.tanh(score / softcap)
+    return jax.nn.softmax(jnp.where(seen, score, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+def _xla(
+    q_RLHE: Array,
+    k_RLKE: Array,
+    v_RLKE: Array,
+    segment_ids_RL: Array,
+    *,
+    window: Array | int,
+    scale: float | None,
+    softcap: float,
+    causal: bool,
+) -> Array:
+    """`attention` in XLA's own operations: for CPUs, short rows and what the kernels refuse."""
+    if softcap:
+        return attention_reference(
+            q_RLHE,
+            k_RLKE,
+            v_RLKE,
+            segment_ids_RL,
+            window=window,
+            scale=scale,
+            softcap=softcap,
+            causal=causal,
+        )
+    if jax.default_backend() == "cpu":
+        factor = q_RLHE.shape[-1] ** -0.5 if scale is None else scale
+        rows = (q_RLHE, k_RLKE, v_RLKE, segment_ids_RL)
+        return attention_cpu.attention(factor, causal, *rows, jnp.asarray(window, jnp.int32))
+    seen_RLL = attention_kernels.within(segment_ids_RL, window)
+    return jax.nn.dot_product_attention(
+        q_RLHE, k_RLKE, v_RLKE, mask=seen_RLL[:, None], is_causal=causal, scale=scale
+    )
 
 
 def at_slots(x: Array, slots_RQ: Array) -> Array:
@@ -114,11 +170,8 @@ def attention_at(
             seen_RQL &= ahead_RQL < window
         q_RQKGE = q_RQHE.reshape(rows, asked, groups, heads // groups, size)
         score = jnp.einsum("rqkge,rmke->rkgqm", q_RQKGE, k_RLKE, preferred_element_type=jnp.float32)
-        score *= size**-0.5 if scale is None else scale
-        if softcap:
-            score = softcap * jnp.tanh(score / softcap)
-        score = jnp.where(seen_RQL[:, None, None], score, jnp.finfo(jnp.float32).min)
-        weight = jax.nn.softmax(score, axis=-1).astype(v_RLKE.dtype)
+        seen = seen_RQL[:, None, None]
+        weight = _weights(score, seen, size, scale, softcap).astype(v_RLKE.dtype)
         out = jnp.einsum("rkgqm,rmke->rqkge", weight, v_RLKE, preferred_element_type=jnp.float32)
         return out.reshape(q_RQHE.shape).astype(q_RQHE.dtype)
 

@@ -1,0 +1,349 @@
+"""Attention: every form against the plain formula, and which form a shape gets."""
+
+import dataclasses
+import functools
+import itertools
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from w2s_jax import sharding
+from w2s_jax.errors import InputError
+from w2s_jax.models import attention_kernels
+from w2s_jax.models.attention import attention, attention_at, attention_reference
+
+#: What models ask of attention.
+WAYS = {
+    "causal": {},
+    "scaled": {"scale": 0.3},
+    "window": {"window": 70},
+    "softcap": {"softcap": 2.0},
+    "softcap_window": {"softcap": 2.0, "window": 20, "scale": 0.5},
+    "encoder": {"causal": False},
+    "encoder_window": {"causal": False, "window": 30},
+}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def rows(rows=2, length=256, heads=4, kv_heads=2, size=16, dtype=jnp.float32, seed=0):
+    """(queries, keys, values, segments): a few documents in each row and padding behind them."""
+    rng = np.random.default_rng(seed)
+    shapes = [(rows, length, n, size) for n in (heads, kv_heads, kv_heads)]
+    q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    segments = np.zeros((rows, length), np.int32)
+    for row in segments:
+        cuts = np.sort(rng.choice(np.arange(1, length), 3, replace=False))
+        for number, (start, stop) in enumerate(zip([0, *cuts[:-1]], cuts, strict=True)):
+            row[start:stop] = number + 1
+    return q, k, v, jnp.asarray(segments)
+
+
+def document_by_document(q, k, v, segments, *, window=0, scale=None, softcap=0.0, causal=True):
+    """The same in NumPy, one document, head and query at a time."""
+    q, k, v, segments = (np.asarray(x, np.float64) for x in (q, k, v, segments))
+    out = np.zeros_like(q)
+    group = q.shape[2] // k.shape[2]
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    for r, l, h in np.ndindex(q.shape[:3]):
+        document = np.flatnonzero(segments[r] == segments[r, l])
+        seen = document[document <= l] if causal else document
+        seen = seen[l - seen < window] if window else seen
+        score = k[r, seen, h // group] @ q[r, l, h] * scale
+        score = softcap * np.tanh(score / softcap) if softcap else score
+        weight = np.exp(score - score.max())
+        out[r, l, h] = weight @ v[r, seen, h // group] / weight.sum()
+    return out
+
+
+def value_and_gradients(compute, q, k, v, segments, **way):
+    """(the output, the gradients of q, k and v) against a fixed cotangent, in float32."""
+
+    def loss(q, k, v):
+        out = compute(q, k, v, segments, **way)
+        cotangent = np.random.default_rng(9).normal(size=out.shape).astype(np.float32)
+        return jnp.sum(out.astype(jnp.float32) * cotangent), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    assert out.dtype == q.dtype
+    return [np.asarray(x, np.float32) for x in (out, *gradients)]
+
+
+def assert_near(ours, theirs, dtype):
+    tolerance = 3e-5 if dtype == jnp.float32 else 3e-2
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our, their, rtol=0, atol=tolerance * np.abs(their).max())
+
+
+def truth(q, k, v, segments, **way):
+    """By formula in float32, whatever the arrays' dtype."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    return value_and_gradients(attention_reference, q, k, v, segments, **way)
+
+
+@ways
+def test_the_formula_is_attention_of_each_document_alone(way):
+    arrays = rows(length=40, size=8)
+    ours = attention_reference(*arrays, **way)
+    np.testing.assert_allclose(ours, document_by_document(*arrays, **way), atol=1e-5)
+
+
+SLOW = [pytest.mark.slow]
+
+
+def forms():
+    """(kernel, dtype, way) of each test; interpreted kernels compile for seconds."""
+    quick = {
+        ("xla", "bfloat16", "causal"),
+        ("xla", "bfloat16", "softcap_window"),
+        ("splash", "float32", "window"),
+        ("splash", "float32", "encoder_window"),
+        ("splash", "bfloat16", "softcap_window"),
+        *itertools.product(["xla"], ["float32"], WAYS),
+    }
+    every = itertools.product(["xla", "splash"], ["float32", "bfloat16"], WAYS)
+    return [pytest.param(*form, marks=[] if form in quick else SLOW) for form in every]
+
+
+@pytest.mark.parametrize(("kernel", "dtype", "way"), forms())
+def test_every_form_computes_the_formula_and_its_gradients(kernel, dtype, way):
+    dtype, way = jnp.dtype(dtype), WAYS[way]
+    arrays = rows(dtype=dtype)
+    with attention_kernels.using(kernel), attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+        ours = value_and_gradients(attention, *arrays, **way)
+    assert_near(ours, truth(*arrays, **way), dtype)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_splash_attention_pads_rows_and_heads_to_its_tiles(causal):
+    arrays = rows(length=150, size=72, heads=3, kv_heads=3)
+    with attention_kernels.using("splash"), attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+        ours = jax.jit(functools.partial(attention, causal=causal))(*arrays)
+    np.testing.assert_allclose(ours, attention_reference(*arrays, causal=causal), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "mesh", [(2, 2, 2), *(pytest.param(m, marks=SLOW) for m in [(1, 4, 1), (1, 1, 2)])]
+)
+def test_on_a_mesh_each_device_computes_its_rows_and_heads(mesh):
+    arrays = rows(rows=4, length=128)
+    mesh = sharding.mesh_of(mesh)
+
+    def layers(q, k, v, segments):
+        """Two layers, scanned and rematerialised as models are."""
+        layer = jax.checkpoint(lambda x, _: (attention(x, k, v, segments, window=50), None))
+        return jax.lax.scan(layer, q, None, length=2)[0]
+
+    with attention_kernels.using("splash"), attention_kernels.over(mesh):
+        ours = value_and_gradients(layers, *arrays)
+        jaxpr = str(jax.make_jaxpr(layers)(*arrays))
+    assert "shard_map" in jaxpr and "splash_mha_fwd_segmented" in jaxpr
+    assert_near(ours, value_and_gradients(layers, *arrays), jnp.float32)
+
+
+def test_a_program_of_each_device_needs_no_mesh():
+    q, k, v, segments = rows(rows=4, length=128)
+    split = [x.reshape(2, 2, *x.shape[1:]) for x in (q, k, v, segments)]
+    with attention_kernels.using("splash"):
+        out = jax.pmap(attention)(*split)
+    np.testing.assert_allclose(
+        out.reshape(q.shape), attention_reference(q, k, v, segments), atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("window", [0, 30, "array"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_cudnn_gets_segments_and_windows_as_one_mask_for_all_heads(monkeypatch, causal, window):
+    arrays = rows(length=64, dtype=jnp.bfloat16)
+    way = {"causal": causal, "window": jnp.int32(30) if window == "array" else window}
+    plain, seen = jax.nn.dot_product_attention, []
+
+    def on_cpu(q, k, v, *, implementation, **options):
+        seen.append((implementation, q.shape, k.shape, options["mask"].shape, options["is_causal"]))
+        return plain(q, k, v, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
+    with attention_kernels.using("cudnn"), attention_kernels.over(sharding.mesh_of((2, 1, 2))):
+        ours = value_and_gradients(attention, *arrays, scale=0.3, **way)
+    # On each of 2 x 2 devices, one of 2 rows and half of the 4 heads and the 2 key/value heads.
+    assert seen == [("cudnn", (1, 64, 2, 16), (1, 64, 1, 16), (1, 1, 64, 64), causal)]
+    assert_near(ours, truth(*arrays, scale=0.3, **way), jnp.bfloat16)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on GPUs")
+@pytest.mark.parametrize("name", [name for name in WAYS if "softcap" not in name])
+def test_cudnn_computes_the_formula_on_a_gpu(name):
+    arrays = rows(length=512, size=64, dtype=jnp.bfloat16)
+    with attention_kernels.using("cudnn"), attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+        ours = value_and_gradients(attention, *arrays, **WAYS[name])
+    assert_near(ours, truth(*arrays, **WAYS[name]), jnp.bfloat16)
+
+
+def read_outs(segments):
+    """(rows, slots): last slots of documents in no order, one twice, one within, one of padding."""
+    row, slot = np.nonzero(np.diff(np.asarray(segments), axis=1, append=-1))
+    order = np.random.default_rng(5).permutation(len(row))
+    row, slot = np.append(row[order], [0, 1, row[0]]), np.append(slot[order], [3, -1, slot[0]])
+    return jnp.asarray(row), jnp.asarray(slot % segments.shape[1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=SLOW)])
+@ways
+def test_queries_at_read_outs_are_those_rows_of_full_attention(dtype, way):
+    arrays = rows(rows=3, length=60, dtype=dtype)
+    row, slot = read_outs(arrays[-1])
+
+    def at(q, *rest, **way):
+        return attention_at(q[row, slot], row, slot, *rest, **way)
+
+    def taken(*arrays, **way):
+        return attention_reference(*arrays, **way)[row, slot]
+
+    wide = [x.astype(jnp.float32) for x in arrays[:3]]
+    theirs = value_and_gradients(taken, *wide, arrays[-1], **way)
+    assert_near(value_and_gradients(at, *arrays, **way), theirs, dtype)
+
+
+def test_a_window_known_only_at_run_time_counts_at_read_outs_too():
+    q, k, v, segments = rows(rows=3, length=60)
+    row, slot = read_outs(segments)
+    for window in (1, 7, 1000):
+        ours = attention_at(
+            q[row, slot], row, slot, k, v, segments, window=jnp.int32(window), causal=False
+        )
+        theirs = attention_reference(q, k, v, segments, window=window, causal=False)[row, slot]
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_read_outs_move_no_row_between_devices_and_scatter_nothing():
+    q, k, v, segments = rows(rows=8, length=64)
+    row, slot = read_outs(segments)
+    mesh = sharding.mesh_of((4, 2, 1))
+    split = [jax.device_put(x, sharding.rows(mesh, leading=0)) for x in (k, v, segments)]
+
+    def loss(q, k, v, segments):
+        return jnp.sum(attention_at(q, row, slot, k, v, segments) ** 2)
+
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
+    compiled = gradient.lower(q[row, slot], *split).compile().as_text()
+    assert re.search(r"all-reduce(-start)?\(", compiled)
+    assert not re.search(r"(scatter|all-gather|all-to-all|collective-permute)(-start)?\(", compiled)
+    for our, their in zip(
+        gradient(q[row, slot], *split), gradient(q[row, slot], k, v, segments), strict=True
+    ):
+        np.testing.assert_allclose(our, their, atol=1e-5)
+
+
+CASE = attention_kernels.Case(
+    dtype="bfloat16",
+    rows=8,
+    length=1024,
+    heads=12,
+    kv_heads=4,
+    head_size=64,
+    static_window=True,
+    softcap=False,
+    parts=(1, 1),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "tpu", "gpu"),
+    [
+        ({}, "splash", "cudnn"),
+        ({"dtype": "float32"}, "splash", "xla"),
+        ({"dtype": "float16"}, "xla", "cudnn"),
+        ({"length": 511}, "xla", "xla"),
+        ({"length": 512}, "splash", "cudnn"),
+        ({"length": 255}, "xla", "xla"),
+        ({"length": 256}, "xla", "cudnn"),
+        ({"length": 601}, "splash", "xla"),
+        ({"head_size": 128}, "splash", "cudnn"),
+        ({"head_size": 136}, "splash", "xla"),
+        ({"head_size": 60}, "splash", "xla"),
+        ({"static_window": False}, "xla", "cudnn"),
+        ({"softcap": True}, "splash", "xla"),
+        ({"parts": None}, "xla", "xla"),
+        ({"parts": (8, 4)}, "splash", "cudnn"),
+        ({"parts": (3, 1)}, "xla", "xla"),
+        ({"parts": (1, 3)}, "xla", "xla"),
+        ({"parts": (1, 6), "kv_heads": 12}, "splash", "cudnn"),
+        ({"parts": (1, 6), "kv_heads": 4}, "xla", "xla"),
+        ({"parts": (1, 2), "heads": 3, "kv_heads": 2}, "xla", "xla"),
+    ],
+    ids=str,
+)
+def test_a_kernel_is_chosen_for_what_it_can_compute(change, tpu, gpu):
+    case = dataclasses.replace(CASE, **change)
+    chosen = [attention_kernels.choose(name, case) for name in ("tpu", "gpu", "cpu", "other_gpu")]
+    assert chosen == [tpu, gpu, "xla", "xla"]
+
+
+def test_rows_are_whole_tiles_where_a_kernel_may_run():
+    multiples = {
+        name: attention_kernels.row_length_multiple(name)
+        for name in ("cpu", "gpu", "tpu", "other_gpu")
+    }
+    assert multiples == {"cpu": 1, "gpu": 128, "tpu": 128, "other_gpu": 1}
+
+
+def test_only_nvidia_gpus_since_ampere_have_fused_attention():
+    def gpu(version, capability):
+        client = SimpleNamespace(platform_version=version)
+        return SimpleNamespace(platform="gpu", client=client, compute_capability=capability)
+
+    assert attention_kernels.backend_of(jax.devices("cpu")[0]) == "cpu"
+    assert attention_kernels.backend_of(gpu("PJRT C API\ncuda 12080", "9.0")) == "gpu"
+    assert attention_kernels.backend_of(gpu("PJRT C API\ncuda 12080", "7.5")) == "other_gpu"
+    assert attention_kernels.backend_of(gpu("PJRT C API\nrocm 60300", "gfx942")) == "other_gpu"
+
+
+@pytest.mark.parametrize(("length", "kernels"), [(512, True), (256, False)])
+def test_on_a_tpu_long_rows_compile_to_splash_kernels(monkeypatch, length, kernels):
+    arrays = rows(rows=4, length=length, size=64, dtype=jnp.bfloat16)
+    monkeypatch.setattr(attention_kernels, "backend_of", lambda device: "tpu")
+
+    def loss(q, k, v, segments):
+        return jnp.sum(attention(q, k, v, segments).astype(jnp.float32))
+
+    with attention_kernels.over(sharding.mesh_of((2, 1, 2))):
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == (3 if kernels else 0)
+
+
+def test_a_program_of_one_kernel_is_not_used_for_another():
+    q, k, *_ = rows(length=128)
+    traces = []
+
+    @jax.jit
+    def program(q, k):
+        traces.append(attention_kernels.chosen(q, k, window=0, softcap=0.0))
+        return q
+
+    one, two = sharding.mesh_of((1, 1, 1)), sharding.mesh_of((2, 1, 1))
+    for kernel, mesh in [("xla", one), ("splash", one), ("splash", two), ("xla", one)]:
+        with attention_kernels.using(kernel), attention_kernels.over(mesh):
+            program(q, k)
+    program(q, k)
+    assert traces == ["xla", "splash", "splash", "xla"]
+
+
+def test_a_kernel_that_cannot_compute_a_shape_is_refused():
+    q, k, v, segments = rows(length=128)
+    with pytest.raises(InputError, match="unknown value 'splush' .*'splash'.*xla, cudnn, splash"):
+        attention_kernels.using("splush")
+    with attention_kernels.using("splash"):
+        with pytest.raises(InputError, match="'splash': it cannot take several devices"):
+            attention(q, k, v, segments)
+        uneven = pytest.raises(InputError, match="2 rows, 4 heads .* over 4 and 1 devices")
+        with attention_kernels.over(sharding.mesh_of((4, 1, 1))), uneven:
+            attention(q, k, v, segments)
+        with attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+            with pytest.raises(InputError, match="a window that differs between layers"):
+                attention(q, k, v, segments, window=jnp.int32(3))
+            with pytest.raises(InputError, match="dtype float16; allowed: bfloat16, float32"):
+                attention(*(x.astype(jnp.float16) for x in (q, k, v)), segments)
