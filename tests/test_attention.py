@@ -14,7 +14,12 @@ import pytest
 from w2s_jax import sharding
 from w2s_jax.errors import InputError
 from w2s_jax.models import attention_kernels
-from w2s_jax.models.attention import attention, attention_at, attention_reference
+from w2s_jax.models.attention import (
+    at_slots,
+    attention,
+    attention_at,
+    attention_reference,
+)
 
 #: What models ask of attention.
 WAYS = {
@@ -112,7 +117,7 @@ def forms():
 def test_every_form_computes_the_formula_and_its_gradients(kernel, dtype, way):
     dtype, way = jnp.dtype(dtype), WAYS[way]
     arrays = rows(dtype=dtype)
-    with attention_kernels.using(kernel), attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+    with attention_kernels.using(kernel), sharding.over(sharding.mesh_of((1, 1, 1))):
         ours = value_and_gradients(attention, *arrays, **way)
     assert_near(ours, truth(*arrays, **way), dtype)
 
@@ -120,7 +125,7 @@ def test_every_form_computes_the_formula_and_its_gradients(kernel, dtype, way):
 @pytest.mark.parametrize("causal", [True, False])
 def test_splash_attention_pads_rows_and_heads_to_its_tiles(causal):
     arrays = rows(length=150, size=72, heads=3, kv_heads=3)
-    with attention_kernels.using("splash"), attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+    with attention_kernels.using("splash"), sharding.over(sharding.mesh_of((1, 1, 1))):
         ours = jax.jit(functools.partial(attention, causal=causal))(*arrays)
     np.testing.assert_allclose(ours, attention_reference(*arrays, causal=causal), atol=2e-5)
 
@@ -137,7 +142,7 @@ def test_on_a_mesh_each_device_computes_its_rows_and_heads(mesh):
         layer = jax.checkpoint(lambda x, _: (attention(x, k, v, segments, window=50), None))
         return jax.lax.scan(layer, q, None, length=2)[0]
 
-    with attention_kernels.using("splash"), attention_kernels.over(mesh):
+    with attention_kernels.using("splash"), sharding.over(mesh):
         ours = value_and_gradients(layers, *arrays)
         jaxpr = str(jax.make_jaxpr(layers)(*arrays))
     assert "shard_map" in jaxpr and "splash_mha_fwd_segmented" in jaxpr
@@ -166,7 +171,7 @@ def test_cudnn_gets_segments_and_windows_as_one_mask_for_all_heads(monkeypatch, 
         return plain(q, k, v, **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
-    with attention_kernels.using("cudnn"), attention_kernels.over(sharding.mesh_of((2, 1, 2))):
+    with attention_kernels.using("cudnn"), sharding.over(sharding.mesh_of((2, 1, 2))):
         ours = value_and_gradients(attention, *arrays, scale=0.3, **way)
     # On each of 2 x 2 devices, one of 2 rows and half of the 4 heads and the 2 key/value heads.
     assert seen == [("cudnn", (1, 64, 2, 16), (1, 64, 1, 16), (1, 1, 64, 64), causal)]
@@ -177,30 +182,30 @@ def test_cudnn_gets_segments_and_windows_as_one_mask_for_all_heads(monkeypatch, 
 @pytest.mark.parametrize("name", [name for name in WAYS if "softcap" not in name])
 def test_cudnn_computes_the_formula_on_a_gpu(name):
     arrays = rows(length=512, size=64, dtype=jnp.bfloat16)
-    with attention_kernels.using("cudnn"), attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+    with attention_kernels.using("cudnn"), sharding.over(sharding.mesh_of((1, 1, 1))):
         ours = value_and_gradients(attention, *arrays, **WAYS[name])
     assert_near(ours, truth(*arrays, **WAYS[name]), jnp.bfloat16)
 
 
-def read_outs(segments):
-    """(rows, slots): last slots of documents in no order, one twice, one within, one of padding."""
-    row, slot = np.nonzero(np.diff(np.asarray(segments), axis=1, append=-1))
-    order = np.random.default_rng(5).permutation(len(row))
-    row, slot = np.append(row[order], [0, 1, row[0]]), np.append(slot[order], [3, -1, slot[0]])
-    return jnp.asarray(row), jnp.asarray(slot % segments.shape[1])
+def some_slots(segments):
+    """[R, 6]: slots of each row: first, last, of documents and of padding, one of them twice."""
+    rows, length = segments.shape
+    drawn = np.random.default_rng(5).integers(0, length, (rows, 3))
+    ends = np.tile([0, length - 1, length - 1], (rows, 1))
+    return jnp.asarray(np.concatenate([drawn, ends], axis=1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=SLOW)])
 @ways
 def test_queries_at_read_outs_are_those_rows_of_full_attention(dtype, way):
     arrays = rows(rows=3, length=60, dtype=dtype)
-    row, slot = read_outs(arrays[-1])
+    slots = some_slots(arrays[-1])
 
     def at(q, *rest, **way):
-        return attention_at(q[row, slot], row, slot, *rest, **way)
+        return attention_at(slots, at_slots(q, slots), *rest, **way)
 
     def taken(*arrays, **way):
-        return attention_reference(*arrays, **way)[row, slot]
+        return attention_reference(*arrays, **way)[jnp.arange(3)[:, None], slots]
 
     wide = [x.astype(jnp.float32) for x in arrays[:3]]
     theirs = value_and_gradients(taken, *wide, arrays[-1], **way)
@@ -209,31 +214,32 @@ def test_queries_at_read_outs_are_those_rows_of_full_attention(dtype, way):
 
 def test_a_window_known_only_at_run_time_counts_at_read_outs_too():
     q, k, v, segments = rows(rows=3, length=60)
-    row, slot = read_outs(segments)
+    slots = some_slots(segments)
     for window in (1, 7, 1000):
-        ours = attention_at(
-            q[row, slot], row, slot, k, v, segments, window=jnp.int32(window), causal=False
-        )
-        theirs = attention_reference(q, k, v, segments, window=window, causal=False)[row, slot]
+        asked = at_slots(q, slots)
+        ours = attention_at(slots, asked, k, v, segments, window=jnp.int32(window), causal=False)
+        theirs = attention_reference(q, k, v, segments, window=window, causal=False)
+        theirs = theirs[jnp.arange(3)[:, None], slots]
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
 def test_read_outs_move_no_row_between_devices_and_scatter_nothing():
     q, k, v, segments = rows(rows=8, length=64)
-    row, slot = read_outs(segments)
     mesh = sharding.mesh_of((4, 2, 1))
-    split = [jax.device_put(x, sharding.rows(mesh, leading=0)) for x in (k, v, segments)]
+    whole = (some_slots(segments), q, k, v, segments)
+    split = [jax.device_put(x, sharding.rows(mesh, leading=0)) for x in whole]
 
-    def loss(q, k, v, segments):
-        return jnp.sum(attention_at(q, row, slot, k, v, segments) ** 2)
+    def each(slots, q, *rest):
+        return attention_at(slots, at_slots(q, slots), *rest) ** 2
 
-    gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
-    compiled = gradient.lower(q[row, slot], *split).compile().as_text()
-    assert re.search(r"all-reduce(-start)?\(", compiled)
-    assert not re.search(r"(scatter|all-gather|all-to-all|collective-permute)(-start)?\(", compiled)
-    for our, their in zip(
-        gradient(q[row, slot], *split), gradient(q[row, slot], k, v, segments), strict=True
-    ):
+    def loss(*arrays):
+        return jnp.sum(each(*arrays))
+
+    gradient = jax.jit(jax.grad(loss, (1, 2, 3)))
+    compiled = gradient.lower(*split).compile().as_text()
+    moves = r"(scatter|all-reduce|all-gather|all-to-all|collective-permute)(-start)?\("
+    assert not re.search(moves, compiled)
+    for our, their in zip(gradient(*split), gradient(*whole), strict=True):
         np.testing.assert_allclose(our, their, atol=1e-5)
 
 
@@ -309,7 +315,7 @@ def test_on_a_tpu_long_rows_compile_to_splash_kernels(monkeypatch, length, kerne
     def loss(q, k, v, segments):
         return jnp.sum(attention(q, k, v, segments).astype(jnp.float32))
 
-    with attention_kernels.over(sharding.mesh_of((2, 1, 2))):
+    with sharding.over(sharding.mesh_of((2, 1, 2))):
         traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == (3 if kernels else 0)
@@ -326,7 +332,7 @@ def test_a_program_of_one_kernel_is_not_used_for_another():
 
     one, two = sharding.mesh_of((1, 1, 1)), sharding.mesh_of((2, 1, 1))
     for kernel, mesh in [("xla", one), ("splash", one), ("splash", two), ("xla", one)]:
-        with attention_kernels.using(kernel), attention_kernels.over(mesh):
+        with attention_kernels.using(kernel), sharding.over(mesh):
             program(q, k)
     program(q, k)
     assert traces == ["xla", "splash", "splash", "xla"]
@@ -340,9 +346,9 @@ def test_a_kernel_that_cannot_compute_a_shape_is_refused():
         with pytest.raises(InputError, match="'splash': it cannot take several devices"):
             attention(q, k, v, segments)
         uneven = pytest.raises(InputError, match="2 rows, 4 heads .* over 4 and 1 devices")
-        with attention_kernels.over(sharding.mesh_of((4, 1, 1))), uneven:
+        with sharding.over(sharding.mesh_of((4, 1, 1))), uneven:
             attention(q, k, v, segments)
-        with attention_kernels.over(sharding.mesh_of((1, 1, 1))):
+        with sharding.over(sharding.mesh_of((1, 1, 1))):
             with pytest.raises(InputError, match="a window that differs between layers"):
                 attention(q, k, v, segments, window=jnp.int32(3))
             with pytest.raises(InputError, match="dtype float16; allowed: bfloat16, float32"):

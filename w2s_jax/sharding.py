@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
@@ -71,6 +72,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh, *, leading: int) -> NamedSharding:
     """Rows split over `BATCH_AXES`, behind `leading` axes that are whole."""
     return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))
+
+
+# Belongs to the key of every compiled program, so that none is reused across contexts.
+_mesh_around = jax.make_user_context(default_value=None)
+
+
+def over(mesh: Mesh) -> AbstractContextManager[None]:
+    """Within this context arrays are split over `mesh` as this module splits them.
+
+    Kernels ask: compilers can split neither a kernel nor what a layout was demanded of.
+    """
+    return _mesh_around(mesh)
+
+
+def mesh_around() -> Mesh | None:
+    """The mesh of `over`; None outside of it."""
+    return _mesh_around.value
+
+
+def place() -> tuple[jax.Device, tuple[int, int] | None]:
+    """(a device of those that run the caller, the parts into which they split rows and heads).
+
+    The parts are None where that is unknown: with several devices, outside of `over`.
+    """
+    mesh = mesh_around()
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    # Within `jax.pmap` and `jax.shard_map` every device runs a program of its own.
+    if jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return device, (1, 1)
+    if mesh is None:
+        return device, None
+    return device, (row_shards(mesh), mesh.shape["tensor"])
 
 
 def fitted(shape: tuple[int, ...], where: NamedSharding) -> NamedSharding:

@@ -1,6 +1,7 @@
 """Attention and rotary positions: what a block computes between its projections.
 
-Shapes in names: R rows, L slots, Q some of them, H heads, K key/value heads, G = H / K, E head size.
+Shapes in names: R rows, L slots, Q some of them, H heads, K key/value heads,
+G = H / K, E head size.
 """
 
 import functools
@@ -138,7 +139,7 @@ def at_slots(x: Array, slots_RQ: Array) -> Array:
         return jnp.take_along_axis(x, slots_RQ, axis=1)
     picked_RQL = jax.nn.one_hot(slots_RQ, x.shape[1], dtype=x.dtype)
     return jnp.einsum(
-        "rql,rld->rqd",
+        "rql,rl...->rq...",
         picked_RQL,
         x,
         precision=jax.lax.Precision.HIGHEST,

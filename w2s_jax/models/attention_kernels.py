@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from w2s_jax import errors, sharding
@@ -32,9 +31,8 @@ TILE = 128
 _OF_BACKEND = {"gpu": "cudnn", "tpu": "splash"}
 _DTYPES = {"cudnn": ("bfloat16", "float16"), "splash": ("bfloat16", "float32")}
 
-# Contexts that belong to the key of every compiled program, so that none is reused across them.
+# Belongs to the key of every compiled program, so that none is reused across contexts.
 _used = jax.make_user_context(default_value=None)
-_mesh = jax.make_user_context(default_value=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +127,6 @@ def using(kernel: str) -> AbstractContextManager[None]:
     return _used(kernel)
 
 
-def over(mesh: Mesh) -> AbstractContextManager[None]:
-    """Within this context attention's arrays are split over `mesh`, as `sharding` splits them.
-
-    Compilers cannot split a kernel themselves; on several devices one is used in this context only.
-    """
-    return _mesh(mesh)
-
-
 def chosen(q_RLHE: Array, k_RLKE: Array, *, window: Array | int, softcap: float) -> str:
     """The kernel of `KERNELS` for these arrays, where the caller runs.
 
@@ -144,7 +134,7 @@ def chosen(q_RLHE: Array, k_RLKE: Array, *, window: Array | int, softcap: float)
       InputError: if `using` demands one that refuses the arrays.
     """
     rows, length, heads, head_size = q_RLHE.shape
-    device, parts = _place()
+    device, parts = sharding.place()
     case = Case(
         dtype=q_RLHE.dtype.name,
         rows=rows,
@@ -163,18 +153,6 @@ def chosen(q_RLHE: Array, k_RLKE: Array, *, window: Array | int, softcap: float)
     return _used.value
 
 
-def _place() -> tuple[Any, tuple[int, int] | None]:
-    """(a device of those that run the caller, the parts into which they split rows and heads)."""
-    mesh = _mesh.value
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    # Within `jax.pmap` and `jax.shard_map` every device runs a program of its own.
-    if jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
-        return device, (1, 1)
-    if mesh is None:
-        return device, None
-    return device, (sharding.row_shards(mesh), mesh.shape["tensor"])
-
-
 def run(
     kernel: str,
     q_RLHE: Array,
@@ -188,7 +166,7 @@ def run(
     causal: bool,
 ) -> Array:
     """`attention` by one of the accelerators' kernels, each device on its own rows and heads."""
-    device, parts = _place()
+    device, parts = sharding.place()
     options: dict[str, Any] = {"window": window, "scale": scale, "causal": causal}
     compute: Callable[..., Array] = _cudnn
     if kernel == "splash":
@@ -196,11 +174,11 @@ def run(
         options |= {"softcap": softcap, "interpret": backend_of(device) != "tpu"}
     local: Callable[..., Array] = functools.partial(compute, **options)
     if parts != (1, 1):
-        local = _on_each_device(local, _mesh.value)
+        local = _on_each_device(local, sharding.mesh_around())
     return local(q_RLHE, k_RLKE, v_RLKE, segment_ids_RL)
 
 
-def _on_each_device(local: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:
+def _on_each_device(local: Callable[..., Array], mesh: Any) -> Callable[..., Array]:
     split = P(sharding.BATCH_AXES, None, "tensor")
     in_specs = (split, split, split, P(sharding.BATCH_AXES))
     # Pallas kernels do not say along which axes their results vary.

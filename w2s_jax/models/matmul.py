@@ -3,42 +3,28 @@
 Shapes in names: M rows (all leading axes of the activations), K inputs, N outputs.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from w2s_jax import sharding
+
 Array = jax.Array
-
-_ON_ONE_DEVICE: ContextVar[bool] = ContextVar("on_one_device", default=False)
-
-
-@contextlib.contextmanager
-def on_one_device(value: bool = True) -> Iterator[None]:
-    """What is traced within runs on one device, so that layouts may be asked for.
-
-    A layout constraint is opaque to the partitioner, which would gather what it constrains.
-    """
-    token = _ON_ONE_DEVICE.set(value)
-    try:
-        yield
-    finally:
-        _ON_ONE_DEVICE.reset(token)
 
 
 def rows_first(x: Array) -> Array:
     """`x` with its last axis contiguous, where the CPU's fast bfloat16 products need that.
 
     They contract contiguous axes; a transposed operand misses them (4 to 5 times slower), and the
-    compiler would not move a transpose by itself.
+    compiler would not move a transpose by itself. Only where a device runs alone: a demanded layout
+    is opaque to the partitioner, which would gather the whole array.
     """
-    if not _ON_ONE_DEVICE.get() or jax.default_backend() != "cpu" or x.dtype != jnp.bfloat16:
+    device, parts = sharding.place()
+    if device.platform != "cpu" or parts != (1, 1) or x.dtype != jnp.bfloat16:
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
