@@ -277,10 +277,10 @@ def test_activations_are_within_a_factor_of_two_of_the_compiled_step(
         batches["targets_SBC"] = np.full((1, rows, 2), 0.5, np.float32)
         batches["weights_SB"] = np.ones((1, rows), np.float32)
     trained, frozen = adapting.split(train, config, params)
-    state = init_state(trained, make_optimizer(train, 1), 1, mesh)
+    state = init_state(trained, make_optimizer(train), 1, mesh)
     spec = StepSpec(config, train, 1, None if logits else ("xent", ()))
-    program = train_step(spec, mesh, frozen).func
-    step = program.lower(frozen, state, jax.device_put(batches, whole)).compile()
+    program = train_step(spec, mesh, frozen)
+    step = program.func.lower(*program.args, state, jax.device_put(batches, whole)).compile()
     found = memory(
         config,
         tokens=rows * length,

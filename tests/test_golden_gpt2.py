@@ -116,7 +116,7 @@ def test_one_adam_step_ends_where_pytorchs_does(problem):
     that of the smallest entries of a gradient hangs on its rounding. Noise of 1e-7 of each tensor's
     largest entry, half a unit in the last place, moves these logits by 3e-5 to 9e-5.
     """
-    optimizer = make_optimizer(SETTINGS, 1)
+    optimizer = make_optimizer(SETTINGS)
     # The step gives its input's buffers away.
     params = jax.tree.map(lambda x: x.copy(), problem.params)
     state = init_state(params, optimizer, 1, problem.mesh)

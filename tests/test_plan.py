@@ -155,15 +155,13 @@ def test_the_memory_estimate_is_near_what_the_compiler_says(data_dir):
     )
     batches = put_batches(packing.pack(documents, order, max_shapes=1), None, mesh)
     params = {"backbone": network.init_params(phase.model, 0, mesh)}
-    state = init_state(
-        params, make_optimizer(phase.train, phase.total_steps), phase.total_steps, mesh
-    )
+    state = init_state(params, make_optimizer(phase.train), phase.total_steps, mesh)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     assert estimate["parameters"] == estimate["gradients"] == size
     moments = sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if np.ndim(x))
     assert estimate["optimizer"] == moments
     spec = StepSpec(phase.model, phase.train, phase.total_steps, None)
-    program = train_step(spec, mesh).func
-    analysis = program.lower({}, state, batches.at(0)).compile().memory_analysis()
+    program = train_step(spec, mesh)
+    analysis = program.func.lower(*program.args, state, batches.at(0)).compile().memory_analysis()
     real = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     assert 0.4 < estimate["total"] / real < 2.5

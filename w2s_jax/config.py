@@ -22,6 +22,9 @@ ADAPTS = ("full", "lora", "last_layers", "probe", "probe_then_full")
 REMATS = ("none", "block", "dots")
 OVERLONG = ("truncate", "drop", "error")
 
+#: A larger one could make an update overflow where the gradient does not.
+MAX_LEARNING_RATE = 1000.0
+
 #: The loss table: kind -> its options with their defaults. `losses.register` adds to it.
 LOSS_OPTIONS: dict[str, dict[str, Any]] = {
     "xent": {},

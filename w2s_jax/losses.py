@@ -28,11 +28,21 @@ LossFn = Callable[..., Array]
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered loss: call it as the function it wraps."""
+    """A registered loss: call it as the function it wraps.
+
+    Attributes:
+      name: its kind.
+      fn: the function.
+      coupled: whether a document's term depends on the others of its batch.
+      traced: options that may be arrays; programs are shared between their values.
+      case_of: (kind, options) of a registered loss that gives the same numbers, or None.
+    """
 
     name: str
     fn: LossFn
     coupled: bool
+    traced: tuple[str, ...] = ()
+    case_of: tuple[str, dict[str, Any]] | None = None
 
     def __call__(
         self,
@@ -54,12 +64,23 @@ class Loss:
 LOSSES: dict[str, Loss] = {}
 
 
-def register(name: str, *, coupled: bool = True, **options: Any) -> Callable[[LossFn], Loss]:
+def register(
+    name: str,
+    *,
+    coupled: bool = True,
+    traced: tuple[str, ...] = (),
+    case_of: tuple[str, dict[str, Any]] | None = None,
+    **options: Any,
+) -> Callable[[LossFn], Loss]:
     """Decorator: registers a loss function under `name`, with its options and their defaults.
 
     Args:
       name: the kind, as `loss.<label>.kind` names it.
       coupled: False only if each document's term is independent of the others.
+      traced: names of float options that may be float32 scalars of a JAX program (nothing in Python
+        depends on them): students that differ in them share one compiled program.
+      case_of: (kind, options) of another loss that gives exactly the same, whose program is shared
+        where the whole batch is one microbatch.
       **options: keyword options and their defaults.
 
     Raises:
@@ -70,7 +91,7 @@ def register(name: str, *, coupled: bool = True, **options: Any) -> Callable[[Lo
         if name in LOSSES:
             raise errors.InputError(f"losses.register: the name {name!r} is taken")
         config_lib.LOSS_OPTIONS.setdefault(name, dict(options))
-        LOSSES[name] = Loss(name, fn, coupled)
+        LOSSES[name] = Loss(name, fn, coupled, traced, case_of)
         return LOSSES[name]
 
     return wrap
@@ -86,7 +107,7 @@ def soft_cross_entropy(logits_BC: Array, targets_BC: Array, weights_B: Array | N
     return jnp.sum(weights_B * loss_B) / jnp.maximum(jnp.sum(weights_B), 1e-9)
 
 
-@register("xent", coupled=False)
+@register("xent", coupled=False, case_of=("confidence", {"alpha_max": 0.0}))
 def xent(
     logits_BC: Array,
     targets_BC: Array,
@@ -112,15 +133,15 @@ def hardened_share(scores_B: Array, share: Array | float, weights_B: Array) -> A
     return jnp.clip((mass - above_B) / jnp.maximum(tied_B, 1e-9), 0.0, 1.0)
 
 
-@register("confidence")
+@register("confidence", traced=("alpha_max", "warmup_fraction"))
 def confidence(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    alpha_max: float = 0.5,
-    warmup_fraction: float = 0.2,
+    alpha_max: Array | float = 0.5,
+    warmup_fraction: Array | float = 0.2,
     threshold: str = "half",
 ) -> Array:
     """The paper's auxiliary confidence loss (Burns et al. 2023, section 4.3.1 and appendix A.4).
@@ -140,21 +161,21 @@ def confidence(
     margin_B = jax.lax.stop_gradient(logits_BC[:, 1] - logits_BC[:, 0])
     positive_B = hardened_share(margin_B, share, mass_B)
     hardened_BC = jnp.stack([1.0 - positive_B, positive_B], axis=1)
-    ramp = jnp.asarray(step_fraction, jnp.float32) / max(warmup_fraction, 1e-9)
-    alpha = alpha_max * jnp.minimum(ramp, 1.0) if warmup_fraction else jnp.float32(alpha_max)
+    ramp = jnp.asarray(step_fraction, jnp.float32) / jnp.maximum(warmup_fraction, 1e-9)
+    alpha = alpha_max * jnp.where(warmup_fraction > 0, jnp.minimum(ramp, 1.0), 1.0)
     mixed_BC = (1.0 - alpha) * targets_BC + alpha * hardened_BC
     return soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
 
-@register("logconf")
+@register("logconf", traced=("aux_coef", "warmup_fraction"))
 def logconf(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    aux_coef: float = 0.5,
-    warmup_fraction: float = 0.1,
+    aux_coef: Array | float = 0.5,
+    warmup_fraction: Array | float = 0.1,
 ) -> Array:
     """The confidence loss of the code released with the paper, its jump included.
 

@@ -42,8 +42,9 @@ from w2s_jax.training.batches import (
 )
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import StepSpec, train_step
+from w2s_jax.training.step import train_step
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def _train(
     num_texts = phase.spec.get("texts", 1)
     loss = None if phase.loss is None else (phase.loss.kind, phase.loss.options)
     spec = StepSpec(phase.model, train, phase.total_steps, loss, num_texts)
-    optimizer = make_optimizer(train, phase.total_steps)
+    optimizer = make_optimizer(train)
     state = init_state(start.trained, optimizer, phase.total_steps, mesh)
     schedule = loop.Schedule(
         total_steps=phase.total_steps,

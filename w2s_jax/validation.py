@@ -13,6 +13,7 @@ from w2s_jax.config import (
     ADAPTS,
     DTYPES,
     LOSS_OPTIONS,
+    MAX_LEARNING_RATE,
     OPTIMIZERS,
     OVERLONG,
     PROTOCOLS,
@@ -159,6 +160,7 @@ _MINIMA = {
     "aux_coef": 0,
 }
 _MAXIMA = {
+    "learning_rate": MAX_LEARNING_RATE,
     "warmup": 1,
     "beta1": 0.99999,
     "beta2": 0.9999999,

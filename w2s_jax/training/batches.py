@@ -1,8 +1,8 @@
 """Batches on the devices: all of a phase at once, or one after another from a stream.
 
 Both give the step program a dict of arrays whose leading axis, S, holds the batches of one shape,
-and `index_S`, int32 [total steps]: where in S the batch of each step stands. M microbatches,
-R rows, L slots.
+and `index_S`, int32 by step: where in S the batch of each step stands. M microbatches, R rows,
+L slots. Axes that count steps are `rounded_up`.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from w2s_jax import sharding
 from w2s_jax.data.packing import PackedBatches
 from w2s_jax.data.stream import TextStream
 from w2s_jax.errors import InputError
+from w2s_jax.training.state import rounded_up
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,17 @@ class ResidentBatches:
 
     Attributes:
       stacks: the arrays that the step takes, leading axis: the batches of that shape.
-      stack_of_S: int32 on the host; the stack of each step.
+      stack_of_S: int32; the stack of each step.
+      host_stack_of_S: the same on the host.
     """
 
     stacks: tuple[dict[str, jax.Array], ...]
-    stack_of_S: np.ndarray
+    stack_of_S: jax.Array
+    host_stack_of_S: np.ndarray
 
     def at(self, step: int) -> dict[str, jax.Array]:
         """What the step program takes at `step`; it finds the batch within by `state.step`."""
-        return self.stacks[self.stack_of_S[step]]
+        return self.stacks[self.host_stack_of_S[step]]
 
     def position(self) -> None:
         """Nothing to be checkpointed: the step is the position."""
@@ -55,25 +58,35 @@ def put_batches(
       mesh: the mesh.
     """
     row_sharding, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
-    place_S2 = packed.place_S2
-    index_S = jax.device_put(place_S2[:, 1], whole)
+    place_S2 = filled_up(packed.place_S2)
+    index_S, stack_of_S = (jax.device_put(place_S2[:, i], whole) for i in (1, 0))
+
+    def put(x: np.ndarray, where: NamedSharding) -> jax.Array:
+        return jax.device_put(filled_up(x), where)
+
     if targets_NC is not None:
         targets_SBC, weights_SB = packed.per_document(targets_NC), packed.weights_SB
     stacks = []
     for stack in packed.stacks:
         batches = {
             "index_S": index_S,
-            "tokens_SMRL": jax.device_put(stack.tokens_SMRL, row_sharding),
-            "segment_ids_SMRL": jax.device_put(stack.segment_ids_SMRL, row_sharding),
+            "tokens_SMRL": put(stack.tokens_SMRL, row_sharding),
+            "segment_ids_SMRL": put(stack.segment_ids_SMRL, row_sharding),
         }
         if targets_NC is not None:
-            batches["read_outs_SMmK"] = jax.device_put(stack.read_outs_SMmK, whole)
-            batches["targets_SBC"] = jax.device_put(targets_SBC[stack.steps_S], whole)
-            batches["weights_SB"] = jax.device_put(weights_SB[stack.steps_S], whole)
+            batches["read_outs_SMmK"] = put(stack.read_outs_SMmK, whole)
+            batches["targets_SBC"] = put(targets_SBC[stack.steps_S], whole)
+            batches["weights_SB"] = put(weights_SB[stack.steps_S], whole)
         elif stack.loss_weights_SMRL is not None:
-            batches["loss_weights_SMRL"] = jax.device_put(stack.loss_weights_SMRL, row_sharding)
+            batches["loss_weights_SMRL"] = put(stack.loss_weights_SMRL, row_sharding)
         stacks.append(batches)
-    return ResidentBatches(tuple(stacks), place_S2[:, 0])
+    return ResidentBatches(tuple(stacks), stack_of_S, place_S2[:, 0])
+
+
+def filled_up(x_S: np.ndarray) -> np.ndarray:
+    """Zeros behind the leading axis, up to one of few lengths."""
+    missing = rounded_up(len(x_S)) - len(x_S)
+    return np.pad(x_S, ((0, missing),) + ((0, 0),) * (x_S.ndim - 1))
 
 
 def put_feature_batches(
@@ -92,8 +105,11 @@ def put_feature_batches(
         "targets_SBC": targets_NC[order_SB],
         "weights_SB": np.ones(order_SB.shape, np.float32),
     }
-    placed = jax.device_put(arrays, sharding.replicated(mesh))
-    return ResidentBatches((placed,), np.zeros(len(order_SB), np.int32))
+    stack_of_S = filled_up(np.zeros(len(order_SB), np.int32))
+    placed, on_device = jax.device_put(
+        (jax.tree.map(filled_up, arrays), stack_of_S), sharding.replicated(mesh)
+    )
+    return ResidentBatches((placed,), on_device, stack_of_S)
 
 
 class StreamedBatches:
@@ -118,7 +134,7 @@ class StreamedBatches:
         self.row_sharding = sharding.rows(mesh, leading=2)
         self.row_multiple = -(-sharding.row_shards(mesh) // jax.process_count())
         whole = sharding.replicated(mesh)
-        self.index_S = jax.device_put(np.zeros(total_steps, np.int32), whole)
+        self.index_S = jax.device_put(np.zeros(rounded_up(total_steps), np.int32), whole)
         self.slots = self.real = 0
 
     def at(self, step: int) -> dict[str, jax.Array]:

@@ -34,7 +34,7 @@ class TrainState:
       step: int32, updates made so far; also the position in the data.
       failed_step: int32, the step whose loss or gradient was not finite, or -1. From then on the
         state no longer changes.
-      history: float32 [total steps, len(HISTORY)], one row a step.
+      history: float32 [rounded_up(total steps), len(HISTORY)], one row a step.
     """
 
     params: Any
@@ -48,6 +48,7 @@ def init_state(
     params: Any, optimizer: optax.GradientTransformation, total_steps: int, mesh: Mesh
 ) -> TrainState:
     """A fresh state around `params`, the optimiser's moments sharded like them."""
+    rows = rounded_up(total_steps)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
@@ -56,9 +57,18 @@ def init_state(
     small = {
         "step": np.int32(0),
         "failed_step": np.int32(-1),
-        "history": np.zeros((total_steps, len(HISTORY)), np.float32),
+        "history": np.zeros((rows, len(HISTORY)), np.float32),
     }
     return TrainState(params, opt_state, **jax.device_put(small, sharding.replicated(mesh)))
+
+
+def rounded_up(count: int) -> int:
+    """A number of steps rounded up to one of few, so that programs are shared.
+
+    16, and 8 sizes for each power of two above: less than an eighth is added.
+    """
+    grid = 1 << max(0, (count - 1).bit_length() - 4)
+    return max(16, -(-count // grid) * grid)
 
 
 def float32(tree: Any) -> Any:

@@ -1,14 +1,13 @@
 """The training step: forward, fused loss, backward, update and metrics in one jit program.
 
-Shapes in names: S steps, M microbatches, R rows, L slots, m documents a microbatch, K read-outs of
-a document,
-B = M * m documents a batch, C classes, D width.
+A program takes one step, or a block of them in a loop on the device. Shapes in names: S steps, M
+microbatches, R rows, L slots, m documents a microbatch, K read-outs of a document, B = M * m
+documents a batch, C classes, D width.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,38 +15,24 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from w2s_jax.config import TrainSettings
+from w2s_jax import sharding
 from w2s_jax.losses import LOSSES, Loss
 from w2s_jax.models import adapting, heads, network
-from w2s_jax.models.config import ModelConfig
-from w2s_jax.training.optimizer import make_optimizer, make_schedule
+from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.spec import Hyperparameters, StepSpec
 from w2s_jax.training.state import TrainState, float32, state_shardings
 
 Array = jax.Array
 Batch = dict[str, Array]
-#: (trained parameters, frozen ones, batch, step fraction) -> (loss, gradients, accuracy)
-Objective = Callable[[Any, Any, Batch, Array], tuple[Array, Any, Array]]
+#: (trained parameters, frozen ones, batch, step fraction, options of the loss that are traced)
+#: -> (loss, gradients, accuracy)
+Objective = Callable[..., tuple[Array, Any, Array]]
+#: (numbers, frozen parameters, state, step, stacks of batches, which stack) -> state
+Step = Callable[
+    [Hyperparameters, Any, TrainState, Array, tuple[Batch, ...], Array | int], TrainState
+]
 
-
-@dataclass(frozen=True)
-class StepSpec:
-    """All that a step program is compiled for; equal specs share one program.
-
-    `loss` is (kind, options) for a classifier and None for language-model training; `num_texts` is
-    K, the texts of a document.
-    """
-
-    model: ModelConfig
-    train: TrainSettings
-    total_steps: int
-    loss: tuple[str, tuple[tuple[str, Any], ...]] | None
-    num_texts: int = 1
-
-    def program_key(self) -> "StepSpec":
-        """The spec without what no program depends on."""
-        return dataclasses.replace(
-            self, train=dataclasses.replace(self.train, epochs=1.0, steps=None, max_shapes=1)
-        )
+NO_OPTIONS: Mapping[str, Array] = MappingProxyType({})
 
 
 def train_step(
@@ -57,73 +42,146 @@ def train_step(
 
     `batches` is the dict of arrays that holds the batch of `state.step` (see `batches`); it
     is compiled for each shape that they come in. `frozen` are the parameters that the state lacks
-    (see `models.adapting`). A non-finite loss, gradient or update freezes the state and sets
-    `failed_step`.
+    (see `models.adapting`). A non-finite loss or gradient freezes the state and sets `failed_step`.
     """
-    return functools.partial(_train_step(spec.program_key(), mesh), frozen or {})
+    return functools.partial(_programs(spec.program_key(), mesh)[0], *_bound(spec, mesh, frozen))
+
+
+def train_block(
+    spec: StepSpec, mesh: Mesh, frozen: Any = None
+) -> Callable[[TrainState, tuple[Batch, ...], Array, Array], TrainState]:
+    """As `train_step`, of many steps: (state, stacks, stack_of_S, stop) -> state.
+
+    Takes the steps from `state.step` up to `stop`, int32, or to the first that fails. `stacks` are
+    all dicts of arrays, and `stack_of_S`, int32, says which of them has the batch of each step.
+    """
+    return functools.partial(_programs(spec.program_key(), mesh)[1], *_bound(spec, mesh, frozen))
+
+
+def _bound(spec: StepSpec, mesh: Mesh, frozen: Any) -> tuple[Hyperparameters, Any]:
+    return jax.device_put(spec.hyperparameters(), sharding.replicated(mesh)), frozen or {}
 
 
 @functools.lru_cache(maxsize=32)
-def _train_step(spec: StepSpec, mesh: Mesh) -> Callable:
-    optimizer = make_optimizer(spec.train, spec.total_steps)
-    schedule = make_schedule(spec.train, spec.total_steps)
-    objective = classification(spec) if spec.loss is not None else language_model(spec)
+def _programs(key: StepSpec, mesh: Mesh) -> tuple[Callable, Callable]:
+    """(one step, a block of steps), compiled when they are first called."""
+    step = make_step(key)
 
-    def step(frozen: Any, state: TrainState, batches: dict[str, Array]) -> TrainState:
-        take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
-        index = take(batches["index_S"], state.step)
-        batch = {
-            name.replace("_S", "_", 1): take(x, index)
-            for name, x in batches.items()
-            if name != "index_S"
-        }
-        fraction = state.step.astype(jnp.float32) / spec.total_steps
+    def one(numbers: Hyperparameters, frozen: Any, state: TrainState, batches: Batch) -> TrainState:
+        return step(numbers, frozen, state, state.step, (batches,), 0)
+
+    block = functools.partial(run_block, step)
+    # Out-shardings are given: without them the compiler may move a moment or replicate it.
+    num_texts = None if key.loss is None else key.num_texts
+    shardings = state_shardings(key.model, key.train, make_optimizer(key.train), mesh, num_texts)
+    compiled = functools.partial(jax.jit, donate_argnums=2, out_shardings=shardings)
+    return compiled(one), compiled(block)
+
+
+def run_block(
+    step: Step,
+    numbers: Hyperparameters,
+    frozen: Any,
+    state: TrainState,
+    stacks: tuple[Batch, ...],
+    stack_of_S: Array,
+    stop: Array,
+) -> TrainState:
+    """Steps up to `stop`, or until no state goes on: there may be several, on a leading axis."""
+
+    def going_on(carry: tuple[Array, TrainState]) -> Array:
+        return (carry[0] < stop) & jnp.any(carry[1].failed_step < 0)
+
+    def once(carry: tuple[Array, TrainState]) -> tuple[Array, TrainState]:
+        now, state = carry
+        return now + 1, step(numbers, frozen, state, now, stacks, stack_of_S[now])
+
+    # Those that have not failed are furthest.
+    return jax.lax.while_loop(going_on, once, (jnp.max(state.step), state))[1]
+
+
+def make_step(key: StepSpec) -> Step:
+    """The step as a pure function, not compiled."""
+    optimizer = make_optimizer(key.train)
+    objective = classification(key) if key.loss is not None else language_model(key)
+
+    def step(
+        numbers: Hyperparameters,
+        frozen: Any,
+        state: TrainState,
+        now: Array,
+        stacks: tuple[Batch, ...],
+        stack: Array | int,
+    ) -> TrainState:
         # Gradients are float32 whatever the parameters are, in one microbatch as in many.
-        loss, grads, accuracy = objective(float32(state.params), frozen, batch, fraction)
+        params = float32(state.params)
+        fraction = now.astype(jnp.float32) / numbers.total_steps
+        gradients = [
+            lambda batches=batches: objective(
+                params, frozen, _batch_at(batches, now), fraction, numbers.loss_options
+            )
+            for batches in stacks
+        ]
+        loss, grads, accuracy = (
+            gradients[0]() if len(stacks) == 1 else jax.lax.switch(stack, gradients)
+        )
         norm = optax.tree.norm(grads)
-        with jax.named_scope("update"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, float32(state.params))
-            params = _updated(state.params, updates, state.step)
-        # The update's norm too: a huge learning rate overflows where the gradient does not.
-        sizes = jnp.stack([loss, norm, optax.tree.norm(updates)])
-        finite = jnp.all(jnp.isfinite(sizes))
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         good = finite & (state.failed_step < 0)
-        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
-        row = jnp.stack([loss, norm, jnp.float32(schedule(state.step)), accuracy])
+        rate = numbers.rate_S[now]
+        with jax.named_scope("update"):
+            directions, moments = optimizer.update(grads, state.opt_state, params)
+            move = functools.partial(_moved, now, rate, numbers.weight_decay)
+            moved = _with_numbers(move, state.params, directions)
+            keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
+            params, opt_state = keep((moved, moments), (state.params, state.opt_state))
+        row = jnp.stack([loss, norm, rate, accuracy])
         return TrainState(
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             step=state.step + good.astype(jnp.int32),
-            failed_step=jnp.where((state.failed_step < 0) & ~finite, state.step, state.failed_step),
-            history=keep(
-                jax.lax.dynamic_update_index_in_dim(state.history, row, state.step, 0),
-                state.history,
-            ),
+            failed_step=jnp.where((state.failed_step < 0) & ~finite, now, state.failed_step),
+            history=state.history.at[now].set(jnp.where(good, row, state.history[now])),
         )
 
-    # Out-shardings are given: without them the compiler may move a moment or replicate it.
-    num_texts = None if spec.loss is None else spec.num_texts
-    shardings = state_shardings(spec.model, spec.train, optimizer, mesh, num_texts)
-    return jax.jit(step, donate_argnums=1, out_shardings=shardings)
+    return step
 
 
-def _updated(params: Any, updates: Any, step: Array) -> Any:
-    """Parameters and updates added; bfloat16 ones are rounded up or down at random.
+def _batch_at(batches: Batch, now: Array) -> Batch:
+    """The batch of step `now`, its arrays named without S."""
+    take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+    index = take(batches["index_S"], now)
+    return {
+        name.replace("_S", "_", 1): take(x, index)
+        for name, x in batches.items()
+        if name != "index_S"
+    }
+
+
+def _with_numbers(fn: Callable, *trees: Any) -> Any:
+    """As `jax.tree.map`; `fn` takes the leaf's number first."""
+    leaves, treedef = jax.tree.flatten(trees[0])
+    others = [jax.tree.leaves(tree) for tree in trees[1:]]
+    numbered = enumerate(zip(leaves, *others, strict=True))
+    return jax.tree.unflatten(treedef, [fn(number, *parts) for number, parts in numbered])
+
+
+def _moved(
+    now: Array, rate: Array, weight_decay: Array, number: int, old: Array, direction: Array
+) -> Array:
+    """old - rate (direction + weight_decay old); bfloat16 is rounded up or down at random.
 
     Updates below 1/512 of a parameter would all be lost if the nearest bfloat16 were taken; so they
     add up in expectation.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    key = jax.random.fold_in(jax.random.key(0), step)
-    added = []
-    for number, (old, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
-        new = old.astype(jnp.float32) + update
-        if old.dtype == jnp.bfloat16:
-            dice = jax.random.bits(jax.random.fold_in(key, number), new.shape, jnp.uint16)
-            bits = jax.lax.bitcast_convert_type(new, jnp.uint32) + dice.astype(jnp.uint32)
-            new = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
-        added.append(new)
-    return jax.tree.unflatten(treedef, added)
+    wide = old.astype(jnp.float32)
+    new = wide + -rate * (direction + weight_decay * wide)
+    if old.dtype == jnp.bfloat16:
+        key = jax.random.fold_in(jax.random.key(0), now)
+        dice = jax.random.bits(jax.random.fold_in(key, number), new.shape, jnp.uint16)
+        bits = jax.lax.bitcast_convert_type(new, jnp.uint32) + dice.astype(jnp.uint32)
+        new = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return new
 
 
 def microbatch_hidden(spec: StepSpec, params: Any, micro: Batch) -> Array:
@@ -177,14 +235,16 @@ def classification(spec: StepSpec) -> Objective:
     of the cotangent.
     """
     assert spec.loss is not None
-    kind, options = spec.loss
-    loss_fn = functools.partial(_batch_loss, LOSSES[kind], dict(options))
+    kind, static = spec.loss
+
+    def loss_of(options: Mapping[str, Array]) -> Callable[..., Array]:
+        return functools.partial(_batch_loss, LOSSES[kind], {**dict(static), **options})
 
     def logits(params: Any, frozen: Any, micro: Batch) -> Array:
         return microbatch_logits(spec, adapting.join(params, frozen), micro)
 
     def accumulated(
-        params: Any, frozen: Any, batch: Batch, fraction: Array
+        params: Any, frozen: Any, batch: Batch, fraction: Array, loss_fn: Callable[..., Array]
     ) -> tuple[Array, Any, Array]:
         micros, count = _microbatches(batch)
         parts = {
@@ -209,8 +269,13 @@ def classification(spec: StepSpec) -> Objective:
         return loss, grads, accuracy
 
     def objective(
-        params: Any, frozen: Any, batch: Batch, fraction: Array
+        params: Any,
+        frozen: Any,
+        batch: Batch,
+        fraction: Array,
+        options: Mapping[str, Array] = NO_OPTIONS,
     ) -> tuple[Array, Any, Array]:
+        loss_fn = loss_of(options)
         micros, count = _microbatches(batch)
         if count == 1:
 
@@ -221,7 +286,7 @@ def classification(spec: StepSpec) -> Objective:
             (loss, logits_BC), grads = jax.value_and_grad(whole, has_aux=True)(params)
             return loss, grads, _accuracy(logits_BC, batch)
         if not LOSSES[kind].coupled:
-            return accumulated(params, frozen, batch, fraction)
+            return accumulated(params, frozen, batch, fraction, loss_fn)
         logits_MmC = jax.lax.map(lambda micro: logits(params, frozen, micro), micros)
         logits_BC = logits_MmC.reshape(-1, logits_MmC.shape[-1])
         loss, cotangent_BC = jax.value_and_grad(loss_fn)(logits_BC, batch, fraction)
@@ -262,9 +327,13 @@ def language_model(spec: StepSpec) -> Objective:
     """
 
     def objective(
-        params: Any, frozen: Any, batch: Batch, fraction: Array
+        params: Any,
+        frozen: Any,
+        batch: Batch,
+        fraction: Array,
+        options: Mapping[str, Array] = NO_OPTIONS,
     ) -> tuple[Array, Any, Array]:
-        del fraction
+        del fraction, options
         micros, _ = _microbatches(batch)
         weights_MRL = _target_weights(batch)
         total = jnp.maximum(jnp.sum(weights_MRL), 1e-9)

@@ -1,0 +1,114 @@
+"""What a training step is, in two parts: what its program is compiled for, and numbers it takes.
+
+Phases that differ in the numbers only (learning rates, their schedule, the length of training,
+weight decay, numeric options of losses) share one compiled program.
+"""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from w2s_jax import config as config_lib
+from w2s_jax.config import TrainSettings
+from w2s_jax.losses import LOSSES
+from w2s_jax.models.config import ModelConfig
+from w2s_jax.training.optimizer import decoupled_weight_decay, learning_rates
+from w2s_jax.training.state import rounded_up
+
+#: Settings that a program is compiled for; the others are numbers that it takes, shapes of its
+#: arguments, or nothing to it.
+_STATIC = (
+    "optimizer",
+    "beta1",
+    "beta2",
+    "clip_norm",
+    "compute_dtype",
+    "param_dtype",
+    "remat",
+    "adapt",
+    "last_layers",
+)
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """How one model is trained, step by step.
+
+    `loss` is (kind, options) for a classifier and None for language-model training; `num_texts` is
+    K, the texts of a document.
+    """
+
+    model: ModelConfig
+    train: TrainSettings
+    total_steps: int
+    loss: tuple[str, tuple[tuple[str, Any], ...]] | None
+    num_texts: int = 1
+
+    def program_key(self) -> "StepSpec":
+        """The spec with all at its default that no program depends on: equal keys, one program."""
+        static = {name: getattr(self.train, name) for name in _STATIC}
+        if static["optimizer"] == "adamw":
+            static["optimizer"] = "adam"
+        return dataclasses.replace(
+            self,
+            train=TrainSettings(**static),
+            total_steps=1,
+            loss=None if self.loss is None else self._loss(traced=False),
+        )
+
+    def hyperparameters(self) -> "Hyperparameters":
+        """The numbers that the program takes, on the host.
+
+        Raises:
+          InputError: if a learning rate or the weight decay is absurd.
+        """
+        rate_S = learning_rates(self.train, self.total_steps)
+        missing = rounded_up(self.total_steps) - self.total_steps
+        options = {} if self.loss is None else dict(self._loss(traced=True)[1])
+        return Hyperparameters(
+            rate_S=np.pad(rate_S, (0, missing)),
+            total_steps=np.float32(self.total_steps),
+            weight_decay=np.float32(decoupled_weight_decay(self.train)),
+            loss_options={name: np.float32(value) for name, value in options.items()},
+        )
+
+    def _loss(self, *, traced: bool) -> tuple[str, tuple[tuple[str, Any], ...]]:
+        """The loss that is computed, with its options that are numbers to the program, or others.
+
+        In one microbatch a loss is computed as that which it is a case of.
+        """
+        assert self.loss is not None
+        kind, options = self.loss[0], dict(self.loss[1])
+        micro = self.train.microbatch_size or self.train.batch_size
+        case_of = LOSSES[kind].case_of
+        if case_of is not None and micro == self.train.batch_size:
+            kind, options = case_of[0], dict(case_of[1])
+        options = config_lib.LOSS_OPTIONS[kind] | options
+        chosen = {k: v for k, v in options.items() if (k in LOSSES[kind].traced) == traced}
+        return kind, tuple(sorted(chosen.items()))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rate_S", "total_steps", "weight_decay", "loss_options"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The numbers that a step program takes, float32.
+
+    Attributes:
+      rate_S: learning rate of each step; 0 beyond the last one.
+      total_steps: of which `step_fraction` is the share done.
+      weight_decay: decoupled (AdamW); 0 for optimisers without.
+      loss_options: the loss's options that are named in its `traced`.
+    """
+
+    rate_S: Any
+    total_steps: Any
+    weight_decay: Any
+    loss_options: dict[str, Any]
