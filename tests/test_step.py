@@ -20,8 +20,8 @@ from w2s_jax.models import heads, network
 from w2s_jax.training import step as step_module
 from w2s_jax.training.batches import put_batches, put_feature_batches
 from w2s_jax.training.optimizer import learning_rates, make_optimizer
-from w2s_jax.training.state import init_state
 from w2s_jax.training.spec import StepSpec
+from w2s_jax.training.state import init_state
 from w2s_jax.training.step import train_step
 
 XENT = ("xent", ())

@@ -17,8 +17,9 @@ from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.training.batches import ResidentBatches, put_batches
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
-from w2s_jax.training.step import StepSpec, train_step
+from w2s_jax.training.step import train_step
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def put(workload: Workload, packed: packing.PackedBatches, mesh: Mesh) -> Reside
 
 def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) -> TrainState:
     """The state in which training starts."""
-    optimizer = make_optimizer(workload.train, total_steps)
-    return init_state(trained, optimizer, total_steps, mesh)
+    return init_state(trained, make_optimizer(workload.train), total_steps, mesh)
 
 
 def spec_of(workload: Workload, total_steps: int) -> StepSpec:
@@ -123,7 +123,7 @@ def training(
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
         states.append(state)
-        outputs[:] = [jax.device_get(state.history)[:, 0]]
+        outputs[:] = [jax.device_get(state.history)[:total_steps, 0]]
         if int(jax.device_get(state.failed_step)) >= 0:
             raise RuntimeError("a loss or gradient was not finite: nothing was measured")
         return seconds
