@@ -11,7 +11,8 @@ import pytest
 from w2s_jax import errors
 from w2s_jax.training import loop
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.state import HISTORY, TrainState
+from w2s_jax.training.dispatch import single_steps
+from w2s_jax.training.state import HISTORY, TrainState, rounded_up
 
 STEPS = 12
 
@@ -54,7 +55,7 @@ def fresh_state():
         opt_state=(),
         step=jnp.int32(0),
         failed_step=jnp.int32(-1),
-        history=jnp.zeros((STEPS, len(HISTORY))),
+        history=jnp.zeros((rounded_up(STEPS), len(HISTORY))),
     )
 
 
@@ -73,13 +74,19 @@ def scripted(scores):
 
     def evaluate(params):
         score = scores[int(params["count"])]
-        return {"agreement": score, "score": [score]}
+        return [{"agreement": score, "score": [score]}]
 
     return evaluate
 
 
+def train(step, state, numbers, plan, recorder, **options):
+    """`loop.train`, step by step."""
+    runner = single_steps(step, numbers)
+    return loop.train(runner, state, numbers, plan, [recorder], **options)
+
+
 def schedule(**changes):
-    plan = loop.Schedule(STEPS, batch_size=4, log_every=5, eval_every=3, select=True)
+    plan = loop.Schedule(STEPS, batch_size=4, eval_every=3, select=True)
     return dataclasses.replace(plan, **changes)
 
 
@@ -93,10 +100,10 @@ def schedule(**changes):
 )
 def test_the_parameters_of_the_best_evaluation_are_kept(scores, best):
     recorder = Recorder()
-    state, params, clock = loop.train(
+    state, params, clock = train(
         count_up, fresh_state(), Numbers(), schedule(), recorder, evaluate=scripted(scores)
     )
-    assert int(params["count"]) == clock.best_step == best
+    assert int(params["count"]) == clock.members[0].best_step == best
     assert int(state.params["count"]) == STEPS
     seen = {r["step"]: r["agreement"] for r in recorder.heard if r["split"] == "validation"}
     assert seen == scores
@@ -104,7 +111,7 @@ def test_the_parameters_of_the_best_evaluation_are_kept(scores, best):
 
 def test_without_selection_the_last_parameters_count():
     scores = {3: 0.9, 6: 0.1, 9: 0.1, 12: 0.1}
-    _, params, _ = loop.train(
+    _, params, _ = train(
         count_up,
         fresh_state(),
         Numbers(),
@@ -119,7 +126,7 @@ def test_without_selection_the_last_parameters_count():
 def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at):
     scores = {3: 0.9, 6: 0.2, 9: 0.3, 12: 0.4}
     whole = Recorder()
-    loop.train(count_up, fresh_state(), Numbers(), schedule(), whole, evaluate=scripted(scores))
+    train(count_up, fresh_state(), Numbers(), schedule(), whole, evaluate=scripted(scores))
     asked = []
 
     def should_stop():
@@ -128,7 +135,7 @@ def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at):
 
     saved = Checkpoints(tmp_path, keep=2)
     with pytest.raises(errors.Interrupted):
-        loop.train(
+        train(
             count_up, fresh_state(), Numbers(), schedule(), Recorder(),
             checkpoints=saved, evaluate=scripted(scores), should_stop=should_stop,
         )  # fmt: skip
@@ -136,13 +143,13 @@ def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at):
     # Were the step that was best evaluated again, it would not be found good.
     later = scripted({n: score for n, score in scores.items() if n > 3})
     again, saved, unused = Recorder(), Checkpoints(tmp_path, keep=2), fresh_state()
-    _, params, clock = loop.train(
+    _, params, clock = train(
         count_up, unused, Numbers(), schedule(), again, checkpoints=saved, evaluate=later
     )
     saved.close()
     # Two states may not fit into memory, whoever still refers to the one that is not needed.
     assert unused.params["count"].is_deleted() and unused.history.is_deleted()
-    assert int(params["count"]) == clock.best_step == 3
+    assert int(params["count"]) == clock.members[0].best_step == 3
     assert again.heard == whole.heard
 
 
@@ -160,8 +167,8 @@ def test_a_block_lasts_seconds_however_rarely_rows_are_logged(monkeypatch):
         asked.append(time.monotonic())
         return False
 
-    rare = schedule(log_every=10_000, eval_every=None, select=False)
-    loop.train(slow, fresh_state(), Numbers(), rare, Recorder(), should_stop=should_stop)
+    rare = schedule(eval_every=None, select=False)
+    train(slow, fresh_state(), Numbers(), rare, Recorder(), should_stop=should_stop)
     assert len(asked) >= 5
     assert np.diff(asked).max() < 0.5
 
@@ -180,12 +187,12 @@ def test_a_failed_step_leaves_the_data_at_the_last_good_one(tmp_path):
         )
 
     saved, numbers = Checkpoints(tmp_path, keep=2), Numbers()
-    plan = schedule(log_every=STEPS, eval_every=None, select=False)
+    plan = schedule(eval_every=None, select=False)
     with pytest.raises(errors.TrainingFailed, match="at step 7"):
-        loop.train(fails_at_7, fresh_state(), numbers, plan, Recorder(), checkpoints=saved)
+        train(fails_at_7, fresh_state(), numbers, plan, Recorder(), checkpoints=saved)
     saved.close()
     assert numbers.next == 7
     again, saved = Numbers(), Checkpoints(tmp_path, keep=2)
-    state, _, _ = loop.train(count_up, fresh_state(), again, plan, Recorder(), checkpoints=saved)
+    state, _, _ = train(count_up, fresh_state(), again, plan, Recorder(), checkpoints=saved)
     saved.close()
     assert int(state.step) == again.next == STEPS

@@ -20,6 +20,7 @@ from w2s_jax import artifacts, errors, execute, metrics, models, phases, storage
 from w2s_jax.data.loading import load_task
 from w2s_jax.report import write_report
 from w2s_jax.report.runs import group_runs, load_runs
+from w2s_jax.training import loop
 
 QUIET = Console(quiet=True)
 
@@ -267,6 +268,7 @@ def interrupted_run(monkeypatch, config, workdir, questions):
 
     with monkeypatch.context() as patch:
         patch.setattr(phases.Context, "__init__", with_stop)
+        patch.setattr(loop, "_next_boundary", lambda done, *_: done + 5)
         with pytest.raises(errors.Interrupted):
             execute.run(config, workdir, console=QUIET)
 

@@ -41,10 +41,10 @@ from w2s_jax.training.batches import (
     put_feature_batches,
 )
 from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.dispatch import runner
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import train_step
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,6 @@ def _train(
     schedule = loop.Schedule(
         total_steps=phase.total_steps,
         batch_size=train.batch_size,
-        log_every=settings.log.every,
         eval_every=phase.eval_every,
         select=phase.select,
         checkpoint_seconds=60 * settings.checkpoint.every_minutes,
@@ -204,11 +203,11 @@ def _train(
     try:
         with reporter:
             state, best, clock = loop.train(
-                train_step(spec, mesh, start.frozen | _features(phase, context)),
+                runner(spec, mesh, start.frozen | _features(phase, context), batches),
                 state,
                 batches,
                 schedule,
-                reporter,
+                [reporter],
                 checkpoints=saved,
                 evaluate=_evaluator(phase, context, start.frozen),
                 should_stop=context.should_stop,
@@ -218,11 +217,11 @@ def _train(
     finally:
         saved.close()
         batches.close()
-    history = jax.device_get(state.history)
+    history = jax.device_get(state.history)[: phase.total_steps]
     tail = history[-max(1, len(history) // 10) :, 0]
     trained = {
         "steps": phase.total_steps,
-        "kept_step": clock.best_step if phase.select else phase.total_steps,
+        "kept_step": clock.members[0].best_step if phase.select else phase.total_steps,
         "train_loss": float(np.mean(tail)),
         "real_token_share": real_token_share(),
         "seconds": clock.seconds,
@@ -305,7 +304,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
     targets_NC = _targets(phase, context, "validation").astype(np.float64)
     predictor: list[Callable[[Any], np.ndarray]] = []
 
-    def evaluate(trained: Any) -> dict[str, Any]:
+    def evaluate(trained: Any) -> list[dict[str, Any]]:
         params = Parameters(trained, frozen).joined()
         if not predictor:
             predictor.append(_predictor(phase, context, phase.inputs["validation"], params))
@@ -317,7 +316,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
         truth_N = hard_labels(documents.labels_N)
         if not np.isnan(truth_N).any():
             row["accuracy"] = float(np.mean((p_NC[:, 1] > 0.5) == (truth_N > 0.5)))
-        return {**row, "score": [agreement, -cross_entropy]}
+        return [{**row, "score": [agreement, -cross_entropy]}]
 
     return evaluate
 

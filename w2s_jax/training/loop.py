@@ -1,37 +1,46 @@
 """The training loop: dispatches steps, and at block boundaries looks at the clock and the results.
 
-Between boundaries the host only dispatches. A boundary is where something is due: a log row, an
-evaluation, the end, a look at the clock. There the history is fetched, a failed step is noticed,
-the model is evaluated, a checkpoint is started if its time has come, and a request to stop is
-honoured.
+Between boundaries the host only dispatches. A boundary is where something is due: an evaluation,
+the end, a profile, a look at the clock. There the history is fetched, a failed step is noticed, the
+model is evaluated, a checkpoint is started if its time has come, and a request to stop is honoured.
+
+What is trained is one model, or a population of them (see `population`): then the arrays of the
+state have a leading axis P of members. Either way there is a list of members here, in a run of one
+model with one entry.
 """
 
+import collections
+import functools
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from w2s_jax import errors
 from w2s_jax.storage import abstract, free
 from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.dispatch import Runner
 from w2s_jax.training.state import HISTORY, TrainState
 
 #: A block of steps without a look at signals and the clock lasts about this long ...
 BLOCK_SECONDS = 2.0
-#: ... and the first one has so many steps, before their speed is known.
-FIRST_BLOCK = 20
+#: ... and the first ones have so many steps, before their speed is known.
+FIRST_BLOCK = 10
 
-Evaluate = Callable[[Any], dict[str, Any]]
+#: Parameters (of all members) -> a row for each member.
+Evaluate = Callable[[Any], Sequence[dict[str, Any]]]
 
 
 class Data(Protocol):
     """Where the batches come from."""
 
     def at(self, step: int) -> Any:
-        """What the step program takes at `step`; asked once for each step, in order."""
+        """What the step program takes at `step`; of a stream it is asked once each, in order."""
 
     def position(self) -> Any:
         """Where the data stand, as JSON; part of every checkpoint."""
@@ -41,23 +50,52 @@ class Data(Protocol):
 
 
 class Reporter(Protocol):
-    """What the loop tells: rows of metrics.jsonl, and the state of the progress bar."""
+    """What the loop tells of a member: rows of metrics.jsonl, the state of the progress bar."""
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
         """New rows, in the order of their steps."""
 
     def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
-        """Where training is."""
+        """Where training is; `row` is that of the last step."""
+
+
+class Profiler(Protocol):
+    """What records the steps [start, stop)."""
+
+    start: int
+    stop: int
+
+    def begin(self) -> None:
+        """Called before the first of them (that a resumed run takes)."""
+
+    def end(self) -> None:
+        """Called when the last of them is done, or training ends or fails."""
+
+
+@dataclass
+class Standing:
+    """What is known of a member: its evaluations, and the best of them."""
+
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int | None = None
+    best_score: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Clock:
-    """What a restart must remember besides arrays: seconds trained, evaluations, the best step."""
+    """What a restart must remember besides arrays.
+
+    Attributes:
+      seconds: wall time in the loop.
+      host_seconds: of these, what the devices may have had to wait for: dispatching, and work at
+        boundaries, but for waiting for the steps and for evaluations. The first block, in which
+        programs are compiled, is left out. (A CPU runs small programs while they are dispatched.)
+      members: their standings.
+    """
 
     seconds: float = 0.0
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int | None = None
-    best_score: list[float] = field(default_factory=list)
+    host_seconds: float = 0.0
+    members: list[Standing] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,169 +108,274 @@ class Schedule:
 
     total_steps: int
     batch_size: int
-    log_every: int
     eval_every: int | None = None
     select: bool = False
     checkpoint_seconds: float = 180.0
 
 
 def train(
-    step: Callable[[TrainState, Any], TrainState],
+    runner: Runner,
     state: TrainState,
     data: Data,
     schedule: Schedule,
-    reporter: Reporter,
+    reporters: Sequence[Reporter],
     *,
     checkpoints: Checkpoints | None = None,
     evaluate: Evaluate | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    profiler: Profiler | None = None,
 ) -> tuple[TrainState, Any, Clock]:
     """Trains to `schedule.total_steps`, resuming from the newest whole checkpoint if there is one.
 
     Args:
-      step: the compiled step; consumes its state.
-      state: a fresh state.
-      data: what the step takes besides the state.
+      runner: advances the state.
+      state: a fresh state, with an axis of members or for one model.
+      data: where the runner's batches come from.
       schedule: when things are due.
-      reporter: hears about progress.
+      reporters: hear about progress, one for each member. Members beyond them only fill a device.
       checkpoints: where to resume from and save to.
-      evaluate: parameters -> a row with a 'score' (a list; the largest is best, in lexicographic
-        order).
+      evaluate: parameters -> for each member a row with a 'score' (a list; the largest is best, in
+        lexicographic order).
       should_stop: asked at each boundary; True saves and raises.
+      profiler: records some of the steps.
 
     Returns:
-      (final state, resulting parameters, clock).
+      (final state, resulting parameters, clock). Members that failed on the way have
+      `failed_step` >= 0, and all as it was before that step.
 
     Raises:
-      TrainingFailed: at a non-finite loss or gradient; the last good state has been saved.
+      TrainingFailed: when all members have met a non-finite loss or gradient; the last good state
+        has been saved.
       Interrupted: when `should_stop` says so; the state has been saved.
     """
-    clock, eval_every = Clock(), schedule.eval_every if evaluate is not None else None
-    best = jax.tree.map(jnp.copy, state.params) if schedule.select else None
-    if checkpoints is not None:
-        state, best, clock = _restore(checkpoints, state, best, clock, data)
-    done = int(jax.device_get(state.step))
-    if done:
-        rows = _history_rows(state, 0, done) + clock.evaluations
-        reporter.rows(sorted(rows, key=lambda row: (row["step"], row["split"] != "train")))
+    eval_every = schedule.eval_every if evaluate is not None else None
+    run = _begin(state, schedule, len(reporters), checkpoints, data)
+    _tell(run, 0, reporters)
     saved_at = started = time.monotonic()
-    before = clock.seconds
+    before, laps = run.clock.seconds, _Laps()
     block, compiled = FIRST_BLOCK, False
-
-    def save() -> None:
-        nonlocal saved_at
-        if checkpoints is not None:
-            trees = {"state": _as_dict(state)} | ({} if best is None else {"best": best})
-            meta = {"clock": asdict(clock), "data": data.position()}
-            checkpoints.save(done, trees, meta)
-        saved_at = time.monotonic()
-
-    while done < schedule.total_steps:
-        boundary = _next_boundary(done, schedule, eval_every, block)
-        block_started = time.monotonic()
-        block_position = data.position()
-        with jax.transfer_guard("disallow"):
-            for number in range(done, boundary):
-                state = step(state, data.at(number))
-        reached, failed = (int(x) for x in jax.device_get((state.step, state.failed_step)))
-        block_start = done
-        clock.seconds = before + time.monotonic() - started
-        rows = _history_rows(state, done, reached)
-        block_seconds = time.monotonic() - block_started
-        speed = (reached - done) * schedule.batch_size / block_seconds
-        if compiled:
-            block = max(1, int(BLOCK_SECONDS * (reached - done) / block_seconds))
-        compiled = True
-        done = reached
-        reporter.rows(rows)
-        if failed >= 0:
-            # The data are ahead of the state: back to the block's start, and on to the good steps.
-            data.restore(block_position)
-            for number in range(block_start, reached):
-                data.at(number)
-            state = _as_state(_as_dict(state) | {"failed_step": state.failed_step * 0 - 1})
-            save()
+    with _Profile(profiler) as profile:
+        while run.done < schedule.total_steps:
+            profile.update(run.done)
+            boundary = _next_boundary(run.done, schedule, eval_every, block, profile.due)
+            first, position = run.done, data.position()
+            with jax.transfer_guard("disallow"):
+                run.state = runner.run(run.state, first, boundary, annotated=profile.active)
+            dispatching = laps.mark("host")
+            jax.block_until_ready(run.state)
+            speed = (boundary - first) / (dispatching + laps.mark("wait"))
+            run.clock.seconds = before + time.monotonic() - started
+            _tell(run, first, reporters, speed * schedule.batch_size)
+            if run.all_failed:
+                _fail(run, first, position, data, checkpoints, schedule)
+            if eval_every and (run.done % eval_every == 0 or run.done == schedule.total_steps):
+                laps.mark("host")
+                _evaluate(run, evaluate, reporters)
+                laps.mark("evaluation")
+            if should_stop():
+                _save(run, data, checkpoints, wait=True)
+                raise errors.Interrupted(
+                    f"stopped by a signal at step {run.done} of {schedule.total_steps}, state "
+                    "saved; the same command resumes"
+                )
             if checkpoints is not None:
-                checkpoints.finish()
-            raise errors.TrainingFailed(
-                f"loss, gradient or update is not finite at step {failed} of "
-                f"{schedule.total_steps}; stopped, the state after {failed} good steps is kept"
-            )
-        reporter.progress(done, rows[-1], speed)
-        if evaluate and eval_every and (done % eval_every == 0 or done == schedule.total_steps):
-            better = _evaluate(evaluate, state, done, clock, reporter)
-            best = jax.tree.map(jnp.copy, state.params) if better and schedule.select else best
-        if should_stop():
-            save()
-            if checkpoints is not None:
-                checkpoints.finish()
-            raise errors.Interrupted(
-                f"stopped by a signal at step {done} of {schedule.total_steps}, state saved; the "
-                "same command resumes"
-            )
-        if checkpoints is not None:
-            checkpoints.poll()
-        if (
-            done < schedule.total_steps
-            and time.monotonic() - saved_at >= schedule.checkpoint_seconds
-        ):
-            save()
+                checkpoints.poll()
+            due = time.monotonic() - saved_at >= schedule.checkpoint_seconds
+            if due and run.done < schedule.total_steps:
+                _save(run, data, checkpoints)
+                saved_at = time.monotonic()
+            laps.mark("host")
+            if compiled:
+                block = max(1, int(BLOCK_SECONDS * speed))
+                run.clock.host_seconds += laps.seconds["host"]
+            laps.seconds.clear()
+            compiled = True
     if checkpoints is not None:
         checkpoints.finish()
-    return state, state.params if best is None else best, clock
+    return run.state, run.state.params if run.best is None else run.best, run.clock
 
 
-def _next_boundary(done: int, schedule: Schedule, eval_every: int | None, block: int) -> int:
-    """The next step at which something is due: a log row, an evaluation, a look at the clock."""
-    boundary = (done // schedule.log_every + 1) * schedule.log_every
+@dataclass
+class _Run:
+    """Where a training stands; `best` are the parameters of the best evaluations, or None."""
+
+    state: TrainState
+    best: Any
+    clock: Clock
+    done: int = 0
+    all_failed: bool = False
+
+
+class _Laps:
+    """A stopwatch: `mark` adds the seconds since the mark before to those of a name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+        self.last = time.monotonic()
+
+    def mark(self, name: str) -> float:
+        now = time.monotonic()
+        lap, self.last = now - self.last, now
+        self.seconds[name] += lap
+        return lap
+
+
+class _Profile:
+    """Calls a profiler when its steps come; `due` is the next step at which it must be called."""
+
+    def __init__(self, profiler: Profiler | None):
+        self.profiler, self.active = profiler, False
+        self.due = sys.maxsize if profiler is None else profiler.start
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update(sys.maxsize)
+
+    def update(self, done: int) -> None:
+        """Begins or ends as the training stands at the step `done`."""
+        if self.profiler is None:
+            return
+        if not self.active and self.due <= done < self.profiler.stop:
+            self.profiler.begin()
+            self.active, self.due = True, self.profiler.stop
+        elif self.active and done >= self.profiler.stop:
+            self.active, self.due = False, sys.maxsize
+            self.profiler.end()
+
+
+def _next_boundary(
+    done: int, schedule: Schedule, eval_every: int | None, block: int, profile: int
+) -> int:
+    """The next step at which something is due: an evaluation, a profile, a look at the clock."""
+    boundary = min(done + block, schedule.total_steps)
     if eval_every:
         boundary = min(boundary, (done // eval_every + 1) * eval_every)
-    return min(boundary, done + block, schedule.total_steps)
+    return min(boundary, profile) if profile > done else boundary
 
 
-def _evaluate(
-    evaluate: Evaluate, state: TrainState, done: int, clock: Clock, reporter: Reporter
-) -> bool:
-    """Evaluates and records the row; whether it is the best so far (the earliest on a tie)."""
-    row = evaluate(state.params)
-    score = list(row.pop("score"))
-    row = {"step": done, "split": "validation", **row}
-    clock.evaluations.append(row)
-    reporter.rows([row])
-    better = clock.best_step is None or score > clock.best_score
-    if better:
-        clock.best_step, clock.best_score = done, score
-    return better
-
-
-def _history_rows(state: TrainState, start: int, stop: int) -> list[dict[str, Any]]:
-    """metrics.jsonl rows of the steps [start, stop): row `step` n is the n-th update, from 1."""
-    history = jax.device_get(state.history)[start:stop].tolist()
-    return [
-        {"step": start + i + 1, "split": "train", **dict(zip(HISTORY, row, strict=True))}
-        for i, row in enumerate(history)
-    ]
-
-
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
-
-
-def _as_state(values: dict[str, Any]) -> TrainState:
-    return TrainState(**values)
-
-
-def _restore(
-    checkpoints: Checkpoints, state: TrainState, best: Any, clock: Clock, data: Data
-) -> tuple[TrainState, Any, Clock]:
-    targets = {"state": abstract(_as_dict(state))}
-    if best is not None:
-        targets["best"] = abstract(best)
-    step = checkpoints.newest()
-    if step is None:
-        return state, best, clock
+def _begin(
+    state: TrainState,
+    schedule: Schedule,
+    num_members: int,
+    checkpoints: Checkpoints | None,
+    data: Data,
+) -> _Run:
+    """Where training begins: at the newest whole checkpoint, or afresh."""
+    best = jax.tree.map(jnp.copy, state.params) if schedule.select else None
+    run = _Run(state, best, Clock(members=[Standing() for _ in range(num_members)]))
+    step = None if checkpoints is None else checkpoints.newest()
+    if checkpoints is None or step is None:
+        return run
+    targets = {name: abstract(tree) for name, tree in _trees(run).items()}
     # Two states may not fit beside each other; as if a step had consumed it.
-    free((_as_dict(state), best))
+    free(_trees(run))
     trees, meta = checkpoints.restore(step, targets)
     data.restore(meta["data"])
-    return _as_state(trees["state"]), trees.get("best"), Clock(**meta["clock"])
+    clock = Clock(**meta["clock"])
+    clock.members = [Standing(**standing) for standing in meta["clock"]["members"]]
+    return _Run(TrainState(**trees["state"]), trees.get("best"), clock)
+
+
+def _trees(run: _Run) -> dict[str, Any]:
+    """What of it are arrays."""
+    state = {name: getattr(run.state, name) for name in TrainState.__dataclass_fields__}
+    return {"state": state} | ({} if run.best is None else {"best": run.best})
+
+
+def _save(run: _Run, data: Data, checkpoints: Checkpoints | None, *, wait: bool = False) -> None:
+    if checkpoints is None:
+        return
+    meta = {"clock": asdict(run.clock), "data": data.position()}
+    checkpoints.save(run.done, _trees(run), meta)
+    if wait:
+        checkpoints.finish()
+
+
+def _tell(
+    run: _Run, start: int, reporters: Sequence[Reporter], docs_per_second: float | None = None
+) -> None:
+    """Fetches the results from the step `start` on, and reports them; all there are, from 0."""
+    small = jax.device_get((run.state.step, run.state.failed_step, run.state.history))
+    members = len(reporters)
+    # Those of a single model are as those of a population of one.
+    step_P, failed_P, history_PSH = (
+        x.reshape(-1, *x.shape[np.ndim(small[0]) :])[:members] for x in small
+    )
+    run.done, run.all_failed = int(step_P.max()), bool((failed_P >= 0).all())
+    for reporter, standing, reached, history_SH in zip(
+        reporters, run.clock.members, step_P, history_PSH, strict=True
+    ):
+        rows = [
+            {"step": start + i + 1, "split": "train", **dict(zip(HISTORY, values, strict=True))}
+            for i, values in enumerate(history_SH[start:reached].tolist())
+        ]
+        if start == 0 and docs_per_second is None:
+            # A resumed run tells all that it remembers.
+            rows = sorted(
+                rows + standing.evaluations, key=lambda row: (row["step"], row["split"] != "train")
+            )
+        if rows:
+            reporter.rows(rows)
+        if docs_per_second is not None and reached == run.done and rows:
+            reporter.progress(run.done, rows[-1], docs_per_second)
+
+
+def _fail(
+    run: _Run,
+    first: int,
+    position: Any,
+    data: Data,
+    checkpoints: Checkpoints | None,
+    schedule: Schedule,
+) -> None:
+    """Saves the last good state such that the next attempt tries the failed step again; raises."""
+    # The data are ahead of the state: back to the block's start, and on to the good steps.
+    data.restore(position)
+    for number in range(first, run.done):
+        data.at(number)
+    failed_P, step_P = jax.device_get((run.state.failed_step, run.state.step))
+    # Members that had failed long before have lost their place in the data.
+    again_P = np.where(step_P == run.done, -1, failed_P).astype(np.int32)
+    again_P = jax.device_put(again_P, run.state.failed_step.sharding)
+    run.state = replace(run.state, failed_step=again_P)
+    _save(run, data, checkpoints, wait=True)
+    raise errors.TrainingFailed(
+        f"loss or gradient is not finite at step {run.done} of {schedule.total_steps}; stopped, "
+        f"the state after {run.done} good steps is kept"
+    )
+
+
+def _evaluate(run: _Run, evaluate: Evaluate | None, reporters: Sequence[Reporter]) -> None:
+    """Evaluates, records the rows, and keeps the best parameters (the earliest on a tie)."""
+    assert evaluate is not None
+    failed_P = np.atleast_1d(jax.device_get(run.state.failed_step))
+    better_P = np.zeros(len(failed_P), bool)
+    rows = evaluate(run.state.params)
+    for i, (row, standing) in enumerate(zip(rows, run.clock.members, strict=True)):
+        if failed_P[i] >= 0:
+            continue
+        score = list(row["score"])
+        row = {"step": run.done, "split": "validation"} | {
+            name: value for name, value in row.items() if name != "score"
+        }
+        standing.evaluations.append(row)
+        reporters[i].rows([row])
+        better_P[i] = standing.best_step is None or score > standing.best_score
+        if better_P[i]:
+            standing.best_step, standing.best_score = run.done, score
+    if run.best is not None and better_P.any():
+        better = better_P.reshape(run.state.step.shape)
+        run.best = _chosen(better, run.state.params, run.best)
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def _chosen(better: jax.Array, new: Any, old: Any) -> Any:
+    """The new parameters of the members that are better, the old ones of the others."""
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        mask = better.reshape(better.shape + (1,) * (new.ndim - better.ndim))
+        return jnp.where(mask, new, old)
+
+    return jax.tree.map(choose, new, old)

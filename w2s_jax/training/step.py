@@ -114,11 +114,11 @@ def make_step(key: StepSpec) -> Step:
         stack: Array | int,
     ) -> TrainState:
         # Gradients are float32 whatever the parameters are, in one microbatch as in many.
-        params = float32(state.params)
+        wide = float32(state.params)
         fraction = now.astype(jnp.float32) / numbers.total_steps
         gradients = [
             lambda batches=batches: objective(
-                params, frozen, _batch_at(batches, now), fraction, numbers.loss_options
+                wide, frozen, _batch_at(batches, now), fraction, numbers.loss_options
             )
             for batches in stacks
         ]
@@ -129,12 +129,17 @@ def make_step(key: StepSpec) -> Step:
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         good = finite & (state.failed_step < 0)
         rate = numbers.rate_S[now]
-        with jax.named_scope("update"):
-            directions, moments = optimizer.update(grads, state.opt_state, params)
+
+        def updated(params: Any, moments: Any) -> tuple[Any, Any]:
+            directions, moments = optimizer.update(grads, moments, float32(params))
             move = functools.partial(_moved, now, rate, numbers.weight_decay)
-            moved = _with_numbers(move, state.params, directions)
-            keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
-            params, opt_state = keep((moved, moments), (state.params, state.opt_state))
+            return _with_numbers(move, params, directions), moments
+
+        with jax.named_scope("update"):
+            # Not selected by element: so each array is read and written once, in place.
+            params, opt_state = jax.lax.cond(
+                good, updated, lambda *same: same, state.params, state.opt_state
+            )
         row = jnp.stack([loss, norm, rate, accuracy])
         return TrainState(
             params=params,
