@@ -111,12 +111,13 @@ def _add_data(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    """`w2s bench train | label | data | all`."""
+    """`w2s bench train | label | data | compile | all`."""
     bench = commands.add_parser("bench", help="measure speed", allow_abbrev=False)
     bench.add_argument(
         "what",
-        choices=("train", "label", "data", "all"),
-        help="train: the train step; label: the label pass; data: tokenising and packing",
+        choices=("train", "label", "data", "compile", "all"),
+        help="train: the train step; label: the label pass; data: tokenising and packing; compile: "
+        "from a process's start to its first step, cold and warm; all: all of it, quickly",
     )
     bench.add_argument("--config", metavar="FILE", help="measure this recipe's model and task")
     bench.add_argument("--json", metavar="FILE", help="write the records there as well")
@@ -125,7 +126,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--dtype", default="bfloat16", help="of the computation, or float32")
     bench.add_argument("--loss", default="xent", help="xent or confidence")
     bench.add_argument("--documents", type=int, metavar="N", help="default: for about a second")
-    bench.add_argument("--repeats", type=int, default=7, metavar="N", help="of each measurement")
+    bench.add_argument("--repeats", type=int, metavar="N", help="default: 7; with all, 3")
     bench.add_argument(
         "--peer", metavar="PEER", help="compare with: torch (the strongest) or torch-released"
     )

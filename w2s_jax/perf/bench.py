@@ -1,6 +1,6 @@
 """`w2s bench`: which benchmarks there are, and what their command line allows."""
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import config_dict
@@ -12,7 +12,9 @@ from w2s_jax.perf import data, peer, workloads
 from w2s_jax.perf.measuring import Record
 from w2s_jax.perf.workloads import Workload
 
-BENCHES = ("train", "label", "data", "all")
+BENCHES = ("train", "label", "data", "compile", "all")
+#: Repetitions; and of 'all', which is to be quick, with documents of each.
+REPEATS, QUICK_REPEATS, QUICK_DOCUMENTS = 7, 3, 128
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Options:
       mixes: keys of `perf.data.MIXES`.
       dtype: of the computation.
       loss: of training.
-      documents: of a repetition; None: enough for about a second.
-      repeats: repetitions.
+      documents: of a repetition; None: enough for about a second, in 'all' `QUICK_DOCUMENTS`.
+      repeats: repetitions; None: `REPEATS`, in 'all' `QUICK_REPEATS`.
       peer: None, 'torch' or 'torch-released'.
     """
 
@@ -34,7 +36,7 @@ class Options:
     dtype: str = "bfloat16"
     loss: str = "xent"
     documents: int | None = None
-    repeats: int = 7
+    repeats: int | None = None
     peer: str | None = None
 
     def check(self) -> None:
@@ -50,7 +52,7 @@ class Options:
             raise errors.unknown("--dtype", self.dtype, DTYPES)
         if self.loss not in peer.LOSSES:
             raise errors.unknown("--loss", self.loss, peer.LOSSES)
-        if self.repeats < 1:
+        if self.repeats is not None and self.repeats < 1:
             raise errors.InputError(f"--repeats: {self.repeats}; allowed: at least 1")
         if self.documents is not None and self.documents < data.BATCH_SIZE:
             raise errors.InputError(
@@ -81,19 +83,45 @@ def run(
     if what not in BENCHES:
         raise errors.unknown("bench", what, BENCHES)
     options.check()
+    if config is not None and what not in ("train", "label", "data"):
+        raise errors.InputError(
+            f"bench {what}: --config is given; allowed with it: train, label, data"
+        )
+    quick = what == "all"
+    options = dataclasses.replace(
+        options,
+        repeats=options.repeats or (QUICK_REPEATS if quick else REPEATS),
+        documents=options.documents or (QUICK_DOCUMENTS if quick else None),
+    )
     records: list[Record] = []
-    for name in BENCHES[:-1] if what == "all" else (what,):
+    for name in BENCHES[:-1] if quick else (what,):
         if name == "data":
             records += data.bench(console, config)
+        elif name == "compile":
+            records += _compile(options, console)
         else:
-            records += _throughput(name, options, console)
+            records += _throughput(name, options, console, config)
     return records
 
 
-def _throughput(bench: str, options: Options, console: Console) -> list[Record]:
-    from w2s_jax.perf import throughput
+def _compile(options: Options, console: Console) -> list[Record]:
+    from w2s_jax.perf import compiling
 
-    found = _mix_workloads(bench, options, throughput.backend_is_accelerated())
+    records = compiling.measure(options.model, options.mixes[0], options.dtype, options.loss)
+    compiling.print_records(records, console)
+    return records
+
+
+def _throughput(
+    bench: str, options: Options, console: Console, config: config_dict.ConfigDict | None
+) -> list[Record]:
+    from w2s_jax.perf import recipes, throughput
+
+    if config is None:
+        found = _mix_workloads(bench, options, throughput.backend_is_accelerated())
+    else:
+        found = [recipes.recipe_workload(config)]
+    assert options.repeats is not None
     records = [
         throughput.measure(bench, workload, repeats=options.repeats, peer=options.peer)
         for workload in found
@@ -102,7 +130,7 @@ def _throughput(bench: str, options: Options, console: Console) -> list[Record]:
     return records
 
 
-def _mix_workloads(bench: str, options: Options, accelerated: bool) -> Sequence[Workload]:
+def _mix_workloads(bench: str, options: Options, accelerated: bool) -> list[Workload]:
     model = workloads.find_model(options.model)
     return [
         workloads.mix_workload(

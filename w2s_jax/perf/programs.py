@@ -13,13 +13,14 @@ from w2s_jax import sharding
 from w2s_jax.data import packing
 from w2s_jax.inference import Predictor, fits_on_one_device, soft_labels
 from w2s_jax.models import adapting, heads, network
+from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.training.batches import ResidentBatches, put_batches
+from w2s_jax.training.dispatch import runner
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
-from w2s_jax.training.step import train_step
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Program:
       params: what it starts from, float32, as arrays on the host.
       order_SB: which documents make up each batch; None for a label pass.
       facts: of its batches, for the record.
-      outputs: what the last run computed: losses of the steps, or class logits.
+      outputs: what the last run computed: loss and gradient norm of each step, or class logits.
     """
 
     run: Run
@@ -48,12 +49,15 @@ def initial_params(workload: Workload, mesh: Mesh) -> Any:
     """
     if workload.params is not None:
         return workload.params(mesh)
-    model = workload.model
-    texts = workload.documents.num_texts
-    kernel_DC = 0.02 * np.random.default_rng(0).standard_normal((model.d_model, 2 // texts))
-    head = {"kernel": jax.device_put(kernel_DC.astype(np.float32), sharding.replicated(mesh))}
-    assert head["kernel"].shape == heads.abstract_class_head(model, mesh, texts)["kernel"].shape
-    return {"backbone": network.init_params(model, 0, mesh), "head": head}
+    head = random_head(workload.model, workload.documents.num_texts, mesh)
+    return {"backbone": network.init_params(workload.model, 0, mesh), "head": head}
+
+
+def random_head(model: ModelConfig, num_texts: int, mesh: Mesh) -> Any:
+    """A class head of small random numbers."""
+    kernel = heads.abstract_class_head(model, mesh, num_texts)["kernel"]
+    numbers = 0.02 * np.random.default_rng(0).standard_normal(kernel.shape)
+    return {"kernel": jax.device_put(numbers.astype(np.float32), kernel.sharding)}
 
 
 def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
@@ -95,7 +99,7 @@ def spec_of(workload: Workload, total_steps: int) -> StepSpec:
 def training(
     workload: Workload, mesh: Mesh, packed: packing.PackedBatches | None = None
 ) -> Program:
-    """Training once on all documents: step after step, the host waiting at the end only.
+    """Training once on all documents as the loop does it, the host waiting at the end only.
 
     Args:
       workload: what is trained on what.
@@ -108,7 +112,7 @@ def training(
     params = initial_params(workload, mesh)
     on_host = jax.device_get(params)
     trained, frozen = adapting.split(workload.train, workload.model, params)
-    step = train_step(spec_of(workload, total_steps), mesh, frozen)
+    steps = runner(spec_of(workload, total_steps), mesh, frozen, batches)
     states = [fresh_state(workload, total_steps, trained, mesh)]
     outputs: list[np.ndarray] = []
 
@@ -118,12 +122,11 @@ def training(
         state = dataclasses.replace(states.pop(), step=first)
         jax.block_until_ready(state)
         started = time.perf_counter()
-        for number in range(total_steps):
-            state = step(state, batches.at(number))
+        state = steps.run(state, 0, total_steps)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
         states.append(state)
-        outputs[:] = [jax.device_get(state.history)[:total_steps, 0]]
+        outputs[:] = [jax.device_get(state.history)[:total_steps, :2]]
         if int(jax.device_get(state.failed_step)) >= 0:
             raise RuntimeError("a loss or gradient was not finite: nothing was measured")
         return seconds

@@ -103,7 +103,7 @@ def _agreement(bench: str, workload: Workload, program: Program, peer: Peer) -> 
     theirs, _ = peer.outputs()
     (ours,) = program.outputs
     if bench == "train":
-        ours, theirs = ours[:1], theirs[:1]
+        ours, theirs = ours[:1, 0], theirs[:1]
     difference = float(np.max(np.abs(ours - theirs)))
     limit = TOLERANCE[workload.train.compute_dtype] * max(1.0, float(np.max(np.abs(ours))))
     what = "first_loss_difference" if bench == "train" else "logits_difference"
