@@ -148,6 +148,7 @@ def pack(
     order_SB: np.ndarray,
     *,
     num_microbatches: int = 1,
+    groups: int = 1,
     row_multiple: int = 1,
     max_shapes: int = MAX_SHAPES,
     attention_length: int = ATTENTION_LENGTH,
@@ -166,6 +167,7 @@ def pack(
       documents: tokenised documents.
       order_SB: document row indices, -1 for none.
       num_microbatches: M; must divide B.
+      groups: a batch consists of so many equal parts that share no microbatch; must divide M.
       row_multiple: R becomes a multiple of this (the number of row shards).
       max_shapes: how many values L may take.
       attention_length: see above.
@@ -174,8 +176,10 @@ def pack(
       InputError: more documents in a microbatch than segment ids can tell apart.
     """
     num_steps, batch_size = order_SB.shape
-    if num_microbatches > 1:
-        order_SB = _deal(documents.lengths_N, order_SB, num_microbatches)
+    if num_microbatches > groups:
+        parts_SB = order_SB.reshape(num_steps * groups, -1)
+        dealt_SB = _deal(documents.lengths_N, parts_SB, num_microbatches // groups)
+        order_SB = dealt_SB.reshape(order_SB.shape)
     num_texts = documents.num_texts
     order_SBK = order_SB[..., None] * num_texts + np.arange(num_texts, dtype=order_SB.dtype)
     order_SBK[order_SB < 0] = FILL
