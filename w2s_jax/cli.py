@@ -119,11 +119,25 @@ def _add_data(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    """`w2s bench data`."""
+    """`w2s bench train | label | data | compile | all`."""
     bench = commands.add_parser("bench", help="measure speed", allow_abbrev=False)
-    bench.add_argument("what", choices=("data",), help="data: tokenising and packing")
-    bench.add_argument("--config", metavar="FILE", help="measure this recipe's task too")
+    bench.add_argument(
+        "what",
+        choices=("train", "label", "data", "compile", "all"),
+        help="train: the train step; label: the label pass; data: tokenising and packing; compile: "
+        "from a process's start to its first step, cold and warm; all: all of it, quickly",
+    )
+    bench.add_argument("--config", metavar="FILE", help="measure this recipe's model and task")
     bench.add_argument("--json", metavar="FILE", help="write the records there as well")
+    bench.add_argument("--model", default="16m", help="16m, or a name that w2s models knows")
+    bench.add_argument("--mix", metavar="MIX", help="lengths: short or long (default: both)")
+    bench.add_argument("--dtype", default="bfloat16", help="of the computation, or float32")
+    bench.add_argument("--loss", default="xent", help="xent or confidence")
+    bench.add_argument("--documents", type=int, metavar="N", help="default: for about a second")
+    bench.add_argument("--repeats", type=int, metavar="N", help="default: 7; with all, 3")
+    bench.add_argument(
+        "--peer", metavar="PEER", help="compare with: torch (the strongest) or torch-released"
+    )
 
 
 def _add_convert(commands: Any) -> None:
@@ -270,21 +284,31 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
+    from pathlib import Path
+
     from rich.console import Console
 
-    from w2s_jax.perf import data
+    from w2s_jax.files import write_json
+    from w2s_jax.perf import bench
 
     if overrides and options.config is None:
         raise errors.InputError(f"bench: unknown argument {overrides[0]!r}; see w2s bench --help")
-    from pathlib import Path
-
-    from w2s_jax.files import write_json
-
     target = None if options.json is None else Path(options.json)
     if target is not None and not target.parent.is_dir():
         raise errors.InputError(f"--json: {target}: there is no folder {target.parent}")
+    asked = bench.Options(
+        model=options.model,
+        dtype=options.dtype,
+        loss=options.loss,
+        documents=options.documents,
+        repeats=options.repeats,
+        peer=options.peer,
+        **({} if options.mix is None else {"mixes": (options.mix,)}),
+    )
     config = None if options.config is None else load_config(options.config, overrides)
-    records = data.bench(Console(), config)
+    # Rows of numbers must not be broken in a pipe.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    records = bench.run(options.what, asked, console, config)
     if target is not None:
         write_json(target, {"records": records})
     return 0

@@ -150,6 +150,7 @@ def pack(
     order_SB: np.ndarray,
     *,
     num_microbatches: int = 1,
+    groups: int = 1,
     row_multiple: int = 1,
     max_shapes: int = MAX_SHAPES,
     attention_length: int = ATTENTION_LENGTH,
@@ -168,6 +169,7 @@ def pack(
       documents: tokenised documents.
       order_SB: document row indices, -1 for none.
       num_microbatches: M; must divide B.
+      groups: a batch consists of so many equal parts that share no microbatch; must divide M.
       row_multiple: R becomes a multiple of this (the number of row shards).
       max_shapes: how many values L may take.
       attention_length: see above.
@@ -176,8 +178,10 @@ def pack(
       InputError: more documents in a microbatch than segment ids can tell apart.
     """
     num_steps, batch_size = order_SB.shape
-    if num_microbatches > 1:
-        order_SB = _deal(documents.lengths_N, order_SB, num_microbatches)
+    if num_microbatches > groups:
+        parts_SB = order_SB.reshape(num_steps * groups, -1)
+        dealt_SB = _deal(documents.lengths_N, parts_SB, num_microbatches // groups)
+        order_SB = dealt_SB.reshape(order_SB.shape)
     num_texts = documents.num_texts
     order_SBK = order_SB[..., None] * num_texts + np.arange(num_texts, dtype=order_SB.dtype)
     order_SBK[order_SB < 0] = FILL
@@ -338,7 +342,10 @@ def _stack(
     read_outs_GP = row_GP * length + start_GP + np.maximum(lengths_GP, 1) - 1
 
     real_GP = order_GP >= 0
-    slots_GRQ = np.zeros((len(micro_G), num_rows, int(rows.segment_GP.max(initial=1))), np.uint16)
+    # Few different numbers, so that phases have programs in common.
+    most = int(rows.segment_GP.max(initial=1))
+    most = most if most <= 4 else -(-most // 4) * 4
+    slots_GRQ = np.zeros((len(micro_G), num_rows, most), np.uint16)
     in_G = np.broadcast_to(np.arange(len(micro_G))[:, None], order_GP.shape)[real_GP]
     last_P = (start_GP + lengths_GP - 1)[real_GP]
     slots_GRQ[in_G, row_GP[real_GP], segment_GP[real_GP] - 1] = last_P

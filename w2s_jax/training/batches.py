@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.data.packing import PackedBatches
@@ -27,11 +27,13 @@ class ResidentBatches:
       stacks: the arrays that the step takes, leading axis: the batches of that shape.
       stack_of_S: int32; the stack of each step.
       host_stack_of_S: the same on the host.
+      own: names of arrays with a leading axis of members (see `population`).
     """
 
     stacks: tuple[dict[str, jax.Array], ...]
     stack_of_S: jax.Array
     host_stack_of_S: np.ndarray
+    own: frozenset[str] = frozenset()
 
     def at(self, step: int) -> dict[str, jax.Array]:
         """What the step program takes at `step`; it finds the batch within by `state.step`."""
@@ -58,30 +60,36 @@ def put_batches(
       mesh: the mesh.
     """
     row_sharding, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
-    place_S2 = filled_up(packed.place_S2)
-    index_S, stack_of_S = (jax.device_put(place_S2[:, i], whole) for i in (1, 0))
+    stacks = [
+        {
+            name: jax.device_put(x, row_sharding if name.endswith(("_SMRL", "_SMRQ")) else whole)
+            for name, x in arrays.items()
+        }
+        for arrays in packed_arrays(packed, targets_NC)
+    ]
+    stack_of_S = filled_up(packed.place_S2[:, 0])
+    return ResidentBatches(tuple(stacks), jax.device_put(stack_of_S, whole), stack_of_S)
 
-    def put(x: np.ndarray, where: NamedSharding) -> jax.Array:
-        return jax.device_put(filled_up(x), where)
 
+def packed_arrays(
+    packed: PackedBatches, targets_NC: np.ndarray | None
+) -> list[dict[str, np.ndarray]]:
+    """The arrays of each stack, on the host, named as the step program takes them."""
+    index_S = filled_up(packed.place_S2[:, 1])
     if targets_NC is not None:
         targets_SBC, weights_SB = packed.per_document(targets_NC), packed.weights_SB
     stacks = []
     for stack in packed.stacks:
-        batches = {
-            "index_S": index_S,
-            "tokens_SMRL": put(stack.tokens_SMRL, row_sharding),
-            "segment_ids_SMRL": put(stack.segment_ids_SMRL, row_sharding),
-        }
+        arrays = {"tokens_SMRL": stack.tokens_SMRL, "segment_ids_SMRL": stack.segment_ids_SMRL}
         if targets_NC is not None:
-            batches["read_outs_SMmK"] = put(stack.read_outs_SMmK, whole)
-            batches["slots_SMRQ"] = put(stack.slots_SMRQ, row_sharding)
-            batches["targets_SBC"] = put(targets_SBC[stack.steps_S], whole)
-            batches["weights_SB"] = put(weights_SB[stack.steps_S], whole)
+            arrays["read_outs_SMmK"] = stack.read_outs_SMmK
+            arrays["slots_SMRQ"] = stack.slots_SMRQ
+            arrays["targets_SBC"] = targets_SBC[stack.steps_S]
+            arrays["weights_SB"] = weights_SB[stack.steps_S]
         elif stack.loss_weights_SMRL is not None:
-            batches["loss_weights_SMRL"] = put(stack.loss_weights_SMRL, row_sharding)
-        stacks.append(batches)
-    return ResidentBatches(tuple(stacks), stack_of_S, place_S2[:, 0])
+            arrays["loss_weights_SMRL"] = stack.loss_weights_SMRL
+        stacks.append({"index_S": index_S} | {n: filled_up(x) for n, x in arrays.items()})
+    return stacks
 
 
 def filled_up(x_S: np.ndarray) -> np.ndarray:
@@ -100,17 +108,22 @@ def put_feature_batches(
       targets_NC: float32 soft labels by document.
       mesh: the mesh; all of it holds all batches.
     """
+    stack_of_S = filled_up(np.zeros(len(order_SB), np.int32))
+    placed, on_devices = jax.device_put(
+        (feature_arrays(order_SB, targets_NC), stack_of_S), sharding.replicated(mesh)
+    )
+    return ResidentBatches((placed,), on_devices, stack_of_S)
+
+
+def feature_arrays(order_SB: np.ndarray, targets_NC: np.ndarray) -> dict[str, np.ndarray]:
+    """A probe's arrays, on the host, named as the step program takes them."""
     arrays = {
         "index_S": np.arange(len(order_SB), dtype=np.int32),
         "documents_SMm": order_SB[:, None],
         "targets_SBC": targets_NC[order_SB],
         "weights_SB": np.ones(order_SB.shape, np.float32),
     }
-    stack_of_S = filled_up(np.zeros(len(order_SB), np.int32))
-    placed, on_device = jax.device_put(
-        (jax.tree.map(filled_up, arrays), stack_of_S), sharding.replicated(mesh)
-    )
-    return ResidentBatches((placed,), on_device, stack_of_S)
+    return {name: filled_up(x) for name, x in arrays.items()}
 
 
 class StreamedBatches:

@@ -1,0 +1,181 @@
+"""The PyTorch peers compute what we compute, and answer as their protocol says (extra `torch`)."""
+
+import dataclasses
+import functools
+import io
+import json
+
+import numpy as np
+import pytest
+
+from w2s_jax import cli, errors, sharding
+from w2s_jax.perf import peer, programs, throughput, workloads
+
+torch = pytest.importorskip("torch")
+
+from w2s_jax.perf import torch_gpt2, torch_peer, torch_programs  # noqa: E402
+
+
+@functools.cache
+def make(bench="train", dtype="float32", loss="xent"):
+    """(workload, our program, which has run once)."""
+    model = dataclasses.replace(workloads.find_model("gpt-d32"), vocab_size=300, max_positions=128)
+    workload = workloads.mix_workload(model, "short", dtype=dtype, loss=loss, documents=96)
+    mesh = sharding.mesh_of((1, 1, 1))
+    program = (programs.training if bench == "train" else programs.labelling)(workload, mesh)
+    program.run()
+    return workload, program
+
+
+@pytest.fixture
+def handed_over(tmp_path):
+    def hand(bench, workload, program, which="torch"):
+        path = tmp_path / "task.npz"
+        peer.write_task(path, bench, which, workload, program)
+        return torch_peer.read_task(str(path))
+
+    return hand
+
+
+VARIANTS = [
+    torch_programs.Variant("packed", 1, "float32"),
+    torch_programs.Variant("packed", 4, "float32"),
+    torch_programs.Variant("padded", 1, "float32"),
+    torch_programs.Variant("padded", 4, "float32"),
+    torch_programs.Variant("packed", 4, "manual"),
+    torch_programs.Variant("padded", 2, "manual"),
+    torch_programs.Variant("packed", 2, "autocast"),
+    torch_programs.Variant("packed", 2, "float32", adam="foreach"),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_first_loss_and_gradient_norm_are_ours(handed_over, variant):
+    dtype = "float32" if variant.precision == "float32" else "bfloat16"
+    workload, program = make(dtype=dtype)
+    trainer = torch_programs.Trainer(handed_over("train", workload, program), variant)
+    loss = trainer.loss(*trainer.batches[0], 0.0)
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in trainer.weights.parameters()]).norm().item()
+    limit = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
+    assert (loss.item(), norm) == pytest.approx(tuple(program.outputs[0][0]), rel=limit)
+
+
+@pytest.mark.parametrize("which", ["torch", "torch-released"])
+@pytest.mark.parametrize("loss", ["xent", "confidence"])
+def test_training_goes_on_as_ours_does(handed_over, which, loss):
+    workload, program = make(loss=loss)
+    task = handed_over("train", workload, program, which)
+    if which == "torch":
+        trainer = torch_programs.Trainer(task, torch_programs.Variant("packed", 2, "float32"))
+    else:
+        trainer = torch_programs.ReleasedTrainer(task)
+    _, losses_S = trainer.run()
+    assert len(losses_S) == 3
+    np.testing.assert_allclose(losses_S, program.outputs[0][:, 0], rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("which", "dtype"),
+    [("torch", "float32"), ("torch", "bfloat16"), ("torch-released", "float32")],
+)
+def test_labels_are_ours(handed_over, which, dtype):
+    workload, program = make("label", dtype)
+    task = handed_over("label", workload, program, which)
+    if which == "torch":
+        precision = "float32" if dtype == "float32" else "manual"
+        labeller = torch_programs.Labeller(task, torch_programs.Variant("packed", 16, precision))
+    else:
+        labeller = torch_programs.ReleasedLabeller(task)
+    _, logits_NC = labeller.run()
+    (ours_NC,) = program.outputs
+    limit = {"float32": 2e-5, "bfloat16": 2e-2}[dtype]
+    np.testing.assert_allclose(logits_NC, ours_NC, atol=limit * np.abs(ours_NC).max())
+
+
+def test_nested_attention_is_the_same_where_it_runs():
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(1, 99, n) for n in (5, 1, 9, 9)]
+    qkv = torch.from_numpy(rng.standard_normal((24, 3 * 32)).astype(np.float32))
+    nested = torch_gpt2.make_batch(documents, "nested", 1, "cpu")
+    groups = torch_gpt2.make_batch(documents, "packed", 2, "cpu")
+    expected = torch_gpt2._attention(qkv, groups, 4)
+    try:
+        found = torch_gpt2._attention(qkv, nested, 4)
+    except (RuntimeError, NotImplementedError):
+        pytest.skip("this build of PyTorch has no kernel for it")
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_strongest_variant_is_the_one_with_the_shortest_trial(handed_over, monkeypatch):
+    workload, program = make(dtype="bfloat16")
+    task = handed_over("train", workload, program)
+    times = {"packed 2, manual, fused": 1.0, "packed 2, manual, foreach": 0.5}
+
+    def tried(make, variant, trials):
+        trials[variant.name] = times.get(variant.name, 2.0)
+        return trials[variant.name]
+
+    monkeypatch.setattr(torch_programs, "_tried", tried)
+    _, best, trials = torch_programs.strongest(task)
+    assert best == torch_programs.Variant("packed", 2, "manual", "foreach")
+    assert {"packed 1", "padded 8", "nested 1"} <= {name.split(",")[0] for name in trials}
+    assert any("autocast" in name for name in trials)
+
+
+def test_the_child_answers_one_line_a_request(tmp_path):
+    workload, program = make()
+    peer.write_task(tmp_path / "task.npz", "train", "torch-released", workload, program)
+    requests = [
+        {"command": "prepare", "task": str(tmp_path / "task.npz")},
+        {"command": "run"},
+        {"command": "outputs", "to": str(tmp_path / "out.npy")},
+    ]
+    replies = io.StringIO()
+    torch_peer.serve(io.StringIO("".join(json.dumps(r) + "\n" for r in requests)), replies)
+    prepared, run, outputs = map(json.loads, replies.getvalue().splitlines())
+    assert prepared["variant"] == "minibatch 1, float32" and prepared["torch"]
+    assert run["seconds"] > 0 and outputs["peak_memory"] > 1e7
+    assert np.load(tmp_path / "out.npy").shape == (3,)
+
+
+def test_a_peer_that_computes_something_else_is_no_peer():
+    workload, program = make()
+
+    class Wrong:
+        def outputs(self):
+            return program.outputs[0][:, 0] + 0.1, 0
+
+    with pytest.raises(RuntimeError, match="computes something else"):
+        throughput._agreement("train", workload, program, Wrong())
+
+
+def test_models_that_the_peers_do_not_know_are_refused():
+    for name in ("rotary-d64", "facebook/opt-125m", "EleutherAI/pythia-70m", "bert-base-uncased"):
+        workload = workloads.mix_workload(workloads.find_model(name), "short", dtype="float32")
+        with pytest.raises(errors.InputError, match="not of GPT-2's form"):
+            peer.check_workload("torch", workload)
+
+
+def test_a_failing_child_is_reported_with_its_last_line(tmp_path):
+    workload, program = make()
+    broken = dataclasses.replace(program, params={"head": program.params["head"]})
+    with (
+        pytest.raises(RuntimeError, match="--peer=torch: the peer's process failed: KeyError"),
+        peer.Peer("train", "torch", workload, broken),
+    ):
+        pass
+
+
+def test_bench_with_a_peer_writes_a_ratio(capsys, tmp_path):
+    path = tmp_path / "bench.json"
+    arguments = ["--model=gpt-d8", "--mix=short", "--documents=32", "--repeats=2"]
+    peers = ["--peer=torch-released", "--dtype=float32", f"--json={path}"]
+    assert cli.main(["bench", "train", *arguments, *peers]) == 0
+    out = capsys.readouterr().out
+    (record,) = json.loads(path.read_text())["records"]
+    spread = record["ratio_spread"]
+    assert spread["min"] <= record["ratio"] <= spread["max"]
+    assert f"{record['ratio']:.2f} (" in out
+    assert record["peer"]["name"] == "torch-released" and record["peer"]["dtype"] == "float32"
+    assert record["peer"]["first_loss_difference"] < 1e-4

@@ -1,0 +1,309 @@
+"""Populations: members against the same phases alone, on one device and on several."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from w2s_jax import errors, sharding, testing
+from w2s_jax.config import TrainSettings
+from w2s_jax.data import packing
+from w2s_jax.data.documents import Document
+from w2s_jax.data.tokenize import tokenize
+from w2s_jax.inference import soft_labels
+from w2s_jax.models import network
+from w2s_jax.training import dispatch, loop, population
+from w2s_jax.training import step as step_module
+from w2s_jax.training.batches import put_batches, put_feature_batches
+from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.spec import StepSpec
+from w2s_jax.training.state import init_state
+
+STEPS = 7
+LOSSES = (("xent", ()), ("confidence", ()), ("confidence", (("alpha_max", 0.9),)))
+
+
+class Recorder:
+    """A reporter that keeps what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def rows(self, rows):
+        self.heard += rows
+
+    def progress(self, step, row, docs_per_second):
+        assert row["step"] == step
+
+
+@functools.cache
+def problem():
+    """A tiny model, 24 ragged documents, and of three members: spec, parameters, targets, order."""
+    rng = np.random.default_rng(0)
+    config = testing.tiny_model(vocab_size=32, num_layers=1)
+    docs = [
+        Document(id=i, tokens=tuple(rng.integers(1, 31, n).tolist()), soft_label=0.5)
+        for i, n in enumerate(rng.integers(3, 30, 24))
+    ]
+    documents = tokenize(docs, None, max_length=None, overlong="error")[0]
+    backbone = jax.device_get(network.init_params(config, 0, sharding.mesh_of((1, 1, 1))))
+    members = []
+    for i, loss in enumerate(LOSSES):
+        train = TrainSettings(
+            optimizer="adamw",
+            weight_decay=0.1 * i,
+            batch_size=8,
+            learning_rate=0.01 * (i + 1),
+            schedule=("cosine", "constant", "linear")[i],
+        )
+        noisy = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f4"), backbone)
+        head = {"kernel": rng.normal(size=(16, 2)).astype(np.float32)}
+        members.append(
+            {
+                "spec": StepSpec(config, train, STEPS, loss),
+                "params": {"backbone": noisy, "head": head},
+                "targets": soft_labels(rng.uniform(size=24)),
+                "order": np.stack([rng.permutation(24)[:8] for _ in range(STEPS)]).astype("i4"),
+            }
+        )
+    return documents, members
+
+
+def fresh(member, steps=STEPS):
+    """A state of its own."""
+    mesh = sharding.mesh_of((1, 1, 1))
+    params = jax.device_put(member["params"], sharding.replicated(mesh))
+    return init_state(params, step_module.make_optimizer(member["spec"].train), steps, mesh)
+
+
+def packed_for(own_order):
+    """The members' batches, in several shapes: of each its own, or the first one's for all."""
+    documents, members = problem()
+    if own_order:
+        return population.pack_members(documents, np.stack([m["order"] for m in members]))
+    return packing.pack(documents, members[0]["order"])
+
+
+def alone(member, packed, steps):
+    """The state after each of the given numbers of steps, trained without the others."""
+    mesh = sharding.mesh_of((1, 1, 1))
+    batches = put_batches(packed, member["targets"], mesh)
+    run = dispatch.runner(member["spec"], mesh, None, batches)
+    states, state = [], fresh(member)
+    for first, last in zip((0, *steps), steps, strict=False):
+        state = run.run(state, first, last)
+        states.append(jax.device_get(state))
+    return states
+
+
+def together(packed, how, devices, targets=None):
+    """(runner, state, batches) of the three members."""
+    _, members = problem()
+    mesh = population.make_mesh(len(members), jax.devices()[:devices])
+    targets = [m["targets"] for m in members] if targets is None else targets
+    batches = population.put_batches(packed, targets, mesh)
+    specs = [m["spec"] for m in members]
+    run = population.runner(specs, mesh, None, batches, how)
+    return run, population.stack([fresh(m) for m in members], mesh), batches
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize(
+    "how,devices,own_order",
+    [("vmap", 1, False), ("loop", 1, True), ("vmap", 2, True), ("loop", 8, False)],
+)
+def test_members_take_the_steps_that_they_would_take_alone(monkeypatch, how, devices, own_order):
+    """By plain gradient descent, so that a step is the gradient: 1e-5 of its norm after one."""
+    monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
+    monkeypatch.setattr(step_module, "make_optimizer", lambda _: optax.identity())
+    programs = (step_module._programs, population._program)
+    for program in programs:
+        program.cache_clear()
+    packed = packed_for(own_order)
+    run, state, batches = together(packed, how, devices)
+    assert len(batches.stacks) > 1
+    assert len({x.sharding for x in jax.tree.leaves(state)}) == 1
+    first = jax.device_get(run.run(state, 0, 1))
+    last = jax.device_get(run.run(jax.device_put(first, state.step.sharding), 1, STEPS))
+    for i, one in enumerate(problem()[1]):
+        wanted = alone(one, packed[i] if own_order else packed, (1, STEPS))
+        mine, before = (population.member(s, i) for s in (first, last)), flat(one["params"])
+        for state, other, tolerance in zip(mine, wanted, (1e-5, 1e-4), strict=True):
+            step, other_step = (flat(s.params) - before for s in (state, other))
+            assert np.linalg.norm(step - other_step) < tolerance * np.linalg.norm(other_step)
+            np.testing.assert_allclose(state.history, other.history, rtol=1e-4, atol=1e-6)
+            assert int(state.step) == int(other.step) and int(state.failed_step) == -1
+    for program in programs:
+        program.cache_clear()
+
+
+def test_members_of_several_microbatches_stay_apart():
+    documents, members = problem()
+    order_PSB = np.stack([m["order"] for m in members])
+    for one, order_SB in zip(
+        population.pack_members(documents, order_PSB, num_microbatches=2), order_PSB, strict=True
+    ):
+        np.testing.assert_array_equal(np.sort(one.documents_SB, 1), np.sort(order_SB, 1))
+        for stack in one.stacks:
+            assert stack.tokens_SMRL.shape[1] == 2
+            read_SMm = np.take_along_axis(
+                stack.tokens_SMRL.reshape(*stack.tokens_SMRL.shape[:2], -1),
+                stack.read_outs_SMmK[..., 0],
+                2,
+            )
+            ends = [documents.document(i, 0)[-1] for i in one.documents_SB[stack.steps_S].flat]
+            np.testing.assert_array_equal(read_SMm.ravel(), ends)
+
+
+def trained(how, devices, *, recorders=None, targets=None, **options):
+    """(state, best parameters, clock, what reporters heard) of `loop.train`, batches shared."""
+    run, state, batches = together(packed_for(False), how, devices, targets)
+    recorders = recorders or [Recorder() for _ in LOSSES]
+    plan = loop.Schedule(STEPS, batch_size=8, eval_every=3, select=True)
+
+    def evaluate_one(params):
+        score = float(jnp.sum(jnp.sin(50 * params["head"]["kernel"])))
+        return {"agreement": score, "score": [score]}
+
+    evaluate = population.evaluate_each([evaluate_one] * len(LOSSES))
+    state, best, clock = loop.train(
+        run, state, batches, plan, recorders, evaluate=evaluate, **options
+    )
+    return jax.device_get(state), jax.device_get(best), clock, [r.heard for r in recorders]
+
+
+def poisoned_targets(step):
+    """The members' targets, of which member 1 meets NaN at a step (and, maybe, again later)."""
+    _, members = problem()
+    targets = [m["targets"].copy() for m in members]
+    order_SB = members[0]["order"]
+    new = set(order_SB[step].tolist()) - set(order_SB[:step].ravel().tolist())
+    targets[1][new.pop()] = np.nan
+    return targets
+
+
+@pytest.mark.parametrize("how,devices", [("vmap", 2), ("loop", 1)])
+def test_a_member_that_fails_freezes_alone(how, devices):
+    whole = trained(how, devices)
+    failed = trained(how, devices, targets=poisoned_targets(1))
+    assert failed[0].failed_step.tolist()[:3] == [-1, 1, -1]
+    assert failed[0].step.tolist()[:3] == [STEPS, 1, STEPS]
+    assert np.isfinite(flat(failed[0].params)).all()
+    for i in (0, 2):
+        for a, b in zip(whole[:2], failed[:2], strict=True):
+            jax.tree.map(
+                np.testing.assert_array_equal, population.member(a, i), population.member(b, i)
+            )
+        assert whole[3][i] == failed[3][i]
+        assert whole[2].members[i] == failed[2].members[i]
+    assert [row["step"] for row in failed[3][1]] == [1]
+
+
+def test_each_member_keeps_its_own_best_parameters():
+    _, best, clock, heard = trained("vmap", 1)
+    for i, standing in enumerate(clock.members):
+        scores = {r["step"]: r["agreement"] for r in heard[i] if r["split"] == "validation"}
+        assert sorted(scores) == [3, 6, 7]
+        assert standing.best_step == max(scores, key=scores.get)
+        kernel = population.member(best, i)["head"]["kernel"]
+        assert float(jnp.sum(jnp.sin(50 * kernel))) == scores[standing.best_step]
+    assert len({s.best_step for s in clock.members}) > 1
+
+
+@pytest.mark.parametrize("how,devices", [("vmap", 2), ("loop", 1)])
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_a_population_resumes_bit_for_bit(tmp_path, monkeypatch, how, devices, stop_at):
+    """One that has lost a member too; stopped at step 3 or 6, later at others."""
+    targets = poisoned_targets(1)
+    whole = trained(how, devices, targets=targets)
+    asked = []
+
+    def should_stop():
+        asked.append(1)
+        return len(asked) == stop_at
+
+    saved = Checkpoints(tmp_path, keep=2)
+    with pytest.raises(errors.Interrupted):
+        trained(how, devices, targets=targets, checkpoints=saved, should_stop=should_stop)
+    saved.close()
+    monkeypatch.setattr(loop, "FIRST_BLOCK", 2)
+    saved = Checkpoints(tmp_path, keep=2)
+    again = trained(how, devices, targets=targets, checkpoints=saved)
+    saved.close()
+    jax.tree.map(np.testing.assert_array_equal, whole[:2], again[:2])
+    assert whole[2].members == again[2].members
+    assert [sorted(map(str, heard)) for heard in whole[3]] == [
+        sorted(map(str, heard)) for heard in again[3]
+    ]
+
+
+def test_training_fails_when_all_members_have_failed(tmp_path):
+    targets = [np.full((24, 2), np.nan, np.float32)] * 3
+    with pytest.raises(errors.TrainingFailed, match="at step 0 of 7"):
+        trained("vmap", 2, targets=targets)
+
+
+def test_members_that_need_other_programs_are_refused():
+    _, members = problem()
+    mesh = population.make_mesh(2, jax.devices()[:1])
+    spec = members[0]["spec"]
+    for other in (
+        dataclasses.replace(spec, total_steps=STEPS + 1),
+        dataclasses.replace(spec, loss=("logconf", ())),
+        dataclasses.replace(spec, train=dataclasses.replace(spec.train, beta1=0.8)),
+    ):
+        with pytest.raises(errors.InputError, match="member 1 differs from member 0"):
+            population.runner([spec, other], mesh, None, None, "vmap")
+    with pytest.raises(errors.InputError, match="how: 'vmapp'.*vmap"):
+        population.runner([spec], mesh, None, None, "vmapp")
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("shared_order", [True, False])
+def test_probes_of_many_settings_are_one_program(devices, shared_order):
+    """Regularisation, losses and seeds of 12 heads, against each of them alone."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(24, 1, 16)).astype("f4")
+    members = []
+    for i in range(12):
+        train = TrainSettings(
+            optimizer="adamw", weight_decay=0.3 * (i % 4), batch_size=8, learning_rate=0.1,
+            adapt="probe",
+        )  # fmt: skip
+        members.append(
+            {
+                "spec": StepSpec(testing.tiny_model(), train, 30, LOSSES[i % 3]),
+                "params": {"head": {"kernel": rng.normal(size=(16, 2)).astype("f4")}},
+                "targets": soft_labels(rng.uniform(size=24)),
+                "order": np.concatenate([rng.permutation(24) for _ in range(10)])
+                .reshape(30, 8)
+                .astype("i4"),
+            }
+        )
+    if shared_order:
+        members = [m | {"order": members[0]["order"]} for m in members]
+    mesh = population.make_mesh(12, jax.devices()[:devices])
+    batches = population.put_feature_batches(
+        [m["order"] for m in members], [m["targets"] for m in members], mesh
+    )
+    frozen = {"features_NKD": jax.device_put(features, sharding.replicated(mesh))}
+    run = population.runner([m["spec"] for m in members], mesh, frozen, batches, "vmap")
+    state = population.stack([fresh(m, 30) for m in members], mesh)
+    after = jax.device_get(run.run(state, 0, 30))
+    one = sharding.mesh_of((1, 1, 1))
+    frozen = {"features_NKD": jax.device_put(features, sharding.replicated(one))}
+    for i, m in enumerate(members):
+        alone = dispatch.runner(
+            m["spec"], one, frozen, put_feature_batches(m["order"], m["targets"], one)
+        ).run(fresh(m, 30), 0, 30)
+        np.testing.assert_allclose(
+            population.member(after, i).params["head"]["kernel"],
+            alone.params["head"]["kernel"], rtol=1e-3, atol=1e-4,
+        )  # fmt: skip

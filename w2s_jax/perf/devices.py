@@ -1,0 +1,74 @@
+"""Peak matmul rates by device kind, and model FLOP/s utilisation. Imports no JAX."""
+
+from typing import Any
+
+_TPU = {
+    # `jax.Device.device_kind` -> bfloat16 FLOP/s of a device (of v2, v3 and 7x half a chip).
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+}
+
+# Words of an NVIDIA device's name -> (bfloat16, float32 as TF32) FLOP/s, dense, the fastest form
+# under that name; the first that fits counts. V100 has neither.
+_NVIDIA: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
+    (("H100", "PCIe"), 756e12, 378e12),
+    (("H100", "NVL"), 835e12, 417.5e12),
+    (("H100",), 989.4e12, 494.7e12),
+    (("H200", "NVL"), 835e12, 417.5e12),
+    (("H200",), 989.4e12, 494.7e12),
+    (("GH200",), 989.4e12, 494.7e12),
+    (("B200",), 2250e12, 1125e12),
+    (("GB200",), 2500e12, 1250e12),
+    (("A100",), 312e12, 156e12),
+    (("A10G",), 70e12, 35e12),
+    (("A10",), 125e12, 62.5e12),
+    (("L40S",), 362e12, 183e12),
+    (("L40",), 181e12, 90.5e12),
+    (("L4",), 121e12, 60.5e12),
+    (("V100",), None, 15.7e12),
+    (("T4",), None, 8.1e12),
+)
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """Dense matmul FLOP/s of one device as its vendor states them; None where that is unknown.
+
+    Matmuls of float32 go as XLA does them by default: in bfloat16 passes on TPU, as TF32 on NVIDIA.
+
+    Args:
+      device_kind: as JAX names it: 'TPU v5 lite', 'NVIDIA H200', 'NVIDIA A100-SXM4-40GB'.
+      dtype: of the computation, 'bfloat16' or 'float32'.
+    """
+    if device_kind in _TPU:
+        return _TPU[device_kind]
+    words = device_kind.replace("-", " ").split()
+    for needed, bfloat16, float32 in _NVIDIA:
+        if all(word in words for word in needed):
+            return bfloat16 if dtype == "bfloat16" else float32
+    return None
+
+
+def utilisation(
+    flops_per_second: float, device_kind: str, count: int, dtype: str
+) -> dict[str, Any]:
+    """{'mfu': share of the peak of `count` devices}; None for an unknown peak.
+
+    A share above 1 is no utilisation but an error of the count, the clock or the table: 'mfu' is
+    then None and 'mfu_note' says what was found.
+    """
+    peak = peak_flops(device_kind, dtype)
+    if peak is None:
+        return {"mfu": None}
+    share = flops_per_second / (count * peak)
+    if share <= 1:
+        return {"mfu": share}
+    note = f"{share:.0%} of the stated peak of {count} x {device_kind}: impossible, not reported"
+    return {"mfu": None, "mfu_note": note}

@@ -1,0 +1,176 @@
+"""Our side of a comparison: the train step and the label pass, run as a phase runs them."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from w2s_jax import sharding
+from w2s_jax.data import packing
+from w2s_jax.inference import Predictor, fits_on_one_device, soft_labels
+from w2s_jax.models import adapting, heads, network
+from w2s_jax.models.config import ModelConfig
+from w2s_jax.perf.measuring import Record, Run
+from w2s_jax.perf.workloads import Workload
+from w2s_jax.training.batches import ResidentBatches, put_batches
+from w2s_jax.training.dispatch import runner
+from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.spec import StepSpec
+from w2s_jax.training.state import TrainState, init_state
+
+
+@dataclass(frozen=True)
+class Program:
+    """Something that can be run again and again.
+
+    Attributes:
+      run: works through the documents once, and returns the seconds.
+      params: what it starts from, float32, as arrays on the host.
+      order_SB: which documents make up each batch; None for a label pass.
+      facts: of its batches, for the record.
+      outputs: what the last run computed: loss and gradient norm of each step, or class logits.
+    """
+
+    run: Run
+    params: Any
+    order_SB: np.ndarray | None
+    facts: Record
+    outputs: list[np.ndarray]
+
+
+def initial_params(workload: Workload, mesh: Mesh) -> Any:
+    """What training starts from, {'backbone', 'head'}; random, the head too, if there is nothing.
+
+    A head of zeros would let no gradient into the backbone at first.
+    """
+    if workload.params is not None:
+        return workload.params(mesh)
+    head = random_head(workload.model, workload.documents.num_texts, mesh)
+    return {"backbone": network.init_params(workload.model, 0, mesh), "head": head}
+
+
+def random_head(model: ModelConfig, num_texts: int, mesh: Mesh) -> Any:
+    """A class head of small random numbers."""
+    kernel = heads.abstract_class_head(model, mesh, num_texts)["kernel"]
+    numbers = 0.02 * np.random.default_rng(0).standard_normal(kernel.shape)
+    return {"kernel": jax.device_put(numbers.astype(np.float32), kernel.sharding)}
+
+
+def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
+    """One pass over the documents in training order, packed as a phase packs them."""
+    train, documents = workload.train, workload.documents
+    order_SB = packing.training_order(
+        documents.ids_N,
+        batch_size=train.batch_size,
+        num_steps=packing.steps_per_epoch(len(documents), train.batch_size),
+        seed=0,
+    )
+    return packing.pack(
+        documents,
+        order_SB,
+        num_microbatches=train.batch_size // (train.microbatch_size or train.batch_size),
+        row_multiple=sharding.row_shards(mesh),
+        max_shapes=train.max_shapes,
+        attention_length=12 * workload.model.d_model,
+    )
+
+
+def put(workload: Workload, packed: packing.PackedBatches, mesh: Mesh) -> ResidentBatches:
+    """The batches and their soft labels on the devices."""
+    return put_batches(packed, soft_labels(workload.documents.targets_N), mesh)
+
+
+def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) -> TrainState:
+    """The state in which training starts."""
+    return init_state(trained, make_optimizer(workload.train), total_steps, mesh)
+
+
+def spec_of(workload: Workload, total_steps: int) -> StepSpec:
+    """What the step program is compiled for."""
+    return StepSpec(
+        workload.model, workload.train, total_steps, workload.loss, workload.documents.num_texts
+    )
+
+
+def training(
+    workload: Workload, mesh: Mesh, packed: packing.PackedBatches | None = None
+) -> Program:
+    """Training once on all documents as the loop does it, the host waiting at the end only.
+
+    Args:
+      workload: what is trained on what.
+      mesh: where.
+      packed: its batches, if they are not to be packed as a phase packs them.
+    """
+    packed = packed or packed_batches(workload, mesh)
+    total_steps = len(packed.documents_SB)
+    batches = put(workload, packed, mesh)
+    params = initial_params(workload, mesh)
+    on_host = jax.device_get(params)
+    trained, frozen = adapting.split(workload.train, workload.model, params)
+    steps = runner(spec_of(workload, total_steps), mesh, frozen, batches)
+    states = [fresh_state(workload, total_steps, trained, mesh)]
+    outputs: list[np.ndarray] = []
+
+    def run() -> float:
+        # Parameters go on changing; only the step, which is the position in the data, starts again.
+        first = jax.device_put(np.int32(0), sharding.replicated(mesh))
+        state = dataclasses.replace(states.pop(), step=first)
+        jax.block_until_ready(state)
+        started = time.perf_counter()
+        state = steps.run(state, 0, total_steps)
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - started
+        states.append(state)
+        outputs[:] = [jax.device_get(state.history)[:total_steps, :2]]
+        if int(jax.device_get(state.failed_step)) >= 0:
+            raise RuntimeError("a loss or gradient was not finite: nothing was measured")
+        return seconds
+
+    facts = {
+        "rows": packed.stacks[0].tokens_SMRL.shape[2],
+        "row_lengths": [stack.tokens_SMRL.shape[3] for stack in packed.stacks],
+        "padding_share": 1.0 - packed.real_token_share,
+    }
+    return Program(run, on_host, packed.documents_SB, facts, outputs)
+
+
+def labelling(workload: Workload, mesh: Mesh) -> Program:
+    """Labelling all documents once, the logits back on the host.
+
+    The parameters have the compute dtype, as no gradient needs more.
+    """
+    model, dtype = workload.model, workload.train.compute_dtype
+    params = initial_params(workload, mesh)
+    on_host = jax.device_get(params)
+    params = params | {"backbone": adapting.cast(params["backbone"], dtype)}
+    predictor = Predictor(
+        model,
+        workload.documents,
+        mesh,
+        compute_dtype=dtype,
+        per_device=fits_on_one_device(params),
+    )
+    outputs: list[np.ndarray] = []
+
+    def run() -> float:
+        jax.block_until_ready(params)
+        started = time.perf_counter()
+        logits_NC = predictor(params)
+        seconds = time.perf_counter() - started
+        outputs[:] = [logits_NC]
+        if not np.isfinite(logits_NC).all():
+            raise RuntimeError("logits were not finite: nothing was measured")
+        return seconds
+
+    shapes = [arrays[0].shape for _, arrays in predictor.dispatches]
+    facts = {
+        "rows": shapes[0][-2],
+        "row_lengths": sorted({shape[-1] for shape in shapes}),
+        "padding_share": 1.0 - predictor.real_token_share,
+    }
+    return Program(run, on_host, None, facts, outputs)

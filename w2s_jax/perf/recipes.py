@@ -1,0 +1,63 @@
+"""The workload that a recipe describes: its strong model on its task, trained as its ceiling is."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from w2s_jax import errors, parameters
+from w2s_jax.models import adapting, lora, network
+from w2s_jax.perf.workloads import Workload
+from w2s_jax.plan import Phase, plan
+from w2s_jax.resolve import Resolved, resolve
+from w2s_jax.validation import validate
+
+
+def recipe_workload(config: config_dict.ConfigDict) -> Workload:
+    """One pass over the documents on which the recipe's ceiling is trained.
+
+    Pretrained parameters are read; those that a run would make itself are random.
+
+    Raises:
+      InputError: the config or its data are bad, or the strong model is only probed.
+    """
+    resolved = resolve(validate(config))
+    phases = plan(resolved)
+    phase = phases.phase(phases.ceiling)
+    if phase.train.adapt == "probe":
+        raise errors.InputError(
+            "strong.train.adapt: 'probe'; allowed in bench: what trains the model itself"
+        )
+    documents = resolved.roles["strong"].splits[phase.inputs["train"]]
+    if len(documents) < phase.train.batch_size:
+        raise errors.InputError(
+            f"strong.train.batch_size: {phase.train.batch_size}; allowed: at most the "
+            f"{len(documents)} documents of {phase.inputs['train']}"
+        )
+    assert phase.loss is not None
+    return Workload(
+        mix=f"{resolved.settings.task.name} {phase.inputs['train']}",
+        model=phase.model,
+        train=phase.train,
+        loss=(phase.loss.kind, phase.loss.options),
+        documents=documents,
+        params=functools.partial(_params, phase, resolved),
+    )
+
+
+def _params(phase: Phase, resolved: Resolved, mesh: Any) -> Any:
+    """What the ceiling starts from; random where that would be the result of another phase."""
+    source = resolved.roles["strong"].source
+    if not phase.parents:
+        with tempfile.TemporaryDirectory() as nowhere:
+            return parameters.initial(phase, source, Path(nowhere), mesh).joined()
+    from w2s_jax.perf.programs import random_head
+
+    backbone = network.init_params(phase.model.without_adapters(), phase.seed, mesh)
+    backbone = adapting.cast(backbone, phase.train.param_dtype or "float32")
+    if phase.model.lora_rank:
+        backbone = lora.add(phase.model, backbone, phase.seed, mesh)
+    texts = phase.spec.get("texts", 1)
+    return {"backbone": backbone, "head": random_head(phase.model, texts, mesh)}

@@ -1,0 +1,192 @@
+"""`w2s bench train` and `w2s bench label`: useful tokens a second, and against a PyTorch peer."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from w2s_jax import sharding
+from w2s_jax.perf import devices, measuring, programs
+from w2s_jax.perf.measuring import Record
+from w2s_jax.perf.peer import Peer, check_workload
+from w2s_jax.perf.programs import Program
+from w2s_jax.perf.workloads import Workload, model_flops
+
+#: How far the first loss, or the logits, of a peer may lie from ours.
+TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
+
+
+def measure(bench: str, workload: Workload, *, repeats: int, peer: str | None = None) -> Record:
+    """The record of one model on one set of documents.
+
+    A first run on each side compiles and warms up; then they take turns.
+
+    Args:
+      bench: 'train' or 'label'.
+      workload: what is measured.
+      repeats: runs of each side.
+      peer: one of `peer.PEERS`, or None.
+
+    Raises:
+      InputError: the peer does not know such a model or loss.
+      RuntimeError: something was not finite, or the peer computes something else.
+    """
+    if peer is not None:
+        check_workload(peer, workload)
+    mesh = sharding.make_mesh()
+    make = programs.training if bench == "train" else programs.labelling
+    program = make(workload, mesh)
+    with contextlib.ExitStack() as stack:
+        other = None if peer is None else stack.enter_context(Peer(bench, peer, workload, program))
+        first = program.run()
+        more: Record = {}
+        if other is not None:
+            other.run()
+            more = _agreement(bench, workload, program, other)
+        runs = [program.run] if other is None else [program.run, other.run]
+        seconds = measuring.interleaved(runs, repeats)
+        record = _record(bench, workload, program, seconds[0], first)
+        if other is not None:
+            record |= measuring.paired_ratio(seconds[0], seconds[1])
+            record["peer"] = more | _peer_record(other, workload, seconds[1])
+    return record
+
+
+def _record(
+    bench: str, workload: Workload, program: Program, seconds: Sequence[float], first: float
+) -> Record:
+    documents = workload.documents
+    if program.order_SB is None:
+        worked = documents
+    else:
+        worked = documents.select(program.order_SB.reshape(-1))
+    tokens = int(worked.lengths_N.sum())
+    flops = model_flops(workload.model, workload.train, worked, labels=bench == "label")
+    times = measuring.spread(seconds)
+    dtype = workload.train.compute_dtype
+    around = measuring.surroundings()
+    rate = flops / times["median"]
+    return {
+        "bench": bench,
+        "model": workload.model.name,
+        "parameters": workload.model.num_parameters(),
+        "mix": workload.mix,
+        "dtype": dtype,
+        "loss": workload.loss[0] if bench == "train" else None,
+        **around,
+        "documents": len(worked),
+        "batch_size": workload.train.batch_size if bench == "train" else None,
+        "useful_tokens": tokens,
+        **program.facts,
+        "repeats": len(seconds),
+        "seconds": times,
+        "tokens_per_second": tokens / times["median"],
+        "documents_per_second": len(worked) / times["median"],
+        "model_flops_per_token": flops / tokens,
+        "tflops": rate / 1e12,
+        **devices.utilisation(rate, around["device_kind"], around["device_count"], dtype),
+        "compile_seconds": max(0.0, first - times["median"]),
+        **measuring.peak_memory(),
+    }
+
+
+def _agreement(bench: str, workload: Workload, program: Program, peer: Peer) -> Record:
+    """How far both sides' first losses, or all logits, lie apart.
+
+    Raises:
+      RuntimeError: too far for the same computation.
+    """
+    theirs, _ = peer.outputs()
+    (ours,) = program.outputs
+    if bench == "train":
+        ours, theirs = ours[:1, 0], theirs[:1]
+    difference = float(np.max(np.abs(ours - theirs)))
+    limit = TOLERANCE[workload.train.compute_dtype] * max(1.0, float(np.max(np.abs(ours))))
+    what = "first_loss_difference" if bench == "train" else "logits_difference"
+    if not difference <= limit:
+        raise RuntimeError(
+            f"the peer computes something else: {what} {difference:.3g}, at most {limit:.3g} "
+            "would be rounding"
+        )
+    return {what: difference}
+
+
+def _peer_record(peer: Peer, workload: Workload, seconds: Sequence[float]) -> Record:
+    times = measuring.spread(seconds)
+    _, memory = peer.outputs()
+    return {
+        "name": peer.name,
+        "dtype": "float32" if peer.name == "torch-released" else workload.train.compute_dtype,
+        **peer.facts,
+        "seconds": times,
+        "peak_memory": memory,
+    }
+
+
+def print_records(records: Sequence[Record], console: Console) -> None:
+    """A table of throughput records, and what its columns mean."""
+    if not records:
+        return
+    title = {"train": "training", "label": "labelling"}[records[0]["bench"]]
+    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("model")
+    table.add_column("mix")
+    for column in ("tokens/s", "documents/s", "seconds", "padding", "TFLOP/s", "MFU", "compile"):
+        table.add_column(column, justify="right")
+    compared = any("ratio" in record for record in records)
+    if compared:
+        table.add_column("ratio", justify="right")
+        table.add_column("peer's variant")
+    for record in records:
+        table.add_row(*_cells(record, compared))
+    console.print(table)
+    around = records[0]
+    console.print(
+        f"{around['dtype']} on {around['device_count']} x {around['device_kind']}. tokens/s: of "
+        "documents, padding not counted; seconds: median of the repetitions (quartiles); TFLOP/s: "
+        "of the model, by formula; compile: seconds more that the first repetition took.",
+        highlight=False,
+    )
+    if compared:
+        console.print(
+            f"ratio: our tokens/s over those of {_peer_name(records)}, median of the pairs of "
+            "repetitions (quartiles); the two sides took turns.",
+            highlight=False,
+        )
+
+
+def _peer_name(records: Sequence[Record]) -> str:
+    peer = next(record["peer"] for record in records if "ratio" in record)
+    return f"{peer['name']} ({peer['dtype']})"
+
+
+def _cells(record: Record, compared: bool) -> list[str]:
+    mfu: Any = record["mfu"]
+    cells = [
+        record["model"],
+        record["mix"],
+        f"{record['tokens_per_second']:,.0f}",
+        f"{record['documents_per_second']:,.1f}",
+        _with_quartiles(record["seconds"], 3),
+        f"{record['padding_share']:.1%}",
+        f"{record['tflops']:,.3f}",
+        "n/a" if mfu is None else f"{mfu:.1%}",
+        f"{record['compile_seconds']:.1f}",
+    ]
+    if compared and "ratio" in record:
+        cells += [_with_quartiles(record["ratio_spread"], 2), record["peer"]["variant"]]
+    return cells
+
+
+def _with_quartiles(values: dict[str, float], digits: int) -> str:
+    low, middle, high = (values[k] for k in ("lower_quartile", "median", "upper_quartile"))
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def backend_is_accelerated() -> bool:
+    """Whether the devices are no CPUs."""
+    return jax.default_backend() != "cpu"

@@ -1,0 +1,84 @@
+"""The child process in which a PyTorch peer runs: one line of JSON in, one line of JSON out.
+
+    {"command": "prepare", "task": FILE.npz}     -> {"variant": ..., "trials": ...}
+    {"command": "run"}                             -> {"seconds": 1.25}
+    {"command": "outputs", "to": FILE.npy}         -> {"peak_memory": ...}: the last run's outputs
+
+It ends with its input. Between commands it only waits, so that the other side has the machine.
+"""
+
+import json
+import sys
+from typing import Any, TextIO
+
+import numpy as np
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    """Answers requests until there are no more."""
+    program: Any = None
+    outputs: np.ndarray | None = None
+    for line in requests:
+        request = json.loads(line)
+        reply: dict[str, Any] = {}
+        if request["command"] == "prepare":
+            program, reply = _prepare(request["task"])
+        elif request["command"] == "run":
+            seconds, outputs = program.run()
+            reply = {"seconds": seconds}
+        elif request["command"] == "outputs":
+            assert outputs is not None
+            np.save(request["to"], outputs)
+            reply = {"peak_memory": _peak_memory()}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def _prepare(path: str) -> tuple[Any, dict[str, Any]]:
+    import torch
+
+    from w2s_jax.perf import torch_programs
+
+    if torch.cuda.is_available():
+        # As XLA does by default.
+        torch.set_float32_matmul_precision("high")
+    program, variant, trials = torch_programs.make_program(read_task(path))
+    return program, {
+        "variant": variant,
+        "trials": {name: seconds for name, seconds in trials.items() if seconds < float("inf")},
+        "torch": torch.__version__,
+        "device": torch_programs.device(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read_task(path: str) -> Any:
+    """The task that `perf.peer.write_task` wrote."""
+    from w2s_jax.perf.torch_programs import Task
+
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    facts = json.loads(str(arrays["facts"]))
+    flat = {
+        name.removeprefix("weights/"): x for name, x in arrays.items() if name.startswith("weights")
+    }
+    return Task(
+        documents=np.split(arrays["tokens_T"], arrays["offsets"][1:-1]),
+        targets_N=arrays["targets_N"],
+        order_SB=arrays.get("order_SB"),
+        flat=flat,
+        **facts,
+    )
+
+
+def _peak_memory() -> int:
+    import torch
+
+    from w2s_jax.perf.measuring import process_peak
+
+    cuda = torch.cuda.is_available()
+    return torch.cuda.max_memory_allocated() if cuda else process_peak()
+
+
+if __name__ == "__main__":
+    replies, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no reply
+    serve(sys.stdin, replies)
