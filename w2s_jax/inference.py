@@ -79,7 +79,7 @@ class Predictor:
         features: bool = False,
     ):
         self.num_documents = len(documents)
-        self.per_device = per_device
+        self.per_device, self.mesh = per_device, mesh
         self.pmapped, self.jitted = _programs(model, compute_dtype, features)
         devices = jax.local_devices() if per_device else []
         local = Mesh(np.array(devices), ("device",)) if per_device else mesh
@@ -127,7 +127,8 @@ class Predictor:
         if self.per_device:
             params = jax.device_put(params, self.params_sharding)
         # All batches are dispatched before the first result is fetched.
-        outputs = [(order, run(params, micro)) for order, micro in self.dispatches]
+        with sharding.over(self.mesh):
+            outputs = [(order, run(params, micro)) for order, micro in self.dispatches]
         # Behind the documents, and the devices: logits, or texts and width.
         shape = outputs[0][1].shape[2 if self.per_device else 1 :]
         result = np.zeros((self.num_documents, *shape), np.float32)

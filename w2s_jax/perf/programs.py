@@ -167,7 +167,7 @@ def labelling(workload: Workload, mesh: Mesh) -> Program:
             raise RuntimeError("logits were not finite: nothing was measured")
         return seconds
 
-    shapes = [arrays[0].shape for _, arrays in predictor.dispatches]
+    shapes = [micro["tokens_RL"].shape for _, micro in predictor.dispatches]
     facts = {
         "rows": shapes[0][-2],
         "row_lengths": sorted({shape[-1] for shape in shapes}),

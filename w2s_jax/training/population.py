@@ -116,6 +116,7 @@ def pack_members(
                 tokens_SMRL=stack.tokens_SMRL[part],
                 segment_ids_SMRL=stack.segment_ids_SMRL[part],
                 read_outs_SMmK=stack.read_outs_SMmK[part],
+                slots_SMRQ=stack.slots_SMRQ[part],
                 loss_weights_SMRL=(
                     None if stack.loss_weights_SMRL is None else stack.loss_weights_SMRL[part]
                 ),

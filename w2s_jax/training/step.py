@@ -65,7 +65,11 @@ def _bound(spec: StepSpec, mesh: Mesh, frozen: Any) -> tuple[Hyperparameters, An
 @functools.lru_cache(maxsize=32)
 def _programs(key: StepSpec, mesh: Mesh) -> tuple[Callable, Callable]:
     """(one step, a block of steps), compiled when they are first called."""
-    step = make_step(key)
+    on_any = make_step(key)
+
+    def step(*arguments: Any) -> TrainState:
+        with sharding.over(mesh):
+            return on_any(*arguments)
 
     def one(numbers: Hyperparameters, frozen: Any, state: TrainState, batches: Batch) -> TrainState:
         return step(numbers, frozen, state, state.step, (batches,), 0)
