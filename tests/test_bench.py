@@ -260,7 +260,7 @@ def test_packing_keeps_its_advantage_over_padding():
     workload = dataclasses.replace(workload, train=one_shape)
     mesh = sharding.mesh_of((1, 1, 1))
     packed = programs.training(workload, mesh)
-    rows = programs.training(workload, mesh, padded(workload))
+    rows = programs.training(workload, mesh, lambda given, _: padded(given))
     packed.run(), rows.run()
     # The same documents, the same losses: only the layout differs.
     np.testing.assert_allclose(packed.outputs[0], rows.outputs[0], rtol=1e-3)

@@ -47,6 +47,7 @@ from w2s_jax.training.dispatch import runner
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
+from w2s_jax.training.vocabulary import Vocabulary, embedding, occurring
 
 log = logging.getLogger(__name__)
 
@@ -188,12 +189,16 @@ def _train(
     of it in which something was traced, compiled or fetched from the cache of programs.
     """
     settings, train, mesh = context.settings, phase.train, context.mesh
-    batches, real_token_share = _batches(phase, context)
+    vocabulary = _vocabulary(phase, context)
+    batches, real_token_share = _batches(phase, context, vocabulary)
     num_texts = phase.spec.get("texts", 1)
     loss = None if phase.loss is None else (phase.loss.kind, phase.loss.options)
-    spec = StepSpec(phase.model, train, phase.total_steps, loss, num_texts)
-    optimizer = make_optimizer(train)
-    state = init_state(start.trained, optimizer, phase.total_steps, mesh)
+    model, params, whole = phase.model, start.trained, lambda trained: trained
+    if vocabulary is not None:
+        model, params = vocabulary.config(model), vocabulary.cut(params)
+        whole = functools.partial(vocabulary.whole, rows_VD=embedding(start.trained))
+    spec = StepSpec(model, train, phase.total_steps, loss, num_texts)
+    state = init_state(params, make_optimizer(train), phase.total_steps, mesh)
     schedule = loop.Schedule(
         total_steps=phase.total_steps,
         batch_size=train.batch_size,
@@ -221,7 +226,7 @@ def _train(
                 schedule,
                 [reporter],
                 checkpoints=saved,
-                evaluate=_evaluator(phase, context, start.frozen),
+                evaluate=_evaluator(phase, context, start.frozen, whole),
                 should_stop=context.should_stop,
                 profiler=profiler,
             )
@@ -240,7 +245,15 @@ def _train(
         "seconds": clock.seconds,
         "compile_seconds": clock.compile_seconds,
     }
-    return Parameters(best, start.frozen), trained
+    return Parameters(whole(best), start.frozen), trained
+
+
+def _vocabulary(phase: Phase, context: Context) -> Vocabulary | None:
+    """The tokens that a classifier is trained on, where that saves something."""
+    if phase.loss is None:
+        return None
+    documents = context.data(phase).splits[phase.inputs["train"]]
+    return occurring(documents, phase.model, phase.train)
 
 
 def _profiler(phase: Phase, context: Context, folder: PhaseFolder) -> Profiler | None:
@@ -273,7 +286,7 @@ def _split_features(phase: Phase, context: Context, split: str) -> np.ndarray:
 
 
 def _batches(
-    phase: Phase, context: Context
+    phase: Phase, context: Context, vocabulary: Vocabulary | None
 ) -> tuple[ResidentBatches | StreamedBatches, Callable[[], float]]:
     """The phase's batches, and what tells the share of their slots that are not empty."""
     train, mesh, data = phase.train, context.mesh, context.data(phase)
@@ -293,6 +306,8 @@ def _batches(
         streamed = StreamedBatches(stream, num_microbatches, phase.total_steps, mesh)
         return streamed, lambda: streamed.real_token_share
     documents = data.splits[split]
+    if vocabulary is not None:
+        documents = vocabulary.documents(documents)
     order_SB = packing.training_order(
         documents.ids_N,
         batch_size=train.batch_size,
@@ -323,10 +338,13 @@ def _targets(phase: Phase, context: Context, role: str) -> np.ndarray:
     return soft_labels(documents.targets_N)
 
 
-def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | None:
+def _evaluator(
+    phase: Phase, context: Context, frozen: Any, whole: Callable[[Any], Any]
+) -> loop.Evaluate | None:
     """Agreement with the labels that the phase learns from, on validation documents.
 
-    The score to maximise is that agreement, then a lower cross-entropy to the soft labels.
+    The score to maximise is that agreement, then a lower cross-entropy to the soft labels. `whole`
+    gives all trained parameters, whatever part of them the state holds.
     """
     if phase.eval_every is None or phase.loss is None or "validation" not in phase.inputs:
         return None
@@ -335,7 +353,7 @@ def _evaluator(phase: Phase, context: Context, frozen: Any) -> loop.Evaluate | N
     predictor: list[Callable[[Any], np.ndarray]] = []
 
     def evaluate(trained: Any) -> list[dict[str, Any]]:
-        params = Parameters(trained, frozen).joined()
+        params = Parameters(whole(trained), frozen).joined()
         if not predictor:
             predictor.append(_predictor(phase, context, phase.inputs["validation"], params))
         p_NC = probabilities(predictor[0](params)).astype(np.float64)

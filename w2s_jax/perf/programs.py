@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from w2s_jax.training.dispatch import runner
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
+from w2s_jax.training.vocabulary import occurring
 
 
 @dataclass(frozen=True)
@@ -97,21 +99,31 @@ def spec_of(workload: Workload, total_steps: int) -> StepSpec:
 
 
 def training(
-    workload: Workload, mesh: Mesh, packed: packing.PackedBatches | None = None
+    workload: Workload,
+    mesh: Mesh,
+    pack: Callable[[Workload, Mesh], packing.PackedBatches] = packed_batches,
 ) -> Program:
     """Training once on all documents as the loop does it, the host waiting at the end only.
 
     Args:
       workload: what is trained on what.
       mesh: where.
-      packed: its batches, if they are not to be packed as a phase packs them.
+      pack: makes its batches; by default as a phase does.
     """
-    packed = packed or packed_batches(workload, mesh)
-    total_steps = len(packed.documents_SB)
-    batches = put(workload, packed, mesh)
     params = initial_params(workload, mesh)
     on_host = jax.device_get(params)
     trained, frozen = adapting.split(workload.train, workload.model, params)
+    vocabulary = occurring(workload.documents, workload.model, workload.train)
+    if vocabulary is not None:
+        trained = vocabulary.cut(trained)
+        workload = dataclasses.replace(
+            workload,
+            model=vocabulary.config(workload.model),
+            documents=vocabulary.documents(workload.documents),
+        )
+    packed = pack(workload, mesh)
+    total_steps = len(packed.documents_SB)
+    batches = put(workload, packed, mesh)
     steps = runner(spec_of(workload, total_steps), mesh, frozen, batches)
     states = [fresh_state(workload, total_steps, trained, mesh)]
     outputs: list[np.ndarray] = []
