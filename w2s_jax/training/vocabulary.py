@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from w2s_jax import sharding
 from w2s_jax.config import TrainSettings
@@ -46,6 +47,7 @@ class Vocabulary:
     def cut(self, params: Any) -> Any:
         """Trained parameters with the kept rows of the embedding."""
         rows_VD = embedding(params)
+        assert isinstance(rows_VD.sharding, NamedSharding)
         where = sharding.fitted((len(self.kept_U), rows_VD.shape[1]), rows_VD.sharding)
         take = jax.jit(lambda rows_VD: rows_VD[self.kept_U], out_shardings=where)
         return _with_embedding(params, take(rows_VD))
