@@ -19,6 +19,7 @@ from w2s_jax.perf import (
     first_step,
     measuring,
     peer,
+    populations,
     programs,
     recipes,
     throughput,
@@ -135,6 +136,13 @@ def test_compile_and_all_take_no_config(capsys, tmp_path):
         assert "--config is given; allowed with it: train" in capsys.readouterr().err
 
 
+def test_a_peer_is_for_throughput_only():
+    pytest.importorskip("torch")
+    for what in ("data", "population", "compile"):
+        with pytest.raises(errors.InputError, match=f"bench {what}: --peer=torch; allowed"):
+            bench.run(what, bench.Options(peer="torch"), Console())
+
+
 def test_all_is_everything_and_quick(monkeypatch):
     calls = []
 
@@ -146,9 +154,26 @@ def test_all_is_everything_and_quick(monkeypatch):
     monkeypatch.setattr(throughput, "print_records", lambda *_: None)
     monkeypatch.setattr(data, "bench", lambda *_: [{"bench": "data"}])
     monkeypatch.setattr(bench, "_compile", lambda *_: [{"bench": "compile"}])
+    monkeypatch.setattr(bench, "_population", lambda *_: [{"bench": "population"}])
     records = bench.run("all", bench.Options(), Console())
-    assert [r["bench"] for r in records] == ["train"] * 2 + ["label"] * 2 + ["data", "compile"]
+    others = ["data", "population", "compile"]
+    assert [r["bench"] for r in records] == ["train"] * 2 + ["label"] * 2 + others
     assert calls[0] == ("train", "short", bench.QUICK_DOCUMENTS, bench.QUICK_REPEATS)
+
+
+def test_a_population_is_measured_against_its_members_alone():
+    model = dataclasses.replace(workloads.find_model("gpt-d8"), vocab_size=300)
+    workload = workloads.mix_workload(model, "short", dtype="float32", documents=32)
+    record = populations.measure(workload, repeats=1, members=2)
+    assert set(record["ways"]) == {"one after another", "vmap", "loop"}
+    assert record["useful_tokens"] == 2 * workload.documents.lengths_N.sum()
+    first = record["ways"]["one after another"]
+    assert first["ratio"] == 1
+    for way in record["ways"].values():
+        assert way["tokens_per_second"] * way["seconds"]["median"] == pytest.approx(
+            record["useful_tokens"]
+        )
+        assert way["ratio"] == pytest.approx(first["seconds"]["median"] / way["seconds"]["median"])
 
 
 @pytest.mark.slow

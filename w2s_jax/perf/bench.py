@@ -12,7 +12,7 @@ from w2s_jax.perf import data, peer, workloads
 from w2s_jax.perf.measuring import Record
 from w2s_jax.perf.workloads import Workload
 
-BENCHES = ("train", "label", "data", "compile", "all")
+BENCHES = ("train", "label", "data", "population", "compile", "all")
 #: Repetitions; and of 'all', which is to be quick, with documents of each.
 REPEATS, QUICK_REPEATS, QUICK_DOCUMENTS = 7, 3, 128
 
@@ -87,6 +87,10 @@ def run(
         raise errors.InputError(
             f"bench {what}: --config is given; allowed with it: train, label, data"
         )
+    if options.peer is not None and what not in ("train", "label", "all"):
+        raise errors.InputError(
+            f"bench {what}: --peer={options.peer}; allowed with it: train, label, all"
+        )
     quick = what == "all"
     options = dataclasses.replace(
         options,
@@ -97,6 +101,8 @@ def run(
     for name in BENCHES[:-1] if quick else (what,):
         if name == "data":
             records += data.bench(console, config)
+        elif name == "population":
+            records += _population(options, console)
         elif name == "compile":
             records += _compile(options, console)
         else:
@@ -109,6 +115,16 @@ def _compile(options: Options, console: Console) -> list[Record]:
 
     records = compiling.measure(options.model, options.mixes[0], options.dtype, options.loss)
     compiling.print_records(records, console)
+    return records
+
+
+def _population(options: Options, console: Console) -> list[Record]:
+    from w2s_jax.perf import populations, throughput
+
+    found = _mix_workloads("train", options, throughput.backend_is_accelerated())
+    assert options.repeats is not None
+    records = [populations.measure(workload, repeats=options.repeats) for workload in found]
+    populations.print_records(records, console)
     return records
 
 
