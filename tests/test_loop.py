@@ -1,5 +1,6 @@
 """The loop with a counting model: what early stopping keeps, what a restart remembers."""
 
+import contextlib
 import dataclasses
 import time
 
@@ -11,7 +12,7 @@ import pytest
 from w2s_jax import errors
 from w2s_jax.training import loop
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.dispatch import single_steps
+from w2s_jax.training.dispatch import BLOCK, Runner, single_steps
 from w2s_jax.training.state import HISTORY, TrainState, rounded_up
 
 STEPS = 12
@@ -79,9 +80,19 @@ def scripted(scores):
     return evaluate
 
 
-def train(step, state, numbers, plan, recorder, **options):
-    """`loop.train`, step by step."""
-    runner = single_steps(step, numbers)
+def in_blocks(step, numbers):
+    """A runner that takes all the steps of a block in one call."""
+
+    def advance(state, first, last):
+        for number in range(first, last):
+            state = step(state, numbers.at(number))
+        return state
+
+    return Runner(advance, BLOCK)
+
+
+def train(step, state, numbers, plan, recorder, *, mode=single_steps, **options):
+    runner = mode(step, numbers)
     return loop.train(runner, state, numbers, plan, [recorder], **options)
 
 
@@ -122,11 +133,15 @@ def test_without_selection_the_last_parameters_count():
     assert int(params["count"]) == STEPS
 
 
+@pytest.mark.parametrize("mode", [single_steps, in_blocks])
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
-def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at):
+def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at, mode):
     scores = {3: 0.9, 6: 0.2, 9: 0.3, 12: 0.4}
     whole = Recorder()
-    train(count_up, fresh_state(), Numbers(), schedule(), whole, evaluate=scripted(scores))
+    train(
+        count_up, fresh_state(), Numbers(), schedule(), whole,
+        evaluate=scripted(scores), mode=mode,
+    )  # fmt: skip
     asked = []
 
     def should_stop():
@@ -137,15 +152,16 @@ def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at):
     with pytest.raises(errors.Interrupted):
         train(
             count_up, fresh_state(), Numbers(), schedule(), Recorder(),
-            checkpoints=saved, evaluate=scripted(scores), should_stop=should_stop,
+            checkpoints=saved, evaluate=scripted(scores), should_stop=should_stop, mode=mode,
         )  # fmt: skip
     saved.close()
     # Were the step that was best evaluated again, it would not be found good.
     later = scripted({n: score for n, score in scores.items() if n > 3})
     again, saved, unused = Recorder(), Checkpoints(tmp_path, keep=2), fresh_state()
     _, params, clock = train(
-        count_up, unused, Numbers(), schedule(), again, checkpoints=saved, evaluate=later
-    )
+        count_up, unused, Numbers(), schedule(), again,
+        checkpoints=saved, evaluate=later, mode=mode,
+    )  # fmt: skip
     saved.close()
     # Two states may not fit into memory, whoever still refers to the one that is not needed.
     assert unused.params["count"].is_deleted() and unused.history.is_deleted()
@@ -196,3 +212,87 @@ def test_a_failed_step_leaves_the_data_at_the_last_good_one(tmp_path):
     state, _, _ = train(count_up, fresh_state(), again, plan, Recorder(), checkpoints=saved)
     saved.close()
     assert int(state.step) == again.next == STEPS
+
+
+class Notebook:
+    """A profiler that notes when it is called, in a list that it shares with the steps."""
+
+    def __init__(self, start, stop):
+        self.start, self.stop, self.notes = start, stop, []
+
+    def begin(self):
+        self.notes.append("begin")
+
+    def end(self):
+        self.notes.append("end")
+
+
+@pytest.mark.parametrize("mode,named", [(single_steps, [4, 5, 6]), (in_blocks, [4, 6])])
+def test_a_profiler_sees_its_steps_and_no_others(monkeypatch, mode, named):
+    """An evaluation at step 6 cuts the block; each dispatch has the number of its first step."""
+    profiler, seen = Notebook(4, 7), []
+
+    @contextlib.contextmanager
+    def annotation(name, *, step_num):
+        assert name == "train"
+        seen.append(step_num)
+        yield
+
+    def noted(state, batches):
+        profiler.notes.append(int(state.step))
+        return count_up(state, batches)
+
+    monkeypatch.setattr(jax.profiler, "StepTraceAnnotation", annotation)
+    scores = dict.fromkeys((3, 6, 9, 12), 0.5)
+    train(
+        noted, fresh_state(), Numbers(), schedule(), Recorder(),
+        evaluate=scripted(scores), mode=mode, profiler=profiler,
+    )  # fmt: skip
+    assert profiler.notes == [0, 1, 2, 3, "begin", 4, 5, 6, "end", 7, 8, 9, 10, 11]
+    assert seen == named
+
+
+@pytest.mark.parametrize(
+    "done,start,stop,notes",
+    [
+        (0, 0, 100, ["begin", "end"]),
+        (8, 4, 10, ["begin", "end"]),
+        (8, 4, 7, []),
+        (0, 50, 60, []),
+    ],
+)
+def test_a_profile_begins_late_on_a_resumed_run_and_ends_with_the_run(done, start, stop, notes):
+    profiler, numbers = Notebook(start, stop), Numbers()
+    numbers.next = done
+    state = dataclasses.replace(fresh_state(), step=jnp.int32(done))
+    plan = schedule(eval_every=None, select=False)
+    train(count_up, state, numbers, plan, Recorder(), profiler=profiler)
+    assert profiler.notes == notes
+
+
+def test_a_profile_ends_when_an_exception_passes():
+    def broken(state, batches):
+        raise RuntimeError("broken")
+
+    profiler = Notebook(0, 5)
+    with pytest.raises(RuntimeError, match="broken"):
+        train(broken, fresh_state(), Numbers(), schedule(), Recorder(), profiler=profiler)
+    assert profiler.notes == ["begin", "end"]
+
+
+def test_the_host_s_share_is_dispatching_and_not_evaluating(monkeypatch):
+    """After a first block of 2 steps, which compiles."""
+    monkeypatch.setattr(loop, "FIRST_BLOCK", 2)
+
+    def slow_to_dispatch(state, batches):
+        time.sleep(0.01)
+        return count_up(state, batches)
+
+    def slow(params):
+        time.sleep(0.1)
+        return [{"agreement": 0.5, "score": [0.5]}]
+
+    _, _, clock = train(
+        slow_to_dispatch, fresh_state(), Numbers(), schedule(), Recorder(), evaluate=slow
+    )
+    assert 0.1 <= clock.host_seconds < clock.seconds - 0.2

@@ -335,6 +335,50 @@ def test_each_optimizer_learns_the_batch(optimizer):
     assert history[-5:, 0].mean() < history[:3, 0].mean() - 0.05
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adafactor"])
+def test_updates_equal_those_of_optax_with_the_schedule_inside(optimizer):
+    """Five steps of a probe on 160 features, clipped, against the gradients of a plain formula."""
+    rng = np.random.default_rng(0)
+    features, targets = (
+        rng.normal(size=(24, 1, 160)).astype("f4"),
+        soft_labels(rng.uniform(size=24)),
+    )
+    kernel = rng.normal(size=(160, 2)).astype("f4")
+    settings = TrainSettings(
+        optimizer=optimizer, learning_rate=0.1, weight_decay=0.2, clip_norm=0.3, batch_size=8,
+        schedule="linear", adapt="probe",
+    )  # fmt: skip
+    order = np.stack([rng.permutation(24)[:8] for _ in range(5)]).astype(np.int32)
+    mesh = one_device()
+    frozen = {"features_NKD": on_mesh(features, mesh)}
+    spec = StepSpec(testing.tiny_model(d_model=160), settings, 5, XENT)
+    state = init_state(
+        on_mesh({"head": {"kernel": kernel}}, mesh), make_optimizer(settings), 5, mesh
+    )
+    batches = put_feature_batches(order, targets, mesh)
+    state = dispatch.runner(spec, mesh, frozen, batches).run(state, 0, 5)
+    rate = optax.linear_schedule(0.1, 0.0, 5)
+    whole = optax.chain(
+        optax.clip_by_global_norm(0.3),
+        {
+            "adam": optax.adam(rate),
+            "adamw": optax.adamw(rate, weight_decay=0.2),
+            "adafactor": optax.adafactor(rate),
+        }[optimizer],
+    )
+
+    def loss(kernel, x, y):
+        return optax.softmax_cross_entropy(x @ kernel, y).mean()
+
+    wanted, moments = jnp.asarray(kernel), whole.init(kernel)
+    for rows in order:
+        grads = jax.grad(loss)(wanted, features[rows, 0], targets[rows])
+        updates, moments = whole.update(grads, moments, wanted)
+        wanted = optax.apply_updates(wanted, updates)
+    np.testing.assert_allclose(state.params["head"]["kernel"], wanted, rtol=1e-4, atol=1e-5)
+    assert np.abs(wanted - kernel).max() > 0.1
+
+
 def test_a_non_finite_loss_freezes_the_state_and_names_the_step():
     states = run_steps(TrainSettings(batch_size=16, learning_rate=1e-3), 5, poison_step=3)
     assert [int(s.failed_step) for s in states] == [-1, -1, -1, -1, 3, 3]

@@ -76,20 +76,25 @@ def packed_arrays(
 ) -> list[dict[str, np.ndarray]]:
     """The arrays of each stack, on the host, named as the step program takes them."""
     index_S = filled_up(packed.place_S2[:, 1])
-    if targets_NC is not None:
-        targets_SBC, weights_SB = packed.per_document(targets_NC), packed.weights_SB
     stacks = []
     for stack in packed.stacks:
         arrays = {"tokens_SMRL": stack.tokens_SMRL, "segment_ids_SMRL": stack.segment_ids_SMRL}
         if targets_NC is not None:
             arrays["read_outs_SMmK"] = stack.read_outs_SMmK
             arrays["slots_SMRQ"] = stack.slots_SMRQ
-            arrays["targets_SBC"] = targets_SBC[stack.steps_S]
-            arrays["weights_SB"] = weights_SB[stack.steps_S]
+            arrays["weights_SB"] = packed.weights_SB[stack.steps_S]
         elif stack.loss_weights_SMRL is not None:
             arrays["loss_weights_SMRL"] = stack.loss_weights_SMRL
         stacks.append({"index_S": index_S} | {n: filled_up(x) for n, x in arrays.items()})
-    return stacks
+    if targets_NC is None:
+        return stacks
+    return [a | b for a, b in zip(stacks, target_arrays(packed, targets_NC), strict=True)]
+
+
+def target_arrays(packed: PackedBatches, targets_NC: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Of `packed_arrays`, those that hold soft labels."""
+    targets_SBC = packed.per_document(targets_NC)
+    return [{"targets_SBC": filled_up(targets_SBC[stack.steps_S])} for stack in packed.stacks]
 
 
 def filled_up(x_S: np.ndarray) -> np.ndarray:

@@ -20,7 +20,13 @@ from w2s_jax.data import packing
 from w2s_jax.data.packing import PackedBatches
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.training import loop
-from w2s_jax.training.batches import ResidentBatches, feature_arrays, filled_up, packed_arrays
+from w2s_jax.training.batches import (
+    ResidentBatches,
+    feature_arrays,
+    filled_up,
+    packed_arrays,
+    target_arrays,
+)
 from w2s_jax.training.dispatch import Runner, blocks
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState
@@ -140,15 +146,14 @@ def put_batches(
       mesh: of `make_mesh`.
     """
     if isinstance(packed, PackedBatches):
-        first, alone = packed, True
-        count = 1 if targets_PNC is None else len(targets_PNC)
-        packs: Sequence[PackedBatches] = [packed] * count
-    else:
-        first, alone, packs = packed[0], False, packed
-    targets = [None] * len(packs) if targets_PNC is None else targets_PNC
-    arrays = [packed_arrays(one, of_it) for one, of_it in zip(packs, targets, strict=True)]
-    own = {"targets_SBC"} if alone else {name for name in arrays[0][0] if name != "index_S"}
-    return _put(arrays, own, filled_up(first.place_S2[:, 0]), mesh)
+        own_PNC = targets_PNC or []
+        arrays = [packed_arrays(packed, own_PNC[0] if own_PNC else None)]
+        arrays += [target_arrays(packed, targets_NC) for targets_NC in own_PNC[1:]]
+        return _put(arrays, {"targets_SBC"}, filled_up(packed.place_S2[:, 0]), mesh)
+    targets = [None] * len(packed) if targets_PNC is None else targets_PNC
+    arrays = [packed_arrays(one, of_it) for one, of_it in zip(packed, targets, strict=True)]
+    own = set(arrays[0][0]) - {"index_S"}
+    return _put(arrays, own, filled_up(packed[0].place_S2[:, 0]), mesh)
 
 
 def put_feature_batches(
