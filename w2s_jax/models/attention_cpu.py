@@ -22,7 +22,7 @@ Array = jax.Array
 CHUNK = 128
 UNCUT = 192
 
-#: A score that does not count: its weight is exactly 0 beside that of the slot itself.
+#: Added to a score that does not count: its weight is exactly 0 beside that of the slot itself.
 _MASKED = -1e30
 
 
@@ -50,7 +50,7 @@ def _chunks(length: int, causal: bool) -> list[tuple[int, int, int]]:
     return [(start, stop, stop if causal else length) for start, stop in ranges]
 
 
-def _weights(
+def _exponentials(
     scale: float,
     causal: bool,
     chunk: tuple[int, int, int],
@@ -58,21 +58,22 @@ def _weights(
     k_RKmE: Array,
     segment_ids_RL: Array,
     window: Array,
-) -> Array:
-    """Attention weights of a chunk, [R, K, Q, m] in q's dtype."""
+) -> tuple[Array, Array]:
+    """exp of a chunk's scores less their largest, [R, K, Q, m] in q's dtype, and 1 / its sums."""
     start, stop, keys = chunk
     query_l, key_m = jnp.arange(start, stop)[:, None], jnp.arange(keys)[None, :]
     seen_lm = (window <= 0) | (query_l - key_m < window)
     if causal:
         seen_lm &= key_m <= query_l
     same_Rlm = segment_ids_RL[:, start:stop, None] == segment_ids_RL[:, None, :keys]
+    # A sum rather than a choice: it is computed once for all heads and layers.
+    mask_Rlm = jnp.where(seen_lm[None] & same_Rlm, 0.0, _MASKED)
     score_RKQm = scale * _product(q_RKQE, k_RKmE, 3, 3)
     shape = score_RKQm.shape
-    score = score_RKQm.reshape(*shape[:2], -1, stop - start, keys)
-    score = jnp.where((seen_lm[None] & same_Rlm)[:, None, None], score, _MASKED)
+    score = score_RKQm.reshape(*shape[:2], -1, stop - start, keys) + mask_Rlm[:, None, None]
     weight = jnp.exp(score - jnp.max(score, axis=-1, keepdims=True))
-    weight /= jnp.sum(weight, axis=-1, keepdims=True)
-    return weight.reshape(shape).astype(q_RKQE.dtype)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    return weight.astype(q_RKQE.dtype).reshape(shape), (1.0 / total).reshape(*shape[:3], 1)
 
 
 def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
@@ -118,32 +119,35 @@ def _forward(
 ) -> tuple[Array, Any]:
     length, groups = q_RLHE.shape[1], k_RLKE.shape[2]
     q, k, v = (_heads_first(x, groups) for x in (q_RLHE, k_RLKE, v_RLKE))
-    weights, outs = [], []
+    kept, outs = [], []
     for chunk in _chunks(length, causal):
         keys = chunk[2]
-        weight = _weights(
+        weight, share = _exponentials(
             scale, causal, chunk, _cut(q, chunk), k[:, :, 0, :keys], segment_ids_RL, window
         )
-        weights.append(weight)
-        outs.append(_product(weight, v[:, :, 0, :keys], 3, 2).astype(q.dtype))
+        out = (share * _product(weight, v[:, :, 0, :keys], 3, 2)).astype(q.dtype)
+        kept.append((weight, share, out))
+        outs.append(out)
     out_RLHE = _slots_first(_join(outs, q.shape[2]), q.dtype)
-    return out_RLHE, (q, k, v, weights)
+    return out_RLHE, (q, k, v, kept)
 
 
-def _backward(scale: float, causal: bool, kept: Any, out_RLHE: Array) -> tuple[Any, ...]:
-    q, k, v, weights = kept
+def _backward(scale: float, causal: bool, kept: Any, d_out_RLHE: Array) -> tuple[Any, ...]:
+    q, k, v, chunks = kept
     dtype, each, length = q.dtype, q.shape[2], q.shape[3]
-    d_out = _heads_first(out_RLHE, k.shape[1])
+    d_out = _heads_first(d_out_RLHE, k.shape[1])
     dk_RKLE = dv_RKLE = jnp.zeros((), jnp.float32)
     dq_parts = []
-    for chunk, weight in zip(_chunks(length, causal), weights, strict=True):
+    for chunk, (weight, share, out) in zip(_chunks(length, causal), chunks, strict=True):
         keys = chunk[2]
         behind = ((0, 0), (0, 0), (0, length - keys), (0, 0))
         d_part, q_part = _cut(d_out, chunk), _cut(q, chunk)
+        wide = share * d_part.astype(jnp.float32)
+        # The softmax's own term, sum(d_weight weight), is sum(d_out out) (Dao et al. 2022).
+        mean = jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
+        d_part = wide.astype(dtype)
         d_weight = _product(d_part, v[:, :, 0, :keys], 3, 3)
-        wide = weight.astype(jnp.float32)
-        mean = jnp.sum(d_weight * wide, axis=-1, keepdims=True)
-        d_score = (scale * wide * (d_weight - mean)).astype(dtype)
+        d_score = (scale * weight.astype(jnp.float32) * (d_weight - mean)).astype(dtype)
         dq_parts.append(_product(d_score, k[:, :, 0, :keys], 3, 2))
         weight_T, d_score_T = (rows_first(x.transpose(0, 1, 3, 2)) for x in (weight, d_score))
         dv_RKLE += jnp.pad(_product(weight_T, d_part, 3, 2), behind)

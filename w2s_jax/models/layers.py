@@ -52,20 +52,18 @@ class Norm(nnx.Module):
             self.bias = nnx.Param(jnp.zeros(size), out_sharding=(axis,))
 
     def __call__(self, x_RLD: Array) -> Array:
-        x = x_RLD.astype(jnp.float32)
+        # One axis of rows: the gradients of scale and bias are sums over two axes otherwise, which
+        # CPUs are slow at.
+        x = x_RLD.reshape(-1, x_RLD.shape[-1]).astype(jnp.float32)
         if self.config.norm == "layernorm":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(variance + self.config.norm_epsilon)
         scale = self.scale[...].astype(jnp.float32)
-        x = x * _broadcast(1 + scale if self.config.unit_offset else scale, x.ndim)
+        x = x * (1 + scale if self.config.unit_offset else scale)[None]
         if self.config.norm == "layernorm":
-            x = x + _broadcast(self.bias[...], x.ndim)
-        return x.astype(x_RLD.dtype)
-
-
-def _broadcast(x: Array, ndim: int) -> Array:
-    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+            x = x + self.bias[...][None]
+        return x.astype(x_RLD.dtype).reshape(x_RLD.shape)
 
 
 class Projection(nnx.Module):

@@ -77,14 +77,19 @@ def _backward(dtype: Any, kept: tuple[Any, Any, Any], out_MN: Array) -> tuple[An
     if kernel_KN is not None:
         dx_MK = _dot(out_MN, kernel_KN.astype(out_MN.dtype), 1, 1).astype(out_MN.dtype)
     if x_MK is not None:
-        dkernel_KN = _dot(rows_first(x_MK.T), out_MN, 1, 0).astype(dtype)
+        dkernel_KN = _of_transposed(x_MK, out_MN).astype(dtype)
     if bias_N is not None:
-        # A sum over rows, as a product: reductions of long leading axes are slow on CPUs.
-        ones_M = jnp.ones(out_MN.shape[0], out_MN.dtype)
-        dbias_N = jax.lax.dot(
-            ones_M, out_MN, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-        ).astype(bias_N.dtype)
+        dbias_N = jnp.sum(out_MN, axis=0, dtype=jnp.float32).astype(bias_N.dtype)
     return dx_MK, dkernel_KN, dbias_N
+
+
+def _of_transposed(x_MK: Array, out_MN: Array) -> Array:
+    """x^T out, float32 [K, N]; the narrower of the two is the one that is transposed."""
+    if x_MK.shape[1] <= out_MN.shape[1] or rows_first(x_MK) is x_MK:
+        return _dot(rows_first(x_MK.T), out_MN, 1, 0)
+    # The result has a layout of its own: folded into the product, its transpose has no fast path.
+    product_NK = with_layout_constraint(_dot(rows_first(out_MN.T), x_MK, 1, 0), Layout((0, 1)))
+    return product_NK.T
 
 
 _product.defvjp(_forward, _backward, symbolic_zeros=True)

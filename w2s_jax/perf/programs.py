@@ -77,7 +77,7 @@ def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
         num_microbatches=train.batch_size // (train.microbatch_size or train.batch_size),
         row_multiple=sharding.row_shards(mesh),
         max_shapes=train.max_shapes,
-        attention_length=12 * workload.model.d_model,
+        attention_length=6 * workload.model.d_model,
     )
 
 
@@ -103,7 +103,7 @@ def training(
     mesh: Mesh,
     pack: Callable[[Workload, Mesh], packing.PackedBatches] = packed_batches,
 ) -> Program:
-    """Training once on all documents as the loop does it, the host waiting at the end only.
+    """Training on a repetition's batches as the loop does, the host waiting at the end only.
 
     Args:
       workload: what is trained on what.
@@ -123,6 +123,7 @@ def training(
         )
     packed = pack(workload, mesh)
     total_steps = len(packed.documents_SB)
+    count = workload.steps or total_steps
     batches = put(workload, packed, mesh)
     steps = runner(spec_of(workload, total_steps), mesh, frozen, batches)
     states = [fresh_state(workload, total_steps, trained, mesh)]
@@ -134,21 +135,24 @@ def training(
         state = dataclasses.replace(states.pop(), step=first)
         jax.block_until_ready(state)
         started = time.perf_counter()
-        state = steps.run(state, 0, total_steps)
+        state = steps.run(state, 0, count)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
         states.append(state)
-        outputs[:] = [jax.device_get(state.history)[:total_steps, :2]]
+        outputs[:] = [jax.device_get(state.history)[:count, :2]]
         if int(jax.device_get(state.failed_step)) >= 0:
             raise RuntimeError("a loss or gradient was not finite: nothing was measured")
         return seconds
 
+    sizes = np.array([stack.tokens_SMRL[0].size for stack in packed.stacks])
+    order_SB = packed.documents_SB[:count]
+    slots = int(sizes[packed.place_S2[:count, 0]].sum())
     facts = {
         "rows": packed.stacks[0].tokens_SMRL.shape[2],
         "row_lengths": [stack.tokens_SMRL.shape[3] for stack in packed.stacks],
-        "padding_share": 1.0 - packed.real_token_share,
+        "padding_share": 1.0 - int(workload.documents.lengths_N[order_SB].sum()) / slots,
     }
-    return Program(run, on_host, packed.documents_SB, facts, outputs)
+    return Program(run, on_host, order_SB, facts, outputs)
 
 
 def labelling(workload: Workload, mesh: Mesh) -> Program:

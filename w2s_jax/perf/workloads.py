@@ -20,6 +20,9 @@ VOCABULARY, POSITIONS = 50_257, 1_024
 CPU_FLOPS, DEVICE_FLOPS = 0.2e12, 100e12
 #: Batches of a repetition.
 LEAST_BATCHES, MOST_BATCHES = 2, 400
+#: Batches are packed, and vocabularies cut, as for an epoch of so many documents, of which a
+#: repetition takes the first.
+EPOCH_DOCUMENTS = 6_400
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Workload:
       model: the model, with adapters if some are trained.
       train: how it is trained; its compute dtype is also that of labelling.
       loss: (kind, options).
-      documents: what it is trained on, once, or labels.
+      documents: what it is trained on, or labels.
+      steps: how many batches a repetition trains on, the first ones of an epoch; None: all.
       params: mesh -> what the model starts from; None: random parameters.
     """
 
@@ -41,6 +45,7 @@ class Workload:
     loss: tuple[str, tuple[tuple[str, Any], ...]]
     documents: TokenizedDocuments
     params: Callable[[Any], Any] | None = None
+    steps: int | None = None
 
 
 def find_model(name: str) -> ModelConfig:
@@ -92,7 +97,7 @@ def mix_workload(
       mix: a key of `perf.data.MIXES`.
       dtype: of the computation; the parameters are float32.
       loss: its kind, with the options that it has by default.
-      documents: how many; None: enough for about a second.
+      documents: how many a repetition takes; None: enough for about a second.
       accelerated: the devices are no CPUs.
       labels: they are labelled, not trained on.
 
@@ -114,7 +119,8 @@ def mix_workload(
         raise errors.InputError(
             f"--documents: {documents}; allowed: at least {BATCH_SIZE}, one batch"
         )
-    drawn = mix_documents(mix, documents)
+    count = documents if labels else max(documents, EPOCH_DOCUMENTS)
+    drawn = mix_documents(mix, count)
     if model.positions == "learned" and drawn.longest > model.max_positions:
         raise errors.InputError(
             f"--mix: {mix!r} has documents of {drawn.longest} tokens; allowed with {model.name}: "
@@ -124,10 +130,11 @@ def mix_workload(
     drawn = dataclasses.replace(
         drawn,
         tokens_T=drawn.tokens_T % model.vocab_size,
-        labels_N=rng.random(documents).astype(np.float32),
+        labels_N=rng.random(count).astype(np.float32),
     )
     options = tuple(sorted(LOSS_OPTIONS[loss].items()))
-    return Workload(mix, model, train, (loss, options), drawn)
+    steps = None if labels else documents // BATCH_SIZE
+    return Workload(mix, model, train, (loss, options), drawn, steps=steps)
 
 
 def _count(
