@@ -20,6 +20,8 @@ from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models import heads
+from w2s_jax.models.attention import row_preferences
+from w2s_jax.models.attention_cpu import FirstKeys
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.step import StepSpec, microbatch_features, microbatch_logits
 
@@ -88,7 +90,8 @@ class Predictor:
             rows = whole = NamedSharding(local, P("device"))
         else:
             rows, whole = sharding.rows(mesh, leading=0), sharding.replicated(mesh)
-        attention_length = 12 * model.d_model
+        preferences = row_preferences(model)
+        attention_length = preferences["attention_length"]
         self.dispatches: list[tuple[np.ndarray, dict[str, Array]]] = []
         self.slots = self.tokens = 0
         for group_N in packing.length_groups(documents, attention_length=attention_length):
@@ -98,7 +101,7 @@ class Predictor:
                 batch_size,
                 count=max(1, len(devices)),
                 row_multiple=1 if per_device else sharding.row_shards(mesh),
-                attention_length=attention_length,
+                **preferences,
             )
             self.slots += stack.segment_ids_SMRL.size
             self.tokens += int(np.count_nonzero(stack.segment_ids_SMRL))
@@ -115,6 +118,8 @@ class Predictor:
                     name: jax.device_put(x[:, 0][part], place)
                     for name, (x, place) in arrays.items()
                 }
+                if stack.first_keys:
+                    placed["first_keys"] = FirstKeys(stack.first_keys)
                 self.dispatches.append((order_SB[part].reshape(-1), placed))
 
     @property
@@ -152,7 +157,7 @@ def _packed_group(
     *,
     count: int,
     row_multiple: int,
-    attention_length: int,
+    **preferences: Any,
 ) -> tuple[np.ndarray, packing.Stack]:
     """Batches of one shape with the documents of a group; their number is a multiple of `count`."""
     lengths_N = documents.lengths_N[group_N]
@@ -168,7 +173,7 @@ def _packed_group(
         order_SB,
         row_multiple=row_multiple,
         max_shapes=1,
-        attention_length=attention_length,
+        **preferences,
     )
     (stack,) = packed.stacks
     return packed.documents_SB, stack

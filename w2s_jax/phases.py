@@ -30,6 +30,7 @@ from w2s_jax.inference import (
     soft_labels,
 )
 from w2s_jax.logs import PhaseLog
+from w2s_jax.models.attention import row_preferences
 from w2s_jax.parameters import Parameters
 from w2s_jax.perf import hlo
 from w2s_jax.perf.profile import Profiler
@@ -322,7 +323,7 @@ def _batches(
         num_microbatches=num_microbatches,
         row_multiple=sharding.row_shards(mesh),
         max_shapes=train.max_shapes,
-        attention_length=12 * phase.model.d_model,
+        **row_preferences(phase.model),
     )
     targets_NC = None if phase.loss is None else _targets(phase, context, "train")
     return put_batches(packed, targets_NC, mesh), lambda: packed.real_token_share

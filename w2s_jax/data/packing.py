@@ -32,6 +32,8 @@ ATTENTION_LENGTH = 3072
 GROUP_TOKENS = 50_000
 #: Candidates for the number of rows, at most.
 _ROW_CANDIDATES = 12
+#: What `Stack.first_keys` are multiples of.
+_KEY_GRID = 32
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Stack:
       segment_ids_SMRL: uint16; 0 is padding.
       read_outs_SMmK: int32 index into the flattened [R * L] slots: the last token of each text.
       slots_SMRQ: uint16; the last slot of segment q + 1 of each row, 0 where there is none.
+      first_keys: for each `chunk` slots of a row, the first slot of the texts in them, in any of
+        the batches: causal attention need look no further back. Empty without a `chunk`.
       loss_weights_SMRL: float32 weight of predicting the token in each slot, or None (weight 1 for
         every token that follows another of its document).
     """
@@ -53,6 +57,7 @@ class Stack:
     segment_ids_SMRL: np.ndarray
     read_outs_SMmK: np.ndarray
     slots_SMRQ: np.ndarray
+    first_keys: tuple[int, ...]
     loss_weights_SMRL: np.ndarray | None
 
 
@@ -154,13 +159,16 @@ def pack(
     row_multiple: int = 1,
     max_shapes: int = MAX_SHAPES,
     attention_length: int = ATTENTION_LENGTH,
+    chunk: int | None = None,
+    length_multiple: int = 1,
 ) -> PackedBatches:
     """Packs the documents that `order_SB` names into batches of at most `max_shapes` shapes.
 
     Within a microbatch each text, longest first, goes to the row that is emptiest so far (longest
     processing time first, Graham 1969), for all microbatches at once; the fullest row is the length
-    that a microbatch needs. The number of rows is the one with the cheapest slots, were a slot in a
-    row of L slots to cost 1 + L / `attention_length`.
+    that a microbatch needs. The number of rows is the one with the cheapest slots, were a slot that
+    may see k slots to cost 1 + k / `attention_length`. That is a whole row; or, with a `chunk`,
+    what `Stack.first_keys` leaves of it: few slots, as a row's texts stand in it longest first.
 
     With several microbatches, the documents of a batch are dealt to them by length, so that all are
     about equally long (`PackedBatches.documents_SB` says who stands where).
@@ -173,6 +181,8 @@ def pack(
       row_multiple: R becomes a multiple of this (the number of row shards).
       max_shapes: how many values L may take.
       attention_length: see above.
+      chunk: how many slots of a row attention takes at a time; None: all.
+      length_multiple: L becomes a multiple of this.
 
     Raises:
       InputError: more documents in a microbatch than segment ids can tell apart.
@@ -196,14 +206,24 @@ def pack(
     for num_rows in _row_candidates(lengths_GP, row_multiple):
         rows = _spread(lengths_GP, num_rows)
         needed_S = rows.used_GR.max(1).reshape(num_steps, -1).max(1)
-        cost, length_S = _levels(needed_S, max_shapes, attention_length)
+        needed_S = -(-needed_S // length_multiple) * length_multiple
+        seen_L = _seen(rows, lengths_GP, int(needed_S.max()), chunk)
+        cost, length_S = _levels(needed_S, max_shapes, seen_L / attention_length)
         if best is None or num_rows * cost < best[0]:
             best = (num_rows * cost, rows, length_S)
     assert best is not None
     _, rows, length_S = best
     shape = (num_steps, num_microbatches, batch_size // num_microbatches, num_texts)
     stacks = tuple(
-        _stack(documents, order_GP, rows, np.flatnonzero(length_S == length), int(length), shape)
+        _stack(
+            documents,
+            order_GP,
+            rows,
+            np.flatnonzero(length_S == length),
+            int(length),
+            shape,
+            chunk,
+        )
         for length in np.unique(length_S)
     )
     return PackedBatches(stacks, order_SB)
@@ -261,18 +281,43 @@ def _spread(lengths_GP: np.ndarray, num_rows: int) -> _Rows:
     return _Rows(row_GP, start_GP, segment_GP, used_GR)
 
 
+def _first_keys(start_P: np.ndarray, lengths_P: np.ndarray, length: int, chunk: int) -> np.ndarray:
+    """Where the texts begin that each chunk of a row holds, int64; see `Stack.first_keys`."""
+    first_C = np.arange(0, length, chunk)
+    own_P, last_P = start_P // chunk, (start_P + lengths_P - 1) // chunk
+    for further in range(1, int((last_P - own_P).max(initial=0)) + 1):
+        reach_P = own_P + further <= last_P
+        np.minimum.at(first_C, own_P[reach_P] + further, start_P[reach_P])
+    # Few different numbers, of which memory and matrix units take whole lines.
+    return first_C // _KEY_GRID * _KEY_GRID
+
+
+def _seen(rows: _Rows, lengths_GP: np.ndarray, longest: int, chunk: int | None) -> np.ndarray:
+    """How many slots a slot may see, on average, in rows of 0, 1, ..., `longest` slots."""
+    length_L = np.arange(longest + 1)
+    if chunk is None:
+        return length_L.astype(np.float64)
+    real_GP = lengths_GP > 0
+    first_C = _first_keys(rows.start_GP[real_GP], lengths_GP[real_GP], longest, chunk)
+    slot_L = np.arange(longest)
+    # A chunk's keys end where it ends, at the end of the row at the latest.
+    stop_L = np.minimum((slot_L // chunk + 1) * chunk, longest)
+    total_L = np.concatenate([[0], np.cumsum(stop_L - first_C[slot_L // chunk])])
+    return total_L / np.maximum(length_L, 1)
+
+
 def _levels(
-    needed_S: np.ndarray, max_shapes: int, attention_length: int
+    needed_S: np.ndarray, max_shapes: int, attention_L: np.ndarray
 ) -> tuple[float, np.ndarray]:
     """The row length of each step, of at most `max_shapes` values, and the cost of them all.
 
-    A slot in a row of L costs 1 + L / `attention_length`; each length as much as `SHAPE_STEPS` mean
-    steps besides.
+    A slot in a row of L costs 1 + attention_L[L]; each length as much as `SHAPE_STEPS` mean steps
+    besides.
     """
     # A grid of at most 128 values or so: what it rounds up is far less than 1%.
     grid = max(1, int(needed_S.max()) // 128)
     needed_S = np.minimum(-(-needed_S // grid) * grid, needed_S.max())
-    price_S = needed_S * (1.0 + needed_S / attention_length)
+    price_S = needed_S * (1.0 + attention_L[needed_S])
     extra = SHAPE_STEPS * float(price_S.mean())
     return _cover(needed_S, np.ones(len(needed_S)), price_S, max_shapes, extra)
 
@@ -328,6 +373,7 @@ def _stack(
     steps_S: np.ndarray,
     length: int,
     shape: tuple[int, int, int, int],
+    chunk: int | None,
 ) -> Stack:
     """The batches of the steps `steps_S`, in rows of `length` slots; `shape` is (S, M, m, K)."""
     _, num_micro, per_micro, num_texts = shape
@@ -349,6 +395,10 @@ def _stack(
     in_G = np.broadcast_to(np.arange(len(micro_G))[:, None], order_GP.shape)[real_GP]
     last_P = (start_GP + lengths_GP - 1)[real_GP]
     slots_GRQ[in_G, row_GP[real_GP], segment_GP[real_GP] - 1] = last_P
+    first_keys: tuple[int, ...] = ()
+    if chunk is not None:
+        first_C = _first_keys(start_GP[real_GP], lengths_GP[real_GP], length, chunk)
+        first_keys = tuple(first_C.tolist())
     pieces_P, lengths_P = order_GP[real_GP], lengths_GP[real_GP]
     # Where each token comes from and goes to: its text's place, plus its place in the text.
     stop_P = np.cumsum(lengths_P)
@@ -373,5 +423,6 @@ def _stack(
         segment_ids_SMRL=segments.reshape(full),
         read_outs_SMmK=read_outs_GP.reshape(-1, num_micro, per_micro, num_texts).astype(np.int32),
         slots_SMRQ=slots_GRQ.reshape(*full[:3], -1),
+        first_keys=first_keys,
         loss_weights_SMRL=loss_weights,
     )

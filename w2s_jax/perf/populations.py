@@ -15,6 +15,7 @@ from w2s_jax import sharding
 from w2s_jax.data import packing
 from w2s_jax.inference import soft_labels
 from w2s_jax.models import adapting, network
+from w2s_jax.models.attention import row_preferences
 from w2s_jax.perf import measuring, programs
 from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
@@ -90,7 +91,7 @@ def population_run(workload: Workload, members: int, how: str) -> Run:
         documents,
         order_PSB,
         max_shapes=train.max_shapes,
-        attention_length=12 * workload.model.d_model,
+        **row_preferences(workload.model),
     )
     mesh = population.make_mesh(members)
     targets_NC = soft_labels(documents.targets_N)

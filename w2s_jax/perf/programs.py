@@ -14,6 +14,7 @@ from w2s_jax import sharding
 from w2s_jax.data import packing
 from w2s_jax.inference import Predictor, fits_on_one_device, soft_labels
 from w2s_jax.models import adapting, heads, network
+from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
@@ -77,7 +78,7 @@ def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
         num_microbatches=train.batch_size // (train.microbatch_size or train.batch_size),
         row_multiple=sharding.row_shards(mesh),
         max_shapes=train.max_shapes,
-        attention_length=6 * workload.model.d_model,
+        **row_preferences(workload.model),
     )
 
 

@@ -16,6 +16,7 @@ from w2s_jax import sharding
 from w2s_jax.data.packing import PackedBatches
 from w2s_jax.data.stream import TextStream
 from w2s_jax.errors import InputError
+from w2s_jax.models.attention_cpu import FirstKeys
 from w2s_jax.training.state import rounded_up
 
 
@@ -71,21 +72,24 @@ def put_batches(
     return ResidentBatches(tuple(stacks), jax.device_put(stack_of_S, whole), stack_of_S)
 
 
-def packed_arrays(
-    packed: PackedBatches, targets_NC: np.ndarray | None
-) -> list[dict[str, np.ndarray]]:
-    """The arrays of each stack, on the host, named as the step program takes them."""
+def packed_arrays(packed: PackedBatches, targets_NC: np.ndarray | None) -> list[dict[str, Any]]:
+    """The arrays of each stack, on the host, named as the step program takes them.
+
+    Beside them 'first_keys', which programs are compiled for.
+    """
     index_S = filled_up(packed.place_S2[:, 1])
-    stacks = []
+    stacks: list[dict[str, Any]] = []
     for stack in packed.stacks:
         arrays = {"tokens_SMRL": stack.tokens_SMRL, "segment_ids_SMRL": stack.segment_ids_SMRL}
+        static = {"first_keys": FirstKeys(stack.first_keys)} if stack.first_keys else {}
         if targets_NC is not None:
             arrays["read_outs_SMmK"] = stack.read_outs_SMmK
             arrays["slots_SMRQ"] = stack.slots_SMRQ
             arrays["weights_SB"] = packed.weights_SB[stack.steps_S]
         elif stack.loss_weights_SMRL is not None:
             arrays["loss_weights_SMRL"] = stack.loss_weights_SMRL
-        stacks.append({"index_S": index_S} | {n: filled_up(x) for n, x in arrays.items()})
+        filled = {name: filled_up(x) for name, x in arrays.items()}
+        stacks.append({"index_S": index_S} | filled | static)
     if targets_NC is None:
         return stacks
     return [a | b for a, b in zip(stacks, target_arrays(packed, targets_NC), strict=True)]

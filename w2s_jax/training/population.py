@@ -92,7 +92,7 @@ def pack_members(
     *,
     num_microbatches: int = 1,
     max_shapes: int = packing.MAX_SHAPES,
-    attention_length: int = packing.ATTENTION_LENGTH,
+    **preferences: Any,
 ) -> list[PackedBatches]:
     """Packs members that have an order of their own so that each step has one shape for all.
 
@@ -101,7 +101,7 @@ def pack_members(
       order_PSB: document row indices of each member's batches.
       num_microbatches: M of each member.
       max_shapes: see `packing.pack`.
-      attention_length: see `packing.pack`.
+      **preferences: of rows; see `packing.pack`.
     """
     members, steps, _ = order_PSB.shape
     packed = packing.pack(
@@ -110,7 +110,7 @@ def pack_members(
         num_microbatches=members * num_microbatches,
         groups=members,
         max_shapes=max_shapes,
-        attention_length=attention_length,
+        **preferences,
     )
     documents_SPB = packed.documents_SB.reshape(steps, members, -1)
     found = []
@@ -152,7 +152,7 @@ def put_batches(
         return _put(arrays, {"targets_SBC"}, filled_up(packed.place_S2[:, 0]), mesh)
     targets = [None] * len(packed) if targets_PNC is None else targets_PNC
     arrays = [packed_arrays(one, of_it) for one, of_it in zip(packed, targets, strict=True)]
-    own = set(arrays[0][0]) - {"index_S"}
+    own = set(arrays[0][0]) - {"index_S", "first_keys"}
     return _put(arrays, own, filled_up(packed[0].place_S2[:, 0]), mesh)
 
 

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.losses import LOSSES, Loss
-from w2s_jax.models import adapting, heads, network
+from w2s_jax.models import adapting, attention_cpu, heads, network
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import Hyperparameters, StepSpec
 from w2s_jax.training.state import TrainState, float32, state_shardings
 
 Array = jax.Array
-Batch = dict[str, Array]
+#: Arrays, and 'first_keys', for which a program is compiled.
+Batch = dict[str, Any]
 #: (trained parameters, frozen ones, batch, step fraction, options of the loss that are traced)
 #: -> (loss, gradients, accuracy)
 Objective = Callable[..., tuple[Array, Any, Array]]
@@ -160,11 +161,12 @@ def _batch_at(batches: Batch, now: Array) -> Batch:
     """The batch of step `now`, its arrays named without S."""
     take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
     index = take(batches["index_S"], now)
-    return {
-        name.replace("_S", "_", 1): take(x, index)
+    batch = {
+        name.replace("_S", "_", 1): jax.tree.map(lambda x: take(x, index), x)
         for name, x in batches.items()
         if name != "index_S"
     }
+    return batch
 
 
 def _with_numbers(fn: Callable, *trees: Any) -> Any:
@@ -197,15 +199,16 @@ def microbatch_hidden(
     spec: StepSpec, params: Any, micro: Batch, slots_RQ: Array | None = None
 ) -> Array:
     """Hidden states of a microbatch, [R, L, D], or at some of the slots, [R, Q, D]."""
-    return network.forward(
-        spec.model,
-        params["backbone"],
-        micro["tokens_RL"],
-        micro["segment_ids_RL"],
-        slots_RQ=slots_RQ,
-        compute_dtype=jnp.dtype(spec.train.compute_dtype),
-        remat=spec.train.remat,
-    )
+    with attention_cpu.seeing(micro.get("first_keys")):
+        return network.forward(
+            spec.model,
+            params["backbone"],
+            micro["tokens_RL"],
+            micro["segment_ids_RL"],
+            slots_RQ=slots_RQ,
+            compute_dtype=jnp.dtype(spec.train.compute_dtype),
+            remat=spec.train.remat,
+        )
 
 
 def microbatch_logits(spec: StepSpec, params: Any, micro: Batch) -> Array:
@@ -229,11 +232,13 @@ def microbatch_features(spec: StepSpec, params: Any, micro: Batch) -> Array:
 def _microbatches(batch: Batch) -> tuple[Batch, int]:
     """The arrays of a batch that are split into microbatches, named without M; and M."""
     split = {name.replace("_M", "_", 1): x for name, x in batch.items() if "_M" in name}
-    return split, next(iter(split.values())).shape[0]
+    count = jax.tree.leaves(split)[0].shape[0]
+    static = {name: batch[name] for name in ("first_keys",) if name in batch}
+    return split | static, count
 
 
 def _take(micros: Batch, index: int) -> Batch:
-    return {name: x[index] for name, x in micros.items()}
+    return jax.tree.map(lambda x: x[index], micros)
 
 
 def classification(spec: StepSpec) -> Objective:
