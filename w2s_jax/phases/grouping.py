@@ -113,14 +113,11 @@ def _new(
     key = _key(phase, context)
     if key is None or _begun(phase, context):
         return alone
-    others = [
-        p
-        for p in later
-        if p.seed == phase.seed and _parents_complete(p, context) and not _begun(p, context)
-    ]
+    others = [p for p in later if _parents_complete(p, context) and not _begun(p, context)]
     others = [p for p in others if _key(p, context) == key]
     spec = inputs.step_spec(phase, inputs.vocabulary_of(phase, context))
-    mode = choose_mode(spec, shared_order=True, backend=jax.default_backend())
+    shared_order = all(p.seed == phase.seed for p in others)
+    mode = choose_mode(spec, shared_order, jax.default_backend())
     if most == -1:
         # Where members take turns, nothing is gained.
         most = sys.maxsize if mode == "vmap" else 1
