@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sys
+import types
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,16 +13,25 @@ import pytest
 from rich.console import Console
 
 from w2s_jax import artifacts, errors, execute, phases, sharding, storage, testing
-from w2s_jax.config import add_loss
+from w2s_jax.config import ProbeSettings, TrainSettings, add_loss
 from w2s_jax.files import read_json
 from w2s_jax.phases import grouping, inputs, running, training
-from w2s_jax.plan import plan
+from w2s_jax.plan import memory_estimate, plan
 from w2s_jax.resolve import resolve
 from w2s_jax.training import loop
+from w2s_jax.training.population import choose_mode
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.validation import validate
 
 QUIET = Console(quiet=True)
 TOGETHER = ["ceiling", "student xent", "student confidence", "student bold"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_report():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "write_report", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +62,7 @@ def alone(data_dir, tmp_path_factory):
 def begun(finished, workdir):
     """A copy of a finished run that lacks its ceiling and students."""
     shutil.copytree(finished, workdir)
-    for name in ("result.json", "report"):
-        path = workdir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (workdir / "result.json").unlink()
     for folder in (workdir / "phases").iterdir():
         if folder.name.startswith(("ceiling", "student")):
             shutil.rmtree(folder)
@@ -185,6 +194,7 @@ def test_an_interrupted_population_resumes_bit_for_bit_whatever_is_asked_for_now
     assert_same_bits((workdir, again), together)
 
 
+@pytest.mark.slow
 def test_a_kill_while_parameters_are_stored_changes_no_bit(
     alone, together, data_dir, tmp_path, monkeypatch
 ):
@@ -273,6 +283,11 @@ def test_who_is_trained_together(alone, data_dir, tmp_path, monkeypatch):
     config.losses = ("xent", "logconf", "bold")
     with grouped(workdir, config) as (titles, *_):
         assert titles == ["ceiling", "student xent", "student bold"]
+    # Students that keep their best evaluation have no program in common with the ceiling.
+    config = config_of(data_dir, 9)
+    config.protocol.early_stopping = "agreement"
+    with grouped(workdir, config) as (titles, mode, *_):
+        assert (titles, mode) == (TOGETHER[:1], "")
     # What has a checkpoint of its own goes on alone.
     (context.folder(missing[2].name).steps / "5").mkdir(parents=True)
     with grouped(workdir, config_of(data_dir, 9)) as (titles, *_):
@@ -296,6 +311,7 @@ def test_a_population_that_has_lost_a_member_is_begun_anew(alone, data_dir, tmp_
     assert not folder.population.exists() and not folder.steps.exists()
 
 
+@pytest.mark.slow
 def test_phases_of_other_seeds_keep_their_own_order(alone, data_dir, tmp_path):
     """Two ceilings, the second of another seed, against each of them alone."""
     workdir = begun(alone[0], tmp_path / "run")
@@ -320,6 +336,39 @@ def test_phases_of_other_seeds_keep_their_own_order(alone, data_dir, tmp_path):
     assert together[0][0]["train_loss"] != pytest.approx(together[1][0]["train_loss"], rel=1e-2)
 
 
+def test_so_many_members_are_trained_as_the_devices_have_memory_for(data_dir):
+    resolved = resolve(validate(config_of(data_dir, 4)))
+    phase = plan(resolved).phases[-1]
+    needed = memory_estimate(phase, resolved)["total"]
+    for share, wanted in ((1.0, 0), (1.3, 2), (4.0, 6), (None, sys.maxsize)):
+        stats = None if share is None else {"bytes_limit": share * needed}
+        device = types.SimpleNamespace(memory_stats=lambda stats=stats: stats)
+        mesh = types.SimpleNamespace(devices=np.array([device, device]))
+        context = types.SimpleNamespace(mesh=mesh, resolved=resolved)
+        assert grouping._room(phase, context) == wanted
+
+
+def test_members_share_the_time_that_they_took_together(data_dir):
+    phase = plan(resolve(validate(config_of(data_dir, 4)))).phases[-1]
+    clock = loop.Clock(seconds=6.0, compile_seconds=3.0, members=[loop.Standing()] * 3)
+    history_SH = np.arange(32 * 4, dtype=np.float32).reshape(32, 4)
+    record = training.record(phase, history_SH, clock, 1, 0.75)
+    assert (record["seconds"], record["compile_seconds"]) == (2.0, 1.0)
+    # The mean loss of the last tenth of 20 steps, of which the history has 32 rows.
+    assert record["train_loss"] == history_SH[18:20, 0].mean()
+    assert (record["steps"], record["kept_step"], record["real_token_share"]) == (20, 20, 0.75)
+
+
+def test_where_members_are_trained_at_once():
+    train = ProbeSettings()
+    wide, narrow = (StepSpec(testing.tiny_model(d_model=d), train, 9, None) for d in (256, 128))
+    model = StepSpec(testing.tiny_model(d_model=256), TrainSettings(), 9, None)
+    assert choose_mode(wide, True, "cpu") == "vmap"
+    for spec, shared_order in ((wide, False), (narrow, True), (model, True)):
+        assert choose_mode(spec, shared_order, "cpu") == "loop"
+
+
+@pytest.mark.slow
 def test_probes_are_one_program_and_resume_in_the_recorded_mode(data_dir, tmp_path, monkeypatch):
     """Three students' heads on the same features, each of which keeps its best evaluation."""
     first = config_of(data_dir, 1, "probe")
