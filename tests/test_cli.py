@@ -189,7 +189,7 @@ LAYERS = [
     ["training", "inference"],
     ["pretraining_text", "role_settings", "resolve", "plan", "artifacts", "parameters", "testing"],
     ["logs", "report", "phases", "perf.profile", "perf.hlo", "perf.xplane"],
-    ["execute"],
+    ["execute", "workdirs"],
     ["perf"],
     ["cli"],
 ]

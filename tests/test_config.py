@@ -94,6 +94,7 @@ def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
         ({"task__test_docs": 1}, ["task.test_docs", "1", "at least 2"]),
         ({"train__beta1": 1.0}, ["train.beta1", "1.0"]),
         ({"mesh__data": 0}, ["mesh.data", "0", "-1"]),
+        ({"mesh__population": 0}, ["mesh.population", "0", "-1 (where it is faster)", "least 1"]),
         ({"log__every": 0}, ["log.every", "0", "at least 1"]),
     ],
 )

@@ -37,7 +37,7 @@ def test_rows_reach_every_log_once_also_after_a_restart(tmp_path):
     wandb_run = types.SimpleNamespace(log=sent.append)
     for _ in range(2):  # a resumed phase reports everything it remembers once more
         log = logs.PhaseLog(
-            tmp_path, "student xent", 2, LogSettings(), Console(quiet=True), wandb_run
+            tmp_path, "student xent", 2, LogSettings(every=1), Console(quiet=True), wandb_run
         )
         with log:
             log.rows(ROWS)
@@ -51,6 +51,41 @@ def test_rows_reach_every_log_once_also_after_a_restart(tmp_path):
         ("validation/agreement", 2, 0.875),
     ]
     assert sent[2] == {"student xent/validation/agreement": 0.875, "student xent/step": 2}
+
+
+def test_training_rows_are_thinned_in_all_logs_but_the_file(tmp_path):
+    sent = []
+    log = logs.PhaseLog(
+        tmp_path, "weak", 8, LogSettings(every=3), Console(quiet=True),
+        types.SimpleNamespace(log=sent.append),
+    )  # fmt: skip
+    rows = [{"step": step, "split": "train", "loss": 1 / step} for step in range(1, 9)]
+    rows.insert(4, {"step": 4, "split": "validation", "agreement": 0.5})
+    with log:
+        log.rows(rows)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    shown = [(tag, step) for tag, step, _ in events(tmp_path / "tensorboard")]
+    losses = [("train/loss", step) for step in (3, 6, 8)]
+    assert shown == [*losses, ("validation/agreement", 4)]
+    assert [row["weak/step"] for row in sent] == [3, 4, 6, 8]
+
+
+def test_of_two_phases_at_once_one_has_a_bar(tmp_path):
+    console = Console(force_terminal=True, width=120, record=True, legacy_windows=False)
+    settings = LogSettings(tensorboard=False)
+    names = {"weak": True, "ceiling": False}
+    for name in names:
+        (tmp_path / name).mkdir()
+    bars = [
+        logs.PhaseLog(tmp_path / name, name, 20, settings, console, shows_bar=shown)
+        for name, shown in names.items()
+    ]
+    with bars[0], bars[1]:
+        for bar in bars:
+            bar.progress(10, {"loss": 0.5, "accuracy": 0.875}, 12345.0)
+        bars[0].bar.refresh()
+    assert "weak" in (text := console.export_text()) and "ceiling" not in text
 
 
 def test_the_bar_shows_loss_accuracy_and_speed(tmp_path):

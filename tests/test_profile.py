@@ -306,7 +306,7 @@ def test_a_profile_has_the_steps_that_the_phase_has(tmp_path):
         console = Console(record=True, quiet=True)
         phase = types.SimpleNamespace(title="weak", total_steps=total_steps)
         context = types.SimpleNamespace(profile=steps, console=console)
-        return phases._profiler(phase, context, artifacts.PhaseFolder(tmp_path))
+        return phases.training.make_profiler(phase, context, artifacts.PhaseFolder(tmp_path))
 
     assert profiler_of(10, None) is None and profiler_of(10, (10, 12)) is None
     made = [profiler_of(10, steps) for steps in ((9, 12), (2, 5))]

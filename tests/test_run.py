@@ -339,7 +339,7 @@ def test_damaged_pretrained_parameters_are_one_clear_error(workdir, data_dir, fi
 def test_a_failure_while_labelling_does_not_train_again(workdir, data_dir, finished, monkeypatch):
     folder = phase_folders(workdir)["ceiling"]
     (folder / "result.json").unlink()
-    monkeypatch.setattr(phases, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(phases.training, "train", lambda *_: pytest.fail("trained again"))
     result = execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     assert comparable(result) == comparable(finished[1])
 
@@ -349,7 +349,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
 ):
     name = finished[1]["stages"][-1]["phase"]
     shutil.rmtree(workdir / "phases" / name)
-    original = phases.put_batches
+    original = phases.inputs.put_batches
 
     def poisoned(packed, targets, mesh):
         batches = original(packed, targets, mesh)
@@ -358,12 +358,12 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
         stack["targets_SBC"] = stack["targets_SBC"].at[index].set(np.nan)
         return batches
 
-    monkeypatch.setattr(phases, "put_batches", poisoned)
+    monkeypatch.setattr(phases.inputs, "put_batches", poisoned)
     with pytest.raises(errors.TrainingFailed, match="confidence: .*not finite at step 12 of 20"):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     steps = workdir / "phases" / name / "checkpoints" / "steps"
     assert storage.damage(steps / "12") is None
-    monkeypatch.setattr(phases, "put_batches", original)
+    monkeypatch.setattr(phases.inputs, "put_batches", original)
     result = execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     assert comparable(result) == comparable(finished[1])
 
@@ -377,7 +377,7 @@ def test_logits_that_are_not_finite_stop_the_run(workdir, data_dir, monkeypatch)
         logits[3] = np.nan
         return logits
 
-    monkeypatch.setattr(phases.Predictor, "__call__", broken)
+    monkeypatch.setattr(phases.prediction.Predictor, "__call__", broken)
     with pytest.raises(errors.TrainingFailed, match="ceiling: .*logits of 1 of 32 documents"):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     assert not (folder / "result.json").exists()

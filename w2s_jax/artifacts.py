@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -67,6 +67,11 @@ class PhaseFolder:
         return self.path / "checkpoints" / "steps"
 
     @property
+    def population(self) -> Path:
+        """Who is trained together from `steps`, and how; there as long as that is under way."""
+        return self.path / "checkpoints" / "population.json"
+
+    @property
     def final(self) -> Path:
         """The parameters that the phase ends with (Orbax)."""
         return self.path / "checkpoints" / "final"
@@ -95,23 +100,38 @@ def claim(
     Raises:
       Interrupted: if `should_stop` says so while waiting.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with (folder.path / ".lock").open("w") as lock:
+    with _lock_file(folder) as lock:
         told = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    waiting()
-                    told = True
-                if should_stop():
-                    raise errors.Interrupted(
-                        "stopped by a signal while waiting; the same command resumes"
-                    ) from None
-                time.sleep(0.2)
+        while not _locked(lock):
+            if not told:
+                waiting()
+                told = True
+            if should_stop():
+                raise errors.Interrupted(
+                    "stopped by a signal while waiting; the same command resumes"
+                )
+            time.sleep(0.2)
         yield
+
+
+@contextmanager
+def claim_if_free(folder: PhaseFolder) -> Iterator[bool]:
+    """As `claim`, but says whether this process holds the folder now, instead of waiting."""
+    with _lock_file(folder) as lock:
+        yield _locked(lock)
+
+
+def _lock_file(folder: PhaseFolder) -> TextIO:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return (folder.path / ".lock").open("w")
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_result(folder: PhaseFolder) -> dict[str, Any]:

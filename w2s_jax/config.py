@@ -210,9 +210,14 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Devices along each mesh axis; -1 takes what is left."""
+    """Devices along each mesh axis; -1 takes what is left.
+
+    `population`: how many phases that can share a program are trained together, at most, on the
+    same devices (1: each alone); -1: all that fit, where that is faster by what was measured.
+    """
 
     data: int = -1
+    population: int = -1
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,10 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class LogSettings:
-    """Steps between log lines; TensorBoard event files; Weights & Biases."""
+    """TensorBoard event files; Weights & Biases; `every`: steps between the rows that they get.
+
+    metrics.jsonl holds a row for every step.
+    """
 
     every: int = 10
     tensorboard: bool = True

@@ -1,13 +1,11 @@
 """A whole run: check the working directory, run the missing phases, write result and report."""
 
 import contextlib
-import dataclasses
 import errno
-import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,7 @@ from ml_collections import config_dict
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import artifacts, errors, metrics, validation
-from w2s_jax import config as config_lib
+from w2s_jax import artifacts, errors, metrics, validation, workdirs
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.files import read_json, write_json
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from w2s_jax import phases
-
-#: Fields in which a config may differ from the one that a working directory was begun with.
-FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses")
-FREE_ENDINGS = (".microbatch_size", ".remat")
 
 
 def run(
@@ -69,18 +62,18 @@ def run(
     console = console or Console()
     workdir = Path(workdir)
     settings = validation.validate(config)
-    stored = _stored(workdir)
+    stored = workdirs.stored(workdir)
     if store is None and stored is not None:
         store = stored.get("store")
     phases_dir = Path(store) if store is not None else workdir / "phases"
     if stored is not None:
-        _refuse_other_config(workdir, stored["config"], stored["data"], config)
-        settings = _with_earlier_losses(settings, stored["config"])
+        workdirs.refuse_other_config(workdir, stored["config"], stored["data"], config)
+        settings = workdirs.with_earlier_losses(settings, stored["config"])
     resolved = resolve(settings)
     if stored is not None:
-        _refuse_other_data(workdir, stored["data"], resolved)
+        workdirs.refuse_other_data(workdir, stored["data"], resolved)
     plan = make_plan(resolved)
-    record = _record(config, stored, resolved)
+    record = workdirs.record(config, stored, resolved)
     if store is not None:
         record["store"] = str(phases_dir.absolute())
     missing = [p for p in plan.phases if not PhaseFolder(phases_dir / p.name).complete]
@@ -96,9 +89,9 @@ def run(
             compilation.enable_cache()
             mesh, wandb_run = _devices_and_loggers(settings, workdir, record)
             # The record first: a folder that holds anything else is taken for a foreign one.
-            _make_folder(workdir)
+            workdirs.make(workdir)
             write_json(workdir / "config.json", record)
-            _make_folder(phases_dir)
+            workdirs.make(phases_dir)
             with _signals() as stopped:
                 context = phases.Context(
                     resolved=resolved,
@@ -116,7 +109,7 @@ def run(
         result = _result(plan, resolved, phases_dir)
         path = workdir / "result.json"
         if not _holds(path, result):
-            _make_folder(workdir)
+            workdirs.make(workdir)
             write_json(workdir / "config.json", record)
             write_json(path, result)
         page = workdir / "report" / "report.html"
@@ -133,13 +126,6 @@ def _holds(path: Path, result: dict[str, Any]) -> bool:
         return path.exists() and read_json(path) == result
     except errors.InputError:
         return False
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.InputError(f"--workdir: cannot make {folder}: {error}") from error
 
 
 #: What a storage device, rather than a program, does wrong.
@@ -159,108 +145,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-# --- the working directory -----------------------------------------------------------------------
-
-
-def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """A config as it reads back from JSON."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def _with_earlier_losses(settings: Settings, earlier: dict[str, Any]) -> Settings:
-    """The settings with the losses that the working directory already has put before its own."""
-    own = {loss.label for loss in settings.losses}
-    kept = [
-        validation.loss_settings(label, earlier["loss"][label])
-        for label in earlier["losses"]
-        if label not in own
-    ]
-    order = {label: n for n, label in enumerate(earlier["losses"])}
-    merged = sorted([*kept, *settings.losses], key=lambda x: order.get(x.label, len(order)))
-    return dataclasses.replace(settings, losses=tuple(merged))
-
-
-def _stored(workdir: Path) -> dict[str, Any] | None:
-    """The record that the working directory was begun with, or None for a new one.
-
-    Raises:
-      InputError: if it holds something else.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        stored = read_json(path)
-        if isinstance(stored, dict) and {"config", "data"} <= stored.keys():
-            return stored
-        raise errors.InputError(
-            f"--workdir: {path} is not a run's record; allowed: a new or empty folder, or the "
-            "folder of this run"
-        )
-    if workdir.is_dir():
-        # A kill in the first write leaves its temporary file.
-        foreign = any(not p.match(".config.json.*.tmp") for p in workdir.iterdir())
-    else:
-        foreign = workdir.exists()
-    if foreign:
-        raise errors.InputError(
-            f"--workdir: {workdir} is not empty and holds no run; allowed: a new or empty folder, "
-            "or the folder of this run"
-        )
-    return None
-
-
-def _refuse_other_config(
-    workdir: Path, earlier: dict[str, Any], data: dict[str, str], config: config_dict.ConfigDict
-) -> None:
-    """Refuses a working directory that belongs to another experiment, naming what differs."""
-    # Fields that did not exist when the run was begun had the defaults of today.
-    there = config_lib.flatten(_plain(config_lib.default_config())) | config_lib.flatten(earlier)
-    now = config_lib.flatten(_plain(config))
-    # Models that are pinned by their contents may be elsewhere now.
-    pinned = {f"{role}.model" for role in ("weak", "strong") if f"model:{role}" in data}
-    differences = []
-    for field in sorted(there.keys() | now.keys()):
-        if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS) or field in pinned:
-            continue
-        if field.startswith("loss.") and field.split(".")[1] not in earlier["losses"]:
-            continue
-        label_is_gone = field.startswith("loss.") and field not in now
-        if there.get(field) != now.get(field) and not label_is_gone:
-            differences.append(f"{field} ({there.get(field)!r} there, {now.get(field)!r} now)")
-    if differences:
-        raise _other_run(workdir, differences)
-
-
-def _refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
-    """Refuses data and models that are not those that the run was begun with."""
-    changed = [
-        f"the model of {name.removeprefix('model:')} (it is another one)"
-        if name.startswith("model:")
-        else f"the documents of {name} (the data have changed)"
-        for name, digest in earlier.items()
-        if resolved.digests.get(name) != digest
-    ]
-    if changed:
-        raise _other_run(workdir, changed)
-
-
-def _other_run(workdir: Path, differences: list[str]) -> errors.InputError:
-    return errors.InputError(
-        f"--workdir: {workdir} holds a run that differs in {'; '.join(differences)}; allowed: the "
-        "same config (losses may be added), or another folder"
-    )
-
-
-def _record(
-    config: config_dict.ConfigDict, stored: dict[str, Any] | None, resolved: Resolved
-) -> dict[str, Any]:
-    """What config.json holds: the config, with all losses so far, and the digests of the data."""
-    plain = _plain(config)
-    if stored is not None:
-        plain["loss"] = stored["config"]["loss"] | plain["loss"]
-    plain["losses"] = [loss.label for loss in resolved.settings.losses]
-    return {"config": plain, "data": dict(resolved.digests)}
-
-
 # --- phases --------------------------------------------------------------------------------------
 
 
@@ -275,7 +159,6 @@ def _devices_and_loggers(
 
 
 def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
-    from w2s_jax import phases
 
     console = context.console
     for number, phase in enumerate(missing, 1):
@@ -286,12 +169,28 @@ def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
 
         with artifacts.claim(folder, waiting, context.should_stop):
             if not folder.complete:
-                phases.run_phase(phase, context)
+                _run_phase(phase, missing[number:], context)
         _print_phase(number, len(missing), phase, artifacts.read_result(folder), console)
         if context.should_stop():
             raise errors.Interrupted(
                 f"stopped by a signal after {phase.title}; the same command resumes"
             )
+
+
+def _run_phase(phase: Phase, later: Sequence[Phase], context: "phases.Context") -> None:
+    """Runs a phase, and with it what of `later` is to be trained together with it."""
+    from w2s_jax import phases
+
+    with phases.claimed_group(phase, later, context) as group:
+        failures = phases.train_together(group, context) if group.mode else {}
+        for member in group.phases:
+            if member.name in failures:
+                continue
+            phases.run_phase(member, context)
+            if context.should_stop():
+                break
+        for failure in failures.values():
+            raise failure
 
 
 def _print_phase(

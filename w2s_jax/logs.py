@@ -17,7 +17,9 @@ from w2s_jax.config import LogSettings
 class PhaseLog:
     """The `training.loop.Reporter` of one phase; use it as a context manager.
 
-    The files are begun anew: a resumed phase first reports all the rows it remembers.
+    The files are begun anew: a resumed phase first reports all the rows it remembers. metrics.jsonl
+    holds them all; TensorBoard and Weights & Biases get the evaluations, and of the training steps
+    every `log.every`-th and the last. A terminal has room for the bar of one phase at a time.
     """
 
     def __init__(
@@ -28,8 +30,11 @@ class PhaseLog:
         settings: LogSettings,
         console: Console,
         wandb_run: Any = None,
+        *,
+        shows_bar: bool = True,
     ):
         self.title, self.settings, self.console = title, settings, console
+        self.total_steps = total_steps
         self.wandb_run = wandb_run
         self.file = (folder / "metrics.jsonl").open("w")
         self.board = None
@@ -46,7 +51,7 @@ class PhaseLog:
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and shows_bar),
         )
         self.task = self.bar.add_task(title, total=total_steps, numbers="compiling")
         self.started = time.monotonic()
@@ -62,9 +67,11 @@ class PhaseLog:
             self.board.close()
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
-        """Appends rows to metrics.jsonl, the event files and Weights & Biases."""
+        """Appends rows to metrics.jsonl, and those that are due to the other logs."""
         for row in rows:
             self.file.write(json.dumps(row, allow_nan=False) + "\n")
+            if row["split"] == "train" and not self._is_shown(row["step"]):
+                continue
             scalars = {k: v for k, v in row.items() if k not in ("step", "split")}
             if self.board is not None:
                 for name, value in scalars.items():
@@ -73,6 +80,9 @@ class PhaseLog:
                 named = {f"{self.title}/{row['split']}/{k}": v for k, v in scalars.items()}
                 self.wandb_run.log(named | {f"{self.title}/step": row["step"]})
         self.file.flush()
+
+    def _is_shown(self, step: int) -> bool:
+        return step % self.settings.every == 0 or step == self.total_steps
 
     def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
         """Moves the bar."""

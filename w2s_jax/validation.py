@@ -199,7 +199,8 @@ def _check_values(flat: dict[str, Any]) -> None:
         if leaf in _CHOICES:
             _choice(field, value, _CHOICES[leaf])
         if field.startswith("mesh.") and (value == 0 or value < -1):
-            raise errors.InputError(f"{field}: {value!r}; allowed: -1 (fill) or at least 1")
+            default = "where it is faster" if leaf == "population" else "fill"
+            raise errors.InputError(f"{field}: {value!r}; allowed: -1 ({default}) or at least 1")
 
 
 def _choice(field: str, value: Any, allowed: tuple[Any, ...]) -> None:

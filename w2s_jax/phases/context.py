@@ -1,0 +1,41 @@
+"""What every phase of a run shares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.config import Settings
+from w2s_jax.plan import Phase
+from w2s_jax.resolve import Resolved, RoleInput
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every phase of a run shares."""
+
+    resolved: Resolved
+    store: Path
+    mesh: Mesh
+    console: Console
+    should_stop: Callable[[], bool]
+    wandb_run: Any = None
+    profile: tuple[int, int] | None = None
+    dump_hlo: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        """The run's settings."""
+        return self.resolved.settings
+
+    def folder(self, phase_name: str) -> PhaseFolder:
+        """Where a phase lives."""
+        return PhaseFolder(self.store / phase_name)
+
+    def data(self, phase: Phase) -> RoleInput:
+        """The model and the documents of a phase's role."""
+        return self.resolved.roles[phase.role]

@@ -1,0 +1,126 @@
+"""What a phase is trained on: its vocabulary, order, batches, targets and features."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from w2s_jax import artifacts, sharding
+from w2s_jax.config import PretrainSettings
+from w2s_jax.data import packing
+from w2s_jax.data.stream import stream_batches
+from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.inference import soft_labels
+from w2s_jax.models.attention import row_preferences
+from w2s_jax.phases.context import Context
+from w2s_jax.plan import Phase
+from w2s_jax.training.batches import (
+    ResidentBatches,
+    StreamedBatches,
+    put_batches,
+    put_feature_batches,
+)
+from w2s_jax.training.spec import StepSpec
+from w2s_jax.training.vocabulary import Vocabulary, occurring
+
+
+def vocabulary_of(phase: Phase, context: Context) -> Vocabulary | None:
+    """The tokens that a classifier is trained on, where that saves something."""
+    if phase.loss is None:
+        return None
+    documents = context.data(phase).splits[phase.inputs["train"]]
+    return occurring(documents, phase.model, phase.train)
+
+
+def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
+    """How the phase is trained, step by step, on that vocabulary (None: on all of it)."""
+    return StepSpec(
+        model=phase.model if vocabulary is None else vocabulary.config(phase.model),
+        train=phase.train,
+        total_steps=phase.total_steps,
+        loss=None if phase.loss is None else (phase.loss.kind, phase.loss.options),
+        num_texts=phase.spec.get("texts", 1),
+    )
+
+
+def features_of(phase: Phase, context: Context, mesh: Mesh) -> dict[str, Any]:
+    """What a probe is trained on, in place of a frozen model; {} of other phases."""
+    if phase.train.adapt != "probe":
+        return {}
+    features_NKD = split_features(phase, context, phase.inputs["train"])
+    return {"features_NKD": jax.device_put(features_NKD, sharding.replicated(mesh))}
+
+
+def split_features(phase: Phase, context: Context, split: str) -> np.ndarray:
+    """What the heads of the phase's model see of a split, float32 [N, K, D]."""
+    folder = context.folder(phase.parents["features"])
+    return artifacts.load_features(folder, split, context.data(phase).splits[split].ids_N)
+
+
+def documents_of(
+    phase: Phase, context: Context, vocabulary: Vocabulary | None
+) -> TokenizedDocuments:
+    """The training documents, their tokens numbered as in `vocabulary`."""
+    documents = context.data(phase).splits[phase.inputs["train"]]
+    return documents if vocabulary is None else vocabulary.documents(documents)
+
+
+def order_of(phase: Phase, context: Context) -> np.ndarray:
+    """Row indices of the documents of each batch, int32 [S, B]."""
+    return packing.training_order(
+        context.data(phase).splits[phase.inputs["train"]].ids_N,
+        batch_size=phase.train.batch_size,
+        num_steps=phase.total_steps,
+        seed=phase.seed,
+    )
+
+
+def num_microbatches(phase: Phase) -> int:
+    """M: in how many parts a batch is computed."""
+    return phase.train.batch_size // (phase.train.microbatch_size or phase.train.batch_size)
+
+
+def batches_of(
+    phase: Phase, context: Context, vocabulary: Vocabulary | None
+) -> tuple[ResidentBatches | StreamedBatches, Callable[[], float]]:
+    """The phase's batches, and what tells the share of their slots that are not empty."""
+    train, mesh, data = phase.train, context.mesh, context.data(phase)
+    split = phase.inputs["train"]
+    if split in data.streams:
+        assert isinstance(train, PretrainSettings) and data.tokenizer is not None
+        stream = stream_batches(
+            data.streams[split],
+            data.tokenizer,
+            batch_size=train.batch_size,
+            row_length=train.chunk_length,
+            seed=phase.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        streamed = StreamedBatches(stream, num_microbatches(phase), phase.total_steps, mesh)
+        return streamed, lambda: streamed.real_token_share
+    order_SB = order_of(phase, context)
+    if train.adapt == "probe":
+        return put_feature_batches(order_SB, targets_of(phase, context, "train"), mesh), lambda: 1.0
+    packed = packing.pack(
+        documents_of(phase, context, vocabulary),
+        order_SB,
+        num_microbatches=num_microbatches(phase),
+        row_multiple=sharding.row_shards(mesh),
+        max_shapes=train.max_shapes,
+        **row_preferences(phase.model),
+    )
+    targets_NC = None if phase.loss is None else targets_of(phase, context, "train")
+    return put_batches(packed, targets_NC, mesh), lambda: packed.real_token_share
+
+
+def targets_of(phase: Phase, context: Context, role: str) -> np.ndarray:
+    """Soft labels of a split, float32 [N, 2]: weak ones for a student, else ground truth."""
+    split = phase.inputs[role]
+    documents = context.data(phase).splits[split]
+    if "labels" in phase.parents:
+        weak = context.folder(phase.parents["labels"])
+        return artifacts.load_labels(weak, split, documents.ids_N)
+    return soft_labels(documents.targets_N)

@@ -1,0 +1,110 @@
+"""What a phase computes with its parameters: features, predictions, labels."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from w2s_jax import artifacts, compilation, errors, metrics, parameters
+from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.data.tokenize import hard_labels
+from w2s_jax.inference import (
+    Predictor,
+    fits_on_one_device,
+    logits_of_features,
+    probabilities,
+)
+from w2s_jax.parameters import Parameters
+from w2s_jax.phases.context import Context
+from w2s_jax.phases.inputs import split_features, targets_of
+from w2s_jax.plan import Phase
+
+
+def predictor(
+    phase: Phase, context: Context, split: str, params: Any
+) -> Callable[[Any], np.ndarray]:
+    """What gives the class logits of a split, float32 [N, 2], under parameters like `params`."""
+    if phase.train.adapt == "probe":
+        features_NKD = split_features(phase, context, split)
+        return functools.partial(logits_of_features, features_NKD=features_NKD)
+    return Predictor(
+        phase.model,
+        context.data(phase).splits[split],
+        context.mesh,
+        compute_dtype=phase.train.compute_dtype,
+        per_device=fits_on_one_device(params),
+    )
+
+
+def check_finite(phase: Phase, values: np.ndarray, what: str) -> None:
+    """No NaN reaches labels, metrics, features or predictions."""
+    bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
+    if bad:
+        raise errors.TrainingFailed(
+            f"{phase.title}: the model's {what} of {bad} of {len(values)} documents are not finite"
+        )
+
+
+def predict(
+    phase: Phase, context: Context, folder: PhaseFolder, parts: Parameters
+) -> dict[str, Any]:
+    """Predicts validation and test, stores predictions and (weak phases) labels; the metrics."""
+    documents_of = context.data(phase).splits
+    splits = [s for s in ("validation", "test") if s in phase.inputs]
+    params = parts.joined()
+    p = {}
+    for split in dict.fromkeys((*splits, *phase.label_splits)):
+        logits_NC = predictor(phase, context, split, params)(params)
+        check_finite(phase, logits_NC, "logits")
+        p[split] = probabilities(logits_NC)
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "split", "p", "label", "ground_truth")
+    }
+    result: dict[str, Any] = {"metrics": {}}
+    for split in splits:
+        documents = documents_of[split]
+        columns["id"].append(documents.ids_N)
+        columns["split"] += [split] * len(documents)
+        columns["p"].append(p[split][:, 1])
+        columns["label"].append(targets_of(phase, context, split)[:, 1])
+        truth_N = hard_labels(documents.labels_N)
+        columns["ground_truth"].append(truth_N)
+        result["metrics"][split] = metrics.classification_metrics(p[split][:, 1], truth_N)
+    merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}
+    artifacts.write_predictions(folder.predictions, merged)
+    if phase.label_splits:
+        labels = {s: (documents_of[s].ids_N, p[s]) for s in phase.label_splits}
+        artifacts.save_labels(folder, labels)
+        sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
+        result["labels"] = {"kind": "class", "splits": sizes}
+    return result
+
+
+def compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
+    """Stores what the heads of a frozen model see of its documents."""
+    started, compiled = time.monotonic(), compilation.compile_clock().seconds
+    data, mesh = context.data(phase), context.mesh
+    backbone = parameters.backbone(phase, data.source, context.store, mesh)
+    found = {}
+    for split in phase.label_splits:
+        run = Predictor(
+            phase.model,
+            data.splits[split],
+            mesh,
+            compute_dtype=phase.train.compute_dtype,
+            per_device=fits_on_one_device(backbone),
+            features=True,
+        )
+        features_NKD = run({"backbone": backbone})
+        check_finite(phase, features_NKD, "features")
+        found[split] = (data.splits[split].ids_N, features_NKD)
+    artifacts.save_features(folder, found, parameters.features_head(phase, backbone, mesh))
+    sizes = {split: len(ids_N) for split, (ids_N, _) in found.items()}
+    shape = next(iter(found.values()))[1].shape[1:]
+    return {
+        "features": {"splits": sizes, "shape": list(shape)},
+        "seconds": time.monotonic() - started,
+        "compile_seconds": compilation.compile_clock().seconds - compiled,
+    }

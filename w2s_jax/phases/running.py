@@ -1,0 +1,112 @@
+"""One phase from its parents to its result: train, keep the parameters, predict, record."""
+
+import logging
+import shutil
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from w2s_jax import parameters, storage
+from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.files import read_json, sha256, write_json
+from w2s_jax.parameters import Parameters
+from w2s_jax.phases import prediction, training
+from w2s_jax.phases.context import Context
+from w2s_jax.plan import Phase
+
+log = logging.getLogger(__name__)
+
+#: Kinds of phases whose parameters other phases start from: they are kept in any case.
+STARTS = ("pretrain", "features", "probe")
+
+
+def run_phase(phase: Phase, context: Context) -> None:
+    """Runs a phase whose parents are complete, up to its result.json.
+
+    Whatever an earlier attempt left is used if it is whole: the final parameters, else the newest
+    checkpoint.
+    """
+    folder = context.folder(phase.name)
+    begin(phase, context)
+    result: dict[str, Any] = {
+        "kind": phase.kind,
+        "model": phase.model.name,
+        "parameters": phase.model.num_parameters(),
+    }
+    if phase.kind == "features":
+        result |= prediction.compute_features(phase, context, folder)
+    else:
+        parameters.keep_tokenizer(context.data(phase).tokenizer, folder)
+        params, trained = _trained(phase, context, folder)
+        result |= trained
+        if phase.loss is not None:
+            result |= prediction.predict(phase, context, folder, params)
+    result["execution"] = _execution(phase, context, result.pop("population", None))
+    files = [folder.predictions] if phase.loss is not None else []
+    result["sha256"] = {path.name: sha256(path) for path in files}
+    # The final parameters are stored by now, so these have had their day.
+    shutil.rmtree(folder.steps, ignore_errors=True)
+    write_json(folder.result, result)
+    if phase.kind not in STARTS and not context.settings.checkpoint.keep_final:
+        shutil.rmtree(folder.final.parent, ignore_errors=True)
+
+
+def begin(phase: Phase, context: Context, population: dict[str, Any] | None = None) -> None:
+    """Writes what the phase computes, and how, before it does.
+
+    `population` says in which one it is trained; None: in none, or in the one that has trained it.
+    """
+    folder, source = context.folder(phase.name), context.data(phase).source
+    if population is None and folder.trained.exists():
+        population = read_json(folder.trained).get("population")
+    write_json(
+        folder.config,
+        {
+            "kind": phase.kind,
+            "spec": phase.spec,
+            **parameters.record(phase, source, context.store),
+            "execution": _execution(phase, context, population),
+        },
+    )
+
+
+def _execution(phase: Phase, context: Context, population: dict[str, Any] | None) -> dict[str, Any]:
+    """How the phase is computed: recorded, and no part of the fingerprint."""
+    execution = {
+        "backend": jax.default_backend(),
+        "device_kind": context.mesh.devices.flat[0].device_kind,
+        "mesh": dict(context.mesh.shape),
+        "microbatch_size": phase.train.microbatch_size or phase.train.batch_size,
+        "remat": phase.train.remat,
+        "versions": {name: metadata.version(name) for name in ("w2s_jax", "jax", "flax", "optax")},
+    }
+    return execution if population is None else execution | {"population": population}
+
+
+def _trained(
+    phase: Phase, context: Context, folder: PhaseFolder
+) -> tuple[Parameters, dict[str, Any]]:
+    """The phase's final parameters and the record of their training; trains if need be."""
+    source = context.data(phase).source
+    start = parameters.initial(phase, source, context.store, context.mesh)
+    if folder.trained.exists():
+        problem = storage.damage(folder.final)
+        if problem is None:
+            return parameters.load(phase, start, folder), read_json(folder.trained)
+        log.warning("%s is damaged (%s); training again", folder.final, problem)
+        folder.trained.unlink()
+    params, trained = training.train(phase, context, folder, start)
+    keep(phase, folder, params, trained)
+    return params, trained
+
+
+def keep(phase: Phase, folder: PhaseFolder, params: Parameters, trained: dict[str, Any]) -> None:
+    """Stores final parameters and the record of their training.
+
+    Raises:
+      StorageError: if the disk is full.
+    """
+    with storage.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
+        parameters.save(phase, params, folder)
+        write_json(folder.trained, trained)

@@ -1,0 +1,181 @@
+"""How a phase is trained that is trained alone, and what all training needs beside its program."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from w2s_jax import errors
+from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.data.tokenize import hard_labels
+from w2s_jax.inference import probabilities
+from w2s_jax.logs import PhaseLog
+from w2s_jax.parameters import Parameters
+from w2s_jax.perf import hlo
+from w2s_jax.perf.profile import Profiler
+from w2s_jax.phases import inputs, prediction
+from w2s_jax.phases.context import Context
+from w2s_jax.plan import Phase
+from w2s_jax.training import loop
+from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.dispatch import runner
+from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.state import init_state
+from w2s_jax.training.vocabulary import Vocabulary, embedding
+
+
+def train(
+    phase: Phase, context: Context, folder: PhaseFolder, start: Parameters
+) -> tuple[Parameters, dict[str, Any]]:
+    """Trains from `start`; the resulting parameters, and the record of how it went (`record`)."""
+    mesh = context.mesh
+    vocabulary = inputs.vocabulary_of(phase, context)
+    batches, real_token_share = inputs.batches_of(phase, context, vocabulary)
+    spec = inputs.step_spec(phase, vocabulary)
+    params, whole = cut_and_whole(vocabulary, start.trained)
+    state = init_state(params, make_optimizer(phase.train), phase.total_steps, mesh)
+    frozen = start.frozen | inputs.features_of(phase, context, mesh)
+    watch = functools.partial(hlo.dumping, folder=folder.path / "hlo") if context.dump_hlo else None
+    evaluate = evaluators(
+        [phase], context, lambda trained: Parameters(whole(trained), start.frozen)
+    )
+    profiler = make_profiler(phase, context, folder)
+    saved = Checkpoints(folder.steps, context.settings.checkpoint.keep)
+    try:
+        with phase_log(phase, context) as reporter:
+            state, best, clock = loop.train(
+                runner(spec, mesh, frozen, batches, watch),
+                state,
+                batches,
+                schedule_of(phase, context),
+                [reporter],
+                checkpoints=saved,
+                evaluate=(lambda trained: [evaluate[0](trained)]) if evaluate else None,
+                should_stop=context.should_stop,
+                profiler=profiler,
+            )
+    except (errors.TrainingFailed, errors.Interrupted) as error:
+        raise type(error)(f"{phase.title}: {error}") from None
+    finally:
+        saved.close()
+        batches.close()
+    trained = record(phase, jax.device_get(state.history), clock, 0, real_token_share())
+    return Parameters(whole(best), start.frozen), trained
+
+
+def cut_and_whole(vocabulary: Vocabulary | None, trained: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Of all trained parameters those that the state holds, and what makes them whole again."""
+    if vocabulary is None:
+        return trained, lambda params: params
+    whole = functools.partial(vocabulary.whole, rows_VD=embedding(trained))
+    return vocabulary.cut(trained), whole
+
+
+def schedule_of(phase: Phase, context: Context) -> loop.Schedule:
+    """When what is due."""
+    return loop.Schedule(
+        total_steps=phase.total_steps,
+        batch_size=phase.train.batch_size,
+        eval_every=phase.eval_every,
+        select=phase.select,
+        checkpoint_seconds=60 * context.settings.checkpoint.every_minutes,
+    )
+
+
+def phase_log(phase: Phase, context: Context, *, shows_bar: bool = True) -> PhaseLog:
+    """What hears of the phase's training."""
+    return PhaseLog(
+        context.folder(phase.name).path,
+        phase.title,
+        phase.total_steps,
+        context.settings.log,
+        context.console,
+        context.wandb_run,
+        shows_bar=shows_bar,
+    )
+
+
+def record(
+    phase: Phase, history_SH: np.ndarray, clock: loop.Clock, member: int, real_token_share: float
+) -> dict[str, Any]:
+    """What training leaves besides parameters.
+
+    `seconds` is wall time, of all attempts together, and `compile_seconds` the part of it in which
+    something was traced, compiled or fetched from the cache of programs; of each of P members that
+    were trained together, a P-th.
+
+    Args:
+      phase: what was trained.
+      history_SH: its `TrainState.history`.
+      clock: of the loop.
+      member: its number there.
+      real_token_share: the share of its batches' slots that hold a token.
+    """
+    history_SH = history_SH[: phase.total_steps]
+    tail_S = history_SH[-max(1, len(history_SH) // 10) :, 0]
+    members = len(clock.members)
+    return {
+        "steps": phase.total_steps,
+        "kept_step": clock.members[member].best_step if phase.select else phase.total_steps,
+        "train_loss": float(np.mean(tail_S)),
+        "real_token_share": real_token_share,
+        "seconds": clock.seconds / members,
+        "compile_seconds": clock.compile_seconds / members,
+    }
+
+
+def make_profiler(phase: Phase, context: Context, folder: PhaseFolder) -> Profiler | None:
+    """What traces the steps that the user asked for, as far as the phase has them."""
+    if context.profile is None:
+        return None
+    start, stop = context.profile
+    if start >= phase.total_steps:
+        context.console.print(
+            f"{phase.title}: no profile from step {start} on, there are {phase.total_steps} steps",
+            highlight=False,
+            markup=False,
+        )
+        return None
+    stop = min(stop, phase.total_steps)
+    return Profiler(start, stop, folder.path / "profile", context.console)
+
+
+def evaluators(
+    phases: Sequence[Phase], context: Context, parameters_of: Callable[[Any], Parameters]
+) -> list[Callable[[Any], dict[str, Any]]]:
+    """What evaluates each of some phases with the same model and documents; [] if nothing is due.
+
+    Agreement with the labels that a phase learns from, on validation documents. The score to
+    maximise is that agreement, then a lower cross-entropy to the soft labels. `parameters_of` gives
+    all parameters, whatever part of them the state holds.
+    """
+    first = phases[0]
+    if first.eval_every is None or first.loss is None or "validation" not in first.inputs:
+        return []
+    split = first.inputs["validation"]
+    documents = context.data(first).splits[split]
+    truth_N = hard_labels(documents.labels_N)
+    made: list[Callable[[Any], np.ndarray]] = []
+
+    def evaluate(phase: Phase, targets_NC: np.ndarray, trained: Any) -> dict[str, Any]:
+        params = parameters_of(trained).joined()
+        if not made:
+            made.append(prediction.predictor(first, context, split, params))
+        logits_NC = made[0](params)
+        prediction.check_finite(phase, logits_NC, "logits")
+        p_NC = probabilities(logits_NC).astype(np.float64)
+        agreement = float(np.mean((p_NC[:, 1] > 0.5) == (targets_NC[:, 1] > 0.5)))
+        log_p_NC = np.log(np.maximum(p_NC, 1e-30))
+        cross_entropy = float(-np.mean(np.sum(targets_NC * log_p_NC, axis=1)))
+        row = {"agreement": agreement, "cross_entropy": cross_entropy}
+        if not np.isnan(truth_N).any():
+            row["accuracy"] = float(np.mean((p_NC[:, 1] > 0.5) == (truth_N > 0.5)))
+        return {**row, "score": [agreement, -cross_entropy]}
+
+    targets = [inputs.targets_of(p, context, "validation").astype(np.float64) for p in phases]
+    return [
+        functools.partial(evaluate, phase, targets_NC)
+        for phase, targets_NC in zip(phases, targets, strict=True)
+    ]
