@@ -81,6 +81,8 @@ class Predictor:
         features: bool = False,
     ):
         self.num_documents = len(documents)
+        # One device needs no `pmap`, each call of which takes milliseconds.
+        per_device = per_device and jax.local_device_count() > 1
         self.per_device, self.mesh = per_device, mesh
         self.pmapped, self.jitted = _programs(model, compute_dtype, features)
         devices = jax.local_devices() if per_device else []

@@ -95,12 +95,12 @@ class Decoder(nnx.Module):
         `tail`: stacks of the blocks that follow `self.blocks`, if any.
         """
         with jax.named_scope("embed"):
-            x_RLD = self.embedding[...].astype(compute_dtype)[tokens_RL]
+            x_RLD = self.embedding[...][tokens_RL].astype(compute_dtype)
             if self.config.scaled_embeddings:
                 x_RLD *= jnp.asarray(self.config.d_model**0.5, compute_dtype)
             if self.config.positions == "learned":
                 slots_RL = positions_RL + self.config.position_offset
-                x_RLD += self.position_embedding[...].astype(compute_dtype)[slots_RL]
+                x_RLD += self.position_embedding[...][slots_RL].astype(compute_dtype)
         graphdef, blocks = nnx.split(self.blocks)
         x_RLD = run_blocks(
             self.config,

@@ -96,10 +96,10 @@ class Encoder(nnx.Module):
         `tail`: stacks of the blocks that follow `self.blocks`, if any.
         """
         with jax.named_scope("embed"):
-            x_RLD = self.embedding[...].astype(compute_dtype)[tokens_RL]
+            x_RLD = self.embedding[...][tokens_RL].astype(compute_dtype)
             if self.config.positions == "learned":
                 slots_RL = positions_RL + self.config.position_offset
-                x_RLD += self.position_embedding[...].astype(compute_dtype)[slots_RL]
+                x_RLD += self.position_embedding[...][slots_RL].astype(compute_dtype)
             if self.config.token_types:
                 x_RLD += self.token_type_embedding[...].astype(compute_dtype)[None, :1]
             x_RLD = self.embedding_norm(x_RLD)
