@@ -84,8 +84,10 @@ def _backward(dtype: Any, kept: tuple[Any, Any, Any], out_MN: Array) -> tuple[An
 
 
 def _of_transposed(x_MK: Array, out_MN: Array) -> Array:
-    """x^T out, float32 [K, N]; the narrower of the two is the one that is transposed."""
-    if x_MK.shape[1] <= out_MN.shape[1] or rows_first(x_MK) is x_MK:
+    """x^T out, float32 [K, N]: `x` is transposed, or `out` and the result where they are smaller."""
+    (num_rows, inputs), outputs = x_MK.shape, out_MN.shape[1]
+    smaller = 2 * num_rows * outputs + 4 * inputs * outputs < 2 * num_rows * inputs
+    if not smaller or rows_first(x_MK) is x_MK:
         return _dot(rows_first(x_MK.T), out_MN, 1, 0)
     # The result has a layout of its own: folded into the product, its transpose has no fast path.
     product_NK = with_layout_constraint(_dot(rows_first(out_MN.T), x_MK, 1, 0), Layout((0, 1)))
