@@ -13,7 +13,7 @@ import pytest
 
 from w2s_jax import sharding
 from w2s_jax.errors import InputError
-from w2s_jax.models import attention_kernels
+from w2s_jax.models import attention_cpu, attention_kernels
 from w2s_jax.models.attention import (
     at_slots,
     attention,
@@ -353,3 +353,37 @@ def test_a_kernel_that_cannot_compute_a_shape_is_refused():
                 attention(q, k, v, segments, window=jnp.int32(3))
             with pytest.raises(InputError, match="dtype float16; allowed: bfloat16, float32"):
                 attention(*(x.astype(jnp.float16) for x in (q, k, v)), segments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_that_no_query_of_a_chunk_may_see_are_left_out_of_cpu_attention(dtype):
+    """Rows of three chunks and a bit; each chunk's documents begin at 0, 100, 230 and 384."""
+    q, k, v, _ = rows(length=400, dtype=jnp.dtype(dtype))
+    segments = np.zeros((2, 400), np.int32)
+    for row, cuts in zip(segments, ([0, 100, 230, 390], [0, 128, 256, 384, 399]), strict=True):
+        for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
+            row[start:stop] = number + 1
+    segments = jnp.asarray(segments)
+    first_keys = attention_cpu.FirstKeys((0, 96, 224, 224))
+    with attention_cpu.seeing(first_keys), sharding.over(sharding.mesh_of((1, 1, 1))):
+        ours = value_and_gradients(attention, q, k, v, segments)
+        counted = jax.make_jaxpr(lambda *x: attention(*x))(q, k, v, segments)
+    padding = np.asarray(segments) == 0
+    theirs = truth(q, k, v, segments)
+    for array in (*ours, *theirs):
+        array[padding] = 0
+    assert_near(ours, theirs, jnp.dtype(dtype))
+    widths = {
+        eqn.outvars[0].aval.shape[-1]
+        for eqn in counted.eqns[0].params["call_jaxpr"].eqns
+        if eqn.primitive.name == "dot_general"
+    }
+    assert {128, 160, 176} <= widths
+
+
+def test_what_a_chunk_sees_is_no_part_of_attention_that_looks_ahead():
+    arrays = rows(length=300)
+    first_keys = attention_cpu.FirstKeys((0, 128, 256))
+    with attention_cpu.seeing(first_keys):
+        ours = attention(*arrays, causal=False)
+    np.testing.assert_allclose(ours, attention_reference(*arrays, causal=False), atol=2e-5)

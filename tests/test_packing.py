@@ -221,3 +221,40 @@ def test_evaluation_holds_every_document_once_and_fills_with_weight_zero():
     assert packed.weights_SB.sum() == 21 and packed.weights_SB.shape == (3, 8)
     laid_out = packed.per_document(np.arange(21, dtype=np.float32), fill=-5)
     np.testing.assert_array_equal(laid_out == -5, order < 0)
+
+
+@pytest.mark.parametrize("chunk", [8, 32])
+def test_first_keys_and_last_slots_are_those_of_the_segments(monkeypatch, chunk):
+    """Against a look at every slot: what a chunk may see begins at the earliest of its texts."""
+    monkeypatch.setattr(packing, "_KEY_GRID", 1)
+    docs = documents(random_lengths(120))
+    order = packing.training_order(docs.ids_N, batch_size=12, num_steps=10, seed=1)
+    packed = packing.pack(docs, order, num_microbatches=2, chunk=chunk, attention_length=30)
+    for stack in packed.stacks:
+        segments = stack.segment_ids_SMRL.reshape(-1, stack.segment_ids_SMRL.shape[-1])
+        length = segments.shape[1]
+        first = np.arange(0, length, chunk)
+        last = np.zeros((len(segments), stack.slots_SMRQ.shape[-1]), int)
+        for row, ids in enumerate(segments):
+            for slot in np.flatnonzero(ids):
+                begin = np.flatnonzero(ids == ids[slot])[0]
+                first[slot // chunk] = min(first[slot // chunk], begin)
+                last[row, ids[slot] - 1] = slot
+        np.testing.assert_array_equal(stack.first_keys, first)
+        np.testing.assert_array_equal(stack.slots_SMRQ.reshape(last.shape), last)
+
+
+def test_first_keys_are_rounded_down_and_seen_slots_counted():
+    first = packing._first_keys(np.array([0, 70, 100]), np.array([70, 30, 50]), 160, 64)
+    np.testing.assert_array_equal(first, [0, 0, 96])
+    rows = packing._Rows(np.zeros((1, 3), int), np.array([[0, 70, 100]]), None, None)
+    seen = packing._seen(rows, np.array([[70, 30, 50]]), 160, 64)
+    np.testing.assert_allclose(seen[[0, 64, 160]], [0, 64, (64 * 64 + 64 * 128 + 32 * 64) / 160])
+    np.testing.assert_array_equal(packing._seen(rows, np.array([[70, 30, 50]]), 5, None), range(6))
+
+
+def test_row_lengths_are_multiples_where_kernels_want_that():
+    docs = documents(random_lengths(150))
+    order = packing.training_order(docs.ids_N, batch_size=16, num_steps=18, seed=1)
+    packed = packing.pack(docs, order, length_multiple=128)
+    assert {stack.tokens_SMRL.shape[-1] % 128 for stack in packed.stacks} == {0}

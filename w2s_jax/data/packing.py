@@ -29,7 +29,7 @@ SHAPE_STEPS = 3
 #: Row length at which (causal) attention costs as much as the rest of a block: 12 x width.
 ATTENTION_LENGTH = 3072
 #: What a further group of lengths must save in a pass over documents, in tokens.
-GROUP_TOKENS = 50_000
+GROUP_TOKENS = 8_000
 #: Candidates for the number of rows, at most.
 _ROW_CANDIDATES = 12
 #: What `Stack.first_keys` are multiples of.
