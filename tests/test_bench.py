@@ -143,11 +143,18 @@ def test_a_peer_is_for_throughput_only():
             bench.run(what, bench.Options(peer="torch"), Console())
 
 
+def first_lengths(count):
+    """Of the first documents of an epoch of the short mix."""
+    documents = data.mix_documents("short", workloads.EPOCH_DOCUMENTS)
+    order_SB = packing.training_order(documents.ids_N, batch_size=32, num_steps=count // 32, seed=0)
+    return documents.lengths_N[order_SB.reshape(-1)]
+
+
 def test_all_is_everything_and_quick(monkeypatch):
     calls = []
 
     def measure(name, workload, *, repeats, peer):
-        calls.append((name, workload.mix, len(workload.documents), repeats))
+        calls.append((name, workload.mix, 32 * workload.steps if workload.steps else 0, repeats))
         return {"bench": name}
 
     monkeypatch.setattr(throughput, "measure", measure)
@@ -166,7 +173,8 @@ def test_a_population_is_measured_against_its_members_alone():
     workload = workloads.mix_workload(model, "short", dtype="float32", documents=32)
     record = populations.measure(workload, repeats=1, members=2)
     assert set(record["ways"]) == {"one after another", "vmap", "loop"}
-    assert record["useful_tokens"] == 2 * workload.documents.lengths_N.sum()
+    assert record["documents"] == 32
+    assert record["useful_tokens"] == 2 * first_lengths(32).sum()
     first = record["ways"]["one after another"]
     assert first["ratio"] == 1
     for way in record["ways"].values():
@@ -197,7 +205,10 @@ def test_bench_train_and_label_write_what_they_print(capsys, tmp_path):
         assert set(record) == RECORD
         assert (record["bench"], record["model"], record["mix"]) == (what, "gpt-d8", "short")
         assert record["documents"] == documents and record["repeats"] == 2
-        lengths_N = data.mix_documents("short", documents).lengths_N
+        label = what == "label"
+        lengths_N = (
+            data.mix_documents("short", documents).lengths_N if label else first_lengths(documents)
+        )
         assert record["useful_tokens"] == lengths_N.sum()
         rate = record["useful_tokens"] / record["seconds"]["median"]
         assert record["tokens_per_second"] == pytest.approx(rate)
@@ -271,6 +282,8 @@ def padded(workload):
         tokens,
         used.astype(np.uint16),
         read_outs[:, None, :, None].astype(np.int32),
+        (lengths[order_SB] - 1)[:, None, :, None].astype(np.uint16),
+        (),
         None,
     )
     return packing.PackedBatches((stack,), order_SB)

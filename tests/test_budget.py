@@ -274,6 +274,7 @@ def test_activations_are_within_a_factor_of_two_of_the_compiled_step(
     if not logits:
         params["head"] = {"kernel": jax.device_put(jnp.zeros((64, 2)), whole)}
         batches["read_outs_SMmK"] = np.zeros((1, 1, rows, 1), np.int32)
+        batches["slots_SMRQ"] = np.full((1, 1, rows, 1), length - 1, np.int32)
         batches["targets_SBC"] = np.full((1, rows, 2), 0.5, np.float32)
         batches["weights_SB"] = np.ones((1, rows), np.float32)
     trained, frozen = adapting.split(train, config, params)

@@ -75,7 +75,7 @@ def test_one_long_document_does_not_make_all_rows_long():
     one = sharding.mesh_of((1, 1, 1))
     predictor = Predictor(config, documents, one, per_device=False)
     assert predictor.real_token_share > 0.75
-    rows = {arrays[0].shape[-1] for _, arrays in predictor.dispatches}
-    assert len(rows) <= 6 and min(rows) < 500 and max(rows) == 3000
+    rows = {micro["tokens_RL"].shape[-1] for _, micro in predictor.dispatches}
+    assert len(rows) <= 6 and min(rows) < 500 and max(rows) >= 3000
     placed = np.concatenate([order for order, _ in predictor.dispatches])
     assert sorted(placed[placed >= 0]) == list(range(603))

@@ -148,7 +148,7 @@ def test_the_lengths_chosen_are_the_best_ones():
         for count in (1, 2, 3):
             for levels in itertools.combinations(values, count):
                 best = min(best, cost(levels)[0] + count * extra)
-        total, rows = packing._levels(needed, 3, 64)
+        total, rows = packing._levels(needed, 3, np.arange(20) / 64)
         assert len(set(rows)) <= 3 and np.all(rows >= needed)
         again = np.sum(rows * (1 + rows / 64)) + len(set(rows)) * extra
         assert total == pytest.approx(best) == pytest.approx(again)

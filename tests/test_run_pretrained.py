@@ -1,5 +1,6 @@
 """Runs with pretrained models, and with a part of a model trained."""
 
+import functools
 import json
 import shutil
 
@@ -336,10 +337,15 @@ def test_bad_models_are_one_line_before_anything_is_written(tmp_path, places):
 def test_bfloat16_parameters_round_so_that_small_updates_add_up(tmp_path, places):
     """At 1e-5 of the parameters' size every update would be lost to the nearest bfloat16."""
     params = {"w": jnp.full(4096, 1.0, jnp.bfloat16), "b": jnp.zeros(3)}
-    updates = {"w": jnp.full(4096, 1e-5), "b": jnp.ones(3)}
-    step = jax.jit(step_module._updated)
+    directions = {"w": jnp.full(4096, -1e-5), "b": -jnp.ones(3)}
+
+    @jax.jit
+    def step(params, now):
+        move = functools.partial(step_module._moved, now, 1.0, 0.0)
+        return step_module._with_numbers(move, params, directions)
+
     for number in range(200):
-        params = step(params, updates, number)
+        params = step(params, number)
     assert params["w"].dtype == jnp.bfloat16
     # The mean of 4096 walks, each of 200 steps of 2**-7 with probability 1e-5 * 2**7.
     spread = 2**-7 * np.sqrt(200 * 1e-5 * 2**7 / 4096)

@@ -72,7 +72,8 @@ def test_the_result_is_that_of_the_whole_vocabulary(mesh_shape):
     every, history, original = trained(mesh_shape, settings, False)
     np.testing.assert_allclose(part_history, history, rtol=1e-5, atol=1e-6)
     for one, other in zip(jax.tree.leaves(part), jax.tree.leaves(every), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+        # Adam turns gradients that are zero but for rounding (of biases of keys) into small steps.
+        np.testing.assert_allclose(one, other, atol=2e-4)
     moved = np.flatnonzero((vocabulary.embedding(part) != original).any(1))
     np.testing.assert_array_equal(moved, [3, 77, 78, 401, 499])
 

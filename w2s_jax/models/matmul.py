@@ -84,7 +84,7 @@ def _backward(dtype: Any, kept: tuple[Any, Any, Any], out_MN: Array) -> tuple[An
 
 
 def _of_transposed(x_MK: Array, out_MN: Array) -> Array:
-    """x^T out, float32 [K, N]: `x` is transposed, or `out` and the result where they are smaller."""
+    """x^T out, float32 [K, N]; `out` and the result are transposed where they are less than `x`."""
     (num_rows, inputs), outputs = x_MK.shape, out_MN.shape[1]
     smaller = 2 * num_rows * outputs + 4 * inputs * outputs < 2 * num_rows * inputs
     if not smaller or rows_first(x_MK) is x_MK:

@@ -70,7 +70,7 @@ def measure(workload: Workload, *, repeats: int, members: int = MEMBERS) -> Reco
 
 
 def population_run(workload: Workload, members: int, how: str) -> Run:
-    """What trains all members once as one program.
+    """What trains all members on a repetition's batches as one program.
 
     Args:
       workload: what each is trained on; its parameters are random.
@@ -106,7 +106,7 @@ def population_run(workload: Workload, members: int, how: str) -> Run:
         state = dataclasses.replace(state, step=first_P)
         jax.block_until_ready(state)
         started = time.perf_counter()
-        state = runner.run(state, 0, steps)
+        state = runner.run(state, 0, workload.steps or steps)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
         states.append(state)
