@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import w2s_jax
-from w2s_jax import cli, errors, testing
+from w2s_jax import cli, errors, recipes, testing
 
 REPO = Path(__file__).parent.parent
 PACKAGE = Path(w2s_jax.__file__).parent
@@ -143,7 +143,7 @@ def test_every_recipe_has_a_docstring_with_its_command_and_is_valid(name):
     from w2s_jax.validation import validate
 
     path = REPO / "configs" / name
-    validate(cli.load_config(str(path), []))
+    validate(recipes.load_config(str(path), []))
     doc = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"w2s run --config=configs/{name}" in doc
 
@@ -168,10 +168,10 @@ def test_help_is_quick_and_imports_no_jax():
 def test_none_brings_a_default_back():
     recipe = str(Path(__file__).parents[1] / "configs" / "text_bytes.py")
     unset = ["--config.train.learning_rate=None", "--config.train.clip_norm=None"]
-    config = cli.load_config(recipe, [*unset, "--config.seed=3"])
+    config = recipes.load_config(recipe, [*unset, "--config.seed=3"])
     assert config.train.learning_rate is config.train.clip_norm is None and config.seed == 3
     with pytest.raises(errors.InputError):
-        cli.load_config(recipe, ["--config.train.batch_size=None"])
+        recipes.load_config(recipe, ["--config.train.batch_size=None"])
 
 
 def test_usage_errors_are_one_line_and_status_2(capsys):
@@ -184,7 +184,17 @@ def test_usage_errors_are_one_line_and_status_2(capsys):
 
 #: Layers from the ground up; a module may import from its own layer and those before it.
 LAYERS = [
-    ["errors", "files", "checksums", "hub", "models.config", "config", "validation", "metrics"],
+    [
+        "errors",
+        "files",
+        "checksums",
+        "hub",
+        "models.config",
+        "config",
+        "validation",
+        "metrics",
+        "recipes",
+    ],
     ["data", "models", "losses", "sharding", "storage", "compilation"],
     ["training", "inference"],
     ["pretraining_text", "role_settings", "resolve", "plan", "artifacts", "parameters", "testing"],
