@@ -13,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from w2s_jax import errors
+from w2s_jax.data.packing import steps_per_epoch
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.measuring import Record
 from w2s_jax.perf.programs import Program
@@ -83,6 +84,7 @@ def write_task(path: Path, bench: str, peer: str, workload: Workload, program: P
         "dtype": "float32" if peer == "torch-released" else train.compute_dtype,
         "loss": workload.loss[0],
         "batch_size": train.batch_size,
+        "total_steps": steps_per_epoch(len(documents), train.batch_size),
         "learning_rate": train.learning_rate,
         "beta1": train.beta1,
         "beta2": train.beta2,

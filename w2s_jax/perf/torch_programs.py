@@ -41,6 +41,7 @@ class Task:
       dtype: of the computation; trained parameters are float32.
       loss: 'xent' or 'confidence'.
       batch_size, learning_rate, beta1, beta2: of training.
+      total_steps: of the epoch whose first batches are `order_SB`.
       documents: token ids.
       targets_N: float32 P(label 1).
       order_SB: the documents of each batch; of a label pass None.
@@ -52,6 +53,7 @@ class Task:
     dtype: str
     loss: str
     batch_size: int
+    total_steps: int
     learning_rate: float
     beta1: float
     beta2: float
@@ -111,7 +113,7 @@ class Trainer:
             foreach=variant.adam == "foreach",
         )
         self.forward = torch.compile(logits, dynamic=True) if variant.compiled else logits
-        self.total_steps = len(task.order_SB)
+        self.total_steps = task.total_steps
         self.batches = []
         for order_B in task.order_SB[:steps]:
             documents = [task.documents[i] for i in order_B]
@@ -265,7 +267,7 @@ class ReleasedTrainer:
         wait()
         started = time.perf_counter()
         for number, order_B in enumerate(task.order_SB):
-            fraction = number / len(task.order_SB)
+            fraction = number / task.total_steps
             for group in self.adam.param_groups:
                 group["lr"] = task.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
             rows = [released_logits(self.weights, task.documents[i]) for i in order_B]
