@@ -254,7 +254,9 @@ def test_first_keys_are_rounded_down_and_seen_slots_counted():
 
 
 def test_row_lengths_are_multiples_where_kernels_want_that():
-    docs = documents(random_lengths(150))
+    docs = documents(10 * random_lengths(150))
     order = packing.training_order(docs.ids_N, batch_size=16, num_steps=18, seed=1)
-    packed = packing.pack(docs, order, length_multiple=128)
-    assert {stack.tokens_SMRL.shape[-1] % 128 for stack in packed.stacks} == {0}
+    for few in (1, 6):
+        packed = packing.pack(docs, order, length_multiple=128, max_shapes=few)
+        lengths = {stack.tokens_SMRL.shape[-1] for stack in packed.stacks}
+        assert max(lengths) > 256 and {length % 128 for length in lengths} == {0}

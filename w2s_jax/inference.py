@@ -81,7 +81,7 @@ class Predictor:
         features: bool = False,
     ):
         self.num_documents = len(documents)
-        # One device needs no `pmap`, each call of which takes milliseconds.
+        # One device needs no `pmap`.
         per_device = per_device and jax.local_device_count() > 1
         self.per_device, self.mesh = per_device, mesh
         self.pmapped, self.jitted = _programs(model, compute_dtype, features)

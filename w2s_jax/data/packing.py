@@ -208,7 +208,8 @@ def pack(
         needed_S = rows.used_GR.max(1).reshape(num_steps, -1).max(1)
         needed_S = -(-needed_S // length_multiple) * length_multiple
         seen_L = _seen(rows, lengths_GP, int(needed_S.max()), chunk)
-        cost, length_S = _levels(needed_S, max_shapes, seen_L / attention_length)
+        seen_L = seen_L / attention_length
+        cost, length_S = _levels(needed_S, max_shapes, seen_L, length_multiple)
         if best is None or num_rows * cost < best[0]:
             best = (num_rows * cost, rows, length_S)
     assert best is not None
@@ -307,7 +308,7 @@ def _seen(rows: _Rows, lengths_GP: np.ndarray, longest: int, chunk: int | None) 
 
 
 def _levels(
-    needed_S: np.ndarray, max_shapes: int, attention_L: np.ndarray
+    needed_S: np.ndarray, max_shapes: int, attention_L: np.ndarray, multiple: int = 1
 ) -> tuple[float, np.ndarray]:
     """The row length of each step, of at most `max_shapes` values, and the cost of them all.
 
@@ -315,7 +316,7 @@ def _levels(
     besides.
     """
     # A grid of at most 128 values or so: what it rounds up is far less than 1%.
-    grid = max(1, int(needed_S.max()) // 128)
+    grid = max(1, int(needed_S.max()) // 128 // multiple) * multiple
     needed_S = np.minimum(-(-needed_S // grid) * grid, needed_S.max())
     price_S = needed_S * (1.0 + attention_L[needed_S])
     extra = SHAPE_STEPS * float(price_S.mean())
