@@ -26,7 +26,8 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.step import StepSpec, microbatch_features, microbatch_logits
 
 Array = jax.Array
-BATCH_SIZE = 64  # documents a device and dispatch, at most
+#: Documents a device and dispatch, at most. On CPUs larger batches only leave the caches.
+CPU_BATCH_SIZE, BATCH_SIZE = 64, 1_024
 BATCH_TOKENS = 16_384  # and so many tokens, or a single document
 
 
@@ -64,7 +65,7 @@ class Predictor:
       documents: what is to be predicted.
       mesh: of a sharded model.
       compute_dtype: of activations.
-      batch_size: documents a device and dispatch, at most.
+      batch_size: documents a device and dispatch, at most (None: by the devices).
       per_device: `pmap` over local devices, each with all parameters, instead of a sharded program.
       features: see above.
     """
@@ -76,11 +77,13 @@ class Predictor:
         mesh: Mesh,
         *,
         compute_dtype: str = "float32",
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         per_device: bool = True,
         features: bool = False,
     ):
         self.num_documents = len(documents)
+        if batch_size is None:
+            batch_size = CPU_BATCH_SIZE if jax.default_backend() == "cpu" else BATCH_SIZE
         # One device needs no `pmap`.
         per_device = per_device and jax.local_device_count() > 1
         self.per_device, self.mesh = per_device, mesh

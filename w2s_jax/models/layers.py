@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from w2s_jax import sharding
 from w2s_jax.models.attention import (
     Reach,
     at_slots,
@@ -117,35 +116,6 @@ class Projection(nnx.Module):
         return checkpoint_name(out, PROJECTED)
 
 
-def project(x_RLD: Array, *projections: Projection) -> list[Array]:
-    """Several projections of the same activations, one product where a device runs alone.
-
-    Elsewhere each is a product of its own: kernels that are split by output would have to be moved
-    to stand side by side. So are those with adapters.
-    """
-    together = sharding.place()[1] == (1, 1) and not any(p.has_adapter for p in projections)
-    if not together or len(projections) == 1:
-        return [projection(x_RLD) for projection in projections]
-    width = x_RLD.shape[-1]
-    kernels = [projection.kernel[...].reshape(width, -1) for projection in projections]
-    biases = [
-        projection.bias[...].reshape(-1) if projection.has_bias else jnp.zeros(kernel.shape[1])
-        for projection, kernel in zip(projections, kernels, strict=True)
-    ]
-    has_bias = any(projection.has_bias for projection in projections)
-    out_RLF = contract(
-        "rld,df->rlf",
-        x_RLD,
-        jnp.concatenate(kernels, axis=1),
-        jnp.concatenate(biases) if has_bias else None,
-    )
-    parts = jax.lax.split(out_RLF, [kernel.shape[1] for kernel in kernels], axis=2)
-    return [
-        checkpoint_name(part.reshape(*x_RLD.shape[:2], *projection.kernel.shape[1:]), PROJECTED)
-        for part, projection in zip(parts, projections, strict=True)
-    ]
-
-
 class Attention(nnx.Module):
     """Self-attention with its projections."""
 
@@ -186,11 +156,8 @@ class Attention(nnx.Module):
         slots_RQ: Array | None = None,
     ) -> Array:
         """What is mixed for each slot, or for `slots_RQ` alone, after the output projection."""
-        if slots_RQ is None:
-            q_RLHE, k_RLKE, v_RLKE = project(x_RLD, self.query, self.key, self.value)
-        else:
-            q_RLHE = self.query(at_slots(x_RLD, slots_RQ))
-            k_RLKE, v_RLKE = project(x_RLD, self.key, self.value)
+        q_RLHE = self.query(x_RLD if slots_RQ is None else at_slots(x_RLD, slots_RQ))
+        k_RLKE, v_RLKE = self.key(x_RLD), self.value(x_RLD)
         if self.query_norm is not None and self.key_norm is not None:
             q_RLHE, k_RLKE = self.query_norm(q_RLHE), self.key_norm(k_RLKE)
         if reach.frequency_E is not None:
@@ -240,10 +207,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x_RLD: Array) -> Array:
         with jax.named_scope("mlp"):
+            up_RLF = self.up(x_RLD)
             if self.gate is None:
-                return self.down(_activate(self.activation, self.up(x_RLD)))
-            gate_RLF, up_RLF = project(x_RLD, self.gate, self.up)
-            return self.down(_activate(self.activation, gate_RLF) * up_RLF)
+                return self.down(_activate(self.activation, up_RLF))
+            return self.down(_activate(self.activation, self.gate(x_RLD)) * up_RLF)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

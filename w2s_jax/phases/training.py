@@ -103,8 +103,9 @@ def record(
     """What training leaves besides parameters.
 
     `seconds` is wall time, of all attempts together, and `compile_seconds` the part of it in which
-    something was traced, compiled or fetched from the cache of programs; of each of P members that
-    were trained together, a P-th.
+    something was traced, compiled or fetched from the cache of programs; `host_seconds` is what the
+    devices may have had to wait for (`loop.Clock`); of each of P members that were trained
+    together, a P-th.
 
     Args:
       phase: what was trained.
@@ -123,6 +124,7 @@ def record(
         "real_token_share": real_token_share,
         "seconds": clock.seconds / members,
         "compile_seconds": clock.compile_seconds / members,
+        "host_seconds": clock.host_seconds / members,
     }
 
 
