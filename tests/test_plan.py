@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from w2s_jax import testing
-from w2s_jax.plan import memory_estimate, plan
+from w2s_jax.methods.planning import plan
+from w2s_jax.plan_memory import memory_estimate
 from w2s_jax.resolve import resolve
 from w2s_jax.validation import validate
 
@@ -122,7 +123,7 @@ def test_planning_imports_no_jax(data_dir):
     code = (
         "import sys\n"
         "from w2s_jax import testing, validation\n"
-        "from w2s_jax.plan import plan\n"
+        "from w2s_jax.methods.planning import plan\n"
         "from w2s_jax.resolve import resolve\n"
         f"plan(resolve(validation.validate(testing.tiny_config({str(data_dir)!r}))))\n"
         "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"

@@ -416,7 +416,7 @@ def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished,
 
 @pytest.mark.parametrize("halves", ["shared", "separate"])
 def test_the_released_protocol_moves_the_ceiling_to_slice_one(data_dir, halves):
-    from w2s_jax.plan import plan
+    from w2s_jax.methods.planning import plan
     from w2s_jax.resolve import resolve
     from w2s_jax.validation import validate
 
@@ -424,7 +424,7 @@ def test_the_released_protocol_moves_the_ceiling_to_slice_one(data_dir, halves):
     config.protocol.name = "released"
     config.protocol.halves = halves
     made = plan(resolve(validate(config)))
-    ceiling, student = made.phase(made.ceiling), made.phase(made.students["xent"])
+    ceiling, student = made.phase(made.ceiling), made.phase(made.students["xent"].phase)
     assert ceiling.inputs["train"] == {"shared": "slice2", "separate": "slice1"}[halves]
     assert student.inputs["train"] == "slice2" and not student.select
 

@@ -15,8 +15,9 @@ from rich.console import Console
 from w2s_jax import artifacts, errors, execute, phases, sharding, storage, testing
 from w2s_jax.config import ProbeSettings, TrainSettings, add_loss
 from w2s_jax.files import read_json
+from w2s_jax.methods.planning import plan
 from w2s_jax.phases import grouping, inputs, running, training
-from w2s_jax.plan import memory_estimate, plan
+from w2s_jax.plan_memory import memory_estimate
 from w2s_jax.resolve import resolve
 from w2s_jax.training import loop
 from w2s_jax.training.population import choose_mode

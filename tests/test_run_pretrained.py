@@ -19,9 +19,9 @@ from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import default_config
 from w2s_jax.errors import InputError
 from w2s_jax.inference import Predictor
+from w2s_jax.methods.planning import plan
 from w2s_jax.models import loading, lora, sources
 from w2s_jax.models.convert import convert
-from w2s_jax.plan import plan
 from w2s_jax.resolve import resolve
 from w2s_jax.training import step as step_module
 from w2s_jax.validation import validate

@@ -172,6 +172,22 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
     return _load_by_id(folder.labels, "soft", record["splits"], (2,), split, ids_N)
 
 
+def labels_split(folder: PhaseFolder, split: str) -> bool:
+    """Whether a complete phase has stored labels of a split."""
+    return split in read_json(folder.result).get("labels", {}).get("splits", {})
+
+
+def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:
+    """The documents of a split that a phase has stored labels of, in its order, uint64 [N]."""
+    n = read_json(folder.result)["labels"]["splits"][split]
+    return _stored_by_id(folder.labels, "soft", n, (2,), split)[0]
+
+
+def read_parents(folder: PhaseFolder) -> dict[str, str]:
+    """The phases that a phase was made from, by what they are to it."""
+    return dict(read_json(folder.config)["spec"].get("parents", {}))
+
+
 def save_features(
     folder: PhaseFolder,
     features: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -227,12 +243,7 @@ def _load_by_id(
     split: str,
     ids_N: np.ndarray,
 ) -> np.ndarray:
-    from w2s_jax.storage import load_part
-
-    n = sizes[split]
-    target = {"ids": np.zeros((n, 2), np.uint32), name: np.zeros((n, *shape), np.float32)}
-    stored = load_part(path, {split: target})[split]
-    stored_ids_N = np.ascontiguousarray(stored["ids"], np.uint32).view(np.uint64).reshape(-1)
+    stored_ids_N, values_N = _stored_by_id(path, name, sizes[split], shape, split)
     place = {int(i): k for k, i in enumerate(stored_ids_N)}
     missing = [int(i) for i in ids_N if int(i) not in place]
     if missing:
@@ -240,7 +251,19 @@ def _load_by_id(
             f"{path}: {len(missing)} of {len(ids_N)} documents of {split!r} are not there (the "
             f"first: id {missing[0]}); they and the documents are of different runs"
         )
-    return np.asarray(stored[name])[[place[int(i)] for i in ids_N]]
+    return values_N[[place[int(i)] for i in ids_N]]
+
+
+def _stored_by_id(
+    path: Path, name: str, n: int, shape: tuple[int, ...], split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, uint64 [n], and values, float32 [n, *shape], as they were stored."""
+    from w2s_jax.storage import load_part
+
+    target = {"ids": np.zeros((n, 2), np.uint32), name: np.zeros((n, *shape), np.float32)}
+    stored = load_part(path, {split: target})[split]
+    ids_N = np.ascontiguousarray(stored["ids"], np.uint32).view(np.uint64).reshape(-1)
+    return ids_N, np.asarray(stored[name])
 
 
 def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, get_origin, get_type_hints
 from ml_collections import config_dict
 
 from w2s_jax import errors
+from w2s_jax.method_options import METHODS
 
 OPTIMIZERS = ("adam", "adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -39,7 +40,8 @@ LOSS_OPTIONS: dict[str, dict[str, Any]] = {
 #: grouping: documents that share a passage, question or text stay on one side of every split.
 #: halves: the ceiling trains on the student's slice ('shared') or on slice 1 ('separate').
 #: item_expansion: every question-answer pair ('all'), or one answer drawn with the seed ('one').
-#: early_stopping: students keep the step with the best weak-label agreement, or the last one.
+#: early_stopping: students keep the step with the best weak-label agreement, the last one
+#: ('none'), or, as an oracle, the one with the best accuracy ('ground_truth').
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper": {
         "head_init": "unembedding",
@@ -178,7 +180,8 @@ class Role:
     """A model and how it is trained: the weak supervisor or the strong student.
 
     `model`: an embedded model's name, or whatever `models.load` takes. `tokenizer`, `read_out`
-    None: the model's own.
+    None: the model's own. `labels`: of the supervisor, a file with labels from outside (people, a
+    judge) that are taken instead of a model's.
     """
 
     model: str
@@ -188,6 +191,7 @@ class Role:
     pretrain: PretrainSettings
     probe: ProbeSettings
     lora: LoraSettings
+    labels: str | None = None
 
 
 #: Sections of a config that `weak` and `strong` inherit.
@@ -204,6 +208,14 @@ class LossSettings:
     """One student's loss: its label in results, its kind, and all of its options."""
 
     label: str
+    kind: str
+    options: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """A method beyond naive finetuning (see `METHODS`) and all of its options."""
+
     kind: str
     options: tuple[tuple[str, Any], ...]
 
@@ -243,7 +255,11 @@ class LogSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A validated config."""
+    """A validated config.
+
+    `middle`: the models between the weak and the strong one, small ones first, that bootstrapping
+    takes; in all else they are as the strong one. Their roles are 'middle1', ...
+    """
 
     name: str
     seed: int
@@ -252,10 +268,23 @@ class Settings:
     weak: Role
     strong: Role
     losses: tuple[LossSettings, ...]
+    methods: tuple[MethodSettings, ...]
+    middle: tuple[Role, ...]
     eval_every: int | None
     mesh: MeshSettings
     checkpoint: CheckpointSettings
     log: LogSettings
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """All roles by name, in order of strength."""
+        middle = {f"middle{number}": role for number, role in enumerate(self.middle, 1)}
+        return {"weak": self.weak, **middle, "strong": self.strong}
+
+    @property
+    def num_slices(self) -> int:
+        """In how many slices the training documents are cut: one more than there are steps up."""
+        return 2 + len(self.middle)
 
 
 def _section(cls: type, *, inherit: bool = False) -> config_dict.ConfigDict:
@@ -305,10 +334,13 @@ def default_config() -> config_dict.ConfigDict:
         own = {name: _section(cls, inherit=True) for name, cls in ROLE_SECTIONS.items()}
         placeholders = {name: config_dict.placeholder(str) for name in ("tokenizer", "read_out")}
         config[role] = config_dict.ConfigDict({"model": model} | placeholders | own)
+    config.weak.labels = config_dict.placeholder(str)
     config.losses = ("xent", "confidence")
     config.loss = config_dict.ConfigDict(
         {kind: {"kind": kind, **options} for kind, options in LOSS_OPTIONS.items()}
     )
+    options = {kind: dict(options) for kind, options in METHODS.items() if options}
+    config.method = config_dict.ConfigDict({"name": "naive", **options})
     config.eval = config_dict.ConfigDict({"every": config_dict.placeholder(int)})
     config.mesh = _section(MeshSettings)
     config.checkpoint = _section(CheckpointSettings)

@@ -17,8 +17,10 @@ from w2s_jax import artifacts, errors, metrics, validation, workdirs
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.files import read_json, write_json
-from w2s_jax.plan import Phase, Plan, memory_estimate
-from w2s_jax.plan import plan as make_plan
+from w2s_jax.methods.planning import plan as make_plan
+from w2s_jax.phase import Phase
+from w2s_jax.plan import Plan
+from w2s_jax.plan_memory import memory_estimate
 from w2s_jax.report import print_result, write_report
 from w2s_jax.resolve import Resolved, resolve
 
@@ -42,8 +44,8 @@ def run(
 
     Args:
       config: see `w2s_jax.config.default_config`.
-      workdir: the run's folder. A finished one is read, not run again; with more losses their
-        students are added; any other difference is refused.
+      workdir: the run's folder. A finished one is read, not run again; with more losses or
+        methods their students are added; any other difference is refused.
       store: where phases live, if not in `workdir`/phases; may be shared between runs.
       dry_run: print what would be done, write nothing, and return {}.
       console: where to print.
@@ -69,6 +71,7 @@ def run(
     if stored is not None:
         workdirs.refuse_other_config(workdir, stored["config"], stored["data"], config)
         settings = workdirs.with_earlier_losses(settings, stored["config"])
+        settings = workdirs.with_earlier_methods(settings, stored["config"])
     resolved = resolve(settings)
     if stored is not None:
         workdirs.refuse_other_data(workdir, stored["data"], resolved)
@@ -102,6 +105,7 @@ def run(
                     wandb_run=wandb_run,
                     profile=profile,
                     dump_hlo=dump_hlo,
+                    starts=frozenset(p.parents["init"] for p in plan.phases if "init" in p.parents),
                 )
                 _run_phases(missing, context)
             if wandb_run is not None:
@@ -197,7 +201,7 @@ def _print_phase(
     number: int, total: int, phase: Phase, result: dict[str, Any], console: Console
 ) -> None:
     numbers = f"loss {result['train_loss']:.4f}" if "train_loss" in result else ""
-    if "metrics" in result:
+    if "test" in result.get("metrics", {}):
         test = result["metrics"]["test"]
         numbers += f"  test accuracy {test['accuracy']:.3f} ± {test['accuracy_se']:.3f}"
     if result.get("kept_step") != result.get("steps"):
@@ -240,33 +244,47 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
     settings = resolved.settings
     found = {p.name: artifacts.read_result(PhaseFolder(phases_dir / p.name)) for p in plan.phases}
 
+    outside = settings.weak.labels is not None
+
     def role(name: str) -> dict[str, Any]:
-        return {"model": found[name]["model"], **found[name]["metrics"]["test"]}
+        entry = {"model": plan.phase(name).label} if name == plan.weak and outside else {}
+        entry = {"model": found[name]["model"], "parameters": found[name]["parameters"]} | entry
+        return entry | {"phase": name, **found[name]["metrics"]["test"]}
 
     weak, ceiling = role(plan.weak), role(plan.ceiling)
-    weak_test = _test_predictions(phases_dir, plan.weak)
+    kinds = {loss.label: loss.kind for loss in settings.losses}
     students = {}
-    for label, name in plan.students.items():
-        student = role(name)
+    for key, made in plan.students.items():
+        top = role(made.ceiling)
+        student = role(made.phase) | {"loss": kinds.get(made.loss), "method": made.method}
+        if made.ceiling != plan.ceiling:
+            student["ceiling"] = top
+        if made.supervisor != plan.weak:
+            student["supervisor"] = role(made.supervisor)
         pgr, note = metrics.performance_gap_recovered(
-            weak["accuracy"], student["accuracy"], ceiling["accuracy"]
+            weak["accuracy"], student["accuracy"], top["accuracy"]
         )
         student |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
-        test = _test_predictions(phases_dir, name)
-        if list(test["id"]) != list(weak_test["id"]):
-            raise errors.StorageError(
-                f"{phases_dir / name}: its test documents are not those of {plan.weak}"
-            )
-        students[label] = student | metrics.agreement_metrics(
-            test["p"], weak_test["p"], test["ground_truth"]
+        tests = [
+            _test_predictions(phases_dir, name)
+            for name in (made.phase, made.supervisor, plan.weak, made.ceiling)
+        ]
+        own, supervisor, weak_test, top_test = tests
+        for name, other in zip((made.supervisor, plan.weak, made.ceiling), tests[1:], strict=True):
+            if list(own["id"]) != list(other["id"]):
+                raise errors.StorageError(
+                    f"{phases_dir / made.phase}: its test documents are not those of {name}"
+                )
+        students[key] = student | metrics.agreement_metrics(
+            own["p"], supervisor["p"], own["ground_truth"]
         )
     stages = []
     for phase in plan.phases:
         model = found[phase.name]["model"]
         stage = {"kind": phase.kind, "phase": phase.name, "model": model}
-        if phase.kind == "student":
+        if phase.kind in ("student", "labels"):
             stage["label"] = phase.label
-        if "metrics" in found[phase.name]:
+        if "test" in found[phase.name].get("metrics", {}):
             stage["accuracy"] = found[phase.name]["metrics"]["test"]["accuracy"]
         stages.append(stage)
     return {

@@ -21,7 +21,7 @@ from w2s_jax.files import read_json
 from w2s_jax.models import adapting, heads, loading, lora, network
 from w2s_jax.models.checkpoint_files import copy_tokenizer, tokenizer_files
 from w2s_jax.models.sources import Source
-from w2s_jax.plan import Phase
+from w2s_jax.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def backbone(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> An
     if "init" in phase.parents:
         target = adapting.abstract_params(phase.train, config, mesh, None)
         final = PhaseFolder(store / phase.parents["init"]).final
-        return storage.load_tree(final, target)["backbone"]
+        # A finetuned one has a head besides.
+        return storage.load_part(final, target)["backbone"]
     if source is not None:
         return loading.load(source.folder, mesh, dtype)[1]
     fresh = network.init_params(config, phase.seed, mesh)

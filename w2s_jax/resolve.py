@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,18 +18,17 @@ from w2s_jax.config import Role, Settings, TaskSettings
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load
+from w2s_jax.data.outside import matched, read_outside
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
+from w2s_jax.files import sha256
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import Source
 from w2s_jax.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.role_settings import check_model, with_defaults
-
-NUM_SLICES = 2
-ROLES = ("weak", "strong")
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,18 @@ class Resolved:
       settings: the validated config, with what depends on the models filled in.
       roles: 'weak', 'strong' -> model and data.
       notes: what a user should know about the data (counts, over-long documents) and the models.
+      outside: sha256 of the file of the supervisor's labels, if they are from outside.
     """
 
     settings: Settings
     roles: Mapping[str, RoleInput]
     notes: tuple[str, ...]
+    outside: str | None = None
 
     @property
     def digests(self) -> dict[str, str]:
         """What the run is made of: split -> sha256; of the strong role only where it differs."""
-        flat: dict[str, str] = {}
+        flat: dict[str, str] = {} if self.outside is None else {"labels": self.outside}
         for role, data in self.roles.items():
             found = dict(data.digests)
             if data.source is not None:
@@ -103,10 +105,10 @@ def resolve(settings: Settings) -> Resolved:
     )
     task = loaded.task
     notes = [*loaded.notes]
-    found = {role: _source(role, settings) for role in ROLES}
-    for role in ROLES:
+    found = {role: _source(role, settings) for role in settings.roles}
+    for role in settings.roles:
         check_model(role, found[role], settings)
-    readers = {role: _reader(role, task, found[role], settings, notes) for role in ROLES}
+    readers = {role: _reader(role, task, found[role], settings, notes) for role in settings.roles}
     different = {reader.key: reader for reader in readers.values()}
     documents: Mapping[str, list[Document]] = loaded.documents
     for reader in different.values():
@@ -116,7 +118,7 @@ def resolve(settings: Settings) -> Resolved:
         train_docs=task_settings.train_docs,
         test_docs=task_settings.test_docs,
         validation_docs=task_settings.validation_docs,
-        num_slices=NUM_SLICES,
+        num_slices=settings.num_slices,
         balance=protocol.balance,
         balance_test=protocol.balance_test,
         grouping=protocol.grouping,
@@ -136,18 +138,30 @@ def resolve(settings: Settings) -> Resolved:
         role: _role_input(role, found[role], reader, tokenized[reader.key], raw, settings, notes)
         for role, reader in readers.items()
     }
-    weak, strong = (
-        with_defaults(getattr(settings, role), data.model) for role, data in roles.items()
+    weak, *middle, strong = (
+        with_defaults(settings.roles[role], data.model) for role, data in roles.items()
     )
-    settings = dataclasses.replace(settings, weak=weak, strong=strong)
+    settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
     for role, data in roles.items():
         _check(role, data, settings)
-    return Resolved(settings, roles, tuple(dict.fromkeys(notes)))
+    outside = None
+    if settings.weak.labels is not None:
+        outside = _check_outside(settings.weak.labels, roles["weak"])
+    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside)
+
+
+def _check_outside(path: str, data: RoleInput) -> str:
+    """The sha256 of a file of labels, after seeing that it has all that are needed."""
+    found = read_outside(path)
+    for split, documents in data.splits.items():
+        if split not in ("slice1", "pretrain"):
+            matched(found, documents.ids_N, f"weak.labels: {path}: {split}")
+    return sha256(Path(path))
 
 
 def _source(role: str, settings: Settings) -> Source | None:
     """Where a role's parameters come from; None for an embedded model."""
-    model = getattr(settings, role).model
+    model = settings.roles[role].model
     if model in EMBEDDED_MODELS:
         return None
     try:
@@ -194,7 +208,7 @@ def _tokenizer(
     role: str, task: Task, source: Source | None, settings: Settings
 ) -> Tokenizer | None:
     """The tokenizer of a role's texts; None if the task's documents are tokens."""
-    given = getattr(settings, role).tokenizer
+    given = settings.roles[role].tokenizer
     if task.token_space is not None:
         field = "task.tokenizer" if given is None else f"{role}.tokenizer"
         if (given or settings.task.tokenizer) != TaskSettings.tokenizer:
@@ -210,7 +224,7 @@ def _tokenizer(
         given = str(source.tokenizer)
     if given is None:
         raise errors.InputError(
-            f"{role}.tokenizer: None, and {getattr(settings, role).model} has no tokenizer.json; "
+            f"{role}.tokenizer: None, and {settings.roles[role].model} has no tokenizer.json; "
             "allowed: 'bytes', or a folder, file or hub id of a fast Hugging Face tokenizer"
         )
     try:
@@ -240,7 +254,7 @@ def _role_input(
     notes: list[str],
 ) -> RoleInput:
     """A role's model, and its documents with those for pretraining."""
-    own: Role = getattr(settings, role)
+    own = settings.roles[role]
     splits, streams, tokenizer = dict(splits), {}, reader.tokenizer
     if own.pretrain.source is not None and own.pretrain.streaming:
         streams["pretrain"] = open_stream(own.pretrain, tokenizer, settings.task, notes)
@@ -327,9 +341,10 @@ def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocume
 
 def _check(role: str, data: RoleInput, settings: Settings) -> None:
     """Enough documents for a batch, both classes, and a validation set where one is needed."""
-    own: Role = getattr(settings, role)
+    own = settings.roles[role]
     splits = data.splits
-    for name in ("slice1", "slice2", "test"):
+    slices = [f"slice{number}" for number in range(1, settings.num_slices + 1)]
+    for name in (*slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: leaves no document in {name}")
         classes = np.unique(hard_labels(splits[name].labels_N))
@@ -338,7 +353,9 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
                 f"task.name: all documents of {name} are of one class ({classes.tolist()}); both "
                 "classes 0 and 1 are needed"
             )
-    used = ["slice1"] if role == "weak" else ["slice2"]
+    used = [slices[list(settings.roles).index(role)]]
+    if role == "strong":
+        used.append("slice2")
     if role == "strong" and settings.protocol.halves == "separate":
         used.append("slice1")
     parts = {
@@ -356,9 +373,9 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
                 f"{'pretrain:' + role if name == 'pretrain' else name}; allowed: at most "
                 f"{available} (or raise task.train_docs)"
             )
-    if settings.protocol.early_stopping == "agreement" and "validation" not in splits:
+    if settings.protocol.early_stopping != "none" and "validation" not in splits:
         raise errors.InputError(
             f"task.validation_docs: {settings.task.validation_docs} leaves no validation set, but "
-            "protocol.early_stopping='agreement' needs one; allowed: at least 2, or "
-            "protocol.early_stopping=none"
+            f"protocol.early_stopping={settings.protocol.early_stopping!r} needs one; "
+            "allowed: at least 2, or protocol.early_stopping=none"
         )

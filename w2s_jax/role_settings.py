@@ -21,7 +21,7 @@ def check_model(role: str, source: Source | None, settings: Settings) -> None:
     Raises:
       InputError: for a read-out, layers, adapters or pretraining that the model does not have.
     """
-    own: Role = getattr(settings, role)
+    own = settings.roles[role]
     if source is None:
         model = embedded_model(own.model, vocab_size=2, max_positions=2)
     else:

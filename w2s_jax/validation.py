@@ -3,6 +3,7 @@
 The error names the field, the value and what is allowed, with the nearest match where there is one.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from w2s_jax.config import (
     LogSettings,
     LossSettings,
     MeshSettings,
+    MethodSettings,
     Protocol,
     Role,
     Settings,
@@ -31,13 +33,14 @@ from w2s_jax.config import (
     default_config,
     flatten,
 )
+from w2s_jax.method_options import JUDGES, METHODS, STOPPING, STRUCTURES
 from w2s_jax.models.config import READ_OUTS
 
 _PROTOCOL_CHOICES = {
     "head_init": ("unembedding", "zeros"),
     "halves": ("shared", "separate"),
     "item_expansion": ("all", "one"),
-    "early_stopping": ("agreement", "none"),
+    "early_stopping": STOPPING,
 }
 
 
@@ -60,6 +63,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
     protocol = _protocol(config.protocol)
     roles = {role: _role(config, role) for role in ("weak", "strong")}
     _choice("task.overlong", config.task.overlong, OVERLONG)
+    methods = _methods(config)
     return Settings(
         name=config.name,
         seed=config.seed,
@@ -68,6 +72,8 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         weak=roles["weak"],
         strong=roles["strong"],
         losses=_losses(config),
+        methods=methods,
+        middle=_middle(roles["strong"], methods),
         eval_every=config.eval.every,
         mesh=MeshSettings(**config.mesh.to_dict()),
         checkpoint=CheckpointSettings(**config.checkpoint.to_dict()),
@@ -150,6 +156,12 @@ _MINIMA = {
     "max_length": 3,
     "every": 1,
     "keep": 1,
+    "iterations": 1,
+    "members": 2,
+    "neighbours": 1,
+    "rounds": 1,
+    "shots": 0,
+    "tries": 1,
     "every_minutes": 0,
     "warmup": 0,
     "weight_decay": 0,
@@ -181,6 +193,7 @@ _CHOICES = {
     "adapt": ADAPTS,
     "read_out": READ_OUTS,
     "threshold": ("half", "prior"),
+    "judge": JUDGES,
 }
 
 
@@ -196,6 +209,8 @@ def _check_values(flat: dict[str, Any]) -> None:
             raise errors.InputError(f"{field}: {value!r}; allowed: at most {_MAXIMA[leaf]}")
         if leaf in _POSITIVE and not 0 < value < float("inf"):
             raise errors.InputError(f"{field}: {value!r}; allowed: a finite number above 0")
+        if leaf == "share" and not 0 < value < 1:
+            raise errors.InputError(f"{field}: {value!r}; allowed: above 0 and below 1")
         if leaf in _CHOICES:
             _choice(field, value, _CHOICES[leaf])
         if field.startswith("mesh.") and (value == 0 or value < -1):
@@ -231,7 +246,8 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
         else:
             values["targets"] = _split(values["targets"])
         merged[part] = settings(**values)
-    return Role(section.model, section.tokenizer, section.read_out, **merged)
+    labels = section.get("labels")
+    return Role(section.model, section.tokenizer, section.read_out, labels=labels, **merged)
 
 
 def _check_training(section: str, values: dict[str, Any]) -> None:
@@ -258,6 +274,40 @@ def _split(items: Any) -> tuple[str, ...]:
     """('a', 'b') also where the command line has made ('a,b',) of it."""
     parts = tuple(part.strip() for item in items for part in str(item).split(","))
     return tuple(part for part in parts if part)
+
+
+def _methods(config: config_dict.ConfigDict) -> tuple[MethodSettings, ...]:
+    """The methods that `method.name` names, 'naive' left out."""
+    kinds = _split((config.method.name,))
+    methods = []
+    for kind in dict.fromkeys(kinds):
+        _choice("method.name", kind, tuple(METHODS))
+        if kind != "naive":
+            methods.append(method_settings(kind, config.method.get(kind, {})))
+    return tuple(methods)
+
+
+def method_settings(kind: str, options: Mapping[str, Any]) -> MethodSettings:
+    """A method's settings, what is listed in its options checked.
+
+    Raises:
+      InputError: for an empty list, or one that names something unknown.
+    """
+    options = dict(options)
+    for name, allowed in (("structures", STRUCTURES), ("by", STOPPING), ("models", None)):
+        if name not in options:
+            continue
+        options[name] = _split(options[name])
+        if not options[name]:
+            raise errors.InputError(f"method.{kind}.{name}: is empty; allowed: at least one")
+        for value in options[name] if allowed else ():
+            _choice(f"method.{kind}.{name}", value, allowed)
+    return MethodSettings(kind, tuple(sorted(options.items())))
+
+
+def _middle(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Role, ...]:
+    models = [dict(m.options)["models"] for m in methods if m.kind == "bootstrapping"]
+    return tuple(dataclasses.replace(strong, model=name) for names in models for name in names)
 
 
 def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:

@@ -14,7 +14,7 @@ from w2s_jax.files import read_json
 from w2s_jax.resolve import Resolved
 
 #: Fields in which a config may differ from the one that a working directory was begun with.
-FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses")
+FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses", "method.name")
 FREE_ENDINGS = (".microbatch_size", ".remat")
 
 
@@ -46,6 +46,23 @@ def with_earlier_losses(settings: Settings, earlier: dict[str, Any]) -> Settings
     order = {label: n for n, label in enumerate(earlier["losses"])}
     merged = sorted([*kept, *settings.losses], key=lambda x: order.get(x.label, len(order)))
     return dataclasses.replace(settings, losses=tuple(merged))
+
+
+def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Settings:
+    """The settings with the methods that the working directory already has put before its own."""
+    own = {method.kind for method in settings.methods}
+    kept = [
+        validation.method_settings(kind, earlier["method"].get(kind, {}))
+        for kind in _methods(earlier)
+        if kind not in own and kind != "naive"
+    ]
+    return dataclasses.replace(settings, methods=(*kept, *settings.methods))
+
+
+def _methods(earlier: dict[str, Any]) -> list[str]:
+    """The methods of a stored config; those of before there were any have none."""
+    name = earlier.get("method", {}).get("name", "naive")
+    return [kind.strip() for kind in name.split(",") if kind.strip()]
 
 
 def stored(workdir: Path) -> dict[str, Any] | None:
@@ -91,6 +108,8 @@ def refuse_other_config(
             continue
         if field.startswith("loss.") and field.split(".")[1] not in earlier["losses"]:
             continue
+        if field.startswith("method.") and field.split(".")[1] not in _methods(earlier):
+            continue
         label_is_gone = field.startswith("loss.") and field not in now
         if there.get(field) != now.get(field) and not label_is_gone:
             differences.append(f"{field} ({there.get(field)!r} there, {now.get(field)!r} now)")
@@ -114,7 +133,7 @@ def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved
 def _other_run(workdir: Path, differences: list[str]) -> errors.InputError:
     return errors.InputError(
         f"--workdir: {workdir} holds a run that differs in {'; '.join(differences)}; allowed: the "
-        "same config (losses may be added), or another folder"
+        "same config (losses and methods may be added), or another folder"
     )
 
 
@@ -126,4 +145,5 @@ def record(
     if stored is not None:
         plain["loss"] = stored["config"]["loss"] | plain["loss"]
     plain["losses"] = [loss.label for loss in resolved.settings.losses]
+    plain["method"]["name"] = ",".join(m.kind for m in resolved.settings.methods) or "naive"
     return {"config": plain, "data": dict(resolved.digests)}

@@ -8,9 +8,10 @@ from typing import Any
 from ml_collections import config_dict
 
 from w2s_jax import errors, parameters
+from w2s_jax.methods.planning import plan
 from w2s_jax.models import adapting, lora, network
 from w2s_jax.perf.workloads import Workload
-from w2s_jax.plan import Phase, plan
+from w2s_jax.phase import Phase
 from w2s_jax.resolve import Resolved, resolve
 from w2s_jax.validation import validate
 

@@ -10,13 +10,16 @@ from rich.console import Console
 
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
-from w2s_jax.plan import Phase
+from w2s_jax.phase import Phase
 from w2s_jax.resolve import Resolved, RoleInput
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every phase of a run shares."""
+    """What every phase of a run shares.
+
+    `starts` are the phases from whose parameters others start.
+    """
 
     resolved: Resolved
     store: Path
@@ -26,11 +29,17 @@ class Context:
     wandb_run: Any = None
     profile: tuple[int, int] | None = None
     dump_hlo: bool = False
+    starts: frozenset[str] = frozenset()
 
     @property
     def settings(self) -> Settings:
         """The run's settings."""
         return self.resolved.settings
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the final parameters of all phases are kept."""
+        return self.settings.checkpoint.keep_final
 
     def folder(self, phase_name: str) -> PhaseFolder:
         """Where a phase lives."""

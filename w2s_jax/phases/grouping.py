@@ -18,9 +18,10 @@ import jax
 from w2s_jax import artifacts
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json, write_json
+from w2s_jax.phase import Phase
 from w2s_jax.phases import inputs
 from w2s_jax.phases.context import Context
-from w2s_jax.plan import Phase, memory_estimate
+from w2s_jax.plan_memory import memory_estimate
 from w2s_jax.training.population import choose_mode
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,8 @@ def _key(phase: Phase, context: Context) -> Any:
         start,
         (train.batch_size, train.microbatch_size, train.max_shapes),
         (phase.eval_every, phase.select),
+        # Whose documents their labels decide.
+        phase.parents["labels"] if phase.suffixed or phase.subset is not None else None,
     )
 
 

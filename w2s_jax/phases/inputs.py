@@ -13,9 +13,10 @@ from w2s_jax.data import packing
 from w2s_jax.data.stream import stream_batches
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.inference import soft_labels
+from w2s_jax.methods.prompting import with_suffix
 from w2s_jax.models.attention import row_preferences
+from w2s_jax.phase import Phase
 from w2s_jax.phases.context import Context
-from w2s_jax.plan import Phase
 from w2s_jax.training.batches import (
     ResidentBatches,
     StreamedBatches,
@@ -30,8 +31,7 @@ def vocabulary_of(phase: Phase, context: Context) -> Vocabulary | None:
     """The tokens that a classifier is trained on, where that saves something."""
     if phase.loss is None:
         return None
-    documents = context.data(phase).splits[phase.inputs["train"]]
-    return occurring(documents, phase.model, phase.train)
+    return occurring(training_documents(phase, context), phase.model, phase.train)
 
 
 def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
@@ -49,28 +49,61 @@ def features_of(phase: Phase, context: Context, mesh: Mesh) -> dict[str, Any]:
     """What a probe is trained on, in place of a frozen model; {} of other phases."""
     if phase.train.adapt != "probe":
         return {}
-    features_NKD = split_features(phase, context, phase.inputs["train"])
+    features_NKD = split_features(
+        phase, context, phase.inputs["train"], training_documents(phase, context)
+    )
     return {"features_NKD": jax.device_put(features_NKD, sharding.replicated(mesh))}
 
 
-def split_features(phase: Phase, context: Context, split: str) -> np.ndarray:
-    """What the heads of the phase's model see of a split, float32 [N, K, D]."""
+def split_features(
+    phase: Phase, context: Context, split: str, documents: TokenizedDocuments | None = None
+) -> np.ndarray:
+    """What the heads of the phase's model see of a split (or some of it), float32 [N, K, D]."""
+    documents = split_documents(phase, context, split) if documents is None else documents
     folder = context.folder(phase.parents["features"])
-    return artifacts.load_features(folder, split, context.data(phase).splits[split].ids_N)
+    return artifacts.load_features(folder, split, documents.ids_N)
+
+
+def split_documents(phase: Phase, context: Context, split: str) -> TokenizedDocuments:
+    """A split as the phase's model reads it."""
+    data = context.data(phase)
+    documents = data.splits[split]
+    if not phase.suffixed:
+        return documents
+    labels_NC = artifacts.load_labels(
+        context.folder(phase.parents["labels"]), split, documents.ids_N
+    )
+    said_N = (labels_NC[:, 1] > 0.5).astype(np.int64)
+    return with_suffix(documents, np.asarray(data.label_tokens)[said_N])
+
+
+def training_documents(phase: Phase, context: Context) -> TokenizedDocuments:
+    """What the phase trains on: a split, or those of its documents that the labels are of.
+
+    These may name a document several times: it is then there as often.
+    """
+    split = phase.inputs["train"]
+    documents = split_documents(phase, context, split)
+    if phase.subset is None:
+        return documents
+    labels = context.folder(phase.parents["labels"])
+    place = {int(id_): n for n, id_ in enumerate(documents.ids_N)}
+    chosen = [place[int(id_)] for id_ in artifacts.labelled_ids(labels, split)]
+    return documents.select(np.array(chosen, np.int64))
 
 
 def documents_of(
     phase: Phase, context: Context, vocabulary: Vocabulary | None
 ) -> TokenizedDocuments:
     """The training documents, their tokens numbered as in `vocabulary`."""
-    documents = context.data(phase).splits[phase.inputs["train"]]
+    documents = training_documents(phase, context)
     return documents if vocabulary is None else vocabulary.documents(documents)
 
 
 def order_of(phase: Phase, context: Context) -> np.ndarray:
     """Row indices of the documents of each batch, int32 [S, B]."""
     return packing.training_order(
-        context.data(phase).splits[phase.inputs["train"]].ids_N,
+        training_documents(phase, context).ids_N,
         batch_size=phase.train.batch_size,
         num_steps=phase.total_steps,
         seed=phase.seed,
@@ -117,10 +150,22 @@ def batches_of(
 
 
 def targets_of(phase: Phase, context: Context, role: str) -> np.ndarray:
-    """Soft labels of a split, float32 [N, 2]: weak ones for a student, else ground truth."""
+    """Soft labels of a split, float32 [N, 2]: weak ones for a student, else ground truth.
+
+    Where its labels are of the training documents alone, it is evaluated by those that they were
+    made from.
+    """
     split = phase.inputs[role]
-    documents = context.data(phase).splits[split]
+    if role == "train":
+        documents = training_documents(phase, context)
+    else:
+        documents = context.data(phase).splits[split]
     if "labels" in phase.parents:
-        weak = context.folder(phase.parents["labels"])
-        return artifacts.load_labels(weak, split, documents.ids_N)
+        labels = phase.parents["labels"]
+        while not artifacts.labels_split(context.folder(labels), split):
+            parents = artifacts.read_parents(context.folder(labels))
+            if "labels" not in parents:
+                return soft_labels(documents.targets_N)
+            labels = parents["labels"]
+        return artifacts.load_labels(context.folder(labels), split, documents.ids_N)
     return soft_labels(documents.targets_N)

@@ -17,9 +17,9 @@ from w2s_jax.inference import (
     probabilities,
 )
 from w2s_jax.parameters import Parameters
+from w2s_jax.phase import Phase
 from w2s_jax.phases.context import Context
-from w2s_jax.phases.inputs import split_features, targets_of
-from w2s_jax.plan import Phase
+from w2s_jax.phases.inputs import split_documents, split_features, targets_of
 
 
 def predictor(
@@ -31,7 +31,7 @@ def predictor(
         return functools.partial(logits_of_features, features_NKD=features_NKD)
     return Predictor(
         phase.model,
-        context.data(phase).splits[split],
+        split_documents(phase, context, split),
         context.mesh,
         compute_dtype=phase.train.compute_dtype,
         per_device=fits_on_one_device(params),
@@ -59,11 +59,27 @@ def predict(
         logits_NC = predictor(phase, context, split, params)(params)
         check_finite(phase, logits_NC, "logits")
         p[split] = probabilities(logits_NC)
+    result = store(phase, context, folder, {split: p[split] for split in splits})
+    if phase.label_splits:
+        labels = {s: (documents_of[s].ids_N, p[s]) for s in phase.label_splits}
+        artifacts.save_labels(folder, labels)
+        sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
+        result["labels"] = {"kind": "class", "splits": sizes}
+    return result
+
+
+def store(
+    phase: Phase, context: Context, folder: PhaseFolder, p: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Stores predictions of some splits, split -> float32 [N, 2], and returns their metrics."""
+    documents_of = context.data(phase).splits
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
     }
     result: dict[str, Any] = {"metrics": {}}
-    for split in splits:
+    if not p:
+        return {}
+    for split in p:
         documents = documents_of[split]
         columns["id"].append(documents.ids_N)
         columns["split"] += [split] * len(documents)
@@ -74,11 +90,6 @@ def predict(
         result["metrics"][split] = metrics.classification_metrics(p[split][:, 1], truth_N)
     merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}
     artifacts.write_predictions(folder.predictions, merged)
-    if phase.label_splits:
-        labels = {s: (documents_of[s].ids_N, p[s]) for s in phase.label_splits}
-        artifacts.save_labels(folder, labels)
-        sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
-        result["labels"] = {"kind": "class", "splits": sizes}
     return result
 
 

@@ -11,9 +11,9 @@ from w2s_jax import parameters, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json, sha256, write_json
 from w2s_jax.parameters import Parameters
-from w2s_jax.phases import prediction, training
+from w2s_jax.phase import Phase
+from w2s_jax.phases import labelling, prediction, training
 from w2s_jax.phases.context import Context
-from w2s_jax.plan import Phase
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ def run_phase(phase: Phase, context: Context) -> None:
     }
     if phase.kind == "features":
         result |= prediction.compute_features(phase, context, folder)
+    elif phase.kind == "labels":
+        result |= labelling.make_labels(phase, context, folder)
     else:
         parameters.keep_tokenizer(context.data(phase).tokenizer, folder)
         params, trained = _trained(phase, context, folder)
@@ -43,12 +45,12 @@ def run_phase(phase: Phase, context: Context) -> None:
         if phase.loss is not None:
             result |= prediction.predict(phase, context, folder, params)
     result["execution"] = _execution(phase, context, result.pop("population", None))
-    files = [folder.predictions] if phase.loss is not None else []
+    files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
     # The final parameters are stored by now, so these have had their day.
     shutil.rmtree(folder.steps, ignore_errors=True)
     write_json(folder.result, result)
-    if phase.kind not in STARTS and not context.settings.checkpoint.keep_final:
+    if not (phase.kind in STARTS or phase.name in context.starts or context.keeps):
         shutil.rmtree(folder.final.parent, ignore_errors=True)
 
 

@@ -15,9 +15,9 @@ from w2s_jax.logs import PhaseLog
 from w2s_jax.parameters import Parameters
 from w2s_jax.perf import hlo
 from w2s_jax.perf.profile import Profiler
+from w2s_jax.phase import Phase
 from w2s_jax.phases import inputs, prediction
 from w2s_jax.phases.context import Context
-from w2s_jax.plan import Phase
 from w2s_jax.training import loop
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import runner
@@ -79,7 +79,7 @@ def schedule_of(phase: Phase, context: Context) -> loop.Schedule:
         total_steps=phase.total_steps,
         batch_size=phase.train.batch_size,
         eval_every=phase.eval_every,
-        select=phase.select,
+        select=bool(phase.select),
         checkpoint_seconds=60 * context.settings.checkpoint.every_minutes,
     )
 
@@ -150,8 +150,8 @@ def evaluators(
     """What evaluates each of some phases with the same model and documents; [] if nothing is due.
 
     Agreement with the labels that a phase learns from, on validation documents. The score to
-    maximise is that agreement, then a lower cross-entropy to the soft labels. `parameters_of` gives
-    all parameters, whatever part of them the state holds.
+    maximise is that agreement (or, for an oracle, the accuracy), then a lower cross-entropy to the
+    soft labels. `parameters_of` gives all parameters, whatever part of them the state holds.
     """
     first = phases[0]
     if first.eval_every is None or first.loss is None or "validation" not in first.inputs:
@@ -174,7 +174,8 @@ def evaluators(
         row = {"agreement": agreement, "cross_entropy": cross_entropy}
         if not np.isnan(truth_N).any():
             row["accuracy"] = float(np.mean((p_NC[:, 1] > 0.5) == (truth_N > 0.5)))
-        return {**row, "score": [agreement, -cross_entropy]}
+        best_by = row["accuracy"] if phase.select == "ground_truth" else agreement
+        return {**row, "score": [best_by, -cross_entropy]}
 
     targets = [inputs.targets_of(p, context, "validation").astype(np.float64) for p in phases]
     return [
