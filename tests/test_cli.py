@@ -193,6 +193,7 @@ LAYERS = [
         "config",
         "validation",
         "metrics",
+        "statistics",
         "recipes",
     ],
     ["data", "models", "losses", "sharding", "storage", "compilation"],
