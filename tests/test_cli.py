@@ -194,6 +194,7 @@ LAYERS = [
         "config",
         "validation",
         "metrics",
+        "statistics",
         "recipes",
     ],
     ["data", "models", "losses", "sharding", "storage", "compilation"],

@@ -9,8 +9,10 @@ import pytest
 from w2s_jax.metrics import (
     agreement_metrics,
     auroc,
+    calibration_curve,
     classification_metrics,
     expected_calibration_error,
+    overconfidence_error,
     paired_difference_se,
     performance_gap_recovered,
 )
@@ -188,3 +190,39 @@ def test_mismatched_agreement_and_nan_accuracies_are_refused():
 
 def test_a_float32_rounding_error_above_one_is_not_refused():
     assert classification_metrics([np.nextafter(np.float32(1), np.float32(2))], [1])["ece"] == 0.0
+
+
+def test_overconfidence_by_hand():
+    # Two bins of confidence hold documents: (.8, 1] with .9, .9, .9 of which one is right, and
+    # (.6, .8] with .7, which is right, so it is not overconfident.
+    p_N, truth_N = [0.9, 0.9, 0.1, 0.7], [1, 0, 1, 1]
+    expected = 3 / 4 * 0.9 * (0.9 - 1 / 3)
+    assert overconfidence_error(p_N, truth_N, bins=5) == pytest.approx(expected)
+    assert classification_metrics([0.9, 0.9, 0.9], [1, 1, 1])["overconfidence"] == 0.0
+    assert classification_metrics([0.9], [0])["overconfidence"] == pytest.approx(0.81)
+
+
+def test_overconfidence_of_a_confidence_of_one_is_the_calibration_error():
+    truth_N = np.array([1, 1, 1, 0] * 10)
+    assert overconfidence_error(np.ones(40), truth_N) == pytest.approx(0.25)
+
+
+def test_misfit_is_the_mean_squared_difference():
+    metrics = agreement_metrics([0.9, 0.2, 0.5], [0.6, 0.2, 0.1], [1, 0, 1])
+    assert metrics["misfit"] == pytest.approx((0.09 + 0.0 + 0.16) / 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_curve_against_scikit_learn(seed):
+    from sklearn import calibration
+
+    p_N, truth_N = sample(seed)
+    p_N = np.clip(p_N + 1e-4, 0, 1)  # away from edges, whose side is a convention
+    shares, means = calibration.calibration_curve(truth_N, p_N, n_bins=7)
+    curve = calibration_curve(p_N, truth_N, bins=7)
+    assert [b["share"] for b in curve] == pytest.approx(shares)
+    assert [b["mean_p"] for b in curve] == pytest.approx(means)
+    assert sum(b["n"] for b in curve) == p_N.size
+    for b in curve:
+        inside = (p_N > b["low"]) & (p_N <= b["high"])
+        assert b["n"] == inside.sum()

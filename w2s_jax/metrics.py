@@ -2,7 +2,8 @@
 
 Everything here takes `p`, the model's probability of label 1, and works in float64 on the host.
 A prediction is `p > 0.5`: a tie at exactly one half predicts label 0. No function returns NaN;
-what is undefined is None, so that results can be written as strict JSON.
+what is undefined is None, so that results can be written as strict JSON. Intervals and tests are in
+`statistics`.
 
 The definitions follow Burns et al. 2023, "Weak-to-strong generalization" (arXiv 2312.09390).
 """
@@ -16,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 ECE_BINS = 15
 
 
-def _probabilities(p_N: ArrayLike, name: str) -> NDArray[np.float64]:
+def checked_probabilities(p_N: ArrayLike, name: str) -> NDArray[np.float64]:
+    """`p_N` as float64 [N] in [0, 1]; ValueError, which says `name`, if it is anything else."""
     values_N = np.asarray(p_N, dtype=np.float64)
     if values_N.ndim != 1 or values_N.size == 0:
         raise ValueError(f"{name}: expected a non-empty vector, got shape {values_N.shape}")
@@ -26,7 +28,8 @@ def _probabilities(p_N: ArrayLike, name: str) -> NDArray[np.float64]:
     return np.clip(values_N, 0.0, 1.0)
 
 
-def _labels(ground_truth_N: ArrayLike, count: int) -> NDArray[np.bool_]:
+def checked_labels(ground_truth_N: ArrayLike, count: int) -> NDArray[np.bool_]:
+    """Ground truth as bool [count]; ValueError if it is anything but zeros and ones."""
     values_N = np.asarray(ground_truth_N)
     if values_N.shape != (count,):
         raise ValueError(f"ground_truth_N: expected shape ({count},), got {values_N.shape}")
@@ -43,8 +46,8 @@ def auroc(p_N: ArrayLike, ground_truth_N: ArrayLike) -> float | None:
     """
     from scipy.stats import rankdata
 
-    values_N = _probabilities(p_N, "p_N")
-    positive_N = _labels(ground_truth_N, values_N.size)
+    values_N = checked_probabilities(p_N, "p_N")
+    positive_N = checked_labels(ground_truth_N, values_N.size)
     positives = int(positive_N.sum())
     negatives = positive_N.size - positives
     if positives == 0 or negatives == 0:
@@ -66,15 +69,79 @@ def expected_calibration_error(
 
     `p_N`: float [N]; `ground_truth_N`: 0 or 1, [N]. Raises ValueError as `classification_metrics`.
     """
-    values_N = _probabilities(p_N, "p_N")
-    truth_N = _labels(ground_truth_N, values_N.size)
+    count_by_bin, right_by_bin, confidence_by_bin = _confidence_bins(p_N, ground_truth_N, bins)
+    # (count / N) * |mean correct - mean confidence| = |sum of (correct - confidence)| / N
+    return float(np.abs(right_by_bin - confidence_by_bin).sum() / count_by_bin.sum())
+
+
+def overconfidence_error(p_N: ArrayLike, ground_truth_N: ArrayLike, bins: int = ECE_BINS) -> float:
+    """Overconfidence error: being sure and wrong counts, being too careful does not.
+
+    The sum over the bins of (documents in the bin / N) * confidence * max(confidence - accuracy, 0)
+    with the bins of `expected_calibration_error` (Thulasidasan et al. 2019, "On mixup training",
+    arXiv 1905.11001, section 3.2).
+
+    `p_N`: float [N]; `ground_truth_N`: 0 or 1, [N]. Raises ValueError as `classification_metrics`.
+    """
+    count_by_bin, right_by_bin, confidence_by_bin = _confidence_bins(p_N, ground_truth_N, bins)
+    mean_by_bin = confidence_by_bin / np.maximum(count_by_bin, 1)
+    excess_by_bin = np.maximum(confidence_by_bin - right_by_bin, 0.0)
+    return float((mean_by_bin * excess_by_bin).sum() / count_by_bin.sum())
+
+
+def _confidence_bins(
+    p_N: ArrayLike, ground_truth_N: ArrayLike, bins: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Documents, correct predictions and summed confidences in each bin of confidence."""
+    values_N = checked_probabilities(p_N, "p_N")
+    truth_N = checked_labels(ground_truth_N, values_N.size)
     correct_N = ((values_N > 0.5) == truth_N).astype(np.float64)
     confidence_N = np.maximum(values_N, 1 - values_N)
-    inner_edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]
-    bin_N = np.digitize(confidence_N, inner_edges, right=True)
-    # (count / N) * |mean correct - mean confidence| = |sum of (correct - confidence)| / N
-    gap_by_bin = np.bincount(bin_N, weights=correct_N - confidence_N, minlength=bins)
-    return float(np.abs(gap_by_bin).sum() / values_N.size)
+    bin_N = _bin(confidence_N, bins)
+    count_by_bin = np.bincount(bin_N, minlength=bins)
+    right_by_bin = np.bincount(bin_N, weights=correct_N, minlength=bins)
+    confidence_by_bin = np.bincount(bin_N, weights=confidence_N, minlength=bins)
+    return count_by_bin, right_by_bin, confidence_by_bin
+
+
+def _bin(values_N: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
+    """The index of each value's bin: equal widths over [0, 1], closed on the right."""
+    return np.digitize(values_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
+
+
+def calibration_curve(
+    p_N: ArrayLike, ground_truth_N: ArrayLike, bins: int = 10
+) -> list[dict[str, float]]:
+    """The reliability diagram of P(label 1), in equal-width bins that are closed on the right.
+
+    Args:
+        p_N: float [N], P(label 1).
+        ground_truth_N: 0 or 1, [N].
+        bins: how many over [0, 1].
+
+    Returns:
+        For each bin that holds documents `low` and `high` (its edges), `n`, `mean_p` and
+        `share` (of label 1). A calibrated model has `share` = `mean_p`.
+
+    Raises:
+        ValueError: as `classification_metrics`.
+    """
+    values_N = checked_probabilities(p_N, "p_N")
+    truth_N = checked_labels(ground_truth_N, values_N.size)
+    bin_N = _bin(values_N, bins)
+    count_by_bin = np.bincount(bin_N, minlength=bins)
+    p_by_bin = np.bincount(bin_N, weights=values_N, minlength=bins)
+    positive_by_bin = np.bincount(bin_N, weights=truth_N, minlength=bins)
+    return [
+        {
+            "low": b / bins,
+            "high": (b + 1) / bins,
+            "n": int(count_by_bin[b]),
+            "mean_p": float(p_by_bin[b] / count_by_bin[b]),
+            "share": float(positive_by_bin[b] / count_by_bin[b]),
+        }
+        for b in np.flatnonzero(count_by_bin).tolist()
+    ]
 
 
 def classification_metrics(p_N: ArrayLike, ground_truth_N: ArrayLike) -> dict[str, Any]:
@@ -86,20 +153,22 @@ def classification_metrics(p_N: ArrayLike, ground_truth_N: ArrayLike) -> dict[st
 
     Returns:
         `accuracy`, `accuracy_se` (the binomial standard error sqrt(a (1 - a) / n)), `auroc` (None
-        when only one class is present), `ece` (`expected_calibration_error`, 15 bins), `n`.
+        when only one class is present), `ece` (`expected_calibration_error`, 15 bins),
+        `overconfidence` (`overconfidence_error`, the same bins), `n`.
 
     Raises:
         ValueError: an empty vector, shapes that differ, a probability outside [0, 1] or not
             finite, a label other than 0 or 1.
     """
-    values_N = _probabilities(p_N, "p_N")
-    truth_N = _labels(ground_truth_N, values_N.size)
+    values_N = checked_probabilities(p_N, "p_N")
+    truth_N = checked_labels(ground_truth_N, values_N.size)
     accuracy = float(np.mean((values_N > 0.5) == truth_N))
     return {
         "accuracy": accuracy,
         "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / values_N.size),
         "auroc": auroc(values_N, truth_N),
         "ece": expected_calibration_error(values_N, truth_N),
+        "overconfidence": overconfidence_error(values_N, truth_N),
         "n": int(values_N.size),
     }
 
@@ -120,16 +189,21 @@ def agreement_metrics(
 
     Returns:
         `agreement` over all documents, `agreement_when_correct` over those where the supervisor is
-        right, `agreement_when_wrong` over those where it is wrong (None for an empty subset).
+        right, `agreement_when_wrong` over those where it is wrong (None for an empty subset), and
+        `misfit`, the mean squared difference of the two probabilities, which for squared loss
+        bounds what the student gains (Charikar et al. 2024, arXiv 2405.15116).
 
     Raises:
         ValueError: as `classification_metrics`.
     """
-    student_N = _probabilities(p_student_N, "p_student_N") > 0.5
-    weak_N = _probabilities(p_weak_N, "p_weak_N") > 0.5
-    if student_N.shape != weak_N.shape:
-        raise ValueError(f"p_weak_N: expected shape {student_N.shape}, got {weak_N.shape}")
-    truth_N = _labels(ground_truth_N, student_N.size)
+    soft_student_N = checked_probabilities(p_student_N, "p_student_N")
+    soft_weak_N = checked_probabilities(p_weak_N, "p_weak_N")
+    if soft_student_N.shape != soft_weak_N.shape:
+        raise ValueError(
+            f"p_weak_N: expected shape {soft_student_N.shape}, got {soft_weak_N.shape}"
+        )
+    truth_N = checked_labels(ground_truth_N, soft_student_N.size)
+    student_N, weak_N = soft_student_N > 0.5, soft_weak_N > 0.5
     agrees_N = student_N == weak_N
     right_N = weak_N == truth_N
 
@@ -140,6 +214,7 @@ def agreement_metrics(
         "agreement": float(agrees_N.mean()),
         "agreement_when_correct": share(right_N),
         "agreement_when_wrong": share(~right_N),
+        "misfit": float(np.mean((soft_student_N - soft_weak_N) ** 2)),
     }
 
 
