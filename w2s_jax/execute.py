@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import artifacts, errors, metrics, validation, workdirs
+from w2s_jax import artifacts, errors, metrics, statistics, validation, workdirs
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.files import read_json, write_json
@@ -275,6 +275,10 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
                 raise errors.StorageError(
                     f"{phases_dir / made.phase}: its test documents are not those of {name}"
                 )
+        interval = statistics.pgr_interval(
+            weak_test["p"], own["p"], top_test["p"], own["ground_truth"]
+        )
+        student |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
         students[key] = student | metrics.agreement_metrics(
             own["p"], supervisor["p"], own["ground_truth"]
         )

@@ -42,6 +42,7 @@ class RoleInput:
       label_tokens: ids of the tokens that spell the labels 0 and 1, of which the model has an
         unembedding; (): there are none.
       head_init: 'unembedding' (a head starts from the rows of these tokens) or 'zeros'.
+      prefix, suffix: the tokens that begin and end each text.
       splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
       streams: 'pretrain' -> text that is read while it is used.
       digests: split or stream -> sha256 of its tokenised contents.
@@ -52,6 +53,8 @@ class RoleInput:
     tokenizer: Tokenizer | None
     label_tokens: tuple[int, ...]
     head_init: str
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
     splits: Mapping[str, TokenizedDocuments]
     streams: Mapping[str, Corpus]
     digests: Mapping[str, str]
@@ -285,7 +288,23 @@ def _role_input(
     for name, corpus in streams.items():
         assert tokenizer is not None
         digests[name] = stream_digest(corpus, tokenizer)
-    return RoleInput(model, source, tokenizer, label_tokens, head_init, splits, streams, digests)
+    if tokenizer is not None:
+        prefix, suffix = tokenizer.prefix, tokenizer.suffix
+    else:
+        assert reader.task.token_space is not None
+        prefix, suffix = (reader.task.token_space.bos_id,), ()
+    return RoleInput(
+        model,
+        source,
+        tokenizer,
+        label_tokens,
+        head_init,
+        tuple(prefix),
+        tuple(suffix),
+        splits,
+        streams,
+        digests,
+    )
 
 
 def _without_overlong(

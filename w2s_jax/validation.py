@@ -294,7 +294,8 @@ def method_settings(kind: str, options: Mapping[str, Any]) -> MethodSettings:
       InputError: for an empty list, or one that names something unknown.
     """
     options = dict(options)
-    for name, allowed in (("structures", STRUCTURES), ("by", STOPPING), ("models", None)):
+    allowed: tuple[str, ...]
+    for name, allowed in (("structures", STRUCTURES), ("by", STOPPING), ("models", ())):
         if name not in options:
             continue
         options[name] = _split(options[name])

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax.methods.filtering import kept_count
-
 from w2s_jax import errors
 from w2s_jax.config import LossSettings
+from w2s_jax.methods.filtering import kept_count
 from w2s_jax.plan import Builder, Plan, Student, base, ceiling_slice
 from w2s_jax.resolve import Resolved
 
@@ -134,7 +133,6 @@ def _strong_to_strong(making: Making, options: dict[str, Any]) -> Students:
     for loss in making.losses:
         labels = making.plan.weak
         for number in range(options["iterations"]):
-            first = {"label": loss.label} if number == 0 else {}
             labels = making.builder.trained(
                 "student",
                 "strong",
@@ -142,7 +140,7 @@ def _strong_to_strong(making: Making, options: dict[str, Any]) -> Students:
                 loss=loss,
                 parents={"labels": labels},
                 label_splits=making.label_splits,
-                **({"label": f"{loss.label}+relabelling {number + 1}"} | first),
+                label=f"{loss.label}+relabelling {number + 1}" if number else loss.label,
             )
         key = f"{loss.label}+strong_to_strong"
         students[key] = making.student("strong_to_strong", labels, loss)
@@ -186,7 +184,8 @@ def _bagging(making: Making, options: dict[str, Any]) -> Students:
 
 def _boosting(making: Making, options: dict[str, Any]) -> Students:
     """AdaBoost (Freund and Schapire 1997) by resampling: the errors so far are drawn more often."""
-    builder, members = making.builder, {}
+    builder = making.builder
+    members: dict[str, str] = {}
     for number in range(1, options["members"] + 1):
         sample = builder.labels(
             "boosted", "weak", ("slice1",), members, label=f"sample {number}", member=number
@@ -301,7 +300,7 @@ def _prompting(making: Making, options: dict[str, Any]) -> Students:
         raise _refused("prompting", f"{data.model.name} has no label tokens", "a decoder")
     init, shots = builder.init("strong"), options["shots"]
     students: Students = {}
-    wanted = {"zero_shot": (0, {})}
+    wanted: dict[str, tuple[int, dict[str, str]]] = {"zero_shot": (0, {})}
     if shots:
         wanted |= {
             "few_shot_truth": (shots, {}),

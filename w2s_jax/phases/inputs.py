@@ -74,7 +74,9 @@ def split_documents(phase: Phase, context: Context, split: str) -> TokenizedDocu
         context.folder(phase.parents["labels"]), split, documents.ids_N
     )
     said_N = (labels_NC[:, 1] > 0.5).astype(np.int64)
-    return with_suffix(documents, np.asarray(data.label_tokens)[said_N])
+    longest = phase.model.max_positions if phase.model.positions == "learned" else None
+    tokens_N = np.asarray(data.label_tokens)[said_N]
+    return with_suffix(documents, tokens_N, longest, suffix=data.suffix)
 
 
 def training_documents(phase: Phase, context: Context) -> TokenizedDocuments:

@@ -110,7 +110,8 @@ def _outside(work: Work) -> Labels:
     """Labels from a file (people, a judge)."""
     path = work.context.settings.weak.labels
     assert path is not None
-    found, made = read_outside(path), {}
+    found = read_outside(path)
+    made: Labels = {}
     for split in work.phase.label_splits:
         soft_NC = matched(found, work.documents(split).ids_N, f"{path}: {split}")
         made |= work.of_all(split, soft_NC)
@@ -147,7 +148,7 @@ def _boosted(work: Work, *, member: int) -> Labels:
 
 def _mean_logits(work: Work) -> Labels:
     """The mean of the members' logits."""
-    made = {}
+    made: Labels = {}
     for split in work.phase.label_splits:
         members = [work.labels(split, name) for name in work.members]
         made |= work.of_all(split, ensembles.mean_logits(members))
@@ -157,7 +158,7 @@ def _mean_logits(work: Work) -> Labels:
 def _vote(work: Work) -> Labels:
     """The members' vote, weighted by AdaBoost."""
     alphas, _ = _adaboost(work)
-    made = {}
+    made: Labels = {}
     for split in work.phase.label_splits:
         members = [work.labels(split, name) for name in work.members]
         made |= work.of_all(split, ensembles.vote(members, alphas))
@@ -166,7 +167,7 @@ def _vote(work: Work) -> Labels:
 
 def _synthetic(work: Work, *, structure: str) -> Labels:
     """Ground truth with as many errors as the weak model makes, of one kind."""
-    made = {}
+    made: Labels = {}
     for number, split in enumerate(work.phase.label_splits):
         truth_N, weak_NC = work.truth(split), work.labels(split)
         error_rate = float(np.mean((weak_NC[:, 1] > 0.5) != (truth_N > 0.5)))
@@ -279,24 +280,25 @@ def _longest(phase: Phase) -> int | None:
 def _prompted(work: Work, *, shots: int) -> Labels:
     """The label tokens' probabilities behind some solved examples and the document."""
     phase, backbone = work.phase, _backbone(work)
-    tokens = work.context.data(phase).label_tokens
+    data = work.context.data(phase)
+    tokens = data.label_tokens
     weak = "labels" in phase.parents
     split = "slice2" if weak else "slice1"
     index_E = np.random.default_rng((phase.seed, shots)).permutation(len(work.documents(split)))
     index_E = index_E[:shots]
     said_N = work.labels(split)[:, 1] if weak else work.truth(split)
-    made = {}
+    made: Labels = {}
     for name in phase.label_splits:
-        documents = work.documents(name)
-        if shots:
-            documents = prompting.few_shot(
-                documents,
-                work.documents(split).select(index_E),
-                (said_N[index_E] > 0.5).astype(np.int64),
-                tokens,
-                _longest(phase),
-                phase.seed,
-            )
+        documents = prompting.few_shot(
+            work.documents(name),
+            work.documents(split).select(index_E),
+            (said_N[index_E] > 0.5).astype(np.int64),
+            tokens,
+            _longest(phase),
+            phase.seed,
+            prefix=data.prefix,
+            suffix=data.suffix,
+        )
         logits_NC = _run(work, backbone, documents, features=False)
         made |= work.of_all(name, probabilities(logits_NC))
     return made
@@ -308,15 +310,14 @@ def _contrast(work: Work, *, tries: int, iterations: int) -> Labels:
     Which of its two ends is label 1 is chosen by agreement with the weak labels.
     """
     phase, backbone = work.phase, _backbone(work)
-    tokens = work.context.data(phase).label_tokens
+    data = work.context.data(phase)
+    tokens = data.label_tokens
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split in ("slice2", *phase.label_splits):
         documents = work.documents(split)
         sides = []
         for token in (tokens[1], tokens[0]):
-            followed = prompting.with_suffix(
-                documents, np.full(len(documents), token, np.int64), _longest(phase)
-            )
+            followed = prompting.with_suffix(documents, token, _longest(phase), suffix=data.suffix)
             sides.append(contrast.normalised(_run(work, backbone, followed, features=True)))
         found[split] = (sides[0], sides[1])
     probe = contrast.fit_ccs(*found["slice2"], seed=phase.seed, tries=tries, steps=iterations)
