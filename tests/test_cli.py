@@ -198,7 +198,7 @@ LAYERS = [
     ["data", "models", "losses", "sharding", "storage", "compilation"],
     ["training", "inference"],
     ["pretraining_text", "role_settings", "resolve", "plan", "artifacts", "parameters", "testing"],
-    ["logs", "report", "phases", "perf.profile", "perf.hlo", "perf.xplane"],
+    ["logs", "report", "methods", "phases", "perf.profile", "perf.hlo", "perf.xplane"],
     ["execute", "workdirs"],
     ["perf"],
     ["cli"],
