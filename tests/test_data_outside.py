@@ -1,0 +1,118 @@
+"""Labels from files of three formats, and each refusal."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from w2s_jax.errors import InputError
+from w2s_jax.data.outside import matched, read_outside
+
+IDS = [5, 2**63 + 11, 2**64 - 1]
+
+
+def write(path, rows):
+    if path.name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        if all(isinstance(value, int) for value in columns["id"]):
+            columns["id"] = pyarrow.array(columns["id"], pyarrow.uint64())
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    elif path.name.endswith(".csv"):
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv", ".parquet"])
+@pytest.mark.parametrize("spelling", ["integer", "decimal", "hexadecimal", "0x"])
+def test_ids_of_every_spelling_in_every_format(tmp_path, suffix, spelling):
+    spell = {
+        "integer": int,
+        "decimal": str,
+        "hexadecimal": "{:016x}".format,  # that of 5 alone could be decimal
+        "0x": "{:#x}".format,
+    }[spelling]
+    p = [0.25, 0.0, 1.0]
+    rows = [{"id": spell(i), "p": q, "comment": "x"} for i, q in zip(IDS, p, strict=True)]
+    found = read_outside(write(tmp_path / f"labels{suffix}", rows))
+    assert found == dict(zip(IDS, p, strict=True))
+    soft_NC = matched(found, np.array([IDS[2], IDS[0]], np.uint64), "labels")
+    assert soft_NC.dtype == np.float32 and soft_NC.tolist() == [[0, 1], [0.75, 0.25]]
+
+
+def test_digits_are_hexadecimal_only_where_the_file_shows_it(tmp_path):
+    path = tmp_path / "l.jsonl"
+    rows = [{"id": "10", "p": 0.5}, {"id": "11", "p": 0.5}]
+    assert list(read_outside(write(path, rows))) == [10, 11]
+    assert list(read_outside(write(path, [*rows, {"id": "ab", "p": 0.5}]))) == [16, 17, 171]
+    assert list(read_outside(write(path, [*rows, {"id": "0xAB", "p": 0.5}]))) == [10, 11, 171]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_hard_labels(tmp_path, suffix):
+    rows = [{"id": 1, "label": 1}, {"id": 2, "label": 0}]
+    assert read_outside(write(tmp_path / f"l{suffix}", rows)) == {1: 1.0, 2: 0.0}
+
+
+GOOD = {"id": 7, "p": 0.5}
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": 8, "p": NAN}, "p nan; allowed: a number from 0 to 1"),
+        ({"id": 8, "p": 1.01}, "p 1.01; allowed"),
+        ({"id": 8, "p": -0.1}, "p -0.1; allowed"),
+        ({"id": 8, "p": "much"}, "p 'much'; allowed"),
+        ({"id": 8, "p": [1]}, r"p \[1\]; allowed"),
+        ({"id": 8, "label": 2}, "label 2; allowed: 0 or 1"),
+        ({"id": 8, "label": NAN}, "label nan; allowed: 0 or 1"),
+        ({"id": 8, "label": 0.5}, "label 0.5; allowed: 0 or 1"),
+        ({"id": 8, "label": 1, "p": 0.5}, "both 'p' and 'label'"),
+        ({"id": 8, "lable": 1}, "neither 'p' nor 'label'.*did you mean 'label' by 'lable'"),
+        ({"id": 8, "p": None}, "neither 'p' nor 'label'"),
+        ({"idx": 8, "p": 0.5}, "no 'id' .did you mean 'id' by 'idx'.*columns: idx, p"),
+        ({"id": 8.0, "p": 0.5}, "id 8.0; allowed: an integer"),
+        ({"id": -8, "p": 0.5}, "id -8; allowed"),
+        ({"id": True, "p": 0.5}, "id True; allowed"),
+        ({"id": "doc 8", "p": 0.5}, "id 'doc 8'; allowed"),
+        ({"id": "0x", "p": 0.5}, "id '0x'; allowed"),
+        ({"id": 2**64, "p": 0.5}, "more than 64 bits"),
+        ({"id": str(2**64), "p": 0.5}, "more than 64 bits"),
+        ({"id": "7", "p": 0.5}, "id '7' occurs twice"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_place(tmp_path, row, message):
+    path = write(tmp_path / "labels.jsonl", [GOOD, row])
+    with pytest.raises(InputError, match=rf"labels\.jsonl, line 2: .*{message}") as caught:
+        read_outside(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_rows_of_csv_and_parquet(tmp_path):
+    with pytest.raises(InputError, match=r"l\.csv, line 3: p 'nan'"):
+        read_outside(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": "nan"}]))
+    with pytest.raises(InputError, match=r"l\.csv, line 3: neither 'p' nor 'label'"):
+        read_outside(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": ""}]))
+    with pytest.raises(InputError, match=r"l\.parquet, row 2: p nan"):
+        read_outside(write(tmp_path / "l.parquet", [GOOD, {"id": 8, "p": NAN}]))
+    with pytest.raises(InputError, match=r"l\.txt: unknown kind of file"):
+        read_outside(tmp_path / "l.txt")
+
+
+def test_missing_documents_are_refused_in_one_error():
+    ids_N = np.array([1, 255, 2, 3], np.uint64)
+    message = (
+        r"labels\.csv: no label for 2 of 4 documents \(the first: id 255, in hexadecimal "
+        r"00000000000000ff\); allowed: a label for every document"
+    )
+    with pytest.raises(InputError, match=message):
+        matched({1: 0.5, 2: 0.5}, ids_N, "labels.csv")

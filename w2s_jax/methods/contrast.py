@@ -1,0 +1,128 @@
+"""Contrast-consistent search: a truth direction from pairs of completions, without labels.
+
+Burns et al. 2022, "Discovering latent knowledge in language models without supervision". A document
+is completed by each of two labels; a probe of the hidden states shall give probabilities that add
+up to one and are not both a half. Shapes in names: N documents, D features, t tries.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from w2s_jax.methods.labels import p_of
+
+Array = jax.Array
+
+
+def normalised(features_ND: np.ndarray) -> np.ndarray:
+    """Features of mean 0 and standard deviation 1 in each dimension, float32.
+
+    To be applied to the features of each completion apart, so that the probe cannot tell by them
+    which of the two completions it sees. A constant dimension becomes 0.
+    """
+    features_ND = np.asarray(features_ND, np.float64)
+    centred_ND = features_ND - features_ND.mean(0)
+    std_D = centred_ND.std(0)
+    # A constant dimension is left with rounding errors only.
+    constant_D = std_D <= 1e-6 * np.abs(features_ND).max(0, initial=0)
+    return np.where(constant_D, 0, centred_ND / np.where(constant_D, 1, std_D)).astype(np.float32)
+
+
+def fit_ccs(
+    plus_ND: np.ndarray,
+    minus_ND: np.ndarray,
+    *,
+    seed: int,
+    tries: int = 10,
+    steps: int = 1000,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 1e-2,
+) -> dict[str, np.ndarray]:
+    """The probe of the least loss among several random starts.
+
+    Minimises the mean of (p+ - (1 - p-))^2 + min(p+, p-)^2, p = sigmoid(features @ kernel + bias),
+    by AdamW on all documents at once. All tries are one program. Which end of the direction means
+    label 1 is not identified; see `oriented`.
+
+    Args:
+      plus_ND, minus_ND: `normalised` features of the documents completed by label 1 and by label 0.
+      seed: of the starts.
+      tries: random starts.
+      steps: of the optimiser.
+      learning_rate, weight_decay: of the optimiser.
+
+    Returns:
+      {'kernel': float32 [D], 'bias': float32 []}.
+    """
+    plus, minus = jnp.asarray(plus_ND, jnp.float32), jnp.asarray(minus_ND, jnp.float32)
+    kernels_tD = jax.random.normal(jax.random.key(seed), (tries, plus.shape[1]))
+    kernels_tD = kernels_tD / jnp.linalg.norm(kernels_tD, axis=1, keepdims=True)
+    params_t = {"kernel": kernels_tD, "bias": jnp.zeros(tries)}
+    params_t, loss_t = _fit_all(params_t, plus, minus, learning_rate, weight_decay, steps)
+    # A try that diverged is never the best.
+    best = int(np.argmin(np.nan_to_num(np.asarray(loss_t), nan=np.inf)))
+    return {name: np.asarray(value_t[best]) for name, value_t in params_t.items()}
+
+
+def ccs_loss(params: dict[str, Array], plus_ND: Array, minus_ND: Array) -> Array:
+    """Consistency and confidence of a probe, float32 scalar: what `fit_ccs` minimises."""
+    plus_N, minus_N = _p(params, plus_ND), _p(params, minus_ND)
+    return jnp.mean((plus_N - (1 - minus_N)) ** 2 + jnp.minimum(plus_N, minus_N) ** 2)
+
+
+def _p(params: dict[str, Array], features_ND: Array) -> Array:
+    logits_N = jnp.matmul(features_ND, params["kernel"], precision="highest")
+    return jax.nn.sigmoid(logits_N + params["bias"])
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _fit_all(
+    params_t: dict[str, Array],
+    plus_ND: Array,
+    minus_ND: Array,
+    learning_rate: float,
+    weight_decay: float,
+    steps: int,
+) -> tuple[dict[str, Array], Array]:
+    """All tries' parameters after training, and their losses [t]."""
+    optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
+
+    def fit(params: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+        def step(_: int, carry: tuple) -> tuple:
+            params, state = carry
+            grads = jax.grad(ccs_loss)(params, plus_ND, minus_ND)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        params, _ = jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))
+        return params, ccs_loss(params, plus_ND, minus_ND)
+
+    return jax.vmap(fit)(params_t)
+
+
+def predict_ccs(
+    params: dict[str, np.ndarray], plus_ND: np.ndarray, minus_ND: np.ndarray
+) -> np.ndarray:
+    """P(label 1) = 1/2 (p+ + 1 - p-), float32 [N]; features as in `fit_ccs`."""
+    from scipy.special import expit
+
+    plus_N, minus_N = (
+        expit(np.asarray(features_ND, np.float64) @ params["kernel"] + params["bias"])
+        for features_ND in (plus_ND, minus_ND)
+    )
+    return (0.5 * (plus_N + 1 - minus_N)).astype(np.float32)
+
+
+def oriented(p_N: np.ndarray, weak_N: np.ndarray) -> np.ndarray:
+    """`p_N` or 1 - `p_N`, whichever predicts more of what the weak labels predict; float32 [N].
+
+    Args:
+      p_N: P(label 1) or P(label 0).
+      weak_N: weak labels: P(label 1) [N], or soft labels [N, 2].
+    """
+    p_N = p_of(p_N)
+    agreement = np.mean((p_N > 0.5) == (p_of(weak_N) > 0.5))
+    return np.asarray(p_N if agreement >= 0.5 else 1 - p_N, np.float32)

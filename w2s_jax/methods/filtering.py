@@ -1,0 +1,293 @@
+"""Which weak labels to learn from: thresholds, filters on activations, and a trust model.
+
+Shapes in names: N documents, M documents with ground truth, K neighbours, D features, C classes.
+
+Confidence thresholding and the filters by nearest neighbours, by logistic regression and by
+topology are those that Burns et al. 2023 (arXiv 2312.09390) try on a student's activations. The
+number of documents kept depends on N and the share alone (`kept_count`), so that a plan knows the
+number of training steps before there are any labels.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from w2s_jax.errors import InputError, unknown
+from w2s_jax.methods.labels import p_of, soft_labels
+
+# A class with fewer examples than this is too small to train a network on.
+_MIN_CLASS = 5
+
+
+def kept_count(num: int, share: float) -> int:
+    """Documents kept of `num` when the share `share` is: rounded, at least 2 (or all of fewer).
+
+    Raises:
+      InputError: a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share: {share}; allowed: from 0 to 1")
+    return min(num, max(2, round(num * share)))
+
+
+def most_confident(soft_NC: np.ndarray, share: float) -> np.ndarray:
+    """Confidence thresholding: the most confident top share of each predicted class.
+
+    Of the `kept_count(N, share)` documents kept, each class has its share of the N (rounded), so
+    that no class crowds out the other. Confidence is max(p, 1 - p); the earlier of equals is kept.
+
+    Returns:
+      Keep mask, bool [N].
+    """
+    p_N = p_of(soft_NC)
+    predicted_N = p_N > 0.5
+    num, ones = len(p_N), int(predicted_N.sum())
+    kept = kept_count(num, share)
+    kept_ones = (2 * kept * ones + num) // (2 * num) if num else 0
+    order_N = np.argsort(-np.abs(p_N - 0.5), kind="stable")
+    keep_N = np.zeros(num, bool)
+    for label, count in ((True, kept_ones), (False, kept - kept_ones)):
+        keep_N[order_N[predicted_N[order_N] == label][:count]] = True
+    return keep_N
+
+
+def _nearest(features_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Euclidean distances and indices [N, K] of the nearest others, nearest first."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k = min(k, len(features_ND) - 1)
+    if k < 1:
+        raise InputError(
+            f"k: {k} neighbours of {len(features_ND)} documents; allowed: at least 1 of 2"
+        )
+    finder = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features_ND)
+    # Without an argument a document is not its own neighbour, not even where it has a double.
+    distance_NK, index_NK = finder.kneighbors()
+    return distance_NK, index_NK
+
+
+def neighbours(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.ndarray:
+    """What the documents nearby are labelled: the mean weak P(label 1) of the k nearest others.
+
+    Args:
+      features_ND: activations; distances are Euclidean.
+      soft_NC: weak labels.
+      k: neighbours; at most N - 1 are taken.
+
+    Returns:
+      float32 [N].
+    """
+    _, index_NK = _nearest(features_ND, k)
+    return p_of(soft_NC)[index_NK].mean(1).astype(np.float32)
+
+
+def logistic(
+    features_ND: np.ndarray, soft_NC: np.ndarray, folds: int = 5, seed: int = 0
+) -> np.ndarray:
+    """P(label 1) by logistic regressions that never saw the document's own weak label.
+
+    Documents fall into `folds` random parts; for each part a regression (L2, C = 1, on features
+    standardised by its training documents) is fitted to the soft labels of the others, by
+    cross-entropy. Where those are all of one class, their mean label is predicted.
+
+    Args:
+      features_ND: activations.
+      soft_NC: weak labels.
+      folds: parts; at most N are made.
+      seed: of the parts.
+
+    Returns:
+      float32 [N].
+
+    Raises:
+      InputError: fewer than two folds.
+    """
+    p_N = p_of(soft_NC)
+    folds = min(folds, len(p_N))
+    if folds < 2:
+        raise InputError(f"folds: {folds} for {len(p_N)} documents; allowed: at least 2 of 2")
+    fold_N = np.random.default_rng(seed).permutation(len(p_N)) % folds
+    out_N = np.zeros(len(p_N), np.float32)
+    for fold in range(folds):
+        held_N = fold_N == fold
+        out_N[held_N] = _regress(features_ND[~held_N], p_N[~held_N], features_ND[held_N])
+    return out_N
+
+
+def _regress(features_MD: np.ndarray, p_M: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
+    """P(label 1) [N] of a regression on soft labels: each document once as a 1 and once as a 0."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    ones_M, zeros_M = p_M > 0, p_M < 1
+    if not ones_M.any() or not zeros_M.any():
+        return np.full(len(features_ND), p_M.mean())
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit(
+        np.concatenate([features_MD[ones_M], features_MD[zeros_M]]),
+        np.repeat([1, 0], [ones_M.sum(), zeros_M.sum()]),
+        standardscaler__sample_weight=np.concatenate([p_M[ones_M], 1 - p_M[zeros_M]]),
+        logisticregression__sample_weight=np.concatenate([p_M[ones_M], 1 - p_M[zeros_M]]),
+    )
+    return np.asarray(model.predict_proba(features_ND)[:, 1])
+
+
+def _by_neighbours(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.ndarray:
+    return np.abs(p_of(soft_NC) - neighbours(features_ND, soft_NC, k))
+
+
+def _by_logistic(
+    features_ND: np.ndarray, soft_NC: np.ndarray, folds: int = 5, seed: int = 0
+) -> np.ndarray:
+    return np.abs(p_of(soft_NC) - logistic(features_ND, soft_NC, folds, seed))
+
+
+def _by_topology(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 10) -> np.ndarray:
+    """Wu et al. 2020, "A topological filter for learning with noisy labels"; see `suspicious`."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import NearestNeighbors
+
+    label_N = p_of(soft_NC) > 0.5
+    num = len(label_N)
+    _, index_NK = _nearest(features_ND, k)
+    rows, columns = np.repeat(np.arange(num), index_NK.shape[1]), index_NK.reshape(-1)
+    same = label_N[rows] == label_N[columns]
+    near_NN = csr_array((np.ones(same.sum()), (rows[same], columns[same])), shape=(num, num))
+    _, component_N = connected_components(near_NN.multiply(near_NN.T), directed=False)
+    size_N = np.bincount(component_N)[component_N]
+    clean_N = np.zeros(num, bool)
+    distance_N, relative_size_N = np.zeros(num), np.ones(num)
+    for label in (False, True):
+        members = np.flatnonzero(label_N == label)
+        if not len(members):
+            continue
+        largest = component_N[members[np.argmax(size_N[members])]]
+        clean = members[component_N[members] == largest]
+        clean_N[clean] = True
+        relative_size_N[members] = size_N[members] / len(clean)
+        finder = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(features_ND[clean])
+        distance_N[members] = finder.kneighbors(features_ND[members])[0][:, 0]
+    other_N = (label_N[index_NK] != label_N[:, None]).mean(1)
+    farthest = distance_N[~clean_N].max(initial=0) or 1.0
+    return np.where(clean_N, other_N / 2, 1 + distance_N / farthest * (1 - relative_size_N))
+
+
+#: kind of filter -> (features, soft labels, options) -> score
+_SUSPICIONS: dict[str, Callable[..., np.ndarray]] = {
+    "knn": _by_neighbours,
+    "logistic": _by_logistic,
+    "topological": _by_topology,
+}
+
+
+def suspicious(
+    kind: str, features_ND: np.ndarray, soft_NC: np.ndarray, **options: Any
+) -> np.ndarray:
+    """How far each weak label is from what the activations say; the higher, the more suspicious.
+
+    Kinds:
+      'knn' (option `k`, 50): |p - `neighbours`|.
+      'logistic' (options `folds`, 5, and `seed`, 0): |p - `logistic`|.
+      'topological' (option `k`, 10; Wu et al. 2020): documents are joined when each is among the
+        other's k nearest and both have one weak class. The largest component of each class is
+        taken to be clean: its documents score half the share of their neighbours in the other
+        class, in [0, 1/2]. The others score 1 and what they are away from their class's largest
+        component (over the farthest's distance), times 1 - the size of their component over the
+        largest's: in [1, 2].
+
+    Args:
+      kind: above.
+      features_ND: activations.
+      soft_NC: weak labels.
+      **options: above.
+
+    Returns:
+      float32 [N].
+
+    Raises:
+      InputError: an unknown kind or option.
+    """
+    if kind not in _SUSPICIONS:
+        raise unknown("kind", kind, _SUSPICIONS)
+    score = _SUSPICIONS[kind]
+    allowed = list(inspect.signature(score).parameters)[2:]
+    for name in options:
+        if name not in allowed:
+            raise unknown(f"option of {kind!r}", name, allowed)
+    return score(features_ND, soft_NC, **options).astype(np.float32)
+
+
+def drop_suspicious(score_N: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """Keep mask (bool [N]) without the highest scores: `kept_count(N, 1 - share)` documents stay.
+
+    Of equal scores the earlier stays.
+    """
+    keep_N = np.zeros(len(score_N), bool)
+    order_N = np.argsort(score_N, kind="stable")
+    keep_N[order_N[: kept_count(len(score_N), 1 - share)]] = True
+    return keep_N
+
+
+def relabel_suspicious(
+    score_N: np.ndarray, p_N: np.ndarray, soft_NC: np.ndarray, share: float = 0.1
+) -> np.ndarray:
+    """Soft labels in which what `drop_suspicious` would drop is labelled `p_N` instead.
+
+    Args:
+      score_N: from `suspicious`.
+      p_N: P(label 1) by the activations, from `neighbours` or `logistic`.
+      soft_NC: weak labels.
+      share: of the documents that are relabelled.
+    """
+    keep_N = drop_suspicious(score_N, share)
+    return np.where(keep_N[:, None], np.asarray(soft_NC, np.float32), soft_labels(p_of(p_N)))
+
+
+def trust(
+    features_MD: np.ndarray, correct_M: np.ndarray, features_ND: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """P(the supervisor is right) by a model of the supervisor's last hidden state.
+
+    A network of one hidden layer (64 units, L2) on standardised features, fitted to documents with
+    ground truth; logistic regression where it was right, or wrong, fewer than 5 times; the one
+    outcome there is where it was always right or always wrong.
+
+    Args:
+      features_MD: the supervisor's hidden state at the end of documents with ground truth, which
+        it was not trained on.
+      correct_M: bool; whether it is right on them.
+      features_ND: its hidden states for the documents to be judged.
+      seed: of the network's start and batches.
+
+    Returns:
+      float32 [N].
+
+    Raises:
+      InputError: there is no document with ground truth.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    correct_M = np.asarray(correct_M, bool)
+    if not len(correct_M):
+        raise InputError("trust: no document has ground truth; allowed: at least one")
+    if min(correct_M.sum(), (~correct_M).sum()) < _MIN_CLASS:
+        return _regress(features_MD, correct_M.astype(np.float64), features_ND).astype(np.float32)
+    network = MLPClassifier((64,), alpha=1.0, random_state=seed)
+    model = make_pipeline(StandardScaler(), network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features_MD, correct_M)
+    return np.asarray(model.predict_proba(features_ND)[:, 1], np.float32)
+
+
+def drop_untrusted(p_N: np.ndarray, share: float) -> np.ndarray:
+    """Keep mask (bool [N]) without the share that `trust` is lowest for, as `drop_suspicious`."""
+    return drop_suspicious(-np.asarray(p_N), share)

@@ -1,0 +1,35 @@
+"""Soft labels and what is read from them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def soft_labels(p_N: ArrayLike) -> np.ndarray:
+    """Soft labels float32 [N, 2] from P(label 1) [N]."""
+    values_N = np.asarray(p_N, np.float32)
+    return np.stack([1 - values_N, values_N], axis=1)
+
+
+def p_of(soft: ArrayLike) -> NDArray[np.float64]:
+    """P(label 1), float64 [N], from soft labels [N, 2] or from P(label 1) [N] itself.
+
+    Raises:
+      ValueError: another shape, or a probability that is not in [0, 1] (NaN among them).
+    """
+    values: NDArray[Any] = np.asarray(soft, np.float64)
+    if values.ndim == 2 and values.shape[1] == 2:
+        values = values[:, 1]
+    if values.ndim != 1:
+        raise ValueError(f"soft labels: expected shape [N, 2] or [N], got {values.shape}")
+    # A float32 softmax may leave [0, 1] by a rounding error; anything more is a mistake.
+    if not np.all((values >= -1e-6) & (values <= 1 + 1e-6)):
+        raise ValueError("soft labels: probabilities must be finite and in [0, 1]")
+    return values.clip(0.0, 1.0)
+
+
+def log_odds(p_N: ArrayLike, clip: float) -> NDArray[np.float64]:
+    """log(p / (1 - p)), float64, of probabilities clipped to [clip, 1 - clip]."""
+    values_N = np.clip(np.asarray(p_N, np.float64), clip, 1 - clip)
+    return np.log(values_N) - np.log1p(-values_N)

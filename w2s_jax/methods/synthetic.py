@@ -1,0 +1,102 @@
+"""Synthetic supervisors: labels of one accuracy whose errors lie in different places.
+
+Burns et al. 2023 (arXiv 2312.09390) compare weak models' own errors with such labels, to see
+whether it matters for the student where a supervisor errs, and not only how often.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from w2s_jax.errors import InputError, unknown
+from w2s_jax.methods.labels import p_of, soft_labels
+
+#: structure -> where the labels are wrong
+STRUCTURES = {
+    "weak": "where the weak model is, then where it is the least sure of what is right",
+    "random": "at random",
+    "longest": "on the longest documents",
+    "shortest": "on the shortest documents",
+    "strong_unconfident": "where a strong model trained on ground truth is the least confident",
+    "strong_confident": "where a strong model trained on ground truth is the most confident",
+}
+
+
+def synthetic_labels(
+    structure: str,
+    truth_N: ArrayLike,
+    error_rate: float,
+    *,
+    seed: int,
+    lengths_N: ArrayLike | None = None,
+    strong_p_N: ArrayLike | None = None,
+    weak_soft_NC: ArrayLike | None = None,
+    confidence: float = 1.0,
+) -> np.ndarray:
+    """Labels that are wrong on exactly round(error_rate * N) documents, chosen by `structure`.
+
+    Args:
+      structure: one of `STRUCTURES`. 'weak' takes the weak model's errors first, those it is most
+        sure of before others: at the weak model's own error rate, exactly its errors.
+      truth_N: ground truth, 0 or 1.
+      error_rate: share of wrong labels.
+      seed: of 'random', and of the order of documents that the structure does not tell apart.
+      lengths_N: tokens of each document; for 'longest' and 'shortest'.
+      strong_p_N: P(label 1) of the strong model; for 'strong_unconfident' and 'strong_confident'.
+        Its confidence is max(p, 1 - p).
+      weak_soft_NC: the weak model's labels; for 'weak'.
+      confidence: probability that each label gives the class it names: 1 for hard labels.
+
+    Returns:
+      Soft labels, float32 [N, 2].
+
+    Raises:
+      InputError: an unknown structure, one without the array it needs, ground truth other than 0
+        and 1, or an error rate or confidence out of range.
+    """
+    values_N: np.ndarray = np.asarray(truth_N)
+    if not np.all((values_N == 0) | (values_N == 1)):
+        raise InputError("synthetic_labels: ground truth must be 0 or 1 for every document")
+    if not 0 <= error_rate <= 1:
+        raise InputError(f"error_rate: {error_rate}; allowed: from 0 to 1")
+    if not 0.5 < confidence <= 1:
+        raise InputError(f"confidence: {confidence}; allowed: above 0.5 and at most 1")
+    label_N = values_N == 1
+    score_N = _scores(structure, label_N, lengths_N, strong_p_N, weak_soft_NC)
+    if score_N.shape != label_N.shape:
+        raise ValueError(f"{structure}: expected shape {label_N.shape}, got {score_N.shape}")
+    ties_N = np.random.default_rng(seed).permutation(len(label_N))
+    wrong = np.lexsort((ties_N, -score_N))[: round(error_rate * len(label_N))]
+    label_N[wrong] = ~label_N[wrong]
+    return soft_labels(np.where(label_N, confidence, 1 - confidence))
+
+
+def _scores(
+    structure: str,
+    truth_N: np.ndarray,
+    lengths_N: ArrayLike | None,
+    strong_p_N: ArrayLike | None,
+    weak_soft_NC: ArrayLike | None,
+) -> np.ndarray:
+    """float64 [N]; the labels of the highest are wrong."""
+
+    def given(array: ArrayLike | None, name: str) -> ArrayLike:
+        if array is None:
+            raise InputError(f"synthetic_labels: structure {structure!r} needs {name}")
+        return array
+
+    match structure:
+        case "random":
+            return np.zeros(len(truth_N))
+        case "longest":
+            return np.asarray(given(lengths_N, "lengths_N"), np.float64)
+        case "shortest":
+            return -np.asarray(given(lengths_N, "lengths_N"), np.float64)
+        case "strong_unconfident":
+            return -np.abs(p_of(given(strong_p_N, "strong_p_N")) - 0.5)
+        case "strong_confident":
+            return np.abs(p_of(given(strong_p_N, "strong_p_N")) - 0.5)
+        case "weak":
+            p_N = p_of(given(weak_soft_NC, "weak_soft_NC"))
+            # A tie predicts 0, so the error of a tie must rank above a tie that is right.
+            return np.where(truth_N, 1 - p_N, p_N) + ((p_N > 0.5) != truth_N)
+    raise unknown("structure", structure, STRUCTURES)
