@@ -4,6 +4,8 @@ The error names the field, the value and what is allowed, with the nearest match
 """
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -167,18 +169,12 @@ _MINIMA = {
     "weight_decay": 0,
     "beta1": 0,
     "beta2": 0,
-    "warmup_fraction": 0,
-    "alpha_max": 0,
-    "aux_coef": 0,
 }
 _MAXIMA = {
     "learning_rate": MAX_LEARNING_RATE,
     "warmup": 1,
     "beta1": 0.99999,
     "beta2": 0.9999999,
-    "warmup_fraction": 1,
-    "alpha_max": 1,
-    "aux_coef": 1,
     # A JAX key takes 32 bits of its seed.
     "seed": 2**32 - 1,
     "split_seed": 2**32 - 1,
@@ -192,16 +188,37 @@ _CHOICES = {
     "remat": REMATS,
     "adapt": ADAPTS,
     "read_out": READ_OUTS,
-    "threshold": ("half", "prior"),
     "judge": JUDGES,
 }
+_SHARE = (0, 1)
+#: kind of a loss -> option -> (smallest, largest) value.
+_LOSS_RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "confidence": {"alpha_max": _SHARE, "warmup_fraction": _SHARE},
+    "logconf": {"aux_coef": _SHARE, "warmup_fraction": _SHARE},
+    "product": {"alpha": (0, 100), "beta": (0, 100)},
+    "entropy": {"coef": (0, 100)},
+    "l2_confidence": {"coef": (0, 100)},
+    "buffered_confidence": {
+        "aux_coef": _SHARE,
+        "warmup_fraction": _SHARE,
+        "buffer_size": (1, 65536),
+    },
+    "soft_buffered_confidence": {"aux_coef": _SHARE, "warmup_fraction": _SHARE},
+    "window": {"radius": _SHARE},
+    "reverse_kl": {"label_smoothing": _SHARE},
+    "reverse_xent": {"label_smoothing": _SHARE},
+    "cace": {"c": (0, 0.5)},
+    "adaptive_confidence": {"temperature": (0.001, 1000), "warmup_fraction": _SHARE},
+    "generalized_xent": {"q": (0.001, 1)},
+}
+_LOSS_CHOICES = {"confidence": {"threshold": ("half", "prior")}}
 
 
 def _check_values(flat: dict[str, Any]) -> None:
     """Ranges and choices."""
     for field, value in flat.items():
         leaf = field.rsplit(".", 1)[-1]
-        if value is None:
+        if value is None or field.startswith("loss."):
             continue
         if leaf in _MINIMA and not value >= _MINIMA[leaf]:
             raise errors.InputError(f"{field}: {value!r}; allowed: at least {_MINIMA[leaf]}")
@@ -270,9 +287,13 @@ def _check_training(section: str, values: dict[str, Any]) -> None:
         raise errors.InputError(f"{section}.adapt: {values['adapt']!r}; allowed: {only!r}")
 
 
+#: A comma that is not within parentheses: 'confidence(alpha_max=1,warmup_fraction=0)' is one label.
+_SEPARATOR = re.compile(r",(?![^()]*\))")
+
+
 def _split(items: Any) -> tuple[str, ...]:
     """('a', 'b') also where the command line has made ('a,b',) of it."""
-    parts = tuple(part.strip() for item in items for part in str(item).split(","))
+    parts = tuple(part.strip() for item in items for part in _SEPARATOR.split(str(item)))
     return tuple(part for part in parts if part)
 
 
@@ -312,6 +333,11 @@ def _middle(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Role, ..
 
 
 def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
+    for entry in config.losses:
+        if not isinstance(entry, str):
+            raise errors.InputError(
+                f"losses: {entry!r}; allowed: labels, which config.with_labels makes of mappings"
+            )
     labels = _split(config.losses)
     if not labels:
         raise errors.InputError(f"losses: is empty; allowed: {', '.join(config.loss)}")
@@ -329,7 +355,7 @@ def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
     """The checked settings of one entry of `config.loss`: {'kind': ..., option: value, ...}.
 
     Raises:
-      InputError: for an unknown kind or option, or an option of a wrong type.
+      InputError: for an unknown kind or option, or an option of a wrong type or out of range.
     """
     options = dict(entry)
     kind = options.pop("kind", label)
@@ -339,7 +365,21 @@ def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
         if option not in LOSS_OPTIONS[kind]:
             known = LOSS_OPTIONS[kind] or {"kind": None}
             raise errors.unknown(f"loss.{label}", option, known)
-        expected = type(LOSS_OPTIONS[kind][option])
-        _check_type(f"loss.{label}.{option}", value, expected, may_be_none=False)
+        _check_loss_option(f"loss.{label}.{option}", value, kind, option)
     full = LOSS_OPTIONS[kind] | options
     return LossSettings(label, kind, tuple(sorted(full.items())))
+
+
+def _check_loss_option(field: str, value: Any, kind: str, option: str) -> None:
+    default = LOSS_OPTIONS[kind][option]
+    _check_type(field, value, float if default is None else type(default), default is None)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise errors.InputError(f"{field}: {value!r}; allowed: a finite number")
+    if value is not None and option in _LOSS_RANGES.get(kind, {}):
+        low, high = _LOSS_RANGES[kind][option]
+        if value < low:
+            raise errors.InputError(f"{field}: {value!r}; allowed: at least {low}")
+        if value > high:
+            raise errors.InputError(f"{field}: {value!r}; allowed: at most {high}")
+    if option in _LOSS_CHOICES.get(kind, {}):
+        _choice(field, value, _LOSS_CHOICES[kind][option])

@@ -1,0 +1,72 @@
+"""What several losses are made of: weighted means, thresholds, warm-ups."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def log_probabilities(logits_BC: Array) -> Array:
+    """log softmax of the logits, float32 [B, C]."""
+    return jax.nn.log_softmax(logits_BC.astype(jnp.float32), axis=-1)
+
+
+def weighted_mean(values_B: Array, weights_B: Array | None) -> Array:
+    """sum(weights values) / sum(weights), float32; 0 where all weights are 0."""
+    values_B = values_B.astype(jnp.float32)
+    if weights_B is None:
+        return jnp.mean(values_B)
+    weights_B = weights_B.astype(jnp.float32)
+    return jnp.sum(weights_B * values_B) / jnp.maximum(jnp.sum(weights_B), 1e-9)
+
+
+def soft_cross_entropy(logits_BC: Array, targets_BC: Array, weights_B: Array | None) -> Array:
+    """Weighted mean over documents of -sum_c targets_bc log softmax(logits_b)_c, float32."""
+    log_p_BC = log_probabilities(logits_BC)
+    return weighted_mean(-jnp.sum(targets_BC.astype(jnp.float32) * log_p_BC, axis=-1), weights_B)
+
+
+def linear_warmup(step_fraction: Array | float, warmup_fraction: Array | float) -> Array:
+    """From 0 at the first step to 1 at `warmup_fraction` of training, then 1; 1 without warm-up."""
+    ramp = jnp.asarray(step_fraction, jnp.float32) / jnp.maximum(warmup_fraction, 1e-9)
+    return jnp.where(warmup_fraction > 0, jnp.minimum(ramp, 1.0), 1.0)
+
+
+def taken(weights_B: Array | None, size: int) -> Array:
+    """Which documents take part: those of a weight above 0, bool [size]."""
+    return jnp.ones(size, bool) if weights_B is None else weights_B > 0
+
+
+def hardened_share(scores_B: Array, share: Array | float, weights_B: Array) -> Array:
+    """Marks the top `share` of the batch's weight: 1 above the threshold, 0 below, float32 [B].
+
+    The mass marked is exactly share * sum(weights). Documents that tie at the threshold share what
+    is left of it equally, so the result does not depend on their order; with an odd batch and a
+    share of one half, the median document gets 1/2.
+    """
+    mass = share * jnp.sum(weights_B)
+    above_B = jnp.sum(weights_B[None, :] * (scores_B[None, :] > scores_B[:, None]), axis=1)
+    tied_B = jnp.sum(weights_B[None, :] * (scores_B[None, :] == scores_B[:, None]), axis=1)
+    return jnp.clip((mass - above_B) / jnp.maximum(tied_B, 1e-9), 0.0, 1.0)
+
+
+def hardened(scores_BC: Array) -> Array:
+    """1 for the class with the higher score, 0 for the other, 1/2 each where they tie: [B, 2]."""
+    positive_B = 0.5 + 0.5 * jnp.sign(scores_BC[:, 1] - scores_BC[:, 0])
+    return jax.lax.stop_gradient(jnp.stack([1.0 - positive_B, positive_B], axis=1))
+
+
+def quantile(values_B: Array, taken_B: Array, level: Array | float) -> Array:
+    """Linearly interpolated quantile of the values where `taken_B`, float32.
+
+    Interpolates as a + t (b - a) below the middle of two neighbours and b - (1 - t) (b - a) above,
+    which returns a value itself where the position is exact.
+    """
+    ordered_B = jnp.sort(jnp.where(taken_B, values_B, jnp.inf))
+    last = jnp.maximum(jnp.sum(taken_B) - 1, 0)
+    position = jnp.clip(level, 0.0, 1.0) * last.astype(jnp.float32)
+    low = jnp.floor(position).astype(jnp.int32)
+    high = jnp.minimum(low + 1, last)
+    t = position - low
+    a, b = ordered_B[low], ordered_B[high]
+    return jnp.where(t < 0.5, a + t * (b - a), b - (1.0 - t) * (b - a))

@@ -1,0 +1,137 @@
+"""Divergences other than cross-entropy, some of them robust to wrong labels.
+
+f is the student's distribution over the two classes, w the soft label. Where a formula has log w,
+w is at least 1e-7: hard labels would make it infinite.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from w2s_jax.losses.common import log_probabilities, weighted_mean
+from w2s_jax.losses.registry import register
+
+Array = jax.Array
+
+#: The least probability that a logarithm of a label is taken of.
+FLOOR = 1e-7
+
+
+def _entropy_of_labels(targets_BC: Array) -> Array:
+    """-sum_c w_c log w_c, 0 log 0 = 0: float32 [B]."""
+    return jnp.sum(jax.scipy.special.entr(targets_BC), axis=-1)
+
+
+def _cross_entropy(log_p_BC: Array, targets_BC: Array) -> Array:
+    return -jnp.sum(targets_BC * log_p_BC, axis=-1)
+
+
+def _reverse_cross_entropy(log_p_BC: Array, targets_BC: Array) -> Array:
+    return -jnp.sum(jnp.exp(log_p_BC) * jnp.log(jnp.maximum(targets_BC, FLOOR)), axis=-1)
+
+
+def _smoothed(targets_BC: Array, label_smoothing: Array | float) -> Array:
+    """(1 - e) w + e / 2, float32."""
+    return (1.0 - label_smoothing) * targets_BC.astype(jnp.float32) + 0.5 * label_smoothing
+
+
+@register("kl", coupled=False)
+def kl(
+    logits_BC: Array,
+    targets_BC: Array,
+    step_fraction: Array | float,
+    *,
+    weights_B: Array | None = None,
+) -> Array:
+    """Forward divergence KL(w || f) = CE(f, w) - H(w): the gradient is that of `xent`.
+
+    As 'kl' of EleutherAI's code. Its value is 0 where the student repeats the labels.
+    """
+    del step_fraction
+    targets_BC = targets_BC.astype(jnp.float32)
+    cross_B = _cross_entropy(log_probabilities(logits_BC), targets_BC)
+    return weighted_mean(cross_B - _entropy_of_labels(targets_BC), weights_B)
+
+
+@register("reverse_kl", coupled=False, traced=("label_smoothing",))
+def reverse_kl(
+    logits_BC: Array,
+    targets_BC: Array,
+    step_fraction: Array | float,
+    *,
+    weights_B: Array | None = None,
+    label_smoothing: Array | float = 0.0,
+) -> Array:
+    """Reverse divergence KL(f || w) = sum_c f_c (log f_c - log w_c), which seeks one mode.
+
+    `label_smoothing` e replaces w by (1 - e) w + e / 2 first.
+    """
+    del step_fraction
+    log_p_BC = log_probabilities(logits_BC)
+    own_B = jnp.sum(jnp.exp(log_p_BC) * log_p_BC, axis=-1)
+    reverse_B = _reverse_cross_entropy(log_p_BC, _smoothed(targets_BC, label_smoothing))
+    return weighted_mean(own_B + reverse_B, weights_B)
+
+
+@register("reverse_xent", coupled=False, traced=("label_smoothing",))
+def reverse_xent(
+    logits_BC: Array,
+    targets_BC: Array,
+    step_fraction: Array | float,
+    *,
+    weights_B: Array | None = None,
+    label_smoothing: Array | float = 0.0,
+) -> Array:
+    """Reverse cross-entropy -sum_c f_c log w_c (Wang et al. 2019; Xu et al. 2026 for weak labels).
+
+    An uncertain label (w near 1/2) has hardly any gradient. `label_smoothing` as in `reverse_kl`.
+    """
+    del step_fraction
+    targets_BC = _smoothed(targets_BC, label_smoothing)
+    reverse_B = _reverse_cross_entropy(log_probabilities(logits_BC), targets_BC)
+    return weighted_mean(reverse_B, weights_B)
+
+
+@register("cace", coupled=False, traced=("c",))
+def cace(
+    logits_BC: Array,
+    targets_BC: Array,
+    step_fraction: Array | float,
+    *,
+    weights_B: Array | None = None,
+    c: Array | float = 0.1,
+) -> Array:
+    """Confidence-adaptive cross-entropy (Xu et al. 2026).
+
+    Cross-entropy where the label is certain, |w - 1/2| >= c, and reverse cross-entropy where it is
+    not. With c = 0 it is `xent`.
+    """
+    del step_fraction
+    targets_BC = targets_BC.astype(jnp.float32)
+    log_p_BC = log_probabilities(logits_BC)
+    # The larger column, so that 0.4 is as certain as 0.6 after rounding.
+    certain_B = jnp.max(targets_BC, axis=-1) - 0.5 >= c
+    loss_B = jnp.where(
+        certain_B,
+        _cross_entropy(log_p_BC, targets_BC),
+        _reverse_cross_entropy(log_p_BC, targets_BC),
+    )
+    return weighted_mean(loss_B, weights_B)
+
+
+@register("generalized_xent", coupled=False, traced=("q",))
+def generalized_xent(
+    logits_BC: Array,
+    targets_BC: Array,
+    step_fraction: Array | float,
+    *,
+    weights_B: Array | None = None,
+    q: Array | float = 0.7,
+) -> Array:
+    """Generalized cross-entropy sum_c w_c (1 - f_c^q) / q (Zhang & Sabuncu 2018).
+
+    Between cross-entropy (q to 0) and the mean absolute error (q = 1); the paper has hard labels,
+    for which this is (1 - f_y^q) / q.
+    """
+    del step_fraction
+    terms_BC = -jnp.expm1(q * log_probabilities(logits_BC)) / q
+    return weighted_mean(jnp.sum(targets_BC.astype(jnp.float32) * terms_BC, axis=-1), weights_B)

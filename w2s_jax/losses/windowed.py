@@ -1,0 +1,74 @@
+"""Cross-entropy where the student is still uncertain. The state is a statistic of the labels."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from w2s_jax.losses.common import log_probabilities, taken, weighted_mean
+from w2s_jax.losses.registry import register
+
+Array = jax.Array
+State = dict[str, Any]
+
+
+def init_window(targets_NC: np.ndarray, *, radius: float | None = None) -> State:
+    """The radius of the window: `radius`, or the median weak confidence |w - 1/2|.
+
+    Args:
+      targets_NC: soft labels of all training documents.
+      radius: the option of the loss.
+
+    Returns:
+      {"radius": float32 scalar}. Of an even number of documents the median is the lower of the two
+      in the middle, as torch takes it.
+    """
+    if radius is None:
+        confidence_N = np.sort(np.abs(np.asarray(targets_NC, np.float32)[:, 1] - np.float32(0.5)))
+        radius = confidence_N[(len(confidence_N) - 1) // 2]
+    return {"radius": np.asarray(radius, np.float32)}
+
+
+def _radius_of_batch(targets_BC: Array, weights_B: Array | None) -> Array:
+    """The lower median of |w - 1/2| over the documents that take part."""
+    taken_B = taken(weights_B, targets_BC.shape[0])
+    ordered_B = jnp.sort(jnp.where(taken_B, jnp.abs(targets_BC[:, 1] - 0.5), jnp.inf))
+    return ordered_B[jnp.maximum(jnp.sum(taken_B) - 1, 0) // 2]
+
+
+@register("window", coupled=False, init_state=init_window)
+def window(
+    logits_BC: Array,
+    targets_BC: Array,
+    step_fraction: Array | float,
+    *,
+    weights_B: Array | None = None,
+    state: State | None = None,
+    radius: float | None = None,
+) -> Array:
+    """Cross-entropy only where the student is uncertain: max f < 1/2 + radius, else 0.
+
+    The sum is divided by the weight of all documents, not of the uncertain ones. As 'window' of
+    EleutherAI's code, whose `radius` "midweak" is None here: the median of |w - 1/2| over the
+    training documents. A radius above 1/2 makes it `xent`.
+
+    Args:
+      logits_BC: logits of two classes.
+      targets_BC: soft labels.
+      step_fraction: not used.
+      weights_B: weights of the documents.
+      state: {"radius": float32 scalar} by `init_window`; None: `radius`, or without one the median
+        of this batch.
+      radius: how far from 1/2 the student may be.
+    """
+    del step_fraction
+    targets_BC = targets_BC.astype(jnp.float32)
+    if state is not None:
+        limit = state["radius"]
+    else:
+        limit = _radius_of_batch(targets_BC, weights_B) if radius is None else radius
+    log_p_BC = log_probabilities(logits_BC)
+    uncertain_B = jnp.max(jnp.exp(log_p_BC), axis=-1) < 0.5 + limit
+    loss_B = -jnp.sum(targets_BC * log_p_BC, axis=-1)
+    return weighted_mean(jnp.where(uncertain_B, loss_B, 0.0), weights_B)
