@@ -36,6 +36,10 @@ class Loss:
       coupled: whether a document's term depends on the others of its batch.
       traced: options that may be arrays; programs are shared between their values.
       case_of: (kind, options) of a registered loss that gives the same numbers, or None.
+      init_state: (targets_NC, **options) -> pytree of arrays that it keeps, from the soft labels of
+        all training documents; None: it keeps nothing.
+      update: (state, logits_BC, targets_BC, *, weights_B, **options) -> the state behind a batch;
+        None: the state never changes.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Loss:
     coupled: bool
     traced: tuple[str, ...] = ()
     case_of: tuple[str, dict[str, Any]] | None = None
+    init_state: Callable[..., Any] | None = None
+    update: Callable[..., Any] | None = None
 
     def __call__(
         self,
@@ -51,10 +57,12 @@ class Loss:
         step_fraction: Array | float,
         *,
         weights_B: Array | None = None,
-        state: None = None,
+        state: Any = None,
         **options: Any,
     ) -> Array:
-        if state is not None:
+        if self.init_state is not None:
+            options = options | {"state": state}
+        elif state is not None:
             raise errors.InputError(f"loss {self.name}: has no state; allowed: state=None")
         options = config_lib.LOSS_OPTIONS[self.name] | options
         return self.fn(logits_BC, targets_BC, step_fraction, weights_B=weights_B, **options)
@@ -70,6 +78,8 @@ def register(
     coupled: bool = True,
     traced: tuple[str, ...] = (),
     case_of: tuple[str, dict[str, Any]] | None = None,
+    init_state: Callable[..., Any] | None = None,
+    update: Callable[..., Any] | None = None,
     **options: Any,
 ) -> Callable[[LossFn], Loss]:
     """Decorator: registers a loss function under `name`, with its options and their defaults.
@@ -81,6 +91,7 @@ def register(
         depends on them): students that differ in them share one compiled program.
       case_of: (kind, options) of another loss that gives exactly the same, whose program is shared
         where the whole batch is one microbatch.
+      init_state, update: of a loss with a state (see `Loss`).
       **options: keyword options and their defaults.
 
     Raises:
@@ -91,7 +102,7 @@ def register(
         if name in LOSSES:
             raise errors.InputError(f"losses.register: the name {name!r} is taken")
         config_lib.LOSS_OPTIONS.setdefault(name, dict(options))
-        LOSSES[name] = Loss(name, fn, coupled, traced, case_of)
+        LOSSES[name] = Loss(name, fn, coupled, traced, case_of, init_state, update)
         return LOSSES[name]
 
     return wrap
