@@ -215,6 +215,11 @@ def test_parameters_gradients_and_moments_are_exact(config, optimizer, dtype):
     state = jax.eval_shape(getattr(optax, optimizer)(1e-3).init, full)
     moments = [x for x in jax.tree.leaves(state) if x.ndim]
     assert found["optimizer"] == sum(x.size * x.dtype.itemsize for x in moments)
+    averaged = memory(
+        config, trainable=trainable, param_dtype=dtype, optimizer=optimizer, average=True
+    )
+    assert averaged["optimizer"] - found["optimizer"] == found["gradients"]
+    assert averaged["total"] - found["total"] == found["gradients"]
 
 
 def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():

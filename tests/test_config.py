@@ -83,6 +83,20 @@ def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
         ({"train__learning_rate": float("nan")}, ["train.learning_rate", "nan"]),
         ({"train__batch_size": 0}, ["train.batch_size", "0", "at least 1"]),
         ({"train__weight_decay": 0.1}, ["weight_decay", "0.1", "adamw"]),
+        ({"train__dropout": 1.0}, ["train.dropout", "1.0", "at least 0 and below 1"]),
+        ({"train__dropout": float("nan")}, ["train.dropout", "nan"]),
+        ({"strong__train__ema": -0.1}, ["strong.train.ema", "-0.1", "at least 0"]),
+        ({"train__label_smoothing": 1.0}, ["train.label_smoothing", "1.0", "below 1"]),
+        ({"pretrain__label_smoothing": 0.1}, ["pretrain.label_smoothing", "0.1", "allowed: 0"]),
+        ({"probe__dropout": 0.1}, ["weak.probe.dropout", "0.1", "allowed: 0"]),
+        (
+            {"strong__train__adapt": "probe", "strong__train__ema": 0.9},
+            ["strong.train.ema", "0.9", "strong.probe"],
+        ),
+        (
+            {"strong__train__adapt": "probe", "strong__train__dropout": 0.1},
+            ["strong.train.dropout", "0.1", "allowed: 0"],
+        ),
         ({"protocol__name": "papers"}, ["protocol.name", "'papers'", "'paper'"]),
         ({"protocol__head_init": "zero"}, ["protocol.head_init", "'zero'", "'zeros'"]),
         ({"task__overlong": "cut"}, ["task.overlong", "'cut'", "truncate"]),
@@ -102,6 +116,16 @@ def test_a_bad_value_is_one_line_with_field_value_and_remedy(changes, parts):
     text = message(with_changes(**changes))
     for part in parts:
         assert part in text, text
+
+
+def test_pretraining_and_probes_take_what_means_something_to_them():
+    settings = validate(
+        with_changes(
+            pretrain__dropout=0.1, pretrain__ema=0.9, probe__ema=0.9, probe__label_smoothing=0.1
+        )
+    )
+    assert (settings.weak.pretrain.dropout, settings.strong.probe.ema) == (0.1, 0.9)
+    assert settings.weak.probe.label_smoothing == 0.1 and settings.weak.train.ema == 0.0
 
 
 def test_fields_that_a_recipe_adds_or_leaves_out_are_named():

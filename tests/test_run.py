@@ -351,8 +351,8 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     shutil.rmtree(workdir / "phases" / name)
     original = phases.inputs.put_batches
 
-    def poisoned(packed, targets, mesh):
-        batches = original(packed, targets, mesh)
+    def poisoned(packed, targets, mesh, **options):
+        batches = original(packed, targets, mesh, **options)
         number, index = packed.place_S2[12]
         stack = batches.stacks[number]
         stack["targets_SBC"] = stack["targets_SBC"].at[index].set(np.nan)

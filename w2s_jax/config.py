@@ -99,6 +99,13 @@ class TrainSettings:
     ('block') or all but the results of weight matmuls ('dots'). `microbatch_size`, `remat` and
     `max_shapes` change memory and speed, never results.
 
+    `ema` above 0: the result is the exponential moving average of the trained parameters with this
+    decay, in float32 and debiased; evaluations see it too. `dropout` is the share of the embeddings
+    and of what attention and MLP add to the residual stream that is set to zero in training (as in
+    GPT-2; Srivastava et al. 2014). With `label_smoothing` epsilon a model learns (1 - epsilon) w +
+    epsilon / 2 in place of the soft labels w of its training documents. All three are off at 0;
+    probes have no `dropout`, pretraining has no `label_smoothing`.
+
     `adapt` says what is trained (see `ADAPTS`), with 'last_layers' the last `last_layers` blocks,
     final norm and head. What is not trained has no gradient and no optimiser state. Parameters of
     the backbone are kept in `param_dtype`; adapters and heads in float32. `learning_rate` and
@@ -123,6 +130,9 @@ class TrainSettings:
     max_shapes: int = 6
     adapt: str = "full"
     last_layers: int = 1
+    dropout: float = 0.0
+    ema: float = 0.0
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from w2s_jax.models import heads
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.attention_cpu import FirstKeys
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.training.step import StepSpec, microbatch_features, microbatch_logits
+from w2s_jax.training.objectives import microbatch_features, microbatch_logits
+from w2s_jax.training.spec import StepSpec
 
 Array = jax.Array
 #: Documents a device and dispatch, at most. On CPUs larger batches only leave the caches.

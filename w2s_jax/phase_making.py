@@ -27,7 +27,13 @@ GROUND_TRUTH_LOSS = LossSettings("xent", "xent", ())
 #: Train settings that change memory or speed but no result.
 _EXECUTION_ONLY = ("microbatch_size", "remat", "max_shapes")
 #: Later train settings: part of a fingerprint only where they are not these.
-_LATE = {"adapt": "full", "param_dtype": "float32"}
+_LATE = {
+    "adapt": "full",
+    "param_dtype": "float32",
+    "dropout": 0.0,
+    "ema": 0.0,
+    "label_smoothing": 0.0,
+}
 
 
 def ceiling_slice(settings: Settings) -> str:

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from w2s_jax.config import Settings
@@ -157,7 +158,8 @@ def base(builder: Builder) -> Plan:
     if settings.weak.labels is None:
         weak = builder.trained("weak", "weak", "slice1", label_splits=splits)
     else:
-        weak = builder.labels("outside", "weak", splits, {}, label=settings.weak.labels)
+        name = f"labels of {Path(settings.weak.labels).name}"
+        weak = builder.labels("outside", "weak", splits, {}, label=name)
     ceiling = builder.trained("ceiling", "strong", ceiling_slice(settings))
     students = {
         loss.label: Student(

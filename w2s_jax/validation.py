@@ -169,6 +169,9 @@ _MINIMA = {
     "weight_decay": 0,
     "beta1": 0,
     "beta2": 0,
+    "dropout": 0,
+    "ema": 0,
+    "label_smoothing": 0,
 }
 _MAXIMA = {
     "learning_rate": MAX_LEARNING_RATE,
@@ -179,6 +182,7 @@ _MAXIMA = {
     "seed": 2**32 - 1,
     "split_seed": 2**32 - 1,
 }
+_BELOW_ONE = ("dropout", "ema", "label_smoothing")
 _POSITIVE = ("epochs", "learning_rate", "clip_norm", "alpha")
 _CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -224,6 +228,8 @@ def _check_values(flat: dict[str, Any]) -> None:
             raise errors.InputError(f"{field}: {value!r}; allowed: at least {_MINIMA[leaf]}")
         if leaf in _MAXIMA and not value <= _MAXIMA[leaf]:
             raise errors.InputError(f"{field}: {value!r}; allowed: at most {_MAXIMA[leaf]}")
+        if leaf in _BELOW_ONE and not value < 1:
+            raise errors.InputError(f"{field}: {value!r}; allowed: at least 0 and below 1")
         if leaf in _POSITIVE and not 0 < value < float("inf"):
             raise errors.InputError(f"{field}: {value!r}; allowed: a finite number above 0")
         if leaf == "share" and not 0 < value < 1:
@@ -282,9 +288,21 @@ def _check_training(section: str, values: dict[str, Any]) -> None:
             f"{section}.weight_decay: {values['weight_decay']} with optimizer "
             f"{values['optimizer']!r}; allowed: 0, or optimizer 'adamw'"
         )
-    only = {"pretrain": "full", "probe": "probe"}.get(section.rsplit(".", 1)[-1])
+    role, part = section.split(".")
+    only = {"pretrain": "full", "probe": "probe"}.get(part)
     if only is not None and values["adapt"] != only:
         raise errors.InputError(f"{section}.adapt: {values['adapt']!r}; allowed: {only!r}")
+    meaningless = {}
+    if part == "pretrain":
+        meaningless["label_smoothing"] = "as next tokens are no soft labels"
+    if values["adapt"] == "probe":
+        meaningless["dropout"] = "as the features of a probe are computed once"
+        if part == "train":
+            for field in ("ema", "label_smoothing"):
+                meaningless[field] = f"as a probe has that of {role}.probe"
+    for field, why in meaningless.items():
+        if values[field]:
+            raise errors.InputError(f"{section}.{field}: {values[field]!r}; allowed: 0, {why}")
 
 
 #: A comma that is not within parentheses: 'confidence(alpha_max=1,warmup_fraction=0)' is one label.

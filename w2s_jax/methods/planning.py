@@ -274,7 +274,7 @@ def _saliency(making: Making, options: dict[str, Any]) -> Students:
     _require_full(builder, "strong", "saliency")
     split, ceiling = ceiling_slice(builder.settings), making.plan.ceiling
     truth = builder.trained("ceiling", "strong", split, adapt="probe", label="lp(truth)")
-    students: Students = {"lp_truth+saliency": Student(truth, "", "saliency", weak, ceiling)}
+    students: Students = {"lp_truth": Student(truth, "", "lp_truth", weak, ceiling)}
     for loss in making.losses:
         key = f"{loss.label}+lp_weak"
         students[key] = making.student("lp_weak", weak, loss, adapt="probe")

@@ -12,6 +12,7 @@ from flax import nnx
 
 from w2s_jax.models.attention import Reach, reaches
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.layers import PROJECTED
 
 Array = jax.Array
@@ -25,6 +26,7 @@ def run_blocks(
     segment_ids_RL: Array,
     positions_RL: Array,
     slots_RQ: Array | None = None,
+    dropout: Dropout | None = None,
     *,
     scan: bool,
     remat: str,
@@ -37,20 +39,30 @@ def run_blocks(
     Args:
       config: the model.
       graphdef: of a block, a module called as block(x_RLD, segment_ids_RL, positions_RL, reach,
-        slots_RQ).
+        slots_RQ, dropout).
       stacks: the blocks' parameters, stacked by layer; together they have `config.num_layers`.
       x_RLD, segment_ids_RL, positions_RL: what the first block gets.
       slots_RQ: where the last block is wanted; elsewhere it computes keys and values only.
+      dropout: that of the model, of which each block gets its own; None: nothing is dropped.
       scan: scan over the layers of a stack or unroll them.
       remat: 'none', 'block' (the backward pass recomputes each block) or 'dots' (it recomputes all
         but what projections return).
     """
     shared, varied = reaches(config, x_RLD.shape[1])
 
-    def layer(x_RLD: Array, params: Any, own: Reach | None, slots_RQ: Array | None = None) -> Array:
+    def layer(
+        x_RLD: Array,
+        params: Any,
+        own: Reach | None,
+        number: Array | int | None,
+        slots_RQ: Array | None = None,
+    ) -> Array:
         with jax.named_scope("block"):
             block = nnx.merge(graphdef, params)
-            return block(x_RLD, segment_ids_RL, positions_RL, own or shared, slots_RQ)
+            reach = own or shared
+            # 0 is the embedding.
+            mine = None if dropout is None or number is None else dropout.within(1 + number)
+            return block(x_RLD, segment_ids_RL, positions_RL, reach, slots_RQ, mine)
 
     if remat != "none":
         # Names, not the policies for matmuls, which would keep their float32 results.
@@ -62,15 +74,19 @@ def run_blocks(
     for stacked in _last_apart(stacks) if scan and slots_RQ is not None else stacks:
         count = jax.tree.leaves(stacked)[0].shape[0]
         owns = varied[first : first + count]
+        numbers = None if dropout is None else jnp.arange(first, first + count)
         first += count
         last = first == config.num_layers and slots_RQ is not None
         if scan and not last:
             own = jax.tree.map(lambda *x: jnp.stack(x), *owns) if owns else None
-            x_RLD, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x_RLD, (stacked, own))
+            x_RLD, _ = jax.lax.scan(
+                lambda x, xs: (layer(x, *xs), None), x_RLD, (stacked, own, numbers)
+            )
         else:
             for i, params in enumerate(_unstack(stacked, count)):
                 here_RQ = slots_RQ if last and i == count - 1 else None
-                x_RLD = layer(x_RLD, params, owns[i] if owns else None, here_RQ)
+                number = None if numbers is None else numbers[i]
+                x_RLD = layer(x_RLD, params, owns[i] if owns else None, number, here_RQ)
     return x_RLD
 
 

@@ -207,12 +207,14 @@ def training_memory(
     remat: str = "none",
     logits: bool = False,
     last_layers: int = LAST_LAYERS,
+    average: bool = False,
 ) -> dict[str, int]:
     """Bytes of a training step, were everything on one device.
 
     'parameters' have `param_dtype`, adapters float32. Each that is trained has a float32 gradient
     and, in the 'optimizer', two float32 moments (Adafactor: about one number a row and column,
-    counted as nothing). All three are exact but for a class head.
+    counted as nothing) and their float32 `average`, if one is kept. All three are exact but for a
+    class head.
 
     'activations' is what the backward pass of a microbatch keeps. A layer keeps, a token, what its
     matrices and attention get, 3 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype, 2 D for
@@ -233,6 +235,7 @@ def training_memory(
       longest: slots of a row, over which attention scores go.
       remat: one of `config.REMATS`.
       logits: a language model is trained, not a classifier.
+      average: the parameters are averaged (`train.ema`).
 
     Returns:
       'parameters', 'gradients', 'optimizer' and 'activations', and their 'total'.
@@ -258,7 +261,7 @@ def training_memory(
     memory = {
         "parameters": _WIDTHS[param_dtype] * config.num_parameters() + 4 * adapters,
         "gradients": 4 * trainable,
-        "optimizer": 0 if optimizer == "adafactor" else 2 * 4 * trainable,
+        "optimizer": 4 * trainable * (average + (0 if optimizer == "adafactor" else 2)),
         "activations": int(tokens * per_token),
     }
     return memory | {"total": sum(memory.values())}

@@ -14,6 +14,7 @@ from flax import nnx
 from w2s_jax.models.attention import Reach, at_slots
 from w2s_jax.models.blocks import run_blocks
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.layers import MLP, Attention, Norm, normal
 
 Array = jax.Array
@@ -38,6 +39,7 @@ class Block(nnx.Module):
         positions_RL: Array,
         reach: Reach,
         slots_RQ: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> Array:
         normed_RLD = self.attention_norm(x_RLD)
         attended_RLD = self.attention(normed_RLD, segment_ids_RL, positions_RL, reach, slots_RQ)
@@ -45,14 +47,19 @@ class Block(nnx.Module):
             x_RLD, normed_RLD = at_slots(x_RLD, slots_RQ), at_slots(normed_RLD, slots_RQ)
         if self.attention_post_norm is not None:
             attended_RLD = self.attention_post_norm(attended_RLD)
+        if dropout is not None:
+            dropout = dropout if slots_RQ is None else dropout.at(slots_RQ)
+            attended_RLD = dropout.within(0)(attended_RLD)
         after_RLD = x_RLD + attended_RLD
         if self.config.parallel_residual:
             if self.mlp_norm is not None:
                 normed_RLD = self.mlp_norm(x_RLD)
-            return after_RLD + self.mlp(normed_RLD)
-        assert self.mlp_norm is not None
-        out_RLD = self.mlp(self.mlp_norm(after_RLD))
-        return after_RLD + (out_RLD if self.mlp_post_norm is None else self.mlp_post_norm(out_RLD))
+            out_RLD = self.mlp(normed_RLD)
+        else:
+            assert self.mlp_norm is not None
+            out_RLD = self.mlp(self.mlp_norm(after_RLD))
+            out_RLD = out_RLD if self.mlp_post_norm is None else self.mlp_post_norm(out_RLD)
+        return after_RLD + (out_RLD if dropout is None else dropout.within(1)(out_RLD))
 
 
 class Decoder(nnx.Module):
@@ -86,6 +93,7 @@ class Decoder(nnx.Module):
         *,
         tail: Sequence[Any] = (),
         slots_RQ: Array | None = None,
+        dropout: Dropout | None = None,
         compute_dtype: Any,
         scan: bool,
         remat: str,
@@ -101,6 +109,8 @@ class Decoder(nnx.Module):
             if self.config.positions == "learned":
                 slots_RL = positions_RL + self.config.position_offset
                 x_RLD += self.position_embedding[...][slots_RL].astype(compute_dtype)
+            if dropout is not None:
+                x_RLD = dropout.within(0)(x_RLD)
         graphdef, blocks = nnx.split(self.blocks)
         x_RLD = run_blocks(
             self.config,
@@ -110,6 +120,7 @@ class Decoder(nnx.Module):
             segment_ids_RL,
             positions_RL,
             slots_RQ,
+            dropout,
             scan=scan,
             remat=remat,
         )

@@ -15,6 +15,7 @@ from flax import nnx
 from w2s_jax.models.attention import Reach, at_slots
 from w2s_jax.models.blocks import run_blocks
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.layers import MLP, Attention, Norm, normal
 
 Array = jax.Array
@@ -36,12 +37,19 @@ class Block(nnx.Module):
         positions_RL: Array,
         reach: Reach,
         slots_RQ: Array | None = None,
+        dropout: Dropout | None = None,
     ) -> Array:
         attended_RLD = self.attention(x_RLD, segment_ids_RL, positions_RL, reach, slots_RQ)
         if slots_RQ is not None:
             x_RLD = at_slots(x_RLD, slots_RQ)
+        if dropout is not None:
+            dropout = dropout if slots_RQ is None else dropout.at(slots_RQ)
+            attended_RLD = dropout.within(0)(attended_RLD)
         after_RLD = self.attention_norm(x_RLD + attended_RLD)
-        return self.mlp_norm(after_RLD + self.mlp(after_RLD))
+        out_RLD = self.mlp(after_RLD)
+        if dropout is not None:
+            out_RLD = dropout.within(1)(out_RLD)
+        return self.mlp_norm(after_RLD + out_RLD)
 
 
 class Pooler(nnx.Module):
@@ -87,6 +95,7 @@ class Encoder(nnx.Module):
         *,
         tail: Sequence[Any] = (),
         slots_RQ: Array | None = None,
+        dropout: Dropout | None = None,
         compute_dtype: Any,
         scan: bool,
         remat: str,
@@ -103,6 +112,8 @@ class Encoder(nnx.Module):
             if self.config.token_types:
                 x_RLD += self.token_type_embedding[...].astype(compute_dtype)[None, :1]
             x_RLD = self.embedding_norm(x_RLD)
+            if dropout is not None:
+                x_RLD = dropout.within(0)(x_RLD)
         graphdef, blocks = nnx.split(self.blocks)
         return run_blocks(
             self.config,
@@ -112,6 +123,7 @@ class Encoder(nnx.Module):
             segment_ids_RL,
             positions_RL,
             slots_RQ,
+            dropout,
             scan=scan,
             remat=remat,
         )

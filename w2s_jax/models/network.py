@@ -17,6 +17,7 @@ from w2s_jax.config import REMATS
 from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.decoder import Decoder
+from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.encoder import Encoder
 
 Array = jax.Array
@@ -53,6 +54,7 @@ def forward(
     positions_RL: Array | None = None,
     *,
     slots_RQ: Array | None = None,
+    dropout: Dropout | None = None,
     compute_dtype: Any = None,
     scan: bool | None = None,
     remat: str = "none",
@@ -68,6 +70,8 @@ def forward(
       positions_RL: position within the document; None: from the segments.
       slots_RQ: which slots of each row are wanted (None: all). The last block then computes
         queries, mixing and MLP at these alone.
+      dropout: what is dropped of the embeddings and of what attention and MLP add, as in GPT-2;
+        None: nothing.
       compute_dtype: of activations and matmul inputs (None: the parameters').
       scan: scan over layers or unroll them (None: by backend and depth); the result is the same.
       remat: what the backward pass recomputes instead of keeping it: 'none', 'block' (each block)
@@ -96,6 +100,7 @@ def forward(
         positions_RL,
         tail=stacks[1:],
         slots_RQ=slots_RQ,
+        dropout=dropout,
         compute_dtype=compute_dtype or params["embedding"].dtype,
         scan=scan_by_default(config) if scan is None else scan,
         remat=remat,

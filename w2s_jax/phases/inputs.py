@@ -42,6 +42,7 @@ def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
         total_steps=phase.total_steps,
         loss=None if phase.loss is None else (phase.loss.kind, phase.loss.options),
         num_texts=phase.spec.get("texts", 1),
+        seed=phase.seed,
     )
 
 
@@ -134,11 +135,17 @@ def batches_of(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        streamed = StreamedBatches(stream, num_microbatches(phase), phase.total_steps, mesh)
+        streamed = StreamedBatches(
+            stream,
+            num_microbatches(phase),
+            phase.total_steps,
+            mesh,
+            pieces=train.dropout > 0,
+        )
         return streamed, lambda: streamed.real_token_share
     order_SB = order_of(phase, context)
     if train.adapt == "probe":
-        return put_feature_batches(order_SB, targets_of(phase, context, "train"), mesh), lambda: 1.0
+        return put_feature_batches(order_SB, training_targets(phase, context), mesh), lambda: 1.0
     packed = packing.pack(
         documents_of(phase, context, vocabulary),
         order_SB,
@@ -147,8 +154,26 @@ def batches_of(
         max_shapes=train.max_shapes,
         **row_preferences(phase.model),
     )
-    targets_NC = None if phase.loss is None else targets_of(phase, context, "train")
-    return put_batches(packed, targets_NC, mesh), lambda: packed.real_token_share
+    targets_NC = None if phase.loss is None else training_targets(phase, context)
+    batches = put_batches(packed, targets_NC, mesh, pieces=train.dropout > 0)
+    return batches, lambda: packed.real_token_share
+
+
+def training_targets(phase: Phase, context: Context) -> np.ndarray:
+    """What the phase learns, float32 [N, 2]: the soft labels, mixed with the uniform ones.
+
+    (1 - epsilon) w + epsilon / 2, epsilon being `label_smoothing` (Szegedy et al. 2016, section 7).
+    """
+    targets_NC = targets_of(phase, context, "train")
+    epsilon = phase.train.label_smoothing
+    if not epsilon:
+        return targets_NC
+    return ((1 - epsilon) * targets_NC + epsilon / targets_NC.shape[1]).astype(np.float32)
+
+
+def loss_state_of(phase: Phase, context: Context, spec: StepSpec) -> Any:
+    """What the phase's loss keeps before the first step; () where it keeps nothing."""
+    return () if phase.loss is None else spec.loss_state(training_targets(phase, context))
 
 
 def targets_of(phase: Phase, context: Context, role: str) -> np.ndarray:

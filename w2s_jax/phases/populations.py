@@ -1,6 +1,8 @@
 """How phases are trained that are trained together."""
 
 import contextlib
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from w2s_jax.training import loop, population
 from w2s_jax.training.batches import ResidentBatches
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
 from w2s_jax.training.vocabulary import Vocabulary
 
@@ -47,12 +50,12 @@ def train_together(group: Group, context: Context) -> dict[str, errors.TrainingF
     remember(group, context)
     vocabulary = inputs.vocabulary_of(first, context)
     batches, shares = _batches(group, context, vocabulary, mesh)
-    start, states = _starts(group, context, vocabulary)
+    specs = [inputs.step_spec(phase, vocabulary) for phase in members]
+    start, states = _starts(group, context, vocabulary, specs)
     cut, whole = training.cut_and_whole(vocabulary, start.trained)
     layout = jax.tree.map(lambda x: x.sharding, cut)
     frozen = start.frozen | inputs.features_of(first, context, mesh)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
-    specs = [inputs.step_spec(phase, vocabulary) for phase in members]
 
     def parameters_of(trained: Any) -> Parameters:
         return Parameters(whole(jax.device_put(trained, layout)), start.frozen)
@@ -104,7 +107,7 @@ def _batches(
     first, members = group.phases[0], group.phases
     orders = {phase.seed: inputs.order_of(phase, context) for phase in members}
     order_PSB = [orders[phase.seed] for phase in members]
-    targets_PNC = [inputs.targets_of(phase, context, "train") for phase in members]
+    targets_PNC = [inputs.training_targets(phase, context) for phase in members]
     if first.train.adapt == "probe":
         batches = population.put_feature_batches(order_PSB, targets_PNC, mesh)
         return batches, [1.0] * len(members)
@@ -114,21 +117,23 @@ def _batches(
         "max_shapes": first.train.max_shapes,
         **row_preferences(first.model),
     }
+    drops = first.train.dropout > 0
     if len(orders) == 1:
         shared = packing.pack(documents, order_PSB[0], **options)
-        batches = population.put_batches(shared, targets_PNC, mesh)
+        batches = population.put_batches(shared, targets_PNC, mesh, pieces=drops)
         return batches, [shared.real_token_share] * len(members)
     packed = population.pack_members(documents, np.stack(order_PSB), **options)
-    batches = population.put_batches(packed, targets_PNC, mesh)
+    batches = population.put_batches(packed, targets_PNC, mesh, pieces=drops)
     return batches, [one.real_token_share for one in packed]
 
 
 def _starts(
-    group: Group, context: Context, vocabulary: Vocabulary | None
+    group: Group, context: Context, vocabulary: Vocabulary | None, specs: Sequence[StepSpec]
 ) -> tuple[Parameters, list[TrainState]]:
     """What the first member starts from, and the state of each, on the host.
 
-    Members differ in what a seed makes (adapters) and in heads that were probed.
+    Members differ in what a seed makes (adapters), in heads that were probed, and in what losses
+    keep.
     """
     found: dict[Any, TrainState] = {}
     first: Parameters | None = None
@@ -140,7 +145,16 @@ def _starts(
         start = parameters.initial(phase, source, context.store, context.mesh)
         first = first or start
         params, _ = training.cut_and_whole(vocabulary, start.trained)
-        optimizer = make_optimizer(phase.train)
-        found[key] = jax.device_get(init_state(params, optimizer, phase.total_steps, context.mesh))
+        state = init_state(
+            params,
+            make_optimizer(phase.train),
+            phase.total_steps,
+            context.mesh,
+            average=phase.train.ema > 0,
+        )
+        found[key] = jax.device_get(state)
     assert first is not None
-    return first, [found[key] for key in keys]
+    return first, [
+        dataclasses.replace(found[key], loss_state=inputs.loss_state_of(phase, context, spec))
+        for key, phase, spec in zip(keys, group.phases, specs, strict=True)
+    ]

@@ -35,7 +35,14 @@ def train(
     batches, real_token_share = inputs.batches_of(phase, context, vocabulary)
     spec = inputs.step_spec(phase, vocabulary)
     params, whole = cut_and_whole(vocabulary, start.trained)
-    state = init_state(params, make_optimizer(phase.train), phase.total_steps, mesh)
+    state = init_state(
+        params,
+        make_optimizer(phase.train),
+        phase.total_steps,
+        mesh,
+        average=phase.train.ema > 0,
+        loss_state=inputs.loss_state_of(phase, context, spec),
+    )
     frozen = start.frozen | inputs.features_of(phase, context, mesh)
     watch = functools.partial(hlo.dumping, folder=folder.path / "hlo") if context.dump_hlo else None
     evaluate = evaluators(

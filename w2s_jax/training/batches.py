@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.data.packing import PackedBatches
+from w2s_jax.data.packing import PackedBatches, Stack
 from w2s_jax.data.stream import TextStream
 from w2s_jax.errors import InputError
 from w2s_jax.models.attention_cpu import FirstKeys
@@ -51,7 +51,7 @@ class ResidentBatches:
 
 
 def put_batches(
-    packed: PackedBatches, targets_NC: np.ndarray | None, mesh: Mesh
+    packed: PackedBatches, targets_NC: np.ndarray | None, mesh: Mesh, *, pieces: bool = False
 ) -> ResidentBatches:
     """Places all batches on the mesh, rows split over its batch axes.
 
@@ -59,6 +59,7 @@ def put_batches(
       packed: the batches.
       targets_NC: float32 soft labels by document; None for language-model training.
       mesh: the mesh.
+      pieces: with what tells texts apart, which dropout needs.
     """
     row_sharding, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
     stacks = [
@@ -66,16 +67,18 @@ def put_batches(
             name: jax.device_put(x, row_sharding if name.endswith(("_SMRL", "_SMRQ")) else whole)
             for name, x in arrays.items()
         }
-        for arrays in packed_arrays(packed, targets_NC)
+        for arrays in packed_arrays(packed, targets_NC, pieces=pieces)
     ]
     stack_of_S = filled_up(packed.place_S2[:, 0])
     return ResidentBatches(tuple(stacks), jax.device_put(stack_of_S, whole), stack_of_S)
 
 
-def packed_arrays(packed: PackedBatches, targets_NC: np.ndarray | None) -> list[dict[str, Any]]:
+def packed_arrays(
+    packed: PackedBatches, targets_NC: np.ndarray | None, *, pieces: bool = False
+) -> list[dict[str, Any]]:
     """The arrays of each stack, on the host, named as the step program takes them.
 
-    Beside them 'first_keys', which programs are compiled for.
+    Beside them 'first_keys', which programs are compiled for. Arguments as for `put_batches`.
     """
     index_S = filled_up(packed.place_S2[:, 1])
     stacks: list[dict[str, Any]] = []
@@ -88,6 +91,8 @@ def packed_arrays(packed: PackedBatches, targets_NC: np.ndarray | None) -> list[
             arrays["weights_SB"] = packed.weights_SB[stack.steps_S]
         elif stack.loss_weights_SMRL is not None:
             arrays["loss_weights_SMRL"] = stack.loss_weights_SMRL
+        if pieces:
+            arrays["pieces_SMRL"] = _pieces(stack, packed.documents_SB[stack.steps_S])
         filled = {name: filled_up(x) for name, x in arrays.items()}
         stacks.append({"index_S": index_S} | filled | static)
     if targets_NC is None:
@@ -99,6 +104,25 @@ def target_arrays(packed: PackedBatches, targets_NC: np.ndarray) -> list[dict[st
     """Of `packed_arrays`, those that hold soft labels."""
     targets_SBC = packed.per_document(targets_NC)
     return [{"targets_SBC": filled_up(targets_SBC[stack.steps_S])} for stack in packed.stacks]
+
+
+def _pieces(stack: Stack, documents_SB: np.ndarray) -> np.ndarray:
+    """Which text each slot holds, int32 [S, M, R, L]: text k of document n is K n + k; 0: none.
+
+    In names: G microbatches of all steps, P texts of all of them.
+    """
+    num_rows, length = stack.segment_ids_SMRL.shape[2:]
+    num_texts = stack.read_outs_SMmK.shape[3]
+    segments_GRL = stack.segment_ids_SMRL.reshape(-1, num_rows, length)
+    row_P, slot_P = np.divmod(stack.read_outs_SMmK.ravel(), length)
+    group_P = np.repeat(np.arange(len(segments_GRL)), len(row_P) // len(segments_GRL))
+    piece_P = (documents_SB.reshape(-1, 1) * num_texts + np.arange(num_texts)).ravel()
+    real_P = np.repeat(documents_SB.ravel() >= 0, num_texts)
+    group_P, row_P, slot_P, piece_P = (x[real_P] for x in (group_P, row_P, slot_P, piece_P))
+    of_segment = np.zeros((*segments_GRL.shape[:2], int(segments_GRL.max()) + 1), np.int32)
+    of_segment[group_P, row_P, segments_GRL[group_P, row_P, slot_P]] = piece_P
+    pieces_GRL = np.take_along_axis(of_segment, segments_GRL.astype(np.int64), axis=2)
+    return pieces_GRL.reshape(stack.segment_ids_SMRL.shape)
 
 
 def filled_up(x_S: np.ndarray) -> np.ndarray:
@@ -143,9 +167,18 @@ class StreamedBatches:
       num_microbatches: M; must divide the rows of a batch.
       total_steps: of the phase.
       mesh: the mesh.
+      pieces: with what tells texts apart, which dropout needs.
     """
 
-    def __init__(self, stream: TextStream, num_microbatches: int, total_steps: int, mesh: Mesh):
+    def __init__(
+        self,
+        stream: TextStream,
+        num_microbatches: int,
+        total_steps: int,
+        mesh: Mesh,
+        *,
+        pieces: bool = False,
+    ):
         local_rows = stream.rows
         if local_rows % num_microbatches:
             raise InputError(
@@ -154,6 +187,7 @@ class StreamedBatches:
             )
         self.stream = stream
         self.num_microbatches = num_microbatches
+        self.pieces = pieces
         self.row_sharding = sharding.rows(mesh, leading=2)
         self.row_multiple = -(-sharding.row_shards(mesh) // jax.process_count())
         whole = sharding.replicated(mesh)
@@ -167,11 +201,14 @@ class StreamedBatches:
         segments_BL = batch["segment_ids_BL"]
         self.slots += segments_BL.size
         self.real += int(np.count_nonzero(segments_BL))
-        return {
-            "index_S": self.index_S,
-            "tokens_SMRL": self._placed(batch["tokens_BL"]),
-            "segment_ids_SMRL": self._placed(segments_BL),
-        }
+        arrays = {"tokens_SMRL": batch["tokens_BL"], "segment_ids_SMRL": segments_BL}
+        if self.pieces:
+            num_rows, length = segments_BL.shape
+            row_B = jax.process_index() * num_rows + np.arange(num_rows, dtype=np.int32)
+            # A row has at most as many segments as slots.
+            arrays["pieces_SMRL"] = row_B[:, None] * (length + 1) + segments_BL.astype(np.int32)
+        placed = {name: self._placed(rows_BL) for name, rows_BL in arrays.items()}
+        return {"index_S": self.index_S} | placed
 
     def _placed(self, rows_BL: np.ndarray) -> jax.Array:
         rows_MRL = rows_BL.reshape(self.num_microbatches, -1, rows_BL.shape[-1])

@@ -26,7 +26,7 @@ from w2s_jax.compilation import compile_clock
 from w2s_jax.storage import abstract, free
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import Runner
-from w2s_jax.training.state import HISTORY, TrainState
+from w2s_jax.training.state import HISTORY, TrainState, result_of
 
 #: A block of steps without a look at signals and the clock lasts about this long ...
 BLOCK_SECONDS = 2.0
@@ -198,7 +198,7 @@ def train(
             compiled = True
     if checkpoints is not None:
         checkpoints.finish()
-    return run.state, run.state.params if run.best is None else run.best, run.clock
+    return run.state, result_of(run.state) if run.best is None else run.best, run.clock
 
 
 @dataclass
@@ -269,7 +269,7 @@ def _begin(
     data: Data,
 ) -> _Run:
     """Where training begins: at the newest whole checkpoint, or afresh."""
-    best = jax.tree.map(jnp.copy, state.params) if schedule.select else None
+    best = jax.tree.map(jnp.copy, result_of(state)) if schedule.select else None
     run = _Run(state, best, Clock(members=[Standing() for _ in range(num_members)]))
     step = None if checkpoints is None else checkpoints.newest()
     if checkpoints is None or step is None:
@@ -286,7 +286,9 @@ def _begin(
 
 def _trees(run: _Run) -> dict[str, Any]:
     """What of it are arrays."""
-    state = {name: getattr(run.state, name) for name in TrainState.__dataclass_fields__}
+    parts = {name: getattr(run.state, name) for name in TrainState.__dataclass_fields__}
+    # What is empty is left out, as it is from checkpoints that were written before there was such.
+    state = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
     return {"state": state} | ({} if run.best is None else {"best": run.best})
 
 
@@ -358,7 +360,8 @@ def _evaluate(run: _Run, evaluate: Evaluate | None, reporters: Sequence[Reporter
     assert evaluate is not None
     failed_P = np.atleast_1d(jax.device_get(run.state.failed_step))
     better_P = np.zeros(len(failed_P), bool)
-    rows = evaluate(run.state.params)
+    params = result_of(run.state)
+    rows = evaluate(params)
     for i, (row, standing) in enumerate(zip(rows, run.clock.members, strict=True)):
         if failed_P[i] >= 0:
             continue
@@ -373,7 +376,7 @@ def _evaluate(run: _Run, evaluate: Evaluate | None, reporters: Sequence[Reporter
             standing.best_step, standing.best_score = run.done, score
     if run.best is not None and better_P.any():
         better = better_P.reshape(run.state.step.shape)
-        run.best = _chosen(better, run.state.params, run.best)
+        run.best = _chosen(better, params, run.best)
 
 
 @functools.partial(jax.jit, donate_argnums=2)

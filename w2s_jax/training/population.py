@@ -137,6 +137,8 @@ def put_batches(
     packed: PackedBatches | Sequence[PackedBatches],
     targets_PNC: Sequence[np.ndarray] | None,
     mesh: Mesh,
+    *,
+    pieces: bool = False,
 ) -> ResidentBatches:
     """Places the batches of all members.
 
@@ -144,14 +146,17 @@ def put_batches(
       packed: those that all members share, or those of each (see `pack_members`).
       targets_PNC: each member's float32 soft labels by document; None for language-model training.
       mesh: of `make_mesh`.
+      pieces: with what tells texts apart, which dropout needs.
     """
     if isinstance(packed, PackedBatches):
         own_PNC = targets_PNC or []
-        arrays = [packed_arrays(packed, own_PNC[0] if own_PNC else None)]
+        arrays = [packed_arrays(packed, own_PNC[0] if own_PNC else None, pieces=pieces)]
         arrays += [target_arrays(packed, targets_NC) for targets_NC in own_PNC[1:]]
         return _put(arrays, {"targets_SBC"}, filled_up(packed.place_S2[:, 0]), mesh)
     targets = [None] * len(packed) if targets_PNC is None else targets_PNC
-    arrays = [packed_arrays(one, of_it) for one, of_it in zip(packed, targets, strict=True)]
+    arrays = [
+        packed_arrays(one, of_it, pieces=pieces) for one, of_it in zip(packed, targets, strict=True)
+    ]
     own = set(arrays[0][0]) - {"index_S", "first_keys"}
     return _put(arrays, own, filled_up(packed[0].place_S2[:, 0]), mesh)
 
@@ -223,8 +228,9 @@ def runner(
         if spec.program_key() != key or spec.total_steps != specs[0].total_steps:
             raise errors.InputError(
                 f"population: member {number} differs from member 0 in more than learning rate, "
-                "schedule, weight decay, data order, targets and numeric options of its loss; "
-                "allowed: members that share a program and have the same number of steps"
+                "schedule, weight decay, rates of dropout and averaging, seed, data order, targets "
+                "and numeric options of its loss; allowed: members that share a program and have "
+                "the same number of steps"
             )
     numbers = [spec.hyperparameters() for spec in specs]
     numbers += [numbers[-1]] * _missing(len(specs), mesh)

@@ -1,7 +1,8 @@
 """What a training step is, in two parts: what its program is compiled for, and numbers it takes.
 
 Phases that differ in the numbers only (learning rates, their schedule, the length of training,
-weight decay, numeric options of losses) share one compiled program.
+weight decay, rates of dropout and averaging, seeds, numeric options of losses) share one compiled
+program.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ class StepSpec:
     """How one model is trained, step by step.
 
     `loss` is (kind, options) for a classifier and None for language-model training; `num_texts` is
-    K, the texts of a document.
+    K, the texts of a document; `seed` is that of everything random within a step.
     """
 
     model: ModelConfig
@@ -47,17 +48,21 @@ class StepSpec:
     total_steps: int
     loss: tuple[str, tuple[tuple[str, Any], ...]] | None
     num_texts: int = 1
+    seed: int = 0
 
     def program_key(self) -> "StepSpec":
         """The spec with all at its default that no program depends on: equal keys, one program."""
         static = {name: getattr(self.train, name) for name in _STATIC}
         if static["optimizer"] == "adamw":
             static["optimizer"] = "adam"
+        # On or off.
+        static |= {name: float(getattr(self.train, name) > 0) for name in ("dropout", "ema")}
         return dataclasses.replace(
             self,
             train=TrainSettings(**static),
             total_steps=1,
             loss=None if self.loss is None else self._loss(traced=False),
+            seed=0,
         )
 
     def hyperparameters(self) -> "Hyperparameters":
@@ -66,15 +71,35 @@ class StepSpec:
         Raises:
           InputError: if a learning rate or the weight decay is absurd.
         """
-        rate_S = learning_rates(self.train, self.total_steps)
+        train = self.train
+        rate_S = learning_rates(train, self.total_steps)
         missing = rounded_up(self.total_steps) - self.total_steps
         options = {} if self.loss is None else dict(self._loss(traced=True)[1])
+        average_S = average_weights(train.ema, self.total_steps)
+        random = train.dropout > 0 or train.param_dtype == "bfloat16"
         return Hyperparameters(
             rate_S=np.pad(rate_S, (0, missing)),
             total_steps=np.float32(self.total_steps),
-            weight_decay=np.float32(decoupled_weight_decay(self.train)),
+            weight_decay=np.float32(decoupled_weight_decay(train)),
             loss_options={name: np.float32(value) for name, value in options.items()},
+            average_S=np.pad(average_S, (0, missing)) if train.ema > 0 else None,
+            dropout=np.float32(train.dropout) if train.dropout > 0 else None,
+            seed=np.uint32(self.seed) if random else None,
         )
+
+    def loss_state(self, targets_NC: np.ndarray) -> Any:
+        """What the loss keeps, before the first step; () where it keeps nothing.
+
+        Args:
+          targets_NC: float32 soft labels of all training documents.
+        """
+        if self.loss is None:
+            return ()
+        kind, static = self._loss(traced=False)
+        init_state = LOSSES[kind].init_state
+        if init_state is None:
+            return ()
+        return init_state(targets_NC, **dict(static), **dict(self._loss(traced=True)[1]))
 
     def _loss(self, *, traced: bool) -> tuple[str, tuple[tuple[str, Any], ...]]:
         """The loss that is computed, with its options that are numbers to the program, or others.
@@ -92,23 +117,49 @@ class StepSpec:
         return kind, tuple(sorted(chosen.items()))
 
 
+def average_weights(decay: float, total_steps: int) -> np.ndarray:
+    """Weight of the parameters after each step in their average up to then, float32 [S].
+
+    average_t = (1 - w_t) average_(t-1) + w_t params_t with w_t = (1 - decay) / (1 - decay^t): the
+    exponential moving average, debiased (as Adam's moments are: Kingma and Ba 2015, section 3). So
+    the average of t steps weighs the parameters after step i by decay^(t - i), and has no part of
+    those from which training starts.
+    """
+    power_S = np.float64(decay) ** np.arange(1, total_steps + 1)
+    return ((1 - decay) / (1 - power_S)).astype(np.float32)
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rate_S", "total_steps", "weight_decay", "loss_options"],
+    data_fields=[
+        "rate_S",
+        "total_steps",
+        "weight_decay",
+        "loss_options",
+        "average_S",
+        "dropout",
+        "seed",
+    ],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The numbers that a step program takes, float32.
+    """The numbers that a step program takes, float32 where nothing else is said.
 
     Attributes:
       rate_S: learning rate of each step; 0 beyond the last one.
       total_steps: of which `step_fraction` is the share done.
       weight_decay: decoupled (AdamW); 0 for optimisers without.
       loss_options: the loss's options that are named in its `traced`.
+      average_S: see `average_weights`; None: no average is kept.
+      dropout: its rate; None: nothing is dropped.
+      seed: uint32; None: nothing is random.
     """
 
     rate_S: Any
     total_steps: Any
     weight_decay: Any
     loss_options: dict[str, Any]
+    average_S: Any = None
+    dropout: Any = None
+    seed: Any = None

@@ -21,7 +21,15 @@ HISTORY = ("loss", "gradient_norm", "learning_rate", "accuracy")
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "opt_state", "step", "failed_step", "history"],
+    data_fields=[
+        "params",
+        "opt_state",
+        "step",
+        "failed_step",
+        "history",
+        "average",
+        "loss_state",
+    ],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -35,6 +43,10 @@ class TrainState:
       failed_step: int32, the step whose loss or gradient was not finite, or -1. From then on the
         state no longer changes.
       history: float32 [rounded_up(total steps), len(HISTORY)], one row a step.
+      average: of the parameters after each step (see `spec.average_weights`), float32, sharded like
+        them; before the first step they themselves. () where none is kept.
+      loss_state: what the loss keeps from batch to batch, a pytree of arrays; () where it keeps
+        nothing.
     """
 
     params: Any
@@ -42,12 +54,29 @@ class TrainState:
     step: Any
     failed_step: Any
     history: Any
+    average: Any = ()
+    loss_state: Any = ()
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, total_steps: int, mesh: Mesh
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    total_steps: int,
+    mesh: Mesh,
+    *,
+    average: bool = False,
+    loss_state: Any = (),
 ) -> TrainState:
-    """A fresh state around `params`, the optimiser's moments sharded like them."""
+    """A fresh state around `params`, the optimiser's moments sharded like them.
+
+    Args:
+      params: what is trained.
+      optimizer: of `make_optimizer`.
+      total_steps: of the phase.
+      mesh: where `params` lie.
+      average: whether an average of the parameters is kept.
+      loss_state: see `StepSpec.loss_state`; every device gets all of it.
+    """
     rows = rounded_up(total_steps)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
@@ -58,8 +87,19 @@ def init_state(
         "step": np.int32(0),
         "failed_step": np.int32(-1),
         "history": np.zeros((rows, len(HISTORY)), np.float32),
+        "loss_state": loss_state,
     }
-    return TrainState(params, opt_state, **jax.device_put(small, sharding.replicated(mesh)))
+    # The step consumes its state, so no buffer may be part of it twice.
+    copies = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params) if average else ()
+    small = jax.device_put(small, sharding.replicated(mesh))
+    return TrainState(params, opt_state, average=copies, **small)
+
+
+def result_of(state: TrainState) -> Any:
+    """The parameters that training gives: the average in their dtypes, where one is kept."""
+    if state.average == ():
+        return state.params
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), state.average, state.params)
 
 
 def rounded_up(count: int) -> int:
@@ -89,12 +129,16 @@ def state_shardings(
     """
     whole = sharding.replicated(mesh)
     abstract = adapting.abstract_trained(train, config, mesh, num_texts)
+    like_params = jax.tree.map(lambda x: x.sharding, abstract)
     return TrainState(
-        params=jax.tree.map(lambda x: x.sharding, abstract),
+        params=like_params,
         opt_state=_opt_state_shardings(optimizer, abstract, mesh),
         step=whole,
         failed_step=whole,
         history=whole,
+        average=like_params if train.ema > 0 else (),
+        # Of all arrays in it.
+        loss_state=whole,
     )
 
 
