@@ -15,7 +15,7 @@ from rich.table import Table
 
 from w2s_jax import artifacts, errors, metrics, statistics, validation, workdirs
 from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.config import Settings
+from w2s_jax.config import Settings, with_labels
 from w2s_jax.files import read_json, write_json
 from w2s_jax.methods.planning import plan as make_plan
 from w2s_jax.phase import Phase
@@ -62,7 +62,7 @@ def run(
       TrainingFailed, StorageError: see there.
     """
     console = console or Console()
-    workdir = Path(workdir)
+    workdir, config = Path(workdir), with_labels(config)
     settings = validation.validate(config)
     stored = workdirs.stored(workdir)
     if store is None and stored is not None:

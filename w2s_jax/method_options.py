@@ -9,6 +9,7 @@ from typing import Any
 #: Kinds of wrong labels of `synthetic` (Burns et al. 2023, appendix on error structures).
 STRUCTURES = ("weak", "random", "longest", "shortest", "strong_unconfident", "strong_confident")
 JUDGES = ("knn", "logistic", "topological")
+CONTROLS = ("lora", "weight_decay", "dropout", "label_smoothing", "ema")
 STOPPING = ("none", "agreement", "ground_truth")
 
 #: method -> its options with their defaults.
@@ -45,6 +46,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "em_posterior": {"rounds": 2},
     # Supervisors made of ground truth with as many errors as the weak model's, of several kinds.
     "synthetic": {"structures": STRUCTURES},
+    # The student trained with something that regularises it; the ceiling stays.
+    "controls": {
+        "of": CONTROLS,
+        "weight_decay": 0.1,
+        "dropout": 0.1,
+        "label_smoothing": 0.1,
+        "ema": 0.9,
+    },
     # The weak label stands at the end of each document: will the student just copy it?
     "imitation": {},
 }

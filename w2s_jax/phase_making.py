@@ -252,15 +252,16 @@ def finetune_phase(
     seed: int | None = None,
     select: str | None = None,
     suffixed: bool = False,
+    train: TrainSettings | None = None,
 ) -> Phase:
     """A phase that finetunes a role's model on one split (by ground truth unless it has a loss).
 
     With `probe` it trains a head on features; `purpose` is the kind of the phase that follows, if
-    one does. `seed` and `select` None: by the settings (only students select).
+    one does. `seed`, `select` and `train` None: by the settings (only students select).
     """
     settings, data = resolved.settings, resolved.roles[role]
     own = settings.roles[role]
-    train, model = own.probe if probe else own.train, data.model
+    train, model = train or (own.probe if probe else own.train), data.model
     if train.adapt == "probe_then_full":
         train = dataclasses.replace(train, adapt="full")
     if train.adapt == "lora":

@@ -119,8 +119,8 @@ class Builder:
           init: what it starts from; None: the role's pretraining.
           parents: others, such as 'labels'.
           adapt: instead of the role's own.
-          **more: `loss`, `label`, `label_splits`, `subset`, `suffixed`, `seed`, `select` (see
-            `finetune_phase`).
+          **more: `loss`, `label`, `label_splits`, `subset`, `suffixed`, `seed`, `select`, `train`
+            (see `finetune_phase`).
         """
         own = self.settings.roles[role].train
         adapt = adapt or own.adapt

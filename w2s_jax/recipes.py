@@ -1,8 +1,11 @@
 """Recipes: Python files that return a config, and overrides of its fields. Imports no JAX."""
 
 import functools
+import importlib.util
+import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax import errors
@@ -44,6 +47,15 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
         raise
     except Exception as error:
         raise _config_error(error, path, overrides) from error
+
+
+def other_recipe(path: str | os.PathLike[str], argument: str) -> "config_dict.ConfigDict":
+    """What the recipe in another file returns for `argument`, for recipes that build on it."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
 
 
 def _unset(overrides: Iterable[str]) -> dict[str, str]:

@@ -35,7 +35,7 @@ from w2s_jax.config import (
     default_config,
     flatten,
 )
-from w2s_jax.method_options import JUDGES, METHODS, STOPPING, STRUCTURES
+from w2s_jax.method_options import CONTROLS, JUDGES, METHODS, STOPPING, STRUCTURES
 from w2s_jax.models.config import READ_OUTS
 
 _PROTOCOL_CHOICES = {
@@ -326,6 +326,15 @@ def _methods(config: config_dict.ConfigDict) -> tuple[MethodSettings, ...]:
     return tuple(methods)
 
 
+#: Options of methods that are lists, and what may be in them (anything: ()).
+_METHOD_LISTS: dict[str, tuple[str, ...]] = {
+    "structures": STRUCTURES,
+    "by": STOPPING,
+    "of": CONTROLS,
+    "models": (),
+}
+
+
 def method_settings(kind: str, options: Mapping[str, Any]) -> MethodSettings:
     """A method's settings, what is listed in its options checked.
 
@@ -333,8 +342,7 @@ def method_settings(kind: str, options: Mapping[str, Any]) -> MethodSettings:
       InputError: for an empty list, or one that names something unknown.
     """
     options = dict(options)
-    allowed: tuple[str, ...]
-    for name, allowed in (("structures", STRUCTURES), ("by", STOPPING), ("models", ())):
+    for name, allowed in _METHOD_LISTS.items():
         if name not in options:
             continue
         options[name] = _split(options[name])

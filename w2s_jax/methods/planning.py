@@ -358,6 +358,23 @@ def _synthetic(making: Making, options: dict[str, Any]) -> Students:
     return students
 
 
+def _controls(making: Making, options: dict[str, Any]) -> Students:
+    """Regularisers, of which the paper found none to help; the ceiling is trained without."""
+    train = making.builder.settings.strong.train
+    if train.adapt != "full":
+        raise _refused("controls", f"strong.train.adapt={train.adapt!r}", "'full'")
+    changes: dict[str, dict[str, Any]] = {
+        "lora": {"adapt": "lora"},
+        "weight_decay": {"optimizer": "adamw", "weight_decay": options["weight_decay"]},
+    }
+    students: Students = {}
+    for name in options["of"]:
+        change = changes.get(name) or {name: options[name]}
+        changed = dataclasses.replace(train, **change)
+        students |= making.students(name, making.plan.weak, train=changed)
+    return students
+
+
 def _imitation(making: Making, options: dict[str, Any]) -> Students:
     """The label stands in the document: nothing but copying is left to learn (PGR near 0)."""
     del options
@@ -394,5 +411,6 @@ _METHODS: dict[str, Method] = {
     "contrast_consistent_search": _contrast_consistent_search,
     "em_posterior": _em_posterior,
     "synthetic": _synthetic,
+    "controls": _controls,
     "imitation": _imitation,
 }
