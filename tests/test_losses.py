@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -76,58 +75,6 @@ def random_batch(batch=16, seed=0):
     rng = np.random.default_rng(seed)
     soft = rng.uniform(size=batch).astype(np.float32)
     return rng.normal(size=(batch, 2)).astype(np.float32), np.stack([1 - soft, soft], 1)
-
-
-@pytest.mark.parametrize("kind,zero", [("confidence", "alpha_max"), ("logconf", "aux_coef")])
-def test_without_its_auxiliary_term_a_loss_is_cross_entropy(kind, zero):
-    logits, targets = random_batch()
-    reference = jax.value_and_grad(losses.LOSSES["xent"])(logits, targets, 0.5)
-    ours = jax.value_and_grad(losses.LOSSES[kind])(logits, targets, 0.5, **{zero: 0.0})
-    np.testing.assert_array_equal(ours[0], reference[0])
-    np.testing.assert_array_equal(ours[1], reference[1])
-
-
-@pytest.mark.parametrize("kind", sorted(losses.LOSSES))
-def test_a_document_of_weight_zero_changes_nothing(kind):
-    logits, targets = random_batch(9)
-    loss = losses.LOSSES[kind]
-    weights = np.array([1.0] * 8 + [0.0], np.float32)
-    for noise in (0.0, 50.0):
-        logits[8] += noise
-        np.testing.assert_allclose(
-            loss(logits, targets, 0.5, weights_B=weights),
-            loss(logits[:8], targets[:8], 0.5),
-            rtol=1e-6,
-        )
-
-
-@pytest.mark.parametrize("kind", sorted(losses.LOSSES))
-def test_the_order_of_the_batch_does_not_matter(kind):
-    logits, targets = random_batch(16)
-    logits = np.round(logits * 2) / 2  # ties
-    order = np.random.default_rng(1).permutation(16)
-    loss = losses.LOSSES[kind]
-    np.testing.assert_allclose(
-        loss(logits, targets, 0.5), loss(logits[order], targets[order], 0.5), rtol=1e-6
-    )
-
-
-def test_confidence_is_symmetric_under_a_swap_of_the_labels():
-    logits, targets = random_batch(15)
-    logits = np.round(logits * 2) / 2
-    loss = losses.LOSSES["confidence"]
-    np.testing.assert_allclose(
-        loss(logits, targets, 0.5), loss(logits[:, ::-1], targets[:, ::-1], 0.5), rtol=1e-6
-    )
-
-
-def test_bfloat16_logits_are_computed_in_float32():
-    logits, targets = random_batch(8)
-    half = jnp.asarray(logits, jnp.bfloat16)
-    for loss in losses.LOSSES.values():
-        value = loss(half, targets, 0.5)
-        assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, loss(half.astype(jnp.float32), targets, 0.5), rtol=1e-6)
 
 
 def test_register_adds_a_loss_with_options_and_refuses_a_taken_name():
