@@ -1,14 +1,18 @@
 """Losses against closed forms in float64 numpy; registering one; their configs."""
 
 import functools
+import inspect
+import re
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from w2s_jax import config as config_lib
-from w2s_jax import errors, losses
+from w2s_jax import errors, losses, validation
+
+DOCS = Path(__file__).parent.parent / "docs" / "losses.md"
 
 
 def confidence_by_hand(logits_BC, targets_BC, fraction, weights_B, alpha_max, warmup, threshold):
@@ -78,69 +82,197 @@ def random_batch(batch=16, seed=0):
     return rng.normal(size=(batch, 2)).astype(np.float32), np.stack([1 - soft, soft], 1)
 
 
-@pytest.mark.parametrize("kind,zero", [("confidence", "alpha_max"), ("logconf", "aux_coef")])
-def test_without_its_auxiliary_term_a_loss_is_cross_entropy(kind, zero):
-    logits, targets = random_batch()
-    reference = jax.value_and_grad(losses.LOSSES["xent"])(logits, targets, 0.5)
-    ours = jax.value_and_grad(losses.LOSSES[kind])(logits, targets, 0.5, **{zero: 0.0})
-    np.testing.assert_array_equal(ours[0], reference[0])
-    np.testing.assert_array_equal(ours[1], reference[1])
+@pytest.fixture
+def registering():
+    """Losses that a test registers are taken out again."""
+    before = set(losses.LOSSES)
+    yield
+    for kind in set(losses.LOSSES) - before:
+        del losses.LOSSES[kind], config_lib.LOSS_OPTIONS[kind]
 
 
-@pytest.mark.parametrize("kind", sorted(losses.LOSSES))
-def test_a_document_of_weight_zero_changes_nothing(kind):
-    logits, targets = random_batch(9)
-    loss = losses.LOSSES[kind]
-    weights = np.array([1.0] * 8 + [0.0], np.float32)
-    for noise in (0.0, 50.0):
-        logits[8] += noise
-        np.testing.assert_allclose(
-            loss(logits, targets, 0.5, weights_B=weights),
-            loss(logits[:8], targets[:8], 0.5),
-            rtol=1e-6,
-        )
-
-
-@pytest.mark.parametrize("kind", sorted(losses.LOSSES))
-def test_the_order_of_the_batch_does_not_matter(kind):
-    logits, targets = random_batch(16)
-    logits = np.round(logits * 2) / 2  # ties
-    order = np.random.default_rng(1).permutation(16)
-    loss = losses.LOSSES[kind]
-    np.testing.assert_allclose(
-        loss(logits, targets, 0.5), loss(logits[order], targets[order], 0.5), rtol=1e-6
-    )
-
-
-def test_confidence_is_symmetric_under_a_swap_of_the_labels():
-    logits, targets = random_batch(15)
-    logits = np.round(logits * 2) / 2
-    loss = losses.LOSSES["confidence"]
-    np.testing.assert_allclose(
-        loss(logits, targets, 0.5), loss(logits[:, ::-1], targets[:, ::-1], 0.5), rtol=1e-6
-    )
-
-
-def test_bfloat16_logits_are_computed_in_float32():
-    logits, targets = random_batch(8)
-    half = jnp.asarray(logits, jnp.bfloat16)
-    for loss in losses.LOSSES.values():
-        value = loss(half, targets, 0.5)
-        assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, loss(half.astype(jnp.float32), targets, 0.5), rtol=1e-6)
-
-
-def test_register_adds_a_loss_with_options_and_refuses_a_taken_name():
+def test_register_adds_a_loss_with_options_and_refuses_a_taken_name(registering):
     @losses.register("test_only", scale=2.0)
     def test_only(logits_BC, targets_BC, step_fraction, *, weights_B=None, scale):
         return scale * losses.soft_cross_entropy(logits_BC, targets_BC, weights_B)
 
-    try:
-        logits, targets = random_batch()
-        expected = 2.0 * losses.LOSSES["xent"](logits, targets, 0.0)
-        np.testing.assert_allclose(losses.LOSSES["test_only"](logits, targets, 0.0), expected)
-        assert config_lib.LOSS_OPTIONS["test_only"] == {"scale": 2.0}
-        with pytest.raises(errors.InputError, match="test_only"):
-            losses.register("test_only")(lambda *_: None)
-    finally:
-        del losses.LOSSES["test_only"], config_lib.LOSS_OPTIONS["test_only"]
+    logits, targets = random_batch()
+    expected = 2.0 * losses.LOSSES["xent"](logits, targets, 0.0)
+    np.testing.assert_allclose(losses.LOSSES["test_only"](logits, targets, 0.0), expected)
+    assert config_lib.LOSS_OPTIONS["test_only"] == {"scale": 2.0}
+    with pytest.raises(errors.InputError, match="test_only"):
+        losses.register("test_only")(lambda *_: None)
+
+
+def test_a_state_goes_to_losses_that_have_one_and_to_no_other(registering):
+    @losses.register("remembers", init_state=lambda targets_NC, **_: {"sum": targets_NC.sum()})
+    def remembers(logits_BC, targets_BC, step_fraction, *, weights_B=None, state=None):
+        return np.float32(-1 if state is None else state["sum"])
+
+    logits, targets = random_batch(8)
+    state = remembers.init_state(targets)
+    assert float(remembers(logits, targets, 0.0)) == -1
+    assert float(remembers(logits, targets, 0.0, state=state)) == pytest.approx(8)
+    with pytest.raises(errors.InputError, match=r"loss xent: has no state; allowed: state=None"):
+        losses.LOSSES["xent"](logits, targets, 0.0, state=state)
+    with pytest.raises(errors.InputError, match="forgets.*no init_state"):
+        losses.register("forgets", update=lambda state, *_, **__: state)(lambda *_: None)
+    assert "forgets" not in losses.LOSSES and "forgets" not in config_lib.LOSS_OPTIONS
+
+
+def test_which_losses_have_a_state_or_are_coupled():
+    with_state = {kind for kind, loss in losses.LOSSES.items() if loss.init_state}
+    updated = {kind for kind, loss in losses.LOSSES.items() if loss.update}
+    coupled = {kind for kind, loss in losses.LOSSES.items() if loss.coupled}
+    assert with_state == {"window", "buffered_confidence"}
+    assert updated == {"buffered_confidence"}
+    assert coupled == {
+        "confidence",
+        "logconf",
+        "buffered_confidence",
+        "soft_buffered_confidence",
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(losses.LOSSES))
+def test_the_table_of_options_is_that_of_the_function_and_of_the_documentation(kind):
+    common = {"logits_BC", "targets_BC", "step_fraction", "weights_B", "state"}
+    parameters = inspect.signature(losses.LOSSES[kind].fn).parameters
+    defaults = {n: p.default for n, p in parameters.items() if n not in common}
+    assert defaults == config_lib.LOSS_OPTIONS[kind]
+    assert set(losses.LOSSES[kind].traced) <= defaults.keys()
+    row = next(line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{kind}` "))
+    for option, default in defaults.items():
+        assert f"`{option}` {default}" in row, option
+
+
+def test_the_losses_of_the_documentation_run(registering):
+    """The first snippet is a line of a config; the others register a loss each."""
+    first, *snippets = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    config = config_lib.default_config()
+    exec(first, {"config": config})
+    labels = config_lib.with_labels(config).losses
+    assert labels == ("xent", "confidence", "confidence(alpha_max=0.75)")
+    for snippet in snippets:
+        exec(snippet, {})
+    logits, targets = random_batch(6)
+    p = np.exp(logits - np.logaddexp(logits[:, :1], logits[:, 1:]))
+    expected = -(targets * (1 - p) ** 3 * np.log(p)).sum(1).mean()
+    loss = losses.LOSSES["focal"]
+    np.testing.assert_allclose(loss(logits, targets, 0.0, gamma=3.0), expected, rtol=1e-5)
+    config = config_lib.default_config()
+    config_lib.add_loss(config, "focal", "focal", gamma=3.0)
+    assert validation.validate(config).losses[-1].options == (("gamma", 3.0),)
+    loss = losses.LOSSES["debiased"]
+    state = loss.init_state(targets, rate=0.5)
+    alone = loss(logits, targets, 0.0)
+    np.testing.assert_allclose(loss(logits, targets, 0.0, state=state), alone, rtol=1e-6)
+    ones = np.tile(np.array([[0, 1]], np.float32), (6, 1))
+    state = loss.update(state, logits, ones, weights_B=None, rate=0.5)
+    assert float(state["mean"]) == pytest.approx((targets[:, 1].mean() + 1) / 2)
+    assert float(loss(logits, targets, 0.0, state=state)) != pytest.approx(float(alone))
+
+
+def labelled(*entries):
+    config = config_lib.default_config()
+    config.losses = entries
+    return config_lib.with_labels(config)
+
+
+def test_mappings_among_the_losses_become_labels_with_their_options():
+    window = {"kind": "window", "label": "narrow", "radius": 0.2}
+    config = labelled(
+        "xent",
+        {"kind": "confidence", "alpha_max": 0.75},
+        {"kind": "buffered_confidence", "buffer_size": 8, "balance_batch": True},
+        window,
+        {"kind": "kl"},
+    )
+    assert config.losses == (
+        "xent",
+        "confidence(alpha_max=0.75)",
+        "buffered_confidence(buffer_size=8,balance_batch=True)",
+        "narrow",
+        "kl",
+    )
+    found = {loss.label: loss for loss in validation.validate(config).losses}
+    assert [loss.kind for loss in found.values()] == [
+        "xent",
+        "confidence",
+        "buffered_confidence",
+        "window",
+        "kl",
+    ]
+    assert dict(found["confidence(alpha_max=0.75)"].options) == {
+        "alpha_max": 0.75,
+        "warmup_fraction": 0.2,
+        "threshold": "half",
+    }
+    assert found["narrow"].options == (("radius", 0.2),)
+    again = config_lib.with_labels(config)
+    assert again.to_dict() == config.to_dict() and again.is_locked
+    joined = config_lib.default_config()
+    with joined.unlocked():
+        joined.loss = config.loss
+    joined.losses = (",".join(config.losses),)
+    assert validation.validate(joined).losses == validation.validate(config).losses
+
+
+def test_labelling_leaves_the_given_config_alone():
+    config = config_lib.default_config()
+    config.losses = ["xent", {"kind": "confidence", "alpha_max": 0.75}]
+    before = config.to_dict()
+    config_lib.with_labels(config)
+    assert config.to_dict() == before
+    with pytest.raises(errors.InputError, match=r"losses: \{.*with_labels"):
+        validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    "entry,parts",
+    [
+        ({"alpha_max": 0.5}, ["losses[1]", "no 'kind'", "confidence"]),
+        ({"kind": "confidense"}, ["losses[1].kind", "'confidense'", "'confidence'"]),
+        ({"kind": "confidence", "alpha": 1.0}, ["losses[1]", "'alpha'", "'alpha_max'"]),
+        ({"kind": "xent", "label": "a,b"}, ["losses[1].label", "'a,b'", "commas"]),
+        ({"kind": "xent", "label": 3}, ["losses[1].label", "3"]),
+        ({"kind": "kl", "label": "xent"}, ["losses[1].label", "'xent' is taken", "another"]),
+    ],
+)
+def test_a_bad_mapping_among_the_losses_is_named(entry, parts):
+    with pytest.raises(errors.InputError) as caught:
+        labelled("xent", entry)
+    for part in parts:
+        assert part in str(caught.value), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind,option,value,allowed",
+    [
+        ("product", "alpha", -1.0, "at least 0"),
+        ("product", "beta", float("nan"), "a finite number"),
+        ("entropy", "coef", float("inf"), "a finite number"),
+        ("buffered_confidence", "buffer_size", 0, "at least 1"),
+        ("buffered_confidence", "buffer_size", 8.0, "int"),
+        ("buffered_confidence", "balance_batch", 1, "bool"),
+        ("soft_buffered_confidence", "warmup_fraction", 1.5, "at most 1"),
+        ("window", "radius", -0.1, "at least 0"),
+        ("window", "radius", "wide", "float or None"),
+        ("reverse_kl", "label_smoothing", 1.1, "at most 1"),
+        ("cace", "c", 0.6, "at most 0.5"),
+        ("adaptive_confidence", "temperature", 0.0, "at least 0.001"),
+        ("generalized_xent", "q", 0.0, "at least 0.001"),
+        ("confidence", "threshold", "third", "half, prior"),
+    ],
+)
+def test_an_option_out_of_range_is_named(kind, option, value, allowed):
+    with pytest.raises(errors.InputError) as caught:
+        validation.validate(labelled({"kind": kind, "label": "odd", option: value}))
+    assert str(caught.value).startswith(f"loss.odd.{option}: ")
+    assert allowed in str(caught.value)
+
+
+def test_every_loss_is_valid_with_its_defaults():
+    found = validation.validate(labelled(*losses.LOSSES)).losses
+    assert {loss.kind: dict(loss.options) for loss in found} == config_lib.LOSS_OPTIONS

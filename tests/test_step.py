@@ -52,6 +52,7 @@ def on_mesh(params, mesh):
         ("xent", (8, 1, 1), 1, 1),
         ("logconf", (1, 1, 1), 4, 1),
         ("logconf", (8, 1, 1), 4, 1),
+        ("product", (8, 1, 1), 4, 1),
     ],
 )
 def test_a_whole_run_follows_the_released_code(
@@ -86,7 +87,7 @@ def test_a_whole_run_follows_the_released_code(
     params = {"backbone": backbone, "head": head}
     state = init_state(params, make_optimizer(settings), 32, mesh)
     batches = put_batches(packed, soft_labels(train_docs.labels_N), mesh)
-    options = (("aux_coef", 0.5),) if kind == "logconf" else ()
+    options = {"logconf": (("aux_coef", 0.5),), "product": (("alpha", 1.0),)}.get(kind, ())
     step = train_step(StepSpec(config, settings, 32, (kind, options)), mesh)
     for number in range(32):
         state = step(state, batches.at(number))

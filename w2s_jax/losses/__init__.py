@@ -18,6 +18,7 @@ from w2s_jax.losses.buffered import buffered_confidence, soft_buffered_confidenc
 from w2s_jax.losses.common import (
     hardened_share,
     linear_warmup,
+    log_probabilities,
     quantile,
     soft_cross_entropy,
     weighted_mean,
@@ -49,6 +50,7 @@ __all__ = [
     "kl",
     "l2_confidence",
     "linear_warmup",
+    "log_probabilities",
     "logconf",
     "product",
     "quantile",

@@ -58,8 +58,8 @@ def update_buffer(
 
 def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
     """The labels shifted in log-odds so that these have the mean 0 over the batch, [B, 2]."""
-    p1_B = targets_BC[:, 1]
-    log_odds_B = jnp.log(p1_B + 1e-7) - jnp.log(1.0 - p1_B + 1e-7)
+    # Not 1 - p + 1e-7 of one column, which is compiled as (1 + 1e-7) - p: 1.2e-7 for p = 1.
+    log_odds_B = jnp.log(targets_BC[:, 1] + 1e-7) - jnp.log(targets_BC[:, 0] + 1e-7)
     p1_B = jax.nn.sigmoid(log_odds_B - weighted_mean(log_odds_B, weights_B))
     return jnp.stack([1.0 - p1_B, p1_B], axis=1)
 

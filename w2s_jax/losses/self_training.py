@@ -104,8 +104,9 @@ def product(
     log_p_BC = jax.lax.stop_gradient(log_probabilities(logits_BC))
     # 0^alpha is 0, and 0^0 is 1.
     impossible = jnp.where(alpha > 0, -jnp.inf, 0.0)
-    log_w_BC = jnp.log(jnp.where(targets_BC > 0, targets_BC, 1.0))
-    power_BC = jnp.where(targets_BC > 0, alpha * log_w_BC, impossible)
+    positive_BC = targets_BC >= jnp.finfo(jnp.float32).tiny
+    log_w_BC = jnp.log(jnp.where(positive_BC, targets_BC, 1.0))
+    power_BC = jnp.where(positive_BC, alpha * log_w_BC, impossible)
     mixed_BC = jax.nn.softmax(power_BC + beta * log_p_BC, axis=-1)
     return soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
