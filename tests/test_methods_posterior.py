@@ -97,6 +97,14 @@ def test_it_is_finite_at_the_extremes(p):
     np.testing.assert_array_equal(separable_NC[:, 1] > 0.5, np.arange(100) >= 50)
 
 
+def test_no_single_label_is_taken_to_be_certain():
+    # All labels agree with margins of their own sign, but for one document the margin is at zero.
+    margin_N = np.concatenate([np.linspace(-2, -1, 50), np.linspace(1, 2, 50), [0.0]])
+    soft_NC = soft_labels(np.repeat([0.0, 1.0], [50, 51]))
+    for rounds in (2, 60):
+        assert 0.98 < em_posterior(margin_N, soft_NC, rounds)[-1, 1] < 0.995
+
+
 def test_the_fit_is_the_minimum_that_a_general_optimiser_finds():
     from scipy.optimize import minimize
 

@@ -77,6 +77,11 @@ def test_added_tokens_have_no_loss_weight():
     assert out.loss_weights_T.dtype == np.float32
     out = few_shot(weighted(), texts_of("a"), [1], (3, 4), None, 0)
     assert out.loss_weights_T.tolist() == [0, 0, 0, 0, 0, 1, 0.5, 0, 0, 0, 0, 0, 2]
+    begun = Document(id=1, tokens=(1, 6, 7, 2), loss_weights=(0, 3, 4, 5))
+    begun = tokenize([begun], None, max_length=None, overlong="error")[0]
+    out = few_shot(begun, texts_of("a"), [1], (3, 4), None, 0, **ENDS)
+    assert out.tokens_T.tolist() == [1, 3 + ord("a"), 4, 6, 7]
+    assert out.loss_weights_T.tolist() == [0, 0, 0, 3, 4]
 
 
 def order_of(examples, id_, seed):
@@ -109,6 +114,19 @@ def test_the_first_examples_go_where_not_all_fit():
         # Never cut, even if it is too long by itself.
         assert spelt(out)[1].endswith("a long one")
         assert out.lengths_N[1] <= max(length, 11)
+
+
+def test_nothing_stands_before_an_example_that_does_not_fit():
+    documents, examples = texts_of("what"), texts_of("a", "a long one", "b", first=50)
+    solved = ["a0", "a long one0", "b1"]
+    seen = set()
+    for seed in range(10):
+        order = order_of(examples, 10, seed)
+        out = few_shot(documents, examples, [0, 0, 1], BYTES.label_tokens, 10, seed, **ENDS)
+        after = order[order.index(1) + 1 :]
+        assert spelt(out) == ["<" + "".join(solved[e] for e in after) + "what"]
+        seen.add(len(after))
+    assert seen == {0, 1, 2}
 
 
 def test_the_order_of_examples_depends_on_seed_and_document_alone():
@@ -145,6 +163,11 @@ def test_pairs_and_unlabelled_examples_and_wrong_ends_are_refused():
         with_suffix(documents, 5, suffix=(9,))
     with pytest.raises(InputError, match=r"prefix: \(9,\)"):
         few_shot(documents, documents, [0, 1], BYTES.label_tokens, None, 0, prefix=(9,))
+    # The second alone is too short to end so; with the end of the first it would.
+    short = [Document(id=1, tokens=(5, 6)), Document(id=2, tokens=(7,))]
+    short = tokenize(short, None, max_length=None, overlong="error")[0]
+    with pytest.raises(InputError, match="2 of 2 documents"):
+        with_suffix(short, 5, suffix=(6, 7))
     # One that lacks its end is found among others that have it.
     cut = dataclasses.replace(
         documents, tokens_T=documents.tokens_T[:-1], offsets=np.array([0, 3, 5])

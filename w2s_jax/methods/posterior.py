@@ -81,8 +81,7 @@ def _fitted(x_N: np.ndarray, target_N: np.ndarray, weights_N: np.ndarray) -> np.
         curvature_N = weights_N * p_N * (1 - p_N)
         hessian_22 = (design_N2 * curvature_N[:, None]).T @ design_N2 + np.diag(penalty_2)
         step_2 = np.linalg.solve(hessian_22, gradient_2)
-        # Far from the minimum a full step may overshoot.
-        parameters_2 = parameters_2 - step_2 * min(1.0, 2.0 / max(np.abs(step_2).max(), 1e-12))
+        parameters_2 = parameters_2 - step_2
         if np.abs(step_2).max() < 1e-9:
             break
     return design_N2 @ parameters_2
