@@ -224,6 +224,16 @@ def test_bfloat16_logits_are_computed_in_float32():
         np.testing.assert_allclose(value, wide[name][0], rtol=1e-6, err_msg=name)
 
 
+def test_a_product_without_the_labels_is_the_entropy_even_where_they_are_hard():
+    """w^0 is 1, also of a label of 0: the target is f itself, without gradient."""
+    logits = random_batch(6)[0]
+    loss = functools.partial(losses.LOSSES["product"], alpha=0.0)
+    value, grad = jax.value_and_grad(loss)(logits, CORNERS["both"], 0.5)
+    lp = log_softmax(logits.astype(np.float64))
+    np.testing.assert_allclose(value, -(np.exp(lp) * lp).sum(1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(grad, 0, atol=1e-7)
+
+
 def random_batch(size, seed=0):
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(size, 2)).astype(np.float32)
