@@ -59,6 +59,11 @@ def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Setting
     return dataclasses.replace(settings, methods=(*kept, *settings.methods))
 
 
+def _loss_label(field: str) -> str:
+    """Whose option a field of `config.loss` is; labels may have dots."""
+    return field.removeprefix("loss.").rpartition(".")[0]
+
+
 def _methods(earlier: dict[str, Any]) -> list[str]:
     """The methods of a stored config; those of before there were any have none."""
     name = earlier.get("method", {}).get("name", "naive")
@@ -106,7 +111,7 @@ def refuse_other_config(
     for field in sorted(there.keys() | now.keys()):
         if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS) or field in pinned:
             continue
-        if field.startswith("loss.") and field.split(".")[1] not in earlier["losses"]:
+        if field.startswith("loss.") and _loss_label(field) not in earlier["losses"]:
             continue
         if field.startswith("method.") and field.split(".")[1] not in _methods(earlier):
             continue
