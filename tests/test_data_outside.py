@@ -85,6 +85,7 @@ NAN = float("nan")
         ({"id": True, "p": 0.5}, "id True; allowed"),
         ({"id": "doc 8", "p": 0.5}, "id 'doc 8'; allowed"),
         ({"id": "0x", "p": 0.5}, "id '0x'; allowed"),
+        ({"id": "0xyz", "p": 0.5}, "id '0xyz'; allowed"),
         ({"id": 2**64, "p": 0.5}, "more than 64 bits"),
         ({"id": str(2**64), "p": 0.5}, "more than 64 bits"),
         ({"id": "7", "p": 0.5}, "id '7' occurs twice"),

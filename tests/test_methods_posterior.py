@@ -105,6 +105,18 @@ def test_no_single_label_is_taken_to_be_certain():
         assert 0.98 < em_posterior(margin_N, soft_NC, rounds)[-1, 1] < 0.995
 
 
+def test_saturated_probabilities_count_as_very_sure_ones():
+    margin_N, soft_NC, _, _ = simulated(5, scale=2.5)
+    p_N = soft_NC[:, 1]
+    saturated_N = np.where(p_N > 0.9976, 1, np.where(p_N < 0.0024, 0, p_N))
+    sure_N = p_N.clip(0.0024, 0.9976)
+    assert 0.1 < np.mean(saturated_N != sure_N) < 0.5
+    expected_NC = em_posterior(margin_N, soft_labels(sure_N))
+    np.testing.assert_allclose(
+        em_posterior(margin_N, soft_labels(saturated_N)), expected_NC, atol=0.003
+    )
+
+
 def test_the_fit_is_the_minimum_that_a_general_optimiser_finds():
     from scipy.optimize import minimize
 

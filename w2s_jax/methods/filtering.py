@@ -146,7 +146,7 @@ def _by_logistic(
     return np.abs(p_of(soft_NC) - logistic(features_ND, soft_NC, folds, seed))
 
 
-def _by_topology(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 10) -> np.ndarray:
+def _by_topology(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.ndarray:
     """Wu et al. 2020, "A topological filter for learning with noisy labels"; see `suspicious`."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
@@ -193,7 +193,7 @@ def suspicious(
     Kinds:
       'knn' (option `k`, 50): |p - `neighbours`|.
       'logistic' (options `folds`, 5, and `seed`, 0): |p - `logistic`|.
-      'topological' (option `k`, 10; Wu et al. 2020): documents are joined when each is among the
+      'topological' (option `k`, 50; Wu et al. 2020): documents are joined when each is among the
         other's k nearest and both have one weak class. The largest component of each class is
         taken to be clean: its documents score half the share of their neighbours in the other
         class, in [0, 1/2]. The others score 1 and what they are away from their class's largest
@@ -253,9 +253,10 @@ def trust(
 ) -> np.ndarray:
     """P(the supervisor is right) by a model of the supervisor's last hidden state.
 
-    A network of one hidden layer (64 units, L2) on standardised features, fitted to documents with
-    ground truth; logistic regression where it was right, or wrong, fewer than 5 times; the one
-    outcome there is where it was always right or always wrong.
+    A network of one hidden layer (64 units, L2 of 10: documents with ground truth are few) on
+    standardised features, fitted to documents with ground truth; logistic regression where it was
+    right, or wrong, fewer than 5 times; the one outcome there is where it was always right or
+    always wrong.
 
     Args:
       features_MD: the supervisor's hidden state at the end of documents with ground truth, which
@@ -280,7 +281,7 @@ def trust(
         raise InputError("trust: no document has ground truth; allowed: at least one")
     if min(correct_M.sum(), (~correct_M).sum()) < _MIN_CLASS:
         return _regress(features_MD, correct_M.astype(np.float64), features_ND).astype(np.float32)
-    network = MLPClassifier((64,), alpha=1.0, random_state=seed)
+    network = MLPClassifier((64,), alpha=10.0, max_iter=100, random_state=seed)
     model = make_pipeline(StandardScaler(), network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
