@@ -90,6 +90,7 @@ def everything(data_dir, tmp_path_factory):
     return Run(config, workdir, result)
 
 
+@pytest.mark.slow
 def test_every_method_has_its_students_and_the_result_is_strict_json(everything):
     text = (everything.workdir / "result.json").read_text()
     students = json.loads(text, parse_constant=lambda name: pytest.fail(name))["students"]
@@ -128,6 +129,7 @@ def test_an_earlier_method_stays_when_another_is_added(data_dir, tmp_path):
         w2s_jax.run(other, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_filtered_student_trains_on_the_kept_documents_alone(everything):
     weak_NC = everything.labels(everything.plan.weak, "slice2")
     documents = everything.documents("slice2")
@@ -147,6 +149,7 @@ def test_a_filtered_student_trains_on_the_kept_documents_alone(everything):
     assert len(dropped) == len(documents) - round(0.1 * len(documents))
 
 
+@pytest.mark.slow
 def test_resampled_documents_occur_as_often_as_they_were_drawn(everything):
     members = [p for p in everything.plan.phases if p.label.startswith("member ")]
     assert len(members) == 2 and len({p.seed for p in members}) == 2
@@ -162,6 +165,7 @@ def test_resampled_documents_occur_as_often_as_they_were_drawn(everything):
     np.testing.assert_array_equal(targets_NC[:, 1], drawn[0].labels_N)
 
 
+@pytest.mark.slow
 def test_a_bagged_supervisor_is_the_mean_of_its_members_logits(everything):
     supervisor = everything.plan.students["xent+bagging"].supervisor
     members = everything.plan.phase(supervisor).parents.values()
@@ -174,6 +178,7 @@ def test_a_bagged_supervisor_is_the_mean_of_its_members_logits(everything):
     np.testing.assert_allclose(shown_N, ours_N, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_boosting_draws_the_errors_of_the_first_member_more_often(everything):
     first = next(p for p in everything.plan.phases if p.label == "boosted 1")
     wrong_N = (everything.labels(first.name, "slice1")[:, 1] > 0.5) != (
@@ -189,6 +194,7 @@ def test_boosting_draws_the_errors_of_the_first_member_more_often(everything):
     assert errors_N.mean() > wrong_N.mean()
 
 
+@pytest.mark.slow
 def test_synthetic_supervisors_err_as_often_as_the_weak_model(everything):
     weak_NC = everything.labels(everything.plan.weak, "slice2")
     truth_N = hard_labels(everything.documents("slice2").labels_N)
@@ -205,6 +211,7 @@ def test_synthetic_supervisors_err_as_often_as_the_weak_model(everything):
     np.testing.assert_array_equal(kinds["weak"], (weak_NC[:, 1] > 0.5) != (truth_N > 0.5))
 
 
+@pytest.mark.slow
 def test_an_imitating_student_finds_the_weak_label_at_the_end_of_each_document(everything):
     phase = everything.student("xent+imitation")
     role = everything.resolved.roles["strong"]
@@ -216,6 +223,7 @@ def test_an_imitating_student_finds_the_weak_label_at_the_end_of_each_document(e
             assert documents.document(i)[-1 - len(role.suffix)] == said
 
 
+@pytest.mark.slow
 def test_an_oracle_keeps_the_evaluation_with_the_best_accuracy(everything):
     for key, by in (("xent+oracle_stop", "accuracy"), ("xent", "agreement")):
         phase = everything.student(key)
@@ -228,6 +236,7 @@ def test_an_oracle_keeps_the_evaluation_with_the_best_accuracy(everything):
     assert json.loads(everything.folder(last.name).result.read_text())["kept_step"] == 20
 
 
+@pytest.mark.slow
 def test_generative_finetuning_has_a_ceiling_of_its_own(everything):
     student = everything.plan.students["xent+generative"]
     phases = [everything.plan.phase(name) for name in (student.phase, student.ceiling)]
@@ -242,6 +251,7 @@ def test_generative_finetuning_has_a_ceiling_of_its_own(everything):
     assert entry["pgr"] == (pytest.approx(gain / gap) if gap > 0 else None)
 
 
+@pytest.mark.slow
 def test_probes_of_a_finetuned_student_see_its_own_activations(everything):
     probe = everything.student("xent+ft_weak_lp_truth")
     features = everything.plan.phase(probe.parents["features"])
@@ -251,12 +261,11 @@ def test_probes_of_a_finetuned_student_see_its_own_activations(everything):
     _, params = loading.load(everything.folder(student.name).path, mesh)
     documents = everything.documents("test")
     run = Predictor(student.model, documents, mesh, per_device=False, features=True)
-    stored_NKD = artifacts.load_features(
-        everything.folder(features.name), "test", documents.ids_N
-    )
+    stored_NKD = artifacts.load_features(everything.folder(features.name), "test", documents.ids_N)
     np.testing.assert_allclose(stored_NKD, run({"backbone": params}), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_zero_shot_is_the_language_model_between_its_label_tokens(everything):
     phase = everything.student("prompting_zero_shot")
     role, mesh = everything.resolved.roles["strong"], everything.context.mesh

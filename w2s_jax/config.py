@@ -290,6 +290,7 @@ class LogSettings:
 class Settings:
     """A validated config.
 
+    `method_losses`: those of `losses` that the students of methods are trained with.
     `middle`: the models between the weak and the strong one, small ones first, that bootstrapping
     takes; in all else they are as the strong one. Their roles are 'middle1', ...
     """
@@ -302,6 +303,7 @@ class Settings:
     strong: Role
     losses: tuple[LossSettings, ...]
     methods: tuple[MethodSettings, ...]
+    method_losses: tuple[LossSettings, ...]
     middle: tuple[Role, ...]
     eval_every: int | None
     mesh: MeshSettings
@@ -375,7 +377,7 @@ def default_config() -> config_dict.ConfigDict:
         {kind: _loss_section(kind, {}) for kind in LOSS_OPTIONS}, allow_dotted_keys=True
     )
     options = {kind: dict(options) for kind, options in METHODS.items() if options}
-    config.method = config_dict.ConfigDict({"name": "naive", **options})
+    config.method = config_dict.ConfigDict({"name": "naive", "losses": (), **options})
     config.eval = config_dict.ConfigDict({"every": config_dict.placeholder(int)})
     config.mesh = _section(MeshSettings)
     config.checkpoint = _section(CheckpointSettings)

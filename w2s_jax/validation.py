@@ -65,7 +65,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
     protocol = _protocol(config.protocol)
     roles = {role: _role(config, role) for role in ("weak", "strong")}
     _choice("task.overlong", config.task.overlong, OVERLONG)
-    methods = _methods(config)
+    methods, losses = _methods(config), _losses(config)
     return Settings(
         name=config.name,
         seed=config.seed,
@@ -73,8 +73,9 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         protocol=protocol,
         weak=roles["weak"],
         strong=roles["strong"],
-        losses=_losses(config),
+        losses=losses,
         methods=methods,
+        method_losses=_method_losses(config, losses),
         middle=_middle(roles["strong"], methods),
         eval_every=config.eval.every,
         mesh=MeshSettings(**config.mesh.to_dict()),
@@ -324,6 +325,15 @@ def _methods(config: config_dict.ConfigDict) -> tuple[MethodSettings, ...]:
         if kind != "naive":
             methods.append(method_settings(kind, config.method.get(kind, {})))
     return tuple(methods)
+
+
+def _method_losses(
+    config: config_dict.ConfigDict, losses: tuple[LossSettings, ...]
+) -> tuple[LossSettings, ...]:
+    labels = _split(config.method.losses)
+    for label in labels:
+        _choice("method.losses", label, tuple(loss.label for loss in losses))
+    return tuple(loss for loss in losses if loss.label in labels) if labels else losses
 
 
 #: Options of methods that are lists, and what may be in them (anything: ()).

@@ -59,6 +59,13 @@ def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Setting
     return dataclasses.replace(settings, methods=(*kept, *settings.methods))
 
 
+def _method_matters(field: str, methods: list[str]) -> bool:
+    """Whether a field of `config.method` says something of these methods."""
+    if field == "method.losses":
+        return methods != ["naive"]
+    return field.split(".")[1] in methods
+
+
 def _loss_label(field: str) -> str:
     """Whose option a field of `config.loss` is; labels may have dots."""
     return field.removeprefix("loss.").rpartition(".")[0]
@@ -113,7 +120,7 @@ def refuse_other_config(
             continue
         if field.startswith("loss.") and _loss_label(field) not in earlier["losses"]:
             continue
-        if field.startswith("method.") and field.split(".")[1] not in _methods(earlier):
+        if field.startswith("method.") and not _method_matters(field, _methods(earlier)):
             continue
         label_is_gone = field.startswith("loss.") and field not in now
         if there.get(field) != now.get(field) and not label_is_gone:

@@ -30,7 +30,7 @@ class Making:
     @property
     def losses(self) -> tuple[LossSettings, ...]:
         """Those for each of which a method trains its students."""
-        return self.builder.settings.losses
+        return self.builder.settings.method_losses
 
     @property
     def label_splits(self) -> tuple[str, ...]:

@@ -1,0 +1,31 @@
+"""All losses, and all methods that need no other slices or prompts, side by side.
+
+    for seed in 10 11 12 13 14; do
+        w2s run --config=configs/methods/comparison.py:$seed --workdir=runs/comparison/$seed
+    done
+    w2s report runs/comparison/* --out=runs/comparison/report
+
+Methods train their students with cross-entropy. docs/results.md has the table over these five seeds,
+which were used for no choice of ours.
+"""
+
+from pathlib import Path
+
+from ml_collections import config_dict
+
+from w2s_jax.config import LOSS_OPTIONS
+from w2s_jax.method_options import METHODS
+from w2s_jax.recipes import other_recipe
+
+DIGITS = Path(__file__).parents[1] / "quickstart.py"
+
+
+def get_config(seed: str = "0") -> config_dict.ConfigDict:
+    """The quickstart's recipe with all losses and methods, all seeds set to `seed`."""
+    config = other_recipe(DIGITS, seed)
+    config.name = f"comparison-{seed}"
+    config.losses = tuple(LOSS_OPTIONS)
+    apart = ("naive", "bootstrapping", "prompting")
+    config.method.name = ",".join(name for name in METHODS if name not in apart)
+    config.method.losses = ("xent",)
+    return config
