@@ -138,7 +138,10 @@ def test_gzipped_files_do_as_well(capsys, tmp_path, recipe):
     assert cli.main([*run, f"--config.task.data_dir={copy}"]) == 0
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))
+RECIPES = [str(p.relative_to(REPO / "configs")) for p in (REPO / "configs").rglob("*.py")]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_has_a_docstring_with_its_command_and_is_valid(name):
     from w2s_jax.validation import validate
 

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import artifacts, errors, metrics, statistics, validation, workdirs
+from w2s_jax import artifacts, errors, logs, metrics, statistics, validation, workdirs
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings, with_labels
 from w2s_jax.files import read_json, write_json
@@ -116,6 +116,7 @@ def run(
             workdirs.make(workdir)
             write_json(workdir / "config.json", record)
             write_json(path, result)
+            logs.log_result(result, workdir, settings.log)
         page = workdir / "report" / "report.html"
         if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
             write_report([workdir], page.parent)
@@ -156,7 +157,7 @@ def _devices_and_loggers(
     settings: Settings, workdir: Path, record: dict[str, Any]
 ) -> tuple["Mesh", Any]:
     """What may still be refused before anything is written: the mesh, and Weights & Biases."""
-    from w2s_jax import logs, sharding
+    from w2s_jax import sharding
 
     mesh = sharding.make_mesh(settings.mesh)
     return mesh, logs.start_wandb(settings.log, settings.name, workdir, record["config"])

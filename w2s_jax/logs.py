@@ -92,6 +92,24 @@ class PhaseLog:
         self.bar.update(self.task, completed=step, numbers=numbers)
 
 
+def log_result(result: dict[str, Any], workdir: Path, settings: LogSettings) -> None:
+    """Writes a run's test metrics, those of its result.json, as TensorBoard scalars of its folder.
+
+    '<weak, ceiling or student>/<metric>', at the run's seed: the seeds of a sweep make a line.
+    """
+    if not settings.tensorboard:
+        return
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+    entries = {"weak": result["weak"], "ceiling": result["ceiling"], **result["students"]}
+    with SummaryWriter(str(workdir / "tensorboard")) as board:
+        for label, entry in entries.items():
+            for name, value in entry.items():
+                if isinstance(value, int | float):
+                    board.add_scalar(f"{label}/{name}", value, result["seed"])
+
+
 def start_wandb(settings: LogSettings, name: str, workdir: Path, config: dict[str, Any]) -> Any:
     """A Weights & Biases run if `log.wandb` asks for one, else None.
 

@@ -76,7 +76,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         losses=losses,
         methods=methods,
         method_losses=_method_losses(config, losses),
-        middle=_middle(roles["strong"], methods),
+        middle=middle_roles(roles["strong"], methods),
         eval_every=config.eval.every,
         mesh=MeshSettings(**config.mesh.to_dict()),
         checkpoint=CheckpointSettings(**config.checkpoint.to_dict()),
@@ -363,7 +363,8 @@ def method_settings(kind: str, options: Mapping[str, Any]) -> MethodSettings:
     return MethodSettings(kind, tuple(sorted(options.items())))
 
 
-def _middle(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Role, ...]:
+def middle_roles(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Role, ...]:
+    """The models between weak and strong that the methods ask for."""
     models = [dict(m.options)["models"] for m in methods if m.kind == "bootstrapping"]
     return tuple(dataclasses.replace(strong, model=name) for names in models for name in names)
 

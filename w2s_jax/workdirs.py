@@ -45,7 +45,10 @@ def with_earlier_losses(settings: Settings, earlier: dict[str, Any]) -> Settings
     ]
     order = {label: n for n, label in enumerate(earlier["losses"])}
     merged = sorted([*kept, *settings.losses], key=lambda x: order.get(x.label, len(order)))
-    return dataclasses.replace(settings, losses=tuple(merged))
+    # Methods that take all losses take the earlier ones too.
+    all_taken = settings.method_losses == settings.losses
+    taken = tuple(merged) if all_taken else settings.method_losses
+    return dataclasses.replace(settings, losses=tuple(merged), method_losses=taken)
 
 
 def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Settings:
@@ -56,7 +59,9 @@ def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Setting
         for kind in _methods(earlier)
         if kind not in own and kind != "naive"
     ]
-    return dataclasses.replace(settings, methods=(*kept, *settings.methods))
+    methods = (*kept, *settings.methods)
+    middle = validation.middle_roles(settings.strong, methods)
+    return dataclasses.replace(settings, methods=methods, middle=middle)
 
 
 def _method_matters(field: str, methods: list[str]) -> bool:

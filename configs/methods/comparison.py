@@ -5,8 +5,8 @@
     done
     w2s report runs/comparison/* --out=runs/comparison/report
 
-Methods train their students with cross-entropy. docs/results.md has the table over these five seeds,
-which were used for no choice of ours.
+Methods train their students with cross-entropy. docs/results.md has the table over these five
+seeds, which were used for no choice of ours.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Contrast-consistent search: a direction that gives opposite completions opposite truth.
 
-    w2s run --config=configs/methods/contrast_consistent_search.py --workdir=runs/contrast_consistent_search
+    w2s run --config=configs/methods/contrast_consistent_search.py --workdir=runs/contrast
 
 Burns et al. 2022. No label is used but to tell its two ends apart. Each document is completed
 with either label token.

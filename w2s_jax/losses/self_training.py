@@ -161,8 +161,8 @@ def adaptive_confidence(
     f1 and w1 are the classes that f and w hold for likelier (1/2 each where these tie), and
     a_i = exp(CE(f, f1) / T) / (exp(CE(f, f1) / T) + exp(CE(f, w1) / T)), without gradient: at most
     1/2, which it is where the student agrees with the label. a_i is multiplied by a factor that
-    rises linearly from 0 to 1 over the first `warmup_fraction` of training, as in code that uses the formula
-    (which takes KL(w || f) for CE(f, w): the gradient is the same).
+    rises linearly from 0 to 1 over the first `warmup_fraction` of training, as in code in use that
+    has the formula (with KL(w || f) for CE(f, w): the gradient is the same).
     """
     targets_BC = targets_BC.astype(jnp.float32)
     log_p_BC = jax.lax.stop_gradient(log_probabilities(logits_BC))
