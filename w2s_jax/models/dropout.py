@@ -48,7 +48,7 @@ class Dropout:
             return jax.random.bits(key, x_RLD.shape[-1:], jnp.uint32)
 
         with jax.named_scope("dropout"):
-            dropped = (self.rate * 2**32).astype(jnp.uint32)
+            dropped = (self.rate * 2.0**32).astype(jnp.uint32)
             kept_RLD = jax.vmap(jax.vmap(bits))(self.keys_RL2) >= dropped
             # In float32: 1 / (1 - rate) is 0.2% off in bfloat16.
             scaled_RLD = (x_RLD.astype(jnp.float32) / (1 - self.rate)).astype(x_RLD.dtype)
