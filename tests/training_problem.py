@@ -95,8 +95,8 @@ def fresh(spec, mesh, *, targets_NC=None, params=None):
     )
 
 
-def placed(spec, mesh, *, order_SB=None, targets_NC=None, rows=None):
-    """The batches on the mesh; `rows` is what their number is a multiple of."""
+def placed(spec, mesh, *, order_SB=None, targets_NC=None, rows=None, labels=True):
+    """The batches on the mesh; `rows` is what the number of their rows is a multiple of."""
     micro = spec.train.microbatch_size or BATCH
     packed = packing.pack(
         problem()[1],
@@ -105,7 +105,7 @@ def placed(spec, mesh, *, order_SB=None, targets_NC=None, rows=None):
         row_multiple=rows or sharding.row_shards(mesh),
     )
     targets_NC = targets() if targets_NC is None else targets_NC
-    return put_batches(packed, targets_NC, mesh, needs=spec.needs())
+    return put_batches(packed, targets_NC if labels else None, mesh, needs=spec.needs())
 
 
 def flat(tree):
