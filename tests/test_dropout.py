@@ -138,6 +138,21 @@ def test_scanning_rematerialising_and_read_outs_drop_the_same(encoder):
     assert relative(flat(plain), flat(wanted)) > 0.05
 
 
+def test_the_embedding_and_each_half_of_each_block_have_masks_of_their_own(monkeypatch):
+    parts, within = [], Dropout.within
+
+    def noted(self, part):
+        parts.append(int(part))
+        return within(self, part)
+
+    monkeypatch.setattr(Dropout, "within", noted)
+    config = testing.tiny_model(vocab_size=32, num_layers=3)
+    params = network.init_params(config, 0, sharding.mesh_of((1, 1, 1)))
+    drop = Dropout(jnp.float32(RATE), np.zeros((1, 4, 2), np.uint32))
+    network.forward(config, params, np.ones((1, 4), np.int32), dropout=drop, scan=False)
+    assert parts == [0, 1, 0, 1, 2, 0, 1, 3, 0, 1]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rate", [0.1, 0.6])
 def test_a_share_is_zero_and_the_mean_stays(rate, dtype):
