@@ -140,7 +140,7 @@ def batches_of(
             num_microbatches(phase),
             phase.total_steps,
             mesh,
-            pieces=train.dropout > 0,
+            needs=step_spec(phase, vocabulary).needs(),
         )
         return streamed, lambda: streamed.real_token_share
     order_SB = order_of(phase, context)
@@ -155,7 +155,7 @@ def batches_of(
         **row_preferences(phase.model),
     )
     targets_NC = None if phase.loss is None else training_targets(phase, context)
-    batches = put_batches(packed, targets_NC, mesh, pieces=train.dropout > 0)
+    batches = put_batches(packed, targets_NC, mesh, needs=step_spec(phase, vocabulary).needs())
     return batches, lambda: packed.real_token_share
 
 

@@ -117,13 +117,13 @@ def _batches(
         "max_shapes": first.train.max_shapes,
         **row_preferences(first.model),
     }
-    drops = first.train.dropout > 0
+    needs = inputs.step_spec(first, vocabulary).needs()
     if len(orders) == 1:
         shared = packing.pack(documents, order_PSB[0], **options)
-        batches = population.put_batches(shared, targets_PNC, mesh, pieces=drops)
+        batches = population.put_batches(shared, targets_PNC, mesh, needs=needs)
         return batches, [shared.real_token_share] * len(members)
     packed = population.pack_members(documents, np.stack(order_PSB), **options)
-    batches = population.put_batches(packed, targets_PNC, mesh, pieces=drops)
+    batches = population.put_batches(packed, targets_PNC, mesh, needs=needs)
     return batches, [one.real_token_share for one in packed]
 
 

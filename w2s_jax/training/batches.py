@@ -5,6 +5,7 @@ and `index_S`, int32 by step: where in S the batch of each step stands. M microb
 L slots. Axes that count steps are `rounded_up`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,11 @@ class ResidentBatches:
 
 
 def put_batches(
-    packed: PackedBatches, targets_NC: np.ndarray | None, mesh: Mesh, *, pieces: bool = False
+    packed: PackedBatches,
+    targets_NC: np.ndarray | None,
+    mesh: Mesh,
+    *,
+    needs: Collection[str] = (),
 ) -> ResidentBatches:
     """Places all batches on the mesh, rows split over its batch axes.
 
@@ -59,7 +64,9 @@ def put_batches(
       packed: the batches.
       targets_NC: float32 soft labels by document; None for language-model training.
       mesh: the mesh.
-      pieces: with what tells texts apart, which dropout needs.
+      needs: arrays that only some steps take (`StepSpec.needs`): 'pieces_SMRL' tells texts apart,
+        for dropout; 'places_SB' puts a batch's documents in an order that microbatches don't
+        change, for losses with a state.
     """
     row_sharding, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
     stacks = [
@@ -67,14 +74,14 @@ def put_batches(
             name: jax.device_put(x, row_sharding if name.endswith(("_SMRL", "_SMRQ")) else whole)
             for name, x in arrays.items()
         }
-        for arrays in packed_arrays(packed, targets_NC, pieces=pieces)
+        for arrays in packed_arrays(packed, targets_NC, needs)
     ]
     stack_of_S = filled_up(packed.place_S2[:, 0])
     return ResidentBatches(tuple(stacks), jax.device_put(stack_of_S, whole), stack_of_S)
 
 
 def packed_arrays(
-    packed: PackedBatches, targets_NC: np.ndarray | None, *, pieces: bool = False
+    packed: PackedBatches, targets_NC: np.ndarray | None, needs: Collection[str] = ()
 ) -> list[dict[str, Any]]:
     """The arrays of each stack, on the host, named as the step program takes them.
 
@@ -91,8 +98,10 @@ def packed_arrays(
             arrays["weights_SB"] = packed.weights_SB[stack.steps_S]
         elif stack.loss_weights_SMRL is not None:
             arrays["loss_weights_SMRL"] = stack.loss_weights_SMRL
-        if pieces:
+        if "pieces_SMRL" in needs:
             arrays["pieces_SMRL"] = _pieces(stack, packed.documents_SB[stack.steps_S])
+        if "places_SB" in needs and targets_NC is not None:
+            arrays["places_SB"] = _places(packed.documents_SB[stack.steps_S])
         filled = {name: filled_up(x) for name, x in arrays.items()}
         stacks.append({"index_S": index_S} | filled | static)
     if targets_NC is None:
@@ -123,6 +132,13 @@ def _pieces(stack: Stack, documents_SB: np.ndarray) -> np.ndarray:
     of_segment[group_P, row_P, segments_GRL[group_P, row_P, slot_P]] = piece_P
     pieces_GRL = np.take_along_axis(of_segment, segments_GRL.astype(np.int64), axis=2)
     return pieces_GRL.reshape(stack.segment_ids_SMRL.shape)
+
+
+def _places(documents_SB: np.ndarray) -> np.ndarray:
+    """Where the documents of each batch stand, int32, in the order of a hash of their rows."""
+    # An odd factor: no two rows have the same.
+    hash_SB = documents_SB.astype(np.uint64) * np.uint64(2654435761) % np.uint64(2**32)
+    return np.argsort(hash_SB, axis=1, kind="stable").astype(np.int32)
 
 
 def filled_up(x_S: np.ndarray) -> np.ndarray:
@@ -167,7 +183,7 @@ class StreamedBatches:
       num_microbatches: M; must divide the rows of a batch.
       total_steps: of the phase.
       mesh: the mesh.
-      pieces: with what tells texts apart, which dropout needs.
+      needs: see `put_batches`.
     """
 
     def __init__(
@@ -177,7 +193,7 @@ class StreamedBatches:
         total_steps: int,
         mesh: Mesh,
         *,
-        pieces: bool = False,
+        needs: Collection[str] = (),
     ):
         local_rows = stream.rows
         if local_rows % num_microbatches:
@@ -187,7 +203,7 @@ class StreamedBatches:
             )
         self.stream = stream
         self.num_microbatches = num_microbatches
-        self.pieces = pieces
+        self.needs = needs
         self.row_sharding = sharding.rows(mesh, leading=2)
         self.row_multiple = -(-sharding.row_shards(mesh) // jax.process_count())
         whole = sharding.replicated(mesh)
@@ -202,7 +218,7 @@ class StreamedBatches:
         self.slots += segments_BL.size
         self.real += int(np.count_nonzero(segments_BL))
         arrays = {"tokens_SMRL": batch["tokens_BL"], "segment_ids_SMRL": segments_BL}
-        if self.pieces:
+        if "pieces_SMRL" in self.needs:
             num_rows, length = segments_BL.shape
             row_B = jax.process_index() * num_rows + np.arange(num_rows, dtype=np.int32)
             # A row has at most as many segments as slots.

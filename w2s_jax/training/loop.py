@@ -281,7 +281,7 @@ def _begin(
     data.restore(meta["data"])
     clock = Clock(**meta["clock"])
     clock.members = [Standing(**standing) for standing in meta["clock"]["members"]]
-    return _Run(TrainState(**trees["state"]), trees.get("best"), clock)
+    return _Run(replace(state, **trees["state"]), trees.get("best"), clock)
 
 
 def _trees(run: _Run) -> dict[str, Any]:

@@ -181,9 +181,11 @@ def _loss_state_after(
     if loss.update is None:
         return state
     with jax.named_scope("loss_state"):
-        return loss.update(
-            state, logits_BC, batch["targets_BC"], weights_B=batch["weights_B"], **options
-        )
+        seen: tuple[Array, ...] = (logits_BC, batch["targets_BC"], batch["weights_B"])
+        if "places_B" in batch:
+            seen = tuple(x[batch["places_B"]] for x in seen)
+        logits_BC, targets_BC, weights_B = seen
+        return loss.update(state, logits_BC, targets_BC, weights_B=weights_B, **options)
 
 
 def _accuracy(logits_BC: Array, batch: Batch) -> Array:

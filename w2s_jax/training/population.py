@@ -8,7 +8,7 @@ M microbatches, R rows, L slots, B documents a batch, N documents, C classes.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -138,7 +138,7 @@ def put_batches(
     targets_PNC: Sequence[np.ndarray] | None,
     mesh: Mesh,
     *,
-    pieces: bool = False,
+    needs: Collection[str] = (),
 ) -> ResidentBatches:
     """Places the batches of all members.
 
@@ -146,17 +146,15 @@ def put_batches(
       packed: those that all members share, or those of each (see `pack_members`).
       targets_PNC: each member's float32 soft labels by document; None for language-model training.
       mesh: of `make_mesh`.
-      pieces: with what tells texts apart, which dropout needs.
+      needs: see `batches.put_batches`.
     """
     if isinstance(packed, PackedBatches):
         own_PNC = targets_PNC or []
-        arrays = [packed_arrays(packed, own_PNC[0] if own_PNC else None, pieces=pieces)]
+        arrays = [packed_arrays(packed, own_PNC[0] if own_PNC else None, needs)]
         arrays += [target_arrays(packed, targets_NC) for targets_NC in own_PNC[1:]]
         return _put(arrays, {"targets_SBC"}, filled_up(packed.place_S2[:, 0]), mesh)
     targets = [None] * len(packed) if targets_PNC is None else targets_PNC
-    arrays = [
-        packed_arrays(one, of_it, pieces=pieces) for one, of_it in zip(packed, targets, strict=True)
-    ]
+    arrays = [packed_arrays(one, of_it, needs) for one, of_it in zip(packed, targets, strict=True)]
     own = set(arrays[0][0]) - {"index_S", "first_keys"}
     return _put(arrays, own, filled_up(packed[0].place_S2[:, 0]), mesh)
 

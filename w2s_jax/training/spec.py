@@ -87,6 +87,13 @@ class StepSpec:
             seed=np.uint32(self.seed) if random else None,
         )
 
+    def needs(self) -> frozenset[str]:
+        """The arrays of a batch that only some steps need (see `batches.put_batches`)."""
+        names = {"pieces_SMRL"} if self.train.dropout > 0 else set()
+        if self.loss is not None and LOSSES[self._loss(traced=False)[0]].update is not None:
+            names.add("places_SB")
+        return frozenset(names)
+
     def loss_state(self, targets_NC: np.ndarray) -> Any:
         """What the loss keeps, before the first step; () where it keeps nothing.
 
