@@ -54,6 +54,7 @@ def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
         remat=train.remat,
         logits=phase.loss is None,
         last_layers=train.last_layers,
+        average=train.ema > 0,
     )
     memory["batches"] = int(resident * batch * mean_length * 4)
     memory.pop("total")

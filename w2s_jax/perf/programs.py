@@ -84,12 +84,21 @@ def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
 
 def put(workload: Workload, packed: packing.PackedBatches, mesh: Mesh) -> ResidentBatches:
     """The batches and their soft labels on the devices."""
-    return put_batches(packed, soft_labels(workload.documents.targets_N), mesh)
+    needs = spec_of(workload, len(packed.documents_SB)).needs()
+    return put_batches(packed, soft_labels(workload.documents.targets_N), mesh, needs=needs)
 
 
 def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) -> TrainState:
     """The state in which training starts."""
-    return init_state(trained, make_optimizer(workload.train), total_steps, mesh)
+    spec = spec_of(workload, total_steps)
+    return init_state(
+        trained,
+        make_optimizer(workload.train),
+        total_steps,
+        mesh,
+        average=workload.train.ema > 0,
+        loss_state=spec.loss_state(soft_labels(workload.documents.targets_N)),
+    )
 
 
 def spec_of(workload: Workload, total_steps: int) -> StepSpec:
