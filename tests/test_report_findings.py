@@ -137,7 +137,7 @@ def test_runs_that_add_losses_to_a_seed_count_its_weak_model_once():
     results = [fabricated(s, s / 100) for s in range(3)]
     more = [dict(r, students={"third": r["students"]["xent"]}) for r in results]
     (group,) = grouped(*results, *more)
-    counts = {label: len(found) for (_, label), found in group.entries().items()}
+    counts = {label: len(found) for (_, label), found in group.entries.items()}
     assert counts == {"weak": 3, "xent": 3, "confidence": 3, "third": 3, "ceiling": 3}
 
 
@@ -149,7 +149,7 @@ def test_a_student_may_have_a_ceiling_of_its_own():
     (group,) = grouped(result)
     row = next(r for r in compare_students(group)["rows"] if r["label"] == "xent+bootstrap")
     assert row["pgr"]["of_means"]["pgr"] == pytest.approx((0.742 - 0.711) / (0.95 - 0.711))
-    assert ("ceiling", "ceiling of xent+bootstrap") in group.entries()
+    assert ("ceiling", "ceiling of xent+bootstrap") in group.entries
 
 
 def named(results):

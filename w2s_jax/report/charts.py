@@ -66,7 +66,7 @@ def seeds_a_point(counts: Iterable[int]) -> str:
 
 def student_labels(groups: Iterable[Group]) -> list[str]:
     """The students' labels in the order in which they come: each has one colour everywhere."""
-    return list(dict.fromkeys(k[1] for g in groups for k in g.entries() if k[0] == "student"))
+    return list(dict.fromkeys(k[1] for g in groups for k in g.entries if k[0] == "student"))
 
 
 # --- the ladder ----------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _ladder_lines(
     weak: dict[str, Line] = {}
     seen: set[tuple[str, str, str]] = set()
     for group in groups:
-        for seed, found in group.seeds().items():
+        for seed, found in group.seeds.items():
             for (role, label), entry in found.items():
                 size = number(entry.get("parameters"))
                 if size is None or number(entry.get("accuracy")) is None:
@@ -190,7 +190,7 @@ def gap_panels(groups: Sequence[Group]) -> list[Panel]:
     points: list[tuple[str, float, Entry]] = []
     undefined = 0
     for group in groups:
-        for found in group.seeds().values():
+        for found in group.seeds.values():
             for (role, label), entry in found.items():
                 if role != "student":
                     continue
@@ -254,7 +254,7 @@ def accuracy_panels(groups: Sequence[Group]) -> list[Panel]:
     labels = student_labels(groups)
     panels = []
     for group in groups:
-        table = group.entries()
+        table = group.entries
         if not table:
             continue
         values = ", ".join(f"{label} {show(point(e)[0])}" for (_, label), e in table.items())
@@ -323,7 +323,7 @@ def agreement_panels(groups: Sequence[Group]) -> list[Panel]:
     for (task, _, weak, variant), members in sets.items():
         lines: dict[str, Line] = {}
         for group in members:
-            for (role, label), entries in group.entries().items():
+            for (role, label), entries in group.entries.items():
                 size = number(entries[0].get("parameters"))
                 if role == "student" and number(entries[0].get("agreement")) is not None:
                     lines.setdefault(label, {}).setdefault(size or 0.0, []).extend(entries)

@@ -45,8 +45,8 @@ def calibration_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """
     rows = []
     for group in groups:
-        predictions = group.predictions()
-        for (role, label), entries in group.entries().items():
+        predictions = group.predictions
+        for (role, label), entries in group.entries.items():
             phases = dict.fromkeys(str(e.get("phase")) for e in entries)
             found = [predictions[p] for p in phases if p in predictions]
             if not found:

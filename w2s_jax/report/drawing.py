@@ -133,6 +133,11 @@ def figure_of(panels: Sequence[Panel], titled: bool = True) -> "Figure":
             ax.set_title(wrap(panel.title, 58), fontsize=9.5, color=INK, loc="left")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
+    # Once is enough, and each layout takes as long as drawing: the axes stay where they are now.
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
     return figure
 
 

@@ -65,9 +65,9 @@ def _over_groups(groups: Sequence[Group]) -> list[str]:
         f" ({join(tasks)}). The runs of a setting differ only in their seeds; what follows counts"
         " settings, each by its means over seeds."
     ]
-    labels = dict.fromkeys(k[1] for g in groups for k in g.entries() if k[0] == "student")
+    labels = dict.fromkeys(k[1] for g in groups for k in g.entries if k[0] == "student")
     for label in labels:
-        pairs = [(g, table) for g in groups if ("student", label) in (table := g.entries())]
+        pairs = [(g, table) for g in groups if ("student", label) in (table := g.entries)]
         scored = [(_mean(t, ("student", label)), _mean(t, ("weak", "weak"))) for _, t in pairs]
         above = sum(s is not None and w is not None and s > w for s, w in scored)
         pgr = statistics.median_pgr({g.title: _pgr_of_means(g, label) for g, _ in pairs})
@@ -88,14 +88,14 @@ def _mean(table: dict[Key, list[Entry]], key: Key) -> float | None:
 
 
 def _pgr_of_means(group: Group, label: str) -> float | None:
-    rows = pgr_rows(group.seeds().values(), label)
+    rows = pgr_rows(group.seeds.values(), label)
     return statistics.pgr_over_seeds(rows, resamples=1)["of_means"]["pgr"]
 
 
 def group_cautions(group: Group) -> list[tuple[str, str]]:
     """(name of the caution, sentence) for one setting."""
-    seeds = list(group.seeds().values())
-    table = group.entries()
+    seeds = list(group.seeds.values())
+    table = group.entries
     students = [label for role, label in table if role == "student"]
     lines = _gap_cautions(seeds, students)
     lines += _difference_cautions(seeds, students)

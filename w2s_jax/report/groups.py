@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from w2s_jax import statistics
@@ -43,6 +44,7 @@ class Group:
         """The students' model."""
         return strong_model(self.runs[0].result)
 
+    @cached_property
     def seeds(self) -> dict[str, dict[Key, Entry]]:
         """seeds -> (role, label) -> entry.
 
@@ -55,16 +57,18 @@ class Group:
                 table.setdefault(seed_of(run), {}).setdefault((role, label), entry)
         return table
 
+    @cached_property
     def entries(self) -> dict[Key, list[Entry]]:
         """(role, label) -> the entries of the seeds that have an accuracy; the ceilings last."""
         table: dict[Key, list[Entry]] = {}
         for wanted in ("weak", "student", "ceiling"):
-            for found in self.seeds().values():
+            for found in self.seeds.values():
                 for (role, label), entry in found.items():
                     if role == wanted and number(entry.get("accuracy")) is not None:
                         table.setdefault((role, label), []).append(entry)
         return table
 
+    @cached_property
     def predictions(self) -> dict[str, Predictions]:
         """phase -> its predictions on the test documents."""
         return {phase: p for run in self.runs for phase, p in run.predictions.items()}
@@ -127,7 +131,7 @@ def compare_students(group: Group) -> dict[str, Any]:
         (`statistics.mcnemar`), `document_interval` (of PGR) and `n`; and `p_holm`: their p (of
         the t test) corrected for the number of comparisons, `comparisons`.
     """
-    seeds = list(group.seeds().values())
+    seeds = list(group.seeds.values())
     labels = list(dict.fromkeys(k[1] for s in seeds for k in s if k[0] == "student"))
     reference = "xent" if "xent" in labels else labels[0] if labels else None
     rows: list[dict[str, Any]] = []
@@ -182,7 +186,7 @@ def pgr_rows(seeds: Iterable[dict[Key, Entry]], label: str) -> list[dict[str, fl
 def _on_documents(
     group: Group, found: dict[Key, Entry], label: str, reference: str
 ) -> dict[str, Any] | None:
-    predictions = group.predictions()
+    predictions = group.predictions
     first, second = (
         predictions.get(str(found["student", name].get("phase"))) for name in (label, reference)
     )

@@ -107,10 +107,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     for name, shown in panels.items():
         if shown:
             figure = figure_of(shown[:MAX_PANELS])
-            files[f"{name}.png"] = png(figure)
-            # The axes stay where they are: to lay them out again takes as long as to draw them.
-            figure.set_layout_engine("none")
-            files[f"{name}.svg"] = svg_file(figure, name)
+            files |= {f"{name}.png": png(figure), f"{name}.svg": svg_file(figure, name)}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -203,7 +200,7 @@ def _group_context(group: Group) -> dict[str, Any]:
         "summary": group_summary([run.result for run in group.runs]),
         "seeds": [run.result.get("seed") for run in group.runs],
         "comparison": compare_students(group),
-        "several": len(group.seeds()) > 1,
+        "several": len(group.seeds) > 1,
     }
 
 
