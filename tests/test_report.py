@@ -4,15 +4,20 @@ import csv
 import io
 import json
 import re
+import time
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from report_runs import fabricated, null_pgr, write_run
 
+from w2s_jax import metrics, statistics
+from w2s_jax.artifacts import write_predictions
 from w2s_jax.errors import InputError, StorageError
 from w2s_jax.report import print_result, write_report
-from w2s_jax.report.figures import accuracy_figure, training_figure
-from w2s_jax.report.runs import group_runs, load_runs
-from w2s_jax.report.words import caveats, difference, group_summary, summary
+from w2s_jax.report.drawing import MAX_PANELS
+from w2s_jax.report.groups import group_runs
+from w2s_jax.report.runs import load_runs
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
 
@@ -23,6 +28,7 @@ class Page(HTMLParser):
     def __init__(self, source):
         super().__init__(convert_charrefs=True)
         self.open, self.texts, self.attributes, self.tags = [], [], [], []
+        self.rows = []
         self.feed(source)
         self.close()
         assert self.open == []
@@ -30,6 +36,10 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        if tag == "tr" and dict(attrs).get("data-role"):
+            self.rows.append(dict(attrs) | {"values": {}})
+        if tag == "td" and "data-field" in dict(attrs):
+            self.rows[-1]["values"][dict(attrs)["data-field"]] = dict(attrs)["data-value"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -41,80 +51,12 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.texts.append(data)
 
     @property
     def text(self):
         return re.sub(r"\s+", " ", " ".join(self.texts))
-
-
-def entry(accuracy, auroc, ece, model, **more):
-    return {"model": model, "accuracy": accuracy, "accuracy_se": 0.0213, "auroc": auroc,
-            "ece": ece, "n": 317} | more  # fmt: skip
-
-
-def fabricated(seed=0, shift=0.0, **changes):
-    agreement = {"agreement": 0.872, "agreement_when_correct": 0.931, "agreement_when_wrong": 0.614}
-    result = {
-        "name": "fabricated_run",
-        "task": "fabricated_task",
-        "seed": seed,
-        "protocol": "paper",
-        "weak": entry(0.711 + shift, 0.788, 0.0512, "fabricated-weak"),
-        "ceiling": entry(0.913 + shift, 0.957, 0.0334, "fabricated-strong"),
-        "students": {
-            "xent": entry(
-                0.742 + shift, 0.803, 0.0625, "fabricated-strong", pgr=0.153, **agreement
-            ),
-            "confidence": entry(
-                0.795 + shift,
-                0.841,
-                0.0741,
-                "fabricated-strong",
-                pgr=0.416,
-                agreement=0.833,
-                agreement_when_correct=0.902,
-                agreement_when_wrong=0.587,
-            ),
-        },
-        "stages": [
-            {"kind": "pretrain", "phase": "pretrain-00fab0", "model": "fabricated-strong"},
-            {"kind": "weak", "phase": "weak-11fab1", "model": "fabricated-weak", "accuracy": 0.711},
-            {
-                "kind": "student",
-                "phase": f"student-22fab{seed}",
-                "model": "fabricated-strong",
-                "accuracy": 0.742,
-                "label": "xent",
-            },
-        ],
-        "timing": {"seconds": 63.125},
-        "versions": {"jax": "0.0.fabricated", "w2s_jax": "0.0.1"},
-    }
-    return result | changes
-
-
-def null_pgr(result, note):
-    for student in result["students"].values():
-        student.update(pgr=None, pgr_note=note)
-    return result
-
-
-def write_run(folder, result, config=None, curves=True):
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
-    config = config or {"seed": result["seed"], "train": {"learning_rate": 1e-4}}
-    (folder / "config.json").write_text(json.dumps({"config": config, "data": {"slice1": "ab"}}))
-    for stage in result["stages"] if curves else []:
-        phase = folder / "phases" / stage["phase"]
-        phase.mkdir(parents=True)
-        rows = [{"step": i, "loss": 0.7 / (i + 1), "split": "train"} for i in range(30)]
-        rows.append({"step": 29, "split": "validation", "accuracy": 0.7, "agreement": 0.8})
-        # A killed run may leave a torn last line.
-        torn = '\n{"step": 30, "lo'
-        (phase / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + torn)
-    return folder
 
 
 def numbers(tree):
@@ -133,49 +75,84 @@ def report(tmp_path_factory):
 
 def test_files_are_written_and_nothing_else(report):
     out = report[0].parent
-    assert sorted(p.name for p in out.iterdir()) == [
-        "accuracy.png", "report.html", "table.csv", "training.png",
-    ]  # fmt: skip
-    for name in ("accuracy.png", "training.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    # These results tell no sizes and left no predictions: no ladder, no calibration.
+    figures = [
+        f"{n}.{k}" for n in ("accuracy", "agreement", "pgr", "training") for k in ("png", "svg")
+    ]
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [*figures, "report.html", "table.csv", "curves.csv", "calibration.csv"]
+    )
+    for name in figures:
+        start = b"\x89PNG" if name.endswith("png") else b"<?xml"
+        assert (out / name).read_bytes().startswith(start)
 
 
 def test_page_is_well_formed_and_complete(report):
     source = report[1]
     assert source.startswith('<!DOCTYPE html>\n<html lang="en">')
     page = Page(source)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert ("name", "viewport") in page.attributes
     assert "prefers-color-scheme: dark" in source
     for words in ("fabricated_task", "paper protocol", "seed 0", "weak-11fab1", "0.0.fabricated",
-                  "63.125", "learning_rate", "student (xent)"):  # fmt: skip
+                  "63.125", "learning_rate", "only xent right", "confidence"):  # fmt: skip
         assert words in page.text
     figures = page.tags.count("svg")
-    assert figures == 1 + 3
+    # Accuracies, PGR, agreement, and three phases.
+    assert figures == 3 + 3
     assert len([1 for k, v in page.attributes if k == "aria-label" and v]) >= figures
     identifiers = [v for k, v in page.attributes if k == "id"]
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_every_number_of_the_result_is_on_the_page(report):
+def test_what_has_no_data_is_said_in_a_line(report):
     text = Page(report[1]).text
-    result = fabricated()
+    assert "Not drawn: no result tells the size of its models." in text
+    assert "Not drawn: no predictions were found beside these results." in text
+
+
+def test_sections_stand_in_the_order_in_which_they_are_read(report):
+    places = [
+        report[1].index(f'id="{name}"')
+        for name in ("summary", "ladder", "pgr", "accuracy", "agreement", "calibration", "training",
+                     "table", "configs")
+    ]  # fmt: skip
+    assert places == sorted(places)
+
+
+def test_every_number_of_the_result_is_on_the_page(report):
+    page, result = Page(report[1]), fabricated()
     for value in numbers({k: result[k] for k in ("weak", "ceiling", "students")}):
-        assert (str(value) if isinstance(value, int) else f"{value:.3f}") in text
+        assert (str(value) if isinstance(value, int) else f"{value:.3f}") in page.text
+    roles = [("weak", "weak", result["weak"])]
+    roles += [("student", k, v) for k, v in result["students"].items()]
+    roles.append(("ceiling", "ceiling", result["ceiling"]))
+    assert [(r["data-role"], r["data-label"]) for r in page.rows] == [r[:2] for r in roles]
+    for row, (_, _, wanted) in zip(page.rows, roles, strict=True):
+        shown = {k: float(v) for k, v in row["values"].items() if v}
+        assert shown == {k: v for k, v in wanted.items() if k != "model"}
 
 
 def test_page_refers_to_nothing_outside(report):
+    links = []
     for name, value in Page(report[1]).attributes:
-        if name in ("src", "href", "xlink:href", "data", "poster", "action"):
-            assert value.startswith("#")
+        if name in ("src", "href", "xlink:href", "data", "poster", "action") and value != "data:,":
+            links += [] if value.startswith("#") else [value]
+    # The one thing that is not in the page: where the run's config lies.
+    assert links == ["../run/config.json"]
+    assert (report[0].parent / links[0]).is_file()
     assert "@import" not in report[1]
     assert not re.search(r"url\((?!#)", report[1])
 
 
 def test_colours_of_inline_figures_follow_the_theme(report):
     figures = "".join(re.findall(r"<svg.*?</svg>", report[1], flags=re.DOTALL))
-    assert "var(--ink)" in figures and "var(--student)" in figures
-    assert not re.search(r"#(1f2328|0072b2|ffffff)", figures)
+    assert "var(--ink)" in figures and "var(--s0)" in figures and "var(--weak)" in figures
+    assert not re.search(r"#(1f2328|0068a3|c25400|ffffff)", figures)
+    # Text stays text: it can be searched for, and read aloud.
+    assert re.search(r"<text[^>]*>confidence</text>", figures)
+    file = (report[0].parent / "accuracy.svg").read_text()
+    assert "prefers-color-scheme:dark" in file and "fill: #1f2328" in file
 
 
 def test_table_csv_has_a_row_a_role_with_full_precision(report):
@@ -189,7 +166,7 @@ def test_table_csv_has_a_row_a_role_with_full_precision(report):
 
 def test_same_runs_give_the_same_files(report, tmp_path):
     again = write_report([write_run(tmp_path / "run", fabricated())], tmp_path / "out")
-    for name in ("report.html", "accuracy.png", "training.png", "table.csv"):
+    for name in (p.name for p in report[0].parent.iterdir()):
         assert (again.parent / name).read_bytes() == (report[0].parent / name).read_bytes()
 
 
@@ -201,36 +178,39 @@ def test_malicious_names_are_escaped(tmp_path):
     run = write_run(tmp_path / "run", result, {"seed": 0, "note": evil})
     source = write_report([run], tmp_path / "out").read_text(encoding="utf-8")
     page = Page(source)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert evil in page.text
+    assert source.count("alert(") == source.count("&lt;script&gt;alert(")
 
 
 def test_undefined_pgr_shows_its_note(tmp_path):
     result = null_pgr(fabricated(), "PGR is undefined: a fabricated reason 0.9130.")
     text = Page(
-        write_report([write_run(tmp_path / "a", result)], tmp_path / "out").read_text()
+        write_report(
+            [write_run(tmp_path / "a", result, curves=False)], tmp_path / "out"
+        ).read_text()
     ).text
     assert "a fabricated reason 0.9130." in text
     assert "NaN" not in text and "None" not in text
-    both = [tmp_path / "a", write_run(tmp_path / "b", fabricated(seed=1))]
+    both = [tmp_path / "a", write_run(tmp_path / "b", fabricated(seed=1), curves=False)]
     text = Page(write_report(both, tmp_path / "out").read_text()).text
     assert "a fabricated reason 0.9130." in text
     assert "undefined or absent in 1 of them" in text
 
 
-def test_several_runs_have_medians_over_seeds_only(tmp_path):
-    runs = [write_run(tmp_path / f"s{s}", fabricated(s, s / 100)) for s in (0, 1, 3)]
+def test_runs_are_grouped_over_seeds_only(tmp_path):
+    runs = [write_run(tmp_path / f"s{s}", fabricated(s, s / 100), curves=False) for s in (0, 1, 3)]
     other = {"seed": 0, "train": {"learning_rate": 3e-4}}
-    runs.append(write_run(tmp_path / "other", fabricated(0, 0.05), other))
+    runs.append(write_run(tmp_path / "other", fabricated(0, 0.05), other, curves=False))
     loaded, _ = load_runs(runs)
     groups = group_runs(loaded)
-    assert [len(members) for members in groups.values()] == [3, 1]
-    assert [t.rsplit("; ")[-1] for t in groups] == [
+    assert [len(group.runs) for group in groups] == [3, 1]
+    assert [g.variant for g in groups] == [
         "train.learning_rate=0.0001", "train.learning_rate=0.0003",
     ]  # fmt: skip
     page = Page(write_report(runs, tmp_path / "out").read_text())
     assert "Seeds: 0, 1, 3" in page.text
-    assert "0.752" in page.text and "0.742 to 0.772" in page.text
+    assert "median 0.752" in page.text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))
     assert len(rows) == 16 and rows[-1]["run"] == "other"
     identifiers = [v for k, v in page.attributes if k == "id"]
@@ -252,7 +232,7 @@ def test_a_sweep_folder_stands_for_its_finished_runs(tmp_path):
     page = Page(write_report([tmp_path], tmp_path / "report").read_text())
     assert "2 runs" in page.text and "no result yet: unfinished_one" in page.text
     # The shared weak phase is drawn once.
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3 + 1
 
 
 def test_missing_or_broken_results_are_refused(tmp_path):
@@ -282,8 +262,8 @@ def test_sparse_results_still_make_a_page(tmp_path):
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(sparse))
     page = Page(write_report([folder], tmp_path / "out").read_text())
-    assert "no accuracy recorded" in page.text and "No training curves were found" in page.text
-    assert (tmp_path / "out" / "training.png").is_file()
+    assert "no accuracy recorded" in page.text and "no training curves were found" in page.text
+    assert not (tmp_path / "out" / "training.png").exists()
     print_result(sparse, console(io.StringIO()))
 
 
@@ -327,65 +307,69 @@ def test_terminal_without_unicode():
     assert b"0.711+/-0.021" in raw.getvalue()
 
 
-def test_caveats_follow_the_numbers():
+def write_phase(folder, stage, p_N, truth_N, **result):
+    phase = folder / "phases" / stage
+    phase.mkdir(parents=True, exist_ok=True)
+    write_predictions(
+        phase / "predictions.parquet",
+        {"id": np.arange(p_N.size, dtype=np.uint64), "split": ["test"] * p_N.size, "p": p_N,
+         "label": p_N, "ground_truth": truth_N},
+    )  # fmt: skip
+    (phase / "result.json").write_text(json.dumps(result))
+
+
+def test_what_older_results_lack_comes_from_their_phases(tmp_path):
+    rng = np.random.default_rng(0)
+    truth_N = rng.integers(0, 2, 300).astype(np.float32)
+    p = {k: np.clip(truth_N * 0.6 + 0.2 + rng.normal(0, s, 300), 0.01, 0.99).astype(np.float32)
+         for k, s in (("weak", 0.5), ("student", 0.35), ("ceiling", 0.2))}  # fmt: skip
     result = fabricated()
-    lines = " ".join(caveats(result))
-    # The paired error of xent - weak is sqrt((0.128 - 0.031**2) / 317) = 0.020 < 0.031.
-    assert "told apart" not in lines and "chance" not in lines and "One seed" in lines
-    result["students"]["xent"]["accuracy"] = 0.725
-    assert "told apart from it: xent." in " ".join(caveats(result))
-    result["ceiling"]["accuracy"] = 0.73
-    assert "unstable" in " ".join(caveats(result))
-    result["weak"]["accuracy"] = 0.52
-    assert "classes: weak." in " ".join(caveats(result))
+    result["stages"].append({"kind": "ceiling", "phase": "ceiling-33", "model": "m"})
+    result["students"]["xent"]["misfit"] = 0.125
+    folder = write_run(tmp_path / "run", result)
+    write_phase(folder, "weak-11fab1", p["weak"], truth_N, parameters=1234)
+    write_phase(folder, "student-22fab0", p["student"], truth_N, parameters=98765, kept_step=20)
+    write_phase(folder, "ceiling-33", p["ceiling"], truth_N, parameters=98765)
+    page = Page(write_report([folder], tmp_path / "out").read_text())
+    student = next(r for r in page.rows if r["data-label"] == "xent")["values"]
+    expected = statistics.pgr_interval(p["weak"], p["student"], p["ceiling"], truth_N)
+    assert float(student["pgr_low"]) == expected["low"]
+    assert float(student["pgr_high"]) == expected["high"]
+    assert student["parameters"] == "98765"
+    wanted = metrics.overconfidence_error(p["student"], truth_N)
+    assert float(student["overconfidence"]) == pytest.approx(wanted)
+    # What the result says is not replaced.
+    assert (student["misfit"], student["accuracy"]) == ("0.125", "0.742")
+    assert (tmp_path / "out" / "ladder.png").is_file()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "calibration.csv").read_text())))
+    assert sum(int(r["n"]) for r in rows if r["label"] == "xent") == 300
+    curve = metrics.calibration_curve(p["student"], truth_N, 10)
+    shown = [float(r["share"]) for r in rows if r["label"] == "xent"]
+    assert shown == pytest.approx([b["share"] for b in curve])
+    curves = list(csv.DictReader(io.StringIO((tmp_path / "out" / "curves.csv").read_text())))
+    kept = {r["kept_step"] for r in curves if r["phase"] == "student-22fab0"}
+    assert kept == {"20"} and len(curves) == 4 * 31
+    (folder / "phases" / "ceiling-33" / "predictions.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(InputError, match=r"ceiling-33.*predictions"):
+        write_report([folder], tmp_path / "out")
 
 
-def test_difference_is_paired_where_agreement_is_known():
-    left, right = entry(0.80, 0, 0, "a"), entry(0.75, 0, 0, "b")
-    gap, se = difference(left, right, agreement=0.9)
-    assert gap == pytest.approx(0.05)
-    assert se == pytest.approx(((0.1 - 0.0025) / 317) ** 0.5)
-    assert difference(left, right)[1] == pytest.approx(0.0213 * 2**0.5)
-    # Agreement that the accuracies rule out is not used.
-    assert difference(left, right, agreement=0.99)[1] == pytest.approx(0.0213 * 2**0.5)
-    assert difference(left, {}) == (None, None)
+def test_a_figure_that_lost_its_data_is_removed(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("training.png", "training.svg", "mine.png"):
+        (out / name).write_text("of an earlier report")
+    write_report([write_run(tmp_path / "run", fabricated(), curves=False)], out)
+    assert not list(out.glob("training.*")) and (out / "mine.png").exists()
 
 
-def test_summaries_say_who_beat_whom():
-    text = summary(fabricated())
-    assert "xent student reaches 0.742 ± 0.021, 0.031 above its supervisor" in text
-    assert "1.5 standard errors of the difference, which is weak evidence" in text
-    assert "recovers 0.153 of the gap" in text
-    assert "best student by raw accuracy is confidence" in text
-    runs = [fabricated(s, s / 100) for s in range(3)]
-    assert "median 0.752, above its supervisor in 3 of 3 runs" in group_summary(runs)
-    assert "undefined" in summary(null_pgr(fabricated(), "fabricated"))
-
-
-def test_accuracy_figure_shows_values_errors_and_lines():
-    figure = accuracy_figure([fabricated()])
-    (ax,) = figure.axes
-    texts = [t.get_text() for t in ax.texts]
-    assert texts == ["0.711 ± 0.021", "0.742 ± 0.021", "0.795 ± 0.021", "0.913 ± 0.021"]
-    dashed = [x.get_xdata()[0] for x in ax.lines if x.get_linestyle() == "--"]
-    assert dashed == [0.711, 0.913]
-    assert "317 documents" in ax.get_xlabel() and "standard error" in ax.get_xlabel()
-    several = accuracy_figure([fabricated(s, s / 100) for s in range(3)])
-    assert several.axes[0].texts[0].get_text() == "0.721 (3 runs)"
-    assert len(accuracy_figure([fabricated(), fabricated(task="fabricated_other")]).axes) == 2
-    with pytest.raises(ValueError, match="0 results"):
-        accuracy_figure([])
-    with pytest.raises(ValueError, match="2 group titles"):
-        accuracy_figure([fabricated()], ["a", "b"])
-
-
-def test_training_figure_passes_over_what_is_not_a_number():
-    rows = [{"step": i, "loss": 1.0, "split": "train"} for i in range(5)]
-    rows += [{"step": 9, "loss": float("nan"), "split": "train"}, {"loss": 1.0, "split": "train"}]
-    # After a resume, a step is logged again: the later row counts.
-    rows += [{"step": 4, "loss": 3.0, "split": "train"}, {"step": 4, "split": "validation"}]
-    ax, other = training_figure({"fabricated": rows, "empty": []}).axes
-    assert list(ax.lines[0].get_xdata()) == [0, 1, 2, 3, 4]
-    assert list(ax.lines[0].get_ydata()) == [1, 1, 1, 1, 3]
-    assert other.texts[0].get_text() == "no losses logged"
-    assert "No training curves" in training_figure({}).texts[0].get_text()
+@pytest.mark.slow
+def test_fifty_runs_take_less_than_twenty_seconds(tmp_path):
+    runs = [
+        write_run(tmp_path / f"r{i}", fabricated(i % 3, i / 1000, task=f"task{i // 3}"))
+        for i in range(50)
+    ]
+    started = time.process_time()
+    page = write_report(runs, tmp_path / "out").read_text()
+    assert time.process_time() - started < 20
+    assert f"The first {MAX_PANELS} panels; 5 more are not drawn" in Page(page).text

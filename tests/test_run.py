@@ -19,7 +19,8 @@ import w2s_jax
 from w2s_jax import artifacts, errors, execute, metrics, models, phases, storage, testing
 from w2s_jax.data.loading import load_task
 from w2s_jax.report import write_report
-from w2s_jax.report.runs import group_runs, load_runs
+from w2s_jax.report.groups import group_runs
+from w2s_jax.report.runs import load_runs
 from w2s_jax.training import loop
 
 QUIET = Console(quiet=True)
@@ -223,7 +224,7 @@ def test_runs_that_differ_in_seeds_are_one_group_of_a_report(workdir, data_dir, 
     shared = {s["phase"] for s in finished[1]["stages"]} & {s["phase"] for s in other["stages"]}
     assert {name.split("-")[0] for name in shared} == {"pretrain"}
     runs, _ = load_runs([workdir, tmp_path / "seed1"])
-    assert [len(group) for group in group_runs(runs).values()] == [2]
+    assert [len(group.runs) for group in group_runs(runs)] == [2]
     assert all(run.curves for run in runs), "training curves are found in the store too"
     page = write_report([workdir, tmp_path / "seed1"], tmp_path / "both").read_text()
     medians = [

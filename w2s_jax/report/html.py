@@ -1,81 +1,120 @@
-"""The report of one or several finished runs: a self-contained page, two figures, a table."""
+"""The report of one or several finished runs: a self-contained page, figures, tables."""
 
-import csv
-import io
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 
 from w2s_jax.errors import StorageError
-from w2s_jax.report.runs import Run, group_runs, load_runs
-from w2s_jax.report.words import (
-    caveats,
-    group_summary,
-    median,
-    number,
-    plural,
-    roles,
-    show,
-    show_accuracy,
-)
+from w2s_jax.report import tables
+from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
+from w2s_jax.report.findings import overview
+from w2s_jax.report.groups import Group, compare_students, group_runs
+from w2s_jax.report.runs import Run, load_runs
+from w2s_jax.report.words import group_summary, plural, show
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# A sweep can have hundreds of phases: beyond this many panels nobody looks, and the page is slow.
-MAX_PANELS = 24
-_METRICS = ("accuracy", "accuracy_se", "auroc", "ece", "n", "pgr", "pgr_note")
-_AGREEMENTS = ("agreement", "agreement_when_correct", "agreement_when_wrong")
-TABLE_COLUMNS = (
-    "run",
-    "name",
-    "task",
-    "protocol",
-    "seed",
-    "role",
-    "loss",
-    "model",
-    *_METRICS,
-    *_AGREEMENTS,
-)
+#: Sections with a figure: name of its files -> heading, what one sees, and what is missing if not.
+_FIGURES = {
+    "ladder": (
+        "The ladder",
+        "Test accuracy against the size of the strong model: a line for each supervisor and loss,"
+        " the ceilings in black, dotted lines at the supervisors' own accuracy. Bars are ± 1"
+        " standard error: of the mean over seeds where there are several, over the test documents"
+        " otherwise.",
+        "no result tells the size of its models",
+    ),
+    "pgr": (
+        "PGR against the gap",
+        "Each point is one student of one seed; bars are 95% intervals over the test documents"
+        " (bootstrap). Small gaps make PGR unstable: it divides by them. Hollow arrows lie outside"
+        " the axes.",
+        "no student has a defined PGR",
+    ),
+    "accuracy": (
+        "Losses and methods side by side",
+        "Light points are single seeds, large ones their mean with ± 1 standard error over seeds;"
+        " with one seed the bar is over the test documents.",
+        "no accuracies are recorded",
+    ),
+    "agreement": (
+        "Agreement with the supervisor",
+        "How often the student predicts what its supervisor predicts. A student that imitates"
+        " agrees where the supervisor is wrong, too. Bars: ± 1 standard error over seeds.",
+        "no agreement is recorded",
+    ),
+    "calibration": (
+        "Calibration",
+        "Of the documents to which a model gives P(label 1) = p, the share whose label is 1. On the"
+        " diagonal a model is calibrated. Seeds are pooled; bins of fewer than 5 documents are left"
+        " out here, and are in calibration.csv.",
+        "no predictions were found beside these results",
+    ),
+    "training": (
+        "Training",
+        "Moving average of the training loss, a line a seed (with one seed the losses lightly"
+        " behind it); validation scores on the right axis; a star where early stopping kept a step"
+        " that is not the last.",
+        "no training curves were found beside these results",
+    ),
+}
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write `report.html`, `accuracy.png`, `training.png` and `table.csv` into the folder `out`.
+    """Write `report.html`, its figures as PNG and SVG, and CSV tables into the folder `out`.
+
+    Figures: `ladder`, `pgr`, `accuracy`, `agreement`, `calibration` and `training`, those that have
+    data. Tables: `table.csv` (every number of every run), `curves.csv`, `calibration.csv`.
 
     Args:
         run_dirs: folders of finished runs; a sweep's folder stands for its finished runs.
-        out: the folder to write to, made if it is missing. Each file is replaced atomically.
+        out: the folder to write to, made if it is missing. Each file is replaced atomically, and
+            figures of an earlier report that now have no data are removed.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: a folder without result.json (the message names it), or files that are not JSON.
+        InputError: a folder without result.json (the message names it), or files that can't be
+            read.
         StorageError: `out` can't be written.
     """
-    from w2s_jax.report.figures import accuracy_figure, training_figure
+    from w2s_jax.report import charts, curves
+    from w2s_jax.report.drawing import figure_of, png, svg_file
 
     out = Path(out)
     runs, unfinished = load_runs(run_dirs)
     groups = group_runs(runs)
-    curves, left_out = _titled_curves(runs)
-    titles = [title for title, members in groups.items() for _ in members]
-    ordered = [run.result for members in groups.values() for run in members]
-    page = _render_page(groups, curves, left_out, [p.name for p in unfinished])
+    phases = curves.training_curves(groups)
+    bins = curves.calibration_rows(groups)
+    rows = tables.table_rows(groups)
+    panels = {
+        "ladder": charts.ladder_panels(groups),
+        "pgr": charts.gap_panels(groups),
+        "accuracy": charts.accuracy_panels(groups),
+        "agreement": charts.agreement_panels(groups),
+        "calibration": curves.calibration_panels(groups, bins),
+        "training": curves.training_panels(phases),
+    }
+    page = _render_page(groups, panels, rows, [p.name for p in unfinished], out)
     files = {
-        "accuracy.png": _png(accuracy_figure(ordered, titles)),
-        "training.png": _png(training_figure(curves)),
-        "table.csv": _table_csv(runs).encode(),
+        "table.csv": tables.to_csv(tables.TABLE_COLUMNS, rows),
+        "curves.csv": tables.to_csv(tables.CURVE_COLUMNS, tables.curve_rows(phases)),
+        "calibration.csv": tables.to_csv(tables.CALIBRATION_COLUMNS, bins),
         "report.html": page.encode(),
     }
+    for name, shown in panels.items():
+        if shown:
+            figure = figure_of(shown[:MAX_PANELS])
+            files |= {f"{name}.png": png(figure), f"{name}.svg": svg_file(figure, name)}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             _write_atomically(out / name, content)
+        for name in (f"{figure}.{kind}" for figure in panels for kind in ("png", "svg")):
+            if name not in files:
+                (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{out}: the report can't be written ({error})") from error
     return out / "report.html"
@@ -90,184 +129,122 @@ def _write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _titled_curves(runs: list[Run]) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Training rows by panel title, each phase once although runs share phases, and how many
-    phases beyond MAX_PANELS are left out."""
-    curves: dict[str, list[dict[str, Any]]] = {}
-    seen: set[str] = set()
-    left_out = 0
-    for run in runs:
-        for stage in run.result.get("stages") or []:
-            phase = str(stage.get("phase", ""))
-            if phase in seen or not run.curves.get(phase):
-                continue
-            seen.add(phase)
-            if len(curves) == MAX_PANELS:
-                left_out += 1
-                continue
-            what = " ".join(filter(None, [str(stage.get("kind", "phase")), stage.get("label")]))
-            title = f"{what}: {stage.get('model', '')}".rstrip(": ")
-            if len(runs) > 1:
-                title += f", {run.result.get('name', run.folder.name)}"
-                title += f", seed {run.result.get('seed', '?')}"
-            curves[title if title not in curves else f"{title} ({phase})"] = run.curves[phase]
-    return curves, left_out
+def _figure_section(name: str, panels: list[Panel]) -> dict[str, Any]:
+    from w2s_jax.report.drawing import figure_of, svg_inline
 
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _svg(figure: "Figure", prefix: str, description: str) -> str:
-    """The figure as inline SVG whose colours follow the page's (light or dark) style sheet.
-
-    `prefix` is put before each id, since several figures share the page's ids.
-    """
-    import matplotlib
-    from markupsafe import escape
-
-    from w2s_jax.report.figures import COLOURS, INK, RULE
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": prefix}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    # matplotlib repeats the figure's texts in comments.
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
-    svg = svg.replace("url(#", f"url(#{prefix}-")
-    for name, colour in {"ink": INK, "rule": RULE, **COLOURS}.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    label = str(escape(description))
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _table_rows(runs: list[Run]) -> list[dict[str, Any]]:
-    """One row a run and role, with the values as they are in result.json."""
-    rows = []
-    for run in runs:
-        head = {k: run.result.get(k) for k in ("name", "task", "protocol", "seed")}
-        # resolve() gives `.` its name.
-        head["run"] = run.folder.resolve().name
-        for role, label, entry in roles(run.result):
-            row = head | {"role": role, "loss": label if role == "student" else None}
-            rows.append(row | {k: entry.get(k) for k in ("model", *_METRICS, *_AGREEMENTS)})
-    return rows
-
-
-def _table_csv(runs: list[Run]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, TABLE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_table_rows(runs))
-    return buffer.getvalue()
-
-
-def _median_rows(members: list[Run]) -> list[dict[str, Any]]:
-    """Medians over a group's runs, a row a role, with the range of the accuracies."""
-    entries: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for wanted in ("weak", "student", "ceiling"):
-        for run in members:
-            for role, label, entry in roles(run.result):
-                if role == wanted:
-                    entries.setdefault((role, label), []).append(entry)
-    rows = []
-    for (role, label), found in entries.items():
-        values = [v for v in (number(e.get("accuracy")) for e in found) if v is not None]
-        row: dict[str, Any] = {"role": role, "label": label, "runs": len(found)}
-        row["range"] = f"{show(min(values))} to {show(max(values))}" if values else show(None)
-        for key in ("accuracy", "auroc", "ece", "pgr", *_AGREEMENTS):
-            row[key] = median(e.get(key) for e in found)
-        row["pgr_runs"] = sum(number(e.get("pgr")) is not None for e in found)
-        rows.append(row)
-    return rows
-
-
-def _describe(members: list[Run]) -> str:
-    """The accuracy figure in words, for those who can't see it."""
-    rows = [f"{row['label']} {show(row['accuracy'])}" for row in _median_rows(members)]
-    kind = "Median test accuracies" if len(members) > 1 else "Test accuracies"
-    return f"{kind}: {', '.join(rows)}."
-
-
-def _group_context(index: int, title: str, members: list[Run]) -> dict[str, Any]:
-    from w2s_jax.report.figures import accuracy_figure
-
-    results = [run.result for run in members]
-    figure = accuracy_figure(results, [title] * len(results))
-    # The page has the title as a heading.
-    figure.axes[0].set_title("", loc="left")
+    heading, explanation, missing = _FIGURES[name]
+    shown = panels[:MAX_PANELS]
+    figures = [
+        {
+            "title": panel.title,
+            "svg": svg_inline(figure_of([panel], titled=False), f"{name}{index}", panel.words),
+        }
+        for index, panel in enumerate(shown)
+    ]
     return {
-        "title": title,
-        "summary": group_summary(results),
-        "caveats": caveats(results[0]) if len(results) == 1 else [],
-        "seeds": [r.get("seed") for r in results],
-        "medians": _median_rows(members) if len(results) > 1 else [],
-        "figure": _svg(figure, f"accuracy{index}", _describe(members)),
+        "name": name,
+        "heading": heading,
+        "explanation": explanation,
+        "missing": missing,
+        "figures": figures,
+        "left_out": len(panels) - len(shown),
     }
 
 
-def _curve_figures(curves: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
-    from w2s_jax.report.figures import training_figure
+def _default_fields() -> dict[str, Any]:
+    from w2s_jax.config import default_config, flatten
 
-    figures = []
-    for index, (title, rows) in enumerate(curves.items()):
-        figure = training_figure({title: rows})
-        figure.axes[0].set_title("", loc="left")
-        losses = [r.get("loss") for r in rows if r.get("split") == "train"]
-        finite = [v for v in map(number, losses) if v is not None]
-        ends = f" from {show(finite[0])} to {show(finite[-1])}" if finite else ""
-        words = f"Training loss against the step, {title}:{ends or ' no losses logged'}."
-        figures.append({"title": title, "svg": _svg(figure, f"training{index}", words)})
-    return figures
+    return flatten(json.loads(json.dumps(default_config().to_dict())))
 
 
-def _run_context(run: Run) -> dict[str, Any]:
+def _differences(config: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, str]]:
+    """The config's fields that differ from the defaults, as JSON."""
+    from w2s_jax.config import flatten
+
+    def text(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    return [
+        {
+            "field": name,
+            "value": text(value),
+            "default": text(defaults[name]) if name in defaults else "",
+        }
+        for name, value in sorted(flatten(config).items())
+        if name not in defaults or value != defaults[name]
+    ]
+
+
+def _run_context(index: int, run: Run, defaults: dict[str, Any], out: Path) -> dict[str, Any]:
     result = run.result
+    config = run.folder / "config.json"
+    link = ""
+    if config.is_file():
+        link = quote(Path(os.path.relpath(config.resolve(), out.resolve())).as_posix())
     return {
-        "folder": run.folder.resolve().name,
-        "result": result,
-        "rows": [{**entry, "role": role, "label": label} for role, label, entry in roles(result)],
+        "index": index,
+        "folder": run.name,
+        "name": result.get("name") or run.name,
+        "seed": result.get("seed"),
         "stages": result.get("stages") or [],
         "timing": result.get("timing") or {},
         "versions": result.get("versions") or {},
-        "config": json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False),
+        "link": link,
+        "differences": _differences(run.config, defaults),
     }
 
 
+def _group_context(group: Group) -> dict[str, Any]:
+    return {
+        "title": group.title,
+        "summary": group_summary([run.result for run in group.runs]),
+        "seeds": [run.result.get("seed") for run in group.runs],
+        "comparison": compare_students(group),
+        "several": len(group.seeds) > 1,
+    }
+
+
+def _interval(low: Any, high: Any) -> str:
+    return "" if low is None or high is None else f"[{show(low)} to {show(high)}]"
+
+
+def _p_value(value: Any) -> str:
+    """Three decimals; smaller ones as a bound."""
+    return "< 0.001" if isinstance(value, float) and value < 0.001 else show(value)
+
+
 def _render_page(
-    groups: dict[str, list[Run]],
-    curves: dict[str, list[dict[str, Any]]],
-    left_out: int,
+    groups: list[Group],
+    panels: dict[str, list[Panel]],
+    rows: list[dict[str, Any]],
     unfinished: list[str],
+    out: Path,
 ) -> str:
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    runs = [run for members in groups.values() for run in members]
     environment = Environment(
         loader=PackageLoader("w2s_jax.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(show=show, show_accuracy=show_accuracy)
-    # Only what _svg made is trusted as markup; its texts are drawn as paths or escaped there.
+    environment.filters.update(show=show, p_value=_p_value)
+    environment.globals.update(interval=_interval)
+    # Only what svg_inline made is trusted as markup; its texts are escaped there.
     environment.filters["trusted_svg"] = Markup
+    runs = [run for group in groups for run in group.runs]
     first = runs[0].result
-    title = str(first.get("name", "run")) if len(runs) == 1 else plural(len(runs), "run")
+    defaults = _default_fields()
     return environment.get_template("report.html.j2").render(
-        title=title,
-        groups=[_group_context(i, t, members) for i, (t, members) in enumerate(groups.items())],
-        runs=[_run_context(run) for run in runs],
-        curves=_curve_figures(curves),
-        left_out=left_out,
+        title=str(first.get("name", "run")) if len(runs) == 1 else plural(len(runs), "run"),
+        first=first,
+        overview=overview(groups),
+        groups=[_group_context(group) for group in groups],
+        sections={name: _figure_section(name, found) for name, found in panels.items()},
+        rows=rows,
+        runs=[_run_context(i, run, defaults, out) for i, run in enumerate(runs)],
         unfinished=unfinished,
         several=len(runs) > 1,
+        theme=THEME,
     )

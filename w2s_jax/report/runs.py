@@ -1,27 +1,41 @@
-"""Reading finished runs from their folders, and grouping those that differ only in their seeds."""
+"""Reading finished runs from their folders, with what their phases left beside the result."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.config import flatten
-from w2s_jax.errors import InputError
-from w2s_jax.report.words import Result, setting
+import numpy as np
 
-# What may differ without changing a result: where things lie, how they are logged and laid out.
-_INERT = ("name", "mesh", "log", "checkpoint", "losses", "task.data_dir")
+from w2s_jax import metrics, statistics
+from w2s_jax.artifacts import read_predictions
+from w2s_jax.errors import InputError
+from w2s_jax.report.words import Entry, Result, roles
+
+#: Columns of a phase's predictions on the test documents.
+Predictions = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, result.json, config and training rows by phase folder."""
+    """A finished run: its folder, result.json, config, and what was found of its phases, by name.
+
+    `curves`: the rows of metrics.jsonl; `predictions`: those on the test documents; `phases`: each
+    phase's own result.json.
+    """
 
     folder: Path
     result: Result
     config: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The folder's name; `.` has one as well."""
+        return self.folder.resolve().name
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -56,11 +70,46 @@ def _phase_folder(run: Path, phase: str, store: str | None) -> Path | None:
     # A phase is one folder's name: anything with a separator in it is not ours to follow.
     if phase in ("", "..") or Path(phase).name != phase:
         return None
-    return next((p / phase for p in parents if (p / phase / "metrics.jsonl").is_file()), None)
+    return next((p / phase for p in parents if (p / phase).is_dir()), None)
 
 
-def load_run(folder: Path) -> Run:
-    """Reads one run's folder; InputError, which names it, if it has no result.json."""
+class _PhaseReader:
+    """Reads each phase's folder once, although runs share phases."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[Any, Any, Any]] = {}
+
+    def read(self, folder: Path) -> tuple[Any, Any, Any]:
+        """Rows, predictions and result; None for what is not there."""
+        key = folder.resolve()
+        if key not in self._seen:
+            rows, predictions, result = (
+                folder / name for name in ("metrics.jsonl", "predictions.parquet", "result.json")
+            )
+            self._seen[key] = (
+                _read_rows(rows) if rows.is_file() else None,
+                _test_predictions(predictions) if predictions.is_file() else None,
+                _read_json(result) if result.is_file() else None,
+            )
+        return self._seen[key]
+
+
+def _test_predictions(path: Path) -> Predictions | None:
+    import pyarrow as pa
+
+    try:
+        columns = read_predictions(path, "test")
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read as predictions ({error})") from error
+    return columns if len(columns["p"]) else None
+
+
+def load_run(folder: Path, reader: _PhaseReader | None = None) -> Run:
+    """Reads one run's folder; InputError, which names it, if it has no result.json.
+
+    What results of earlier versions lack (phases, sizes, newer metrics) is taken from the phases
+    where they are still there; what result.json says is never replaced.
+    """
     if not (folder / "result.json").is_file():
         raise InputError(
             f"{folder}: no result.json here; finish the run first with"
@@ -68,13 +117,64 @@ def load_run(folder: Path) -> Run:
         )
     result = _read_json(folder / "result.json")
     record = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    curves = {}
-    for stage in result.get("stages") or []:
-        phase = str(stage.get("phase", ""))
+    run = Run(folder, result, record.get("config", {}))
+    names = [str(stage.get("phase", "")) for stage in result.get("stages") or []]
+    names += [str(entry["phase"]) for _, _, entry in roles(result) if entry.get("phase")]
+    reader = reader or _PhaseReader()
+    for phase in dict.fromkeys(names):
         found = _phase_folder(folder, phase, record.get("store"))
-        if found is not None:
-            curves[phase] = _read_rows(found / "metrics.jsonl")
-    return Run(folder, result, record.get("config", {}), curves)
+        if found is None:
+            continue
+        rows, predictions, own = reader.read(found)
+        for table, value in ((run.curves, rows), (run.predictions, predictions), (run.phases, own)):
+            if value is not None:
+                table[phase] = value
+    _complete(run)
+    return run
+
+
+def _complete(run: Run) -> None:
+    """Adds to the entries of an earlier version's result what the phases tell."""
+    stages = run.result.get("stages") or []
+    for role, label, entry in roles(run.result):
+        same = [s for s in stages if s.get("kind") == role]
+        own = [str(s["phase"]) for s in same if role != "student" or s.get("label") == label]
+        # Several supervisors are not one phase.
+        if len(own) == 1:
+            entry.setdefault("phase", own[0])
+        phase = run.phases.get(str(entry.get("phase")), {})
+        if phase.get("parameters") is not None:
+            entry.setdefault("parameters", phase["parameters"])
+        if role == "student":
+            loss, _, method = label.partition("+")
+            kind = (run.config.get("loss") or {}).get(loss, {}).get("kind", loss)
+            entry.setdefault("loss", kind)
+            entry.setdefault("method", method or "naive")
+    _measure(run)
+
+
+def _measure(run: Run) -> None:
+    """The metrics that an earlier version did not write, from the predictions."""
+    weak = _predictions(run, run.result.get("weak") or {})
+    for role, _, entry in roles(run.result):
+        own = _predictions(run, entry)
+        if own is None:
+            continue
+        if "overconfidence" not in entry:
+            entry["overconfidence"] = metrics.overconfidence_error(own["p"], own["ground_truth"])
+        if role != "student" or weak is None or not np.array_equal(own["id"], weak["id"]):
+            continue
+        if "misfit" not in entry:
+            entry["misfit"] = float(np.mean((own["p"].astype(float) - weak["p"]) ** 2))
+        ceiling = _predictions(run, entry.get("ceiling") or run.result.get("ceiling") or {})
+        if "pgr_low" in entry or ceiling is None or not np.array_equal(own["id"], ceiling["id"]):
+            continue
+        interval = statistics.pgr_interval(weak["p"], own["p"], ceiling["p"], own["ground_truth"])
+        entry |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
+
+
+def _predictions(run: Run, entry: Entry) -> Predictions | None:
+    return run.predictions.get(str(entry.get("phase")))
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
@@ -85,7 +185,7 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
     Raises:
         InputError: no folders, a folder that is neither a finished run nor a sweep with finished
-            runs, or a file that is not JSON.
+            runs, or a file that can't be read.
     """
     if not folders:
         raise InputError("report: name at least one folder of a finished run")
@@ -100,42 +200,5 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
             members = done or [folder]
         for member in members:
             finished.setdefault(member.resolve(), member)
-    return [load_run(folder) for folder in finished.values()], unfinished
-
-
-def _matters(name: str) -> bool:
-    if any(name == inert or name.startswith(f"{inert}.") for inert in _INERT):
-        return False
-    last = name.rsplit(".", 1)[-1]
-    return last not in ("seed", "microbatch_size") and not last.endswith("_seed")
-
-
-def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Group the runs that differ only in seeds (fields named `seed` or `*_seed`).
-
-    Fields that can't change a result (name, mesh, log, checkpoint, data folder) are not compared.
-    The keys are titles: task, protocol and models, and whichever fields tell the groups apart.
-    """
-    groups: dict[str, list[Run]] = {}
-    fields: dict[str, dict[str, str]] = {}
-    for run in runs:
-        flat = {k: json.dumps(v, sort_keys=True) for k, v in flatten(run.config).items()}
-        flat = {k: v for k, v in flat.items() if _matters(k)}
-        key = json.dumps([setting(run.result), flat], sort_keys=True)
-        groups.setdefault(key, []).append(run)
-        fields[key] = flat
-    names = sorted({name for flat in fields.values() for name in flat})
-    varying = [n for n in names if len({flat.get(n) for flat in fields.values()}) > 1]
-    titled: dict[str, list[Run]] = {}
-    for key, members in groups.items():
-        title = setting(members[0].result)
-        twins = [k for k, other in groups.items() if setting(other[0].result) == title]
-        telling = [n for n in varying if len({fields[k].get(n) for k in twins}) > 1]
-        shown = [f"{n}={fields[key].get(n, 'unset')}" for n in telling[:4]]
-        title = "; ".join([title, ", ".join(shown)]) if shown else title
-        # Beyond four telling fields two groups could get one title: number them.
-        unique, count = title, 2
-        while unique in titled:
-            unique, count = f"{title} ({count})", count + 1
-        titled[unique] = members
-    return titled
+    reader = _PhaseReader()
+    return [load_run(folder, reader) for folder in finished.values()], unfinished

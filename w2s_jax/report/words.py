@@ -42,7 +42,8 @@ def show_accuracy(entry: Entry, plus_minus: str = " ± ") -> str:
 def roles(result: Result) -> list[tuple[str, str, Entry]]:
     """(role, label, entry) for the weak model, each student and the ceiling, in this order.
 
-    The role is `weak`, `student` or `ceiling`; the label is the loss's for students.
+    The role is `weak`, `student` or `ceiling`; the label is the loss's for students. A student may
+    have a ceiling of its own, trained as it was: `ceiling of <label>`.
     """
     rows: list[tuple[str, str, Entry]] = []
     if result.get("weak"):
@@ -51,6 +52,9 @@ def roles(result: Result) -> list[tuple[str, str, Entry]]:
         rows.append(("student", str(label), entry))
     if result.get("ceiling"):
         rows.append(("ceiling", "ceiling", result["ceiling"]))
+    for label, entry in (result.get("students") or {}).items():
+        if entry.get("ceiling"):
+            rows.append(("ceiling", f"ceiling of {label}", entry["ceiling"]))
     return rows
 
 
@@ -90,7 +94,8 @@ def _student_difference(result: Result, entry: Entry) -> tuple[float | None, flo
     return difference(entry, result.get("weak") or {}, number(entry.get("agreement")))
 
 
-def _strong_model(result: Result) -> str:
+def strong_model(result: Result) -> str:
+    """The model of the students and the ceiling."""
     entries = [result.get("ceiling") or {}, *(result.get("students") or {}).values()]
     return next((str(e["model"]) for e in entries if e.get("model")), "the strong model")
 
@@ -100,7 +105,7 @@ def setting(result: Result) -> str:
     weak = (result.get("weak") or {}).get("model", "the weak model")
     return (
         f"{result.get('task', 'unnamed task')}, {result.get('protocol', 'unnamed')} protocol,"
-        f" {weak} → {_strong_model(result)}"
+        f" {weak} → {strong_model(result)}"
     )
 
 
@@ -175,7 +180,7 @@ def summary(result: Result) -> str:
     """A paragraph on one run: what was trained on what, who beat whom, and what PGR says."""
     weak, ceiling = result.get("weak") or {}, result.get("ceiling") or {}
     students: dict[str, Entry] = result.get("students") or {}
-    strong = _strong_model(result)
+    strong = strong_model(result)
     opening = (
         f"On the task {result.get('task', 'unnamed')}, the weak model"
         f" {weak.get('model', '(unnamed)')} was finetuned on ground truth and then labelled further"

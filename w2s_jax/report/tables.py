@@ -1,0 +1,74 @@
+"""The tables of a report: all numbers of all runs, as rows and as CSV."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from w2s_jax.report.curves import Curve, series, thinned
+from w2s_jax.report.groups import Group
+from w2s_jax.report.words import Entry, roles
+
+_METRICS = ("accuracy", "accuracy_se", "auroc", "ece", "n", "pgr", "pgr_note")
+_AGREEMENTS = ("agreement", "agreement_when_correct", "agreement_when_wrong")
+_NEWER = ("overconfidence", "misfit", "pgr_low", "pgr_high", "parameters", "phase", "method")
+TABLE_COLUMNS = (
+    "run", "name", "task", "protocol", "seed", "role", "loss", "model", *_METRICS, *_AGREEMENTS,
+    *_NEWER, "loss_kind", "label", "weak_model", "strong_model", "setting",
+)  # fmt: skip
+CURVE_COLUMNS = (
+    "run", "seed", "phase", "kind", "label", "kept_step", "split", "step", "loss", "accuracy",
+    "agreement",
+)  # fmt: skip
+CALIBRATION_COLUMNS = ("setting", "role", "label", "seeds", "low", "high", "mean_p", "share", "n")
+
+
+def table_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One row a run and role, with the values as they are in result.json.
+
+    `label` is the student's key there; `loss` is its part before the method, `loss_kind` the loss
+    function's name. `index` is the run's place among all runs.
+    """
+    rows = []
+    index = 0
+    for group in groups:
+        for run in group.runs:
+            head = {k: run.result.get(k) for k in ("name", "task", "protocol", "seed")}
+            head |= {"run": run.name, "index": index, "setting": group.title}
+            head |= {"weak_model": group.weak, "strong_model": group.strong}
+            index += 1
+            for role, label, entry in roles(run.result):
+                rows.append(head | _entry_row(role, label, entry))
+    return rows
+
+
+def _entry_row(role: str, label: str, entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": role, "label": label, "loss": None, "loss_kind": None}
+    row |= {k: entry.get(k) for k in ("model", *_METRICS, *_AGREEMENTS, *_NEWER)}
+    if role == "student":
+        row |= {"loss": label.partition("+")[0], "loss_kind": entry.get("loss")}
+    return row
+
+
+def curve_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
+    """Losses and validation scores as they are drawn: of long phases some hundreds of steps."""
+    rows: list[dict[str, Any]] = []
+    for curve in (c for members in curves.values() for c in members):
+        head = {name: getattr(curve, name) for name in CURVE_COLUMNS[:6]}
+        for split in ("train", "validation"):
+            fields = {f: series(curve.rows, split, f) for f in ("loss", "accuracy", "agreement")}
+            tables = {f: dict(zip(*xy, strict=True)) for f, xy in fields.items()}
+            steps = sorted({step for xy in fields.values() for step in xy[0]})
+            for step in thinned(steps):
+                values = {f: table.get(step) for f, table in tables.items()}
+                rows.append(head | {"split": split, "step": int(step)} | values)
+    return rows
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """CSV with full precision; what is undefined is empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
