@@ -95,8 +95,9 @@ def population_run(workload: Workload, members: int, how: str) -> Run:
     )
     mesh = population.make_mesh(members)
     targets_NC = soft_labels(documents.targets_N)
-    batches = population.put_batches(packed, [targets_NC] * members, mesh)
     specs = [programs.spec_of(workload, steps)] * members
+    needs = specs[0].needs()
+    batches = population.put_batches(packed, [targets_NC] * members, mesh, needs=needs)
     runner = population.runner(specs, mesh, {}, batches, how)
     states = [population.stack(_fresh_states(workload, steps, members), mesh)]
 
