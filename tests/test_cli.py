@@ -194,6 +194,8 @@ LAYERS = [
         "hub",
         "models.config",
         "method_options",
+        "loss_options",
+        "student_settings",
         "config",
         "validation",
         "metrics",
