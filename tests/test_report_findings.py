@@ -198,7 +198,7 @@ def test_an_overview_of_several_settings_counts_them():
     summary_of = overview(groups)
     text = " ".join(summary_of["paragraphs"])
     assert "3 runs of 3 settings on 3 tasks (fabricated_task, b and c)" in text
-    assert "xent student is above its supervisor in 3 of 3 settings" in text
+    assert "xent student is above the weak model in 3 of 3 settings" in text
     assert summary_of["cautions"]["Few seeds"][0]["setting"] == "in all settings"
     assert summary_of["cautions"]["No gap to recover"][0]["setting"].startswith("c, ")
 
@@ -229,10 +229,10 @@ def test_difference_is_paired_where_agreement_is_known():
 
 def test_summaries_say_who_beat_whom():
     text = summary(fabricated())
-    assert "xent student reaches 0.742 ± 0.021, 0.031 above its supervisor" in text
+    assert "xent student reaches 0.742 ± 0.021, 0.031 above the weak model" in text
     assert "1.5 standard errors of the difference, which is weak evidence" in text
     assert "recovers 0.153 of the gap" in text
     assert "best student by raw accuracy is confidence" in text
     runs = [fabricated(s, s / 100) for s in range(3)]
-    assert "median 0.752, above its supervisor in 3 of 3 runs" in group_summary(runs)
+    assert "median 0.752, above the weak model in 3 of 3 runs" in group_summary(runs)
     assert "undefined" in summary(null_pgr(fabricated(), "fabricated"))

@@ -287,7 +287,7 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
     for phase in plan.phases:
         model = found[phase.name]["model"]
         stage = {"kind": phase.kind, "phase": phase.name, "model": model}
-        if phase.kind in ("student", "labels"):
+        if phase.kind == "student" or phase.label not in ("", model):
             stage["label"] = phase.label
         if "test" in found[phase.name].get("metrics", {}):
             stage["accuracy"] = found[phase.name]["metrics"]["test"]["accuracy"]

@@ -18,6 +18,7 @@ from w2s_jax.report.drawing import (
     MARKERS,
     RULE,
     WEAK,
+    WIDTH,
     Panel,
     colour,
     legend,
@@ -26,7 +27,7 @@ from w2s_jax.report.drawing import (
     style,
 )
 from w2s_jax.report.groups import Group, Key
-from w2s_jax.report.words import Entry, number, plural, show, show_accuracy
+from w2s_jax.report.words import MANY, Entry, number, plural, show, show_accuracy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,10 @@ def ladder_panels(groups: Sequence[Group]) -> list[Panel]:
     for (task, protocol, variant), members in rungs.items():
         supervisors = list(dict.fromkeys(g.weak for g in members))
         own = student_labels(members)
-        split = [[label] for label in own] if len(supervisors) * len(own) > 6 else [own]
+        split = [[label] for label in own] if len(supervisors) * len(own) > MANY else [own]
+        if len(members) == 1:
+            # Of one pair of models some are enough: all stand side by side below.
+            split = [own[:MANY]]
         for shown in split:
             lines, ceilings, weak = _ladder_lines(members, shown)
             if not lines and not ceilings:
@@ -211,12 +215,18 @@ def gap_panels(groups: Sequence[Group]) -> list[Panel]:
 
 def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequence[str]) -> None:
     bars = len(points) <= 40
+    # Of many the later ones are told from one another in the table only.
+    others = sum(name in labels[MANY:] for name, _, _ in points)
     outside: dict[tuple[float, float], list[str]] = {}
     for index, label in enumerate(labels):
         own = [(gap, entry) for name, gap, entry in points if name == label]
         if not own:
             continue
         shade, marker = colour(index), MARKERS[index % len(MARKERS)]
+        words = f"{label} (n={len(own)})"
+        if index >= MANY:
+            shade, marker = RULE, "."
+            words = f"others (n={others})" if index == MANY else ""
         for gap, entry in own:
             if not PGR_LOW <= entry["pgr"] <= PGR_HIGH:
                 edge, arrow = (PGR_LOW, "v") if entry["pgr"] < PGR_LOW else (PGR_HIGH, "^")
@@ -229,7 +239,7 @@ def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequen
         inside = [(g, e["pgr"]) for g, e in own if PGR_LOW <= e["pgr"] <= PGR_HIGH]
         ax.plot(
             [g for g, _ in inside], [p for _, p in inside], marker, ls="none", color=shade, ms=6,
-            label=plain(f"{label} (n={len(own)})"),
+            label=plain(words), zorder=1 if index >= MANY else 2,
         )  # fmt: skip
     for place, values in outside.items():
         ax.annotate(
@@ -261,7 +271,8 @@ def accuracy_panels(groups: Sequence[Group]) -> list[Panel]:
         several = max(map(len, table.values())) > 1
         words = f"{'Mean test' if several else 'Test'} accuracies: {values}."
         draw = partial(_draw_accuracies, table=table, labels=labels)
-        panels.append(Panel(group.title, words, draw, 1.25 + 0.4 * len(table)))
+        width = _width(label for _, label in table)
+        panels.append(Panel(group.title, words, draw, 1.25 + 0.4 * len(table), width))
     return panels
 
 
@@ -337,8 +348,14 @@ def agreement_panels(groups: Sequence[Group]) -> list[Panel]:
         elif lines:
             table = {label: [e for f in line.values() for e in f] for label, line in lines.items()}
             words = _agreement_words(table)
-            panels.append(Panel(title, words, partial(_draw_agreement_by_loss, table=table)))
+            draw = partial(_draw_agreement_by_loss, table=table)
+            panels.append(Panel(title, words, draw, 1.4 + 0.32 * len(table), _width(table)))
     return panels
+
+
+def _width(labels: Iterable[str]) -> float:
+    """Of a panel with labels at its left, in inches."""
+    return WIDTH + 0.07 * max(0, max(map(len, labels)) - 14)
 
 
 def _agreement_words(table: dict[str, list[Entry]]) -> str:
@@ -365,20 +382,24 @@ def _draw_agreement_by_loss(ax: "Axes", table: dict[str, list[Entry]]) -> None:
     for field, (name, shade, marker, _) in _AGREEMENTS.items():
         points = [point(e, field) for e in table.values()]
         ax.errorbar(
-            range(len(points)), [p[0] for p in points], yerr=[p[1] for p in points], color=shade,
+            [p[0] for p in points], range(len(points)), xerr=[p[1] for p in points], color=shade,
             ls="none", marker=marker, ms=7, capsize=3, label=name,
         )  # fmt: skip
-    ax.set_xlim(-0.5, len(table) - 0.5)
-    turned = len(table) > 4
-    ax.set_xticks(
-        range(len(table)), [plain(n) for n in table], rotation=30 if turned else 0,
-        ha="right" if turned else "center",
-    )  # fmt: skip
-    _agreement_axes(ax, list(table.values()), "loss")
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.set_yticks(range(len(table)), [plain(n) for n in table])
+    found = list(table.values())
+    seeds = seeds_a_point(len(entries) for entries in found)
+    ax.set_xlabel(f"{_agreement_of(found)}, {seeds}")
+    style(ax)
+    legend(ax, 2, below=0.6 / (0.32 * len(table) + 0.3))
+
+
+def _agreement_of(found: list[list[Entry]]) -> str:
+    return f"agreement ({documents(e for entries in found for e in entries)})"
 
 
 def _agreement_axes(ax: "Axes", found: list[list[Entry]], across: str) -> None:
-    ax.set_ylabel(f"agreement ({documents(e for entries in found for e in entries)})")
+    ax.set_ylabel(_agreement_of(found))
     ax.set_xlabel(f"{across} ({seeds_a_point(len(entries) for entries in found)})")
     style(ax)
     legend(ax, 3)

@@ -24,7 +24,7 @@ from w2s_jax.report.drawing import (
     style,
 )
 from w2s_jax.report.groups import Group, seed_of
-from w2s_jax.report.words import number, plural, show
+from w2s_jax.report.words import MANY, number, plural, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,11 @@ def calibration_panels(groups: Sequence[Group], rows: list[dict[str, Any]]) -> l
     """Reliability diagrams of P(label 1), a panel a group."""
     labels = student_labels(groups)
     by_group: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
+    # More lines could not be told from one another: the others stand in calibration.csv.
+    drawn = {*labels[:MANY], "weak", "ceiling"}
     for row in rows:
+        if row["label"] not in drawn:
+            continue
         own = by_group.setdefault(row["setting"], {})
         own.setdefault((row["role"], row["label"]), []).append(row)
     panels = []

@@ -40,12 +40,13 @@ WIDTH = 4.5
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: its title, what it shows in words, how it is drawn, its height in inches."""
+    """One set of axes: its title, what it shows in words, how it is drawn, its size in inches."""
 
     title: str
     words: str
     draw: Callable[["Axes"], None]
     height: float = 3.3
+    width: float = WIDTH
 
 
 def colour(index: int) -> str:
@@ -79,14 +80,14 @@ def style(ax: "Axes", grid: bool = True) -> None:
         ax.grid(color=RULE, lw=0.5, alpha=0.7)
 
 
-def legend(ax: "Axes", columns: int = 2) -> None:
-    """A legend below the axes, if anything is named."""
+def legend(ax: "Axes", columns: int = 2, below: float = 0.17) -> None:
+    """A legend below the axes (by a share of their height), if anything is named."""
     handles, names = ax.get_legend_handles_labels()
     if not handles:
         return
     columns = 1 if max(map(len, names)) > 26 else columns
     ax.legend(
-        handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns,
+        handles, names, loc="upper center", bbox_to_anchor=(0.5, -below), ncols=columns,
         frameon=False, fontsize=8.5, labelcolor=INK, handlelength=2.4,
     )  # fmt: skip
 
@@ -125,7 +126,8 @@ def figure_of(panels: Sequence[Panel], titled: bool = True) -> "Figure":
     columns = min(len(panels), 1 if len(panels) == 1 else 2 if len(panels) < 7 else 3)
     lines = math.ceil(len(panels) / columns)
     height = max(p.height for p in panels) + (0.25 if titled else 0.0)
-    figure = Figure(figsize=(WIDTH * columns, height * lines), layout="constrained")
+    width = max(p.width for p in panels)
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         panel.draw(ax)

@@ -9,7 +9,16 @@ import numpy as np
 from w2s_jax import statistics
 from w2s_jax.report.charts import point
 from w2s_jax.report.groups import Group, Key, pgr_rows
-from w2s_jax.report.words import Entry, difference, group_summary, join, number, plural, show
+from w2s_jax.report.words import (
+    Entry,
+    difference,
+    group_summary,
+    join,
+    number,
+    plural,
+    show,
+    student_difference,
+)
 
 #: Why a result may not carry a claim: name -> heading.
 CAUTIONS = {
@@ -72,7 +81,7 @@ def _over_groups(groups: Sequence[Group]) -> list[str]:
         above = sum(s is not None and w is not None and s > w for s, w in scored)
         pgr = statistics.median_pgr({g.title: _pgr_of_means(g, label) for g, _ in pairs})
         sentence = (
-            f"The {label} student is above its supervisor in {above} of {len(pairs)} settings"
+            f"The {label} student is above the weak model in {above} of {len(pairs)} settings"
         )
         if pgr["n"]:
             sentence += f"; the median of its PGRs is {show(pgr['median'])}"
@@ -175,7 +184,7 @@ def _difference_cautions(
             for f in seeds
             if ("student", label) in f and ("weak", "weak") in f
         ]
-        gap, error = _over_seeds([difference(s, w, number(s.get("agreement"))) for s, w in own])
+        gap, error = _over_seeds([student_difference({"weak": w}, s) for s, w in own])
         if gap is None or error is None or abs(gap) >= 2 * error:
             continue
         close.append(f"{label} ({gap:+.3f} ± {error:.3f})")
@@ -187,12 +196,12 @@ def _difference_cautions(
                 (
                     "documents",
                     f"{n:.0f} test documents are too few for a difference of {abs(gap):.3f}"
-                    f" ({label} against its supervisor); about {needed:,} could show one of this"
+                    f" ({label} against the weak model); about {needed:,} could show one of this"
                     " size.",
                 )
             )
     if close:
-        text = f"Less than two standard errors from the supervisor: {join(close)}."
+        text = f"Less than two standard errors from the weak model: {join(close)}."
         lines.insert(0, ("apart", text))
     return lines
 

@@ -7,12 +7,14 @@ don't carry a claim.
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from w2s_jax.metrics import paired_difference_se
 
 DASH = "–"
+#: More students than this are not all told of in a summary.
+MANY = 6
 Result = dict[str, Any]
 Entry = dict[str, Any]
 
@@ -90,8 +92,11 @@ def difference(
     return a - b, None if se_a is None or se_b is None else math.hypot(se_a, se_b)
 
 
-def _student_difference(result: Result, entry: Entry) -> tuple[float | None, float | None]:
-    return difference(entry, result.get("weak") or {}, number(entry.get("agreement")))
+def student_difference(result: Result, entry: Entry) -> tuple[float | None, float | None]:
+    """A student's accuracy minus the weak model's, and the standard error of this difference."""
+    # Agreement is with the supervisor, which may be another than the weak model.
+    agreement = None if entry.get("supervisor") else number(entry.get("agreement"))
+    return difference(entry, result.get("weak") or {}, agreement)
 
 
 def strong_model(result: Result) -> str:
@@ -121,7 +126,7 @@ def caveats(result: Result) -> list[str]:
     lines += list(notes)
     close = []
     for label, entry in students.items():
-        gap, se = _student_difference(result, entry)
+        gap, se = student_difference(result, entry)
         if gap is not None and se is not None and (abs(gap) < se or gap == 0):
             close.append(label)
     if close:
@@ -154,13 +159,13 @@ def _student_sentence(result: Result, label: str, entry: Entry) -> str:
     if number(entry.get("accuracy")) is None:
         return f"The {label} student has no accuracy recorded."
     sentence = f"The {label} student reaches {show_accuracy(entry)}"
-    gap, se = _student_difference(result, entry)
+    gap, se = student_difference(result, entry)
     if gap is None:
         return sentence + "."
     if gap == 0:
-        sentence += ", the same as its supervisor"
+        sentence += ", the same as the weak model"
     else:
-        sentence += f", {abs(gap):.3f} {'above' if gap > 0 else 'below'} its supervisor"
+        sentence += f", {abs(gap):.3f} {'above' if gap > 0 else 'below'} the weak model"
     if gap and se:
         ratio = abs(gap) / se
         verdict = (
@@ -176,6 +181,24 @@ def _student_sentence(result: Result, label: str, entry: Entry) -> str:
     return sentence + "."
 
 
+def _named(students: Iterable[str]) -> str:
+    """`2 students: xent and confidence`; of many just how many."""
+    names = list(students)
+    count = plural(len(names), "student")
+    return count if len(names) > MANY else f"{count}: {join(names) or 'none'}"
+
+
+def _worth_a_sentence(accuracies: Mapping[str, Any]) -> list[str]:
+    """Students that a summary says more of: all, or of many the first, the best and the worst."""
+    labels = list(accuracies)
+    if len(labels) <= MANY:
+        return labels
+    scored = {k: v for k in labels if (v := number(accuracies[k])) is not None}
+    ranked = sorted(scored, key=lambda k: -scored[k])
+    wanted = {labels[0], *ranked[:3], *ranked[-1:]}
+    return [labels[0], *(k for k in ranked if k in wanted and k != labels[0])]
+
+
 def summary(result: Result) -> str:
     """A paragraph on one run: what was trained on what, who beat whom, and what PGR says."""
     weak, ceiling = result.get("weak") or {}, result.get("ceiling") or {}
@@ -185,7 +208,7 @@ def summary(result: Result) -> str:
         f"On the task {result.get('task', 'unnamed')}, the weak model"
         f" {weak.get('model', '(unnamed)')} was finetuned on ground truth and then labelled further"
         f" documents. The strong model {strong} was finetuned on those labels alone"
-        f" ({plural(len(students), 'student')}: {join(students) or 'none'}),"
+        f" ({_named(students)}),"
         " and on ground truth for the ceiling."
     )
     parts = [opening]
@@ -194,7 +217,15 @@ def summary(result: Result) -> str:
         f"The weak model's accuracy is {show_accuracy(weak)}{n}, the ceiling's"
         f" {show_accuracy(ceiling)}."
     )
-    parts += [_student_sentence(result, label, entry) for label, entry in students.items()]
+    chosen = _worth_a_sentence({k: e.get("accuracy") for k, e in students.items()})
+    if len(chosen) < len(students):
+        gaps = [student_difference(result, entry)[0] for entry in students.values()]
+        above = sum(gap is not None and gap > 0 for gap in gaps)
+        parts.append(
+            f"{above} of {len(students)} students are above the weak model. The first one, the best"
+            " and the worst of them:"
+        )
+    parts += [_student_sentence(result, label, students[label]) for label in chosen]
     if any(e.get("pgr_note") for e in students.values()):
         parts.append("PGR is undefined, since the ceiling does not exceed the weak model.")
     scored = {k: number(e.get("accuracy")) for k, e in students.items()}
@@ -224,17 +255,26 @@ def group_summary(results: Sequence[Result]) -> str:
     )
     parts = [opening]
     labels = dict.fromkeys(k for r in results for k in (r.get("students") or {}))
-    for label in labels:
+    medians = {
+        k: median(((r.get("students") or {}).get(k) or {}).get("accuracy") for r in results)
+        for k in labels
+    }
+    chosen = _worth_a_sentence(medians)
+    if len(chosen) < len(labels):
+        parts.append(
+            f"Of {len(labels)} students the first one, the best and the worst by median accuracy:"
+        )
+    for label in chosen:
         entries = [(r, (r.get("students") or {}).get(label)) for r in results]
         present = [(r, e) for r, e in entries if e and number(e.get("accuracy")) is not None]
         if not present:
             continue
-        gaps = [_student_difference(r, e) for r, e in present]
+        gaps = [student_difference(r, e) for r, e in present]
         above = sum(gap is not None and gap > 0 for gap, _ in gaps)
         clear = sum(g is not None and s is not None and g > 0 and g >= s for g, s in gaps)
         sentence = (
             f"The {label} student: median {show(median(e.get('accuracy') for _, e in present))},"
-            f" above its supervisor in {above} of {len(present)} runs (by at least one standard"
+            f" above the weak model in {above} of {len(present)} runs (by at least one standard"
             f" error in {clear})"
         )
         defined = sum(number(e.get("pgr")) is not None for _, e in present)
