@@ -18,6 +18,7 @@ from w2s_jax.methods.planning import plan
 from w2s_jax.models import loading
 from w2s_jax.phases import inputs
 from w2s_jax.phases.context import Context
+from w2s_jax.plan_memory import memory_estimate
 from w2s_jax.resolve import resolve
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "methods").glob("*.py"))
@@ -110,12 +111,14 @@ def test_every_method_has_its_students_and_the_result_is_strict_json(everything)
 def test_methods_add_phases_and_change_none(data_dir):
     naive = plan(resolve(validation.validate(config_of(data_dir))))
     for kind in TOGETHER:
-        made = plan(resolve(validation.validate(config_of(data_dir, kind))))
+        resolved = resolve(validation.validate(config_of(data_dir, kind)))
+        made = plan(resolved)
         assert {p.name for p in naive.phases} < {p.name for p in made.phases}, kind
         names = [p.name for p in made.phases]
         assert len(set(names)) == len(names)
         for n, phase in enumerate(made.phases):
             assert set(phase.parents.values()) <= set(names[:n]), (kind, phase.title)
+            assert memory_estimate(phase, resolved)["total"] > 0
 
 
 def test_an_earlier_method_stays_when_another_is_added(data_dir, tmp_path):

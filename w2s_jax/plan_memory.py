@@ -13,11 +13,11 @@ def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
 
     Those of `budget.training_memory` for a full microbatch of documents of mean length, the batches
     that lie on the devices, and their 'total'. A probe has features instead of a model; computing
-    features takes the model alone.
+    features, or labels without training, takes the model alone.
     """
     train, model = phase.train, phase.model
     data = resolved.roles[phase.role]
-    if phase.kind == "features":
+    if phase.kind in ("features", "labels"):
         memory = {"parameters": _WIDTHS[train.param_dtype or "float32"] * model.num_parameters()}
         return memory | {"total": sum(memory.values())}
     split = phase.inputs["train"]
