@@ -248,8 +248,9 @@ def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
     outside = settings.weak.labels is not None
 
     def role(name: str) -> dict[str, Any]:
-        entry = {"model": plan.phase(name).label} if name == plan.weak and outside else {}
-        entry = {"model": found[name]["model"], "parameters": found[name]["parameters"]} | entry
+        entry = {"model": found[name]["model"], "parameters": found[name]["parameters"]}
+        if outside and name == plan.weak:
+            entry = {"model": plan.phase(name).label}
         return entry | {"phase": name, **found[name]["metrics"]["test"]}
 
     weak, ceiling = role(plan.weak), role(plan.ceiling)

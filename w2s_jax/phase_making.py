@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from w2s_jax import errors
 from w2s_jax.config import LossSettings, PretrainSettings, Settings, TrainSettings
 from w2s_jax.data.packing import steps_per_epoch
 from w2s_jax.models.config import ModelConfig
@@ -45,6 +46,14 @@ def _steps(train: TrainSettings, num_documents: int) -> int:
     if train.steps is not None:
         return train.steps
     return max(1, int(train.epochs * steps_per_epoch(num_documents, train.batch_size)))
+
+
+def _require_a_batch(field: str, train: TrainSettings, count: int, split: str) -> None:
+    if count < train.batch_size:
+        raise errors.InputError(
+            f"{field}.batch_size: {train.batch_size} is more than the {count} documents of {split} "
+            f"that it would be trained on; allowed: at most {count} (or raise task.train_docs)"
+        )
 
 
 def _train_spec(train: TrainSettings) -> dict[str, Any]:
@@ -103,6 +112,7 @@ def generative_phase(
         pretrain, source=None, streaming=False, epochs=epochs, steps=None, seed=settings.seed
     )
     model = dataclasses.replace(data.model, read_out="last")
+    _require_a_batch(f"{role}.pretrain", train, len(data.splits[split]), split)
     total_steps = _steps(train, len(data.splits[split]))
     spec = {
         "semantics": SEMANTICS["pretrain"],
@@ -266,7 +276,9 @@ def finetune_phase(
         train = dataclasses.replace(train, adapt="full")
     if train.adapt == "lora":
         model = model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
-    total_steps = _steps(train, subset or len(data.splits[train_split]))
+    count = subset or len(data.splits[train_split])
+    _require_a_batch(f"{role}.{'probe' if probe else 'train'}", train, count, train_split)
+    total_steps = _steps(train, count)
     used_loss = loss or GROUND_TRUTH_LOSS
     learner = purpose or kind
     if select is None:

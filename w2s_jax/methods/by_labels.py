@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from w2s_jax.methods.filtering import kept_count
-from w2s_jax.methods.making import Making, Students, refused, require_full
+from w2s_jax.methods.making import Making, Students, refused, require_full, require_label_tokens
 from w2s_jax.plan import Builder
 
 #: Seeds of an ensemble's members lie so far apart.
@@ -180,7 +180,5 @@ def synthetic(making: Making, options: dict[str, Any]) -> Students:
 def imitation(making: Making, options: dict[str, Any]) -> Students:
     """The label stands in the document: nothing but copying is left to learn (PGR near 0)."""
     del options
-    data = making.builder.resolved.roles["strong"]
-    if not data.label_tokens:
-        raise refused("imitation", f"{data.model.name} has no label tokens", "a decoder")
+    require_label_tokens(making, "imitation")
     return making.students("imitation", making.plan.weak, suffixed=True)

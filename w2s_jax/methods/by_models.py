@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from w2s_jax.methods.making import Making, Students, refused, require_full
+from w2s_jax.methods.making import Making, Students, refused, require_full, require_label_tokens
 from w2s_jax.phase_making import ceiling_slice
 from w2s_jax.plan import Student
 
@@ -61,9 +61,7 @@ def saliency(making: Making, options: dict[str, Any]) -> Students:
 def prompting(making: Making, options: dict[str, Any]) -> Students:
     """Zero-shot, and few-shot with ground truth and with weak labels (appendix on prompting)."""
     builder = making.builder
-    data = builder.resolved.roles["strong"]
-    if not data.label_tokens:
-        raise refused("prompting", f"{data.model.name} has no label tokens", "a decoder")
+    require_label_tokens(making, "prompting")
     init, shots = builder.init("strong"), options["shots"]
     students: Students = {}
     wanted: dict[str, tuple[int, dict[str, str]]] = {"zero_shot": (0, {})}
@@ -85,10 +83,7 @@ def prompting(making: Making, options: dict[str, Any]) -> Students:
 def contrast_consistent_search(making: Making, options: dict[str, Any]) -> Students:
     """A direction that gives a statement and its negation opposite truth (Burns et al. 2022)."""
     builder = making.builder
-    data = builder.resolved.roles["strong"]
-    if not data.label_tokens:
-        name = data.model.name
-        raise refused("contrast_consistent_search", f"{name} has no label tokens", "a decoder")
+    require_label_tokens(making, "contrast_consistent_search")
     parents = builder.init("strong") | {"labels": making.plan.weak}
     kind = "contrast_consistent_search"
     phase = builder.labels(kind, "strong", builder.evaluated, parents, **options)

@@ -73,6 +73,19 @@ def require_full(builder: Builder, role: str, method: str) -> None:
         raise refused(method, found, f"a {role} model that is finetuned in full")
 
 
+def require_label_tokens(making: Making, method: str) -> None:
+    """Refuses a method where label tokens cannot follow the strong model's documents.
+
+    Raises:
+      InputError: for an encoder, or pairs of texts.
+    """
+    data = making.builder.resolved.roles["strong"]
+    if not data.label_tokens:
+        raise refused(method, f"{data.model.name} has no label tokens", "a decoder")
+    if data.splits["test"].num_texts > 1:
+        raise refused(method, "the documents are pairs of texts", "documents of one text")
+
+
 def refused(method: str, found: str, allowed: str) -> errors.InputError:
     """The error for a method that something does not allow."""
     return errors.InputError(f"method.name: {method!r}, but {found}; allowed: {allowed}")
