@@ -109,3 +109,23 @@ def test_weights_and_biases_only_when_asked_for_and_installed(monkeypatch, tmp_p
     options = logs.start_wandb(LogSettings(wandb=True), "my run", tmp_path, {"seed": 1})
     assert options["name"] == "my run" and options["config"] == {"seed": 1}
     assert options["resume"] == "allow"
+
+
+def test_a_runs_test_metrics_are_scalars_of_its_folder(tmp_path):
+    student = {"model": "m", "accuracy": 0.8125, "pgr": None, "n": 64}
+    result = {
+        "seed": 3,
+        "weak": {"model": "w", "accuracy": 0.75},
+        "ceiling": {"accuracy": 0.875},
+        "students": {"xent": student},
+    }
+    for _ in range(2):  # a run that is told again has each number once
+        logs.log_result(result, tmp_path, LogSettings())
+    assert events(tmp_path / "tensorboard") == [
+        ("ceiling/accuracy", 3, 0.875),
+        ("weak/accuracy", 3, 0.75),
+        ("xent/accuracy", 3, 0.8125),
+        ("xent/n", 3, 64.0),
+    ]
+    logs.log_result(result, tmp_path / "none", LogSettings(tensorboard=False))
+    assert not (tmp_path / "none").exists()
