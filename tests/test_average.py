@@ -145,6 +145,7 @@ def test_smoothed_labels_have_their_closed_form(monkeypatch):
         np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_takes_them_all_and_labels_and_evaluates_without_them(tmp_path):
     """What a phase predicts is what its stored parameters predict, against unsmoothed labels."""
     config = testing.tiny_config(testing.write_tiny_task(tmp_path / "data"))

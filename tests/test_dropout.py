@@ -106,6 +106,7 @@ def test_language_models_drop_the_same_in_microbatches(descent):
     assert relative(found[1], found[0]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [False, True])
 def test_scanning_rematerialising_and_read_outs_drop_the_same(encoder):
     """Hidden states of two layers, and at some slots alone."""

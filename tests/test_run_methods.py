@@ -121,6 +121,7 @@ def test_methods_add_phases_and_change_none(data_dir):
             assert memory_estimate(phase, resolved)["total"] > 0
 
 
+@pytest.mark.slow
 def test_an_earlier_method_stays_when_another_is_added(data_dir, tmp_path):
     first = w2s_jax.run(config_of(data_dir, "confidence_threshold"), tmp_path / "run")
     both = w2s_jax.run(config_of(data_dir, "em_posterior"), tmp_path / "run")
@@ -283,6 +284,7 @@ def test_zero_shot_is_the_language_model_between_its_label_tokens(everything):
     np.testing.assert_allclose(ours_N[0], p_C[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bootstrapping_gives_each_model_a_fresh_slice(data_dir, tmp_path):
     config = config_of(data_dir, "bootstrapping", method__bootstrapping__models=("gpt-d8",))
     run = Run(config, tmp_path / "run", w2s_jax.run(config, tmp_path / "run"))
@@ -383,7 +385,7 @@ def test_every_recipe_of_a_method_can_be_planned(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_a_method_runs(path, tmp_path):
     few = ["strong.pretrain.steps=20", "weak.train.steps=20", "strong.train.steps=20"]
-    few += ["task.train_docs=200", "probe.steps=10"]
+    few += ["task.train_docs=200", "probe.steps=10", "probe.batch_size=32"]
     config = recipes.load_config(f"{path}:3", [f"--config.{change}" for change in few])
     result = w2s_jax.run(config, tmp_path / "run")
     assert all(student["n"] == 400 for student in result["students"].values())
