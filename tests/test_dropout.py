@@ -92,6 +92,7 @@ def test_what_is_dropped_is_the_same_for_any_packing_microbatch_and_mesh(descent
     assert make_spec(("confidence", ())).program_key() != spec.program_key()
 
 
+@pytest.mark.slow
 def test_language_models_drop_the_same_in_microbatches(descent):
     """Of documents, packed anew for each number of microbatches."""
     found = []

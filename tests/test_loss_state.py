@@ -210,7 +210,9 @@ def test_training_with_all_of_it_resumes_bit_for_bit(tmp_path):
     assert float(whole[0].loss_state["steps"]) == STEPS
 
 
-@pytest.mark.parametrize("how,own_order", [("vmap", True), ("loop", False)])
+@pytest.mark.parametrize(
+    "how,own_order", [pytest.param("vmap", True, marks=pytest.mark.slow), ("loop", False)]
+)
 def test_a_population_of_two_equals_each_alone(descent, how, own_order):
     """They differ in targets, options of the loss, seed, and rates of dropout and averaging."""
     specs = [

@@ -15,7 +15,7 @@ from w2s_jax.data.loading import load, load_task
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
-from w2s_jax.plan import plan
+from w2s_jax.methods.planning import plan
 from w2s_jax.pretraining_text import stream_digest
 from w2s_jax.resolve import resolve
 from w2s_jax.validation import validate
@@ -40,6 +40,7 @@ def pair_rows(count, seed=0):
     return rows
 
 
+@pytest.mark.slow
 def test_preference_pairs_from_file_to_result(tmp_path):
     rows = pair_rows(200)
     write(tmp_path / "data" / "pairs" / "train.jsonl", rows[:140])
@@ -274,6 +275,7 @@ def test_make_splits_of_pairs_keeps_prompts_on_one_side(tmp_path):
         assert not prompts[a] & prompts[b]
 
 
+@pytest.mark.slow
 def test_batches_of_several_shapes_resume_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
     config = testing.tiny_config(testing.write_tiny_task(tmp_path / "data"))

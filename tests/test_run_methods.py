@@ -373,6 +373,7 @@ def test_what_a_method_cannot_do_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_a_method_can_be_planned(path):
     config = recipes.load_config(f"{path}:3", [])
