@@ -186,3 +186,34 @@ def place() -> tuple[jax.Device, tuple[int, int] | None]:
     if mesh is None:
         return device, None
     return device, (row_shards(mesh), mesh.shape["tensor"])
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """The array, its first axis demanded to be split as rows are over the mesh of `over`.
+
+    Left to itself, the compiler lets an embedding that is split along its width split activations
+    so, and then gathers those of all rows on every device instead of a layer's parameters.
+    """
+    return _demanded(x, P(BATCH_AXES))
+
+
+def look_up(table_VD: jax.Array, index_RL: jax.Array) -> jax.Array:
+    """table_VD[index_RL], [R, L, D]: rows over `data` alone, the width over `fsdp` as the table's.
+
+    `split_rows` is then one exchange among the devices of `fsdp`; in one step the compiler would
+    find no way but to gather everything.
+    """
+    return _demanded(table_VD[index_RL], P("data", None, "fsdp"))
+
+
+def _demanded(x: jax.Array, spec: P) -> jax.Array:
+    """`x` so split over the mesh of `over`, where there is one that can split it."""
+    mesh = mesh_around()
+    if mesh is None or mesh.size == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return x
+    where = NamedSharding(mesh, spec)
+    try:
+        where.shard_shape(x.shape)
+    except ValueError:
+        return x  # a size that the mesh does not divide
+    return jax.lax.with_sharding_constraint(x, where)
