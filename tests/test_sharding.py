@@ -5,10 +5,12 @@ import functools
 import itertools
 import logging
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from rich.console import Console
 from training_problem import (
     BATCH,
@@ -22,7 +24,7 @@ from training_problem import (
     relative,
 )
 
-from w2s_jax import errors, execute, mesh_fit, mesh_shapes, sharding, testing, validation
+from w2s_jax import errors, execute, mesh_fit, mesh_shapes, phases, sharding, testing, validation
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import MeshSettings
 from w2s_jax.data import packing
@@ -32,6 +34,7 @@ from w2s_jax.methods.planning import plan
 from w2s_jax.models import adapting, network
 from w2s_jax.resolve import resolve
 from w2s_jax.sharding import RULES, ShardingRules
+from w2s_jax.training import loop
 from w2s_jax.training import state as state_module
 from w2s_jax.training import step as step_module
 from w2s_jax.training.checkpoints import Checkpoints
@@ -242,6 +245,11 @@ def test_a_batch_smaller_than_the_mesh_gives_the_same_step(monkeypatch):
     assert empty == 0.5 and packed.real_token_share < 0.5
 
 
+def dropped_key_bias(params):
+    flat = traverse_util.flatten_dict(params, sep=".")
+    return {name: x for name, x in flat.items() if not name.endswith("key.bias")}
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
     """Saved on data=8 and restored on fsdp=8: the next step agrees to 1e-5, moments included."""
@@ -265,7 +273,10 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
     rows = [np.asarray(after.history)[2] for after in afters]
     np.testing.assert_allclose(rows[1], rows[0], rtol=1e-5)
     assert relative(flat(afters[1].opt_state.mu), flat(afters[0].opt_state.mu)) < 1e-5
-    assert relative(flat(afters[1].params), flat(afters[0].params)) < 1e-5
+    # Keys' biases add the same to all scores of a softmax: their gradient is rounding, which Adam
+    # makes as large as any other.
+    mine, other = (dropped_key_bias(after.params) for after in afters)
+    assert relative(flat(mine), flat(other)) < 1e-5
     assert int(afters[1].step) == 3
 
 
@@ -387,35 +398,35 @@ def data_dir(tmp_path_factory):
 
 
 def test_the_plan_tells_of_devices_without_a_document(data_dir):
-    phases = phases_of(data_dir, batch_size=4)
-    assert mesh_fit.explain(phases, (4, 1, 2)) == []
-    (idle,) = mesh_fit.idle_slots(phases, (2, 4, 1))
+    planned = phases_of(data_dir, batch_size=4)
+    assert mesh_fit.explain(planned, (4, 1, 2)) == []
+    (idle,) = mesh_fit.idle_slots(planned, (2, 4, 1))
     assert (idle.texts, idle.row_shards, idle.share) == (4, 8, 0.5)
     assert set(idle.phases) == {"weak", "ceiling", "student xent", "student confidence"}
-    (line,) = mesh_fit.explain(phases, (2, 4, 1))
+    (line,) = mesh_fit.explain(planned, (2, 4, 1))
     assert "at least 50% of the slots are empty" in line
     assert "mesh.data=1 (frees 4 of 8 devices)" in line and "mesh.population" not in line
-    (line,) = mesh_fit.explain(phases, (8, 1, 1))
+    (line,) = mesh_fit.explain(planned, (8, 1, 1))
     assert "mesh.data=4 (frees 4 of 8 devices)" in line and "mesh.population" in line
-    (line,) = mesh_fit.explain(phases, (1, 8, 1))
+    (line,) = mesh_fit.explain(planned, (1, 8, 1))
     assert "mesh.fsdp=4 or less" in line
     # A microbatch counts, not the batch.
     assert mesh_fit.idle_slots(phases_of(data_dir, microbatch_size=2), (4, 1, 1))[0].texts == 2
 
 
 def test_a_tensor_axis_that_splits_nothing_is_refused(data_dir):
-    phases = phases_of(data_dir)
-    mesh_fit.refuse_idle_tensor(phases, (1, 1, 2))
+    planned = phases_of(data_dir)
+    mesh_fit.refuse_idle_tensor(planned, (1, 1, 2))
     with pytest.raises(errors.InputError, match=r"mesh.tensor: 3 divides neither .*allowed: [24]"):
-        mesh_fit.refuse_idle_tensor(phases, (1, 1, 3))
+        mesh_fit.refuse_idle_tensor(planned, (1, 1, 3))
 
 
 # --- whole runs ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_run_on_three_axes_agrees_with_one_on_data(data_dir, tmp_path):
-    """Accuracies within one standard error; everything is recorded with its mesh."""
+def test_a_run_on_three_axes_agrees_with_one_on_data(data_dir, tmp_path, monkeypatch):
+    """Accuracies within one standard error; so does a phase begun on data=8, ended on fsdp=8."""
     results = {}
     for name, fields in {"data": {"data": 8}, "all": dict(data=2, fsdp=2, tensor=2)}.items():
         config = testing.tiny_config(data_dir)
@@ -433,3 +444,24 @@ def test_a_run_on_three_axes_agrees_with_one_on_data(data_dir, tmp_path):
     ]
     weak = PhaseFolder(tmp_path / "all" / "phases" / results["all"]["weak"]["phase"])
     assert read_json(weak.result)["execution"]["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+
+    ceiling = PhaseFolder(tmp_path / "data" / "phases" / results["data"]["ceiling"]["phase"])
+    shutil.rmtree(ceiling.path)
+    config.mesh.update(dict(data=8, fsdp=1, tensor=1))
+    with monkeypatch.context() as patch:
+        questions = iter([False, True])
+        made = functools.partial(phases.Context, should_stop=lambda: next(questions))
+        patch.setattr(phases, "Context", lambda **fields: made(**without_stop(fields)))
+        patch.setattr(loop, "_next_boundary", lambda done, *_: done + 5)
+        with pytest.raises(errors.Interrupted):
+            execute.run(config, tmp_path / "data", console=Console(quiet=True))
+    assert [p.name for p in ceiling.steps.iterdir() if p.is_dir()] == ["10"]
+    config.mesh.update(dict(data=1, fsdp=8))
+    again = execute.run(config, tmp_path / "data", console=Console(quiet=True))["ceiling"]
+    wanted = results["data"]["ceiling"]
+    assert abs(again["accuracy"] - wanted["accuracy"]) <= wanted["accuracy_se"]
+    assert read_json(ceiling.result)["execution"]["mesh"]["fsdp"] == 8
+
+
+def without_stop(fields):
+    return {name: value for name, value in fields.items() if name != "should_stop"}
