@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_convert(commands)
     _add_models(commands)
+    _add_gc(commands)
     return parser
 
 
@@ -182,6 +183,25 @@ def _add_models(commands: Any) -> None:
     )
 
 
+def _add_gc(commands: Any) -> None:
+    """`w2s gc DIR`."""
+    gc = commands.add_parser(
+        "gc",
+        help="remove what no result needs; says what first",
+        allow_abbrev=False,
+        epilog="Lists phases that no run in DIR refers to, mid-phase checkpoints of complete "
+        "phases and what killed writes left; then asks. Without a terminal to ask on, nothing is "
+        "removed unless --yes is given.",
+    )
+    gc.add_argument("dir", metavar="DIR", help="a run's folder, or one with runs/<name>")
+    gc.add_argument("--yes", action="store_true", help="remove without asking")
+    gc.add_argument(
+        "--finals",
+        action="store_true",
+        help="also the final parameters of complete runs that no phase starts from",
+    )
+
+
 def _dispatch(arguments: list[str]) -> int:
     options, rest = _parser().parse_known_args(arguments)
     if options.command == "report":
@@ -200,6 +220,10 @@ def _dispatch(arguments: list[str]) -> int:
                 f"convert: unknown argument {rest[0]!r}; see w2s convert --help"
             )
         return _convert(options)
+    if options.command == "gc":
+        if rest:
+            raise errors.InputError(f"gc: unknown argument {rest[0]!r}; see w2s gc --help")
+        return _gc(options)
     if options.command == "models":
         if rest:
             raise errors.InputError(f"models: unknown argument {rest[0]!r}; see w2s models --help")
@@ -328,6 +352,26 @@ def _convert(options: argparse.Namespace) -> int:
             head=not options.without_head,
         )
     )
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from w2s_jax import storage_gc
+
+    def confirm() -> bool:
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            print("to remove it: --yes")
+            return False
+        return input("remove? [y/N] ").strip().lower() in ("y", "yes")
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
     return 0
 
 

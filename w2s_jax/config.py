@@ -228,14 +228,23 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Devices along each mesh axis; -1 takes what is left.
+    """Devices along each mesh axis; one of `data`, `fsdp` and `tensor` may be -1: what is left.
 
-    `population`: how many phases that can share a program are trained together, at most, on the
-    same devices (1: each alone); -1: all that fit, where that is faster by what was measured.
+    `data`: rows of a batch are split, parameters whole. `fsdp`: both are split. `tensor`: the
+    parameters of a layer are split, by heads and MLP width. `population`: how many phases that can
+    share a program are trained together, at most, on the same devices, each on one (1: each alone);
+    -1: all that fit, where that is faster by what was measured and parameters are not split.
     """
 
     data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
     population: int = -1
+
+    @property
+    def splits_parameters(self) -> bool:
+        """Whether a model may be spread over several devices."""
+        return (self.fsdp, self.tensor) != (1, 1)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from ml_collections import config_dict
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import artifacts, errors, logs, metrics, statistics, validation, workdirs
+from w2s_jax import artifacts, errors, logs, mesh_fit, metrics, statistics, validation, workdirs
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings, with_labels
 from w2s_jax.files import read_json, write_json
+from w2s_jax.mesh_shapes import Shape, known_shape
 from w2s_jax.methods.planning import plan as make_plan
 from w2s_jax.phase import Phase
 from w2s_jax.plan import Plan
@@ -77,6 +78,7 @@ def run(
         workdirs.refuse_other_data(workdir, stored["data"], resolved)
     plan = make_plan(resolved)
     record = workdirs.record(config, stored, resolved)
+    record["phases"] = [phase.name for phase in plan.phases]
     if store is not None:
         record["store"] = str(phases_dir.absolute())
     missing = [p for p in plan.phases if not PhaseFolder(phases_dir / p.name).complete]
@@ -84,13 +86,15 @@ def run(
         console.print(note, style="dim", highlight=False)
     if dry_run:
         _print_plan(plan, resolved, missing, console)
+        # Which devices there are is not asked: that would take hold of them.
+        _fit(missing, known_shape(settings.mesh), console)
         return {}
     with _disk_errors(workdir):
         if missing:
             from w2s_jax import compilation, phases
 
             compilation.enable_cache()
-            mesh, wandb_run = _devices_and_loggers(settings, workdir, record)
+            mesh, wandb_run = _devices_and_loggers(settings, workdir, record, missing, console)
             # The record first: a folder that holds anything else is taken for a foreign one.
             workdirs.make(workdir)
             write_json(workdir / "config.json", record)
@@ -154,13 +158,26 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _devices_and_loggers(
-    settings: Settings, workdir: Path, record: dict[str, Any]
+    settings: Settings,
+    workdir: Path,
+    record: dict[str, Any],
+    missing: Sequence[Phase],
+    console: Console,
 ) -> tuple["Mesh", Any]:
     """What may still be refused before anything is written: the mesh, and Weights & Biases."""
     from w2s_jax import sharding
 
     mesh = sharding.make_mesh(settings.mesh)
+    _fit(missing, mesh.devices.shape, console)
     return mesh, logs.start_wandb(settings.log, settings.name, workdir, record["config"])
+
+
+def _fit(missing: Sequence[Phase], shape: Shape | None, console: Console) -> None:
+    """Refuses a mesh that the phases cannot use, and tells of one that leaves devices idle."""
+    if shape is not None:
+        mesh_fit.refuse_idle_tensor(missing, shape)
+        for line in mesh_fit.explain(missing, shape):
+            console.print(line, style="yellow", highlight=False, markup=False)
 
 
 def _run_phases(missing: list[Phase], context: "phases.Context") -> None:

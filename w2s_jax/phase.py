@@ -14,6 +14,9 @@ from typing import Any
 from w2s_jax.config import LossSettings, TrainSettings
 from w2s_jax.models.config import ModelConfig
 
+#: Kinds of phases whose parameters other phases start from: they are kept in any case.
+STARTS = ("pretrain", "features", "probe")
+
 
 @dataclass(frozen=True)
 class Phase:

@@ -1,36 +1,95 @@
 """The device mesh, and which logical axis of an array lies along which mesh axis."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from w2s_jax import errors
 from w2s_jax.config import MeshSettings
+from w2s_jax.mesh_shapes import MESH_AXES, Shape, hybrid_shapes, mesh_shape, nearest_divisor
 
-#: Mesh axes. `data` and `fsdp` split batch rows; `fsdp` and `tensor` split parameters.
-MESH_AXES = ("data", "fsdp", "tensor")
-
-#: Logical axis of a parameter -> mesh axis.
-RULES = (
-    ("embed", "fsdp"),
-    ("mlp", "tensor"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("head_dim", None),
-    ("vocab", "tensor"),
-    ("positions", None),
-    ("layers", None),
-    ("classes", None),
-    ("lora", None),
-)
+#: Logical axes of an array, from the first to the last.
+Axes = tuple[str, ...]
 
 #: Mesh axes along which the rows of a batch are split.
 BATCH_AXES = ("data", "fsdp")
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """The mesh axis along which each logical axis of a parameter is split; None: it is whole."""
+
+    embed: str | None = "fsdp"
+    mlp: str | None = "tensor"
+    heads: str | None = "tensor"
+    kv_heads: str | None = "tensor"
+    vocab: str | None = "tensor"
+    head_dim: str | None = None
+    positions: str | None = None
+    layers: str | None = None
+    classes: str | None = None
+    lora: str | None = None
+
+    def __post_init__(self) -> None:
+        for logical, axis in dataclasses.asdict(self).items():
+            if axis is not None and axis not in MESH_AXES:
+                raise errors.unknown(f"sharding rule for {logical!r}", axis, MESH_AXES)
+
+    def spec(self, axes: Axes) -> P:
+        """Which mesh axis each axis of an array is split along, whatever their lengths.
+
+        Raises:
+          InputError: for a logical axis that has no rule, or if two axes of the array would be
+            split along one mesh axis.
+        """
+        rules = dataclasses.asdict(self)
+        for name in axes:
+            if name not in rules:
+                raise errors.unknown("logical axis", name, rules)
+        split = [rules[name] for name in axes]
+        for axis in MESH_AXES:
+            taken = [name for name, of_it in zip(axes, split, strict=True) if of_it == axis]
+            if len(taken) > 1:
+                raise errors.InputError(
+                    f"sharding rules: {' and '.join(map(repr, taken))} of one array are both split "
+                    f"along {axis!r}; allowed: one of them"
+                )
+        return P(*split)
+
+    def sharding(self, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> NamedSharding:
+        """Where an array lies; an axis whose length its mesh axis does not divide is whole."""
+        whole = {number for number, _ in self._indivisible(shape, axes, mesh)}
+        spec = self.spec(axes)
+        return NamedSharding(mesh, P(*(None if i in whole else a for i, a in enumerate(spec))))
+
+    def explain(self, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> str:
+        """Which axes are not split though a rule says so, and what would divide them; or ''."""
+        return "; ".join(
+            f"{axes[number]!r} of {shape[number]} is not split over mesh.{axis}="
+            f"{mesh.shape[axis]}, which does not divide it (nearest that does: "
+            f"{nearest_divisor(shape[number], mesh.shape[axis])})"
+            for number, axis in self._indivisible(shape, axes, mesh)
+        )
+
+    def _indivisible(self, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> list[tuple[int, str]]:
+        """(which axis of the array, the mesh axis that does not divide it)."""
+        return [
+            (number, axis)
+            for number, (length, axis) in enumerate(zip(shape, self.spec(axes), strict=True))
+            if axis is not None and length % mesh.shape[axis]
+        ]
+
+
+#: The rules of all models.
+RULES = ShardingRules()
 
 
 def make_mesh(
@@ -39,24 +98,47 @@ def make_mesh(
     """The mesh of a run over `devices` (all of them by default).
 
     Raises:
-      InputError: if `mesh.data` does not fit the number of devices.
+      InputError: if the settings don't fit the devices; see `mesh_shapes.mesh_shape`.
     """
     devices = list(jax.devices() if devices is None else devices)
-    data = -1 if settings is None else settings.data
-    if data == -1:
-        data = len(devices)
-    if data > len(devices):
+    shape = mesh_shape(settings or MeshSettings(), len(devices))
+    used = devices[: math.prod(shape)]
+    idle = {d.process_index for d in devices} - {d.process_index for d in used}
+    if idle:
         raise errors.InputError(
-            f"mesh.data: {data}; allowed: -1 (fill) or at most the {len(devices)} devices present"
+            f"mesh.data: {shape[0]} with mesh.fsdp={shape[1]} and mesh.tensor={shape[2]} leaves "
+            f"process {min(idle)} without a device; allowed: a mesh of all {len(devices)} devices"
         )
-    return mesh_of((data, 1, 1), devices[:data])
+    return mesh_of(shape, used)
 
 
-def mesh_of(shape: tuple[int, int, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of the given (data, fsdp, tensor) shape."""
-    count = int(np.prod(shape))
-    devices = list(jax.devices())[:count] if devices is None else devices
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+def mesh_of(shape: Shape, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of the given (data, fsdp, tensor) shape.
+
+    Raises:
+      InputError: if the devices are of several slices and `shape` cannot be laid over them.
+    """
+    devices = list(jax.devices())[: math.prod(shape)] if devices is None else devices
+    types = (AxisType.Auto,) * 3
+    counts = _slice_counts(devices)
+    if len(counts) == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    if len(set(counts.values())) > 1:
+        raise errors.InputError(
+            f"mesh.data: {shape[0]} with mesh.fsdp={shape[1]} and mesh.tensor={shape[2]} takes "
+            f"{' and '.join(map(str, counts.values()))} devices of the slices; allowed: the same "
+            "number of each"
+        )
+    within, across = hybrid_shapes(shape, len(counts))
+    return Mesh(
+        mesh_utils.create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types
+    )
+
+
+def _slice_counts(devices: list[Any]) -> dict[int, int]:
+    """How many of the devices each slice has; only TPUs have several."""
+    numbers = [getattr(device, "slice_index", 0) for device in devices]
+    return {number: numbers.count(number) for number in sorted(set(numbers))}
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -106,16 +188,32 @@ def place() -> tuple[jax.Device, tuple[int, int] | None]:
     return device, (row_shards(mesh), mesh.shape["tensor"])
 
 
-def fitted(shape: tuple[int, ...], where: NamedSharding) -> NamedSharding:
-    """`where` without the mesh axes that do not divide an array's axis (50257 tokens over 2)."""
-    sizes = where.mesh.shape
-    spec = tuple(where.spec) + (None,) * (len(shape) - len(where.spec))
-    fits = [
-        axis if axis is not None and not length % _parts(sizes, axis) else None
-        for length, axis in zip(shape, spec, strict=True)
-    ]
-    return NamedSharding(where.mesh, P(*fits))
+def split_rows(x: jax.Array) -> jax.Array:
+    """The array, its first axis demanded to be split as rows are over the mesh of `over`.
+
+    Left to itself, the compiler lets an embedding that is split along its width split activations
+    so, and then gathers those of all rows on every device instead of a layer's parameters.
+    """
+    return _demanded(x, P(BATCH_AXES))
 
 
-def _parts(sizes: Mapping[str, int], axis: str | tuple[str, ...]) -> int:
-    return math.prod(sizes[name] for name in ((axis,) if isinstance(axis, str) else axis))
+def look_up(table_VD: jax.Array, index_RL: jax.Array) -> jax.Array:
+    """table_VD[index_RL], [R, L, D]: rows over `data` alone, the width over `fsdp` as the table's.
+
+    `split_rows` is then one exchange among the devices of `fsdp`; in one step the compiler would
+    find no way but to gather everything.
+    """
+    return _demanded(table_VD[index_RL], P("data", None, "fsdp"))
+
+
+def _demanded(x: jax.Array, spec: P) -> jax.Array:
+    """`x` so split over the mesh of `over`, where there is one that can split it."""
+    mesh = mesh_around()
+    if mesh is None or mesh.size == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return x
+    where = NamedSharding(mesh, spec)
+    try:
+        where.shard_shape(x.shape)
+    except ValueError:
+        return x  # a size that the mesh does not divide
+    return jax.lax.with_sharding_constraint(x, where)

@@ -28,6 +28,7 @@ from w2s_jax.config import (
     default_config,
     flatten,
 )
+from w2s_jax.mesh_shapes import MESH_AXES
 from w2s_jax.method_options import JUDGES, STOPPING
 from w2s_jax.models.config import READ_OUTS
 
@@ -71,7 +72,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         method_losses=student_settings.method_losses(config, losses),
         middle=student_settings.middle_roles(roles["strong"], kinds),
         eval_every=config.eval.every,
-        mesh=MeshSettings(**config.mesh.to_dict()),
+        mesh=_mesh(config.mesh),
         checkpoint=CheckpointSettings(**config.checkpoint.to_dict()),
         log=LogSettings(**config.log.to_dict()),
     )
@@ -208,6 +209,23 @@ def _protocol(section: config_dict.ConfigDict) -> Protocol:
     for key, allowed in _PROTOCOL_CHOICES.items():
         student_settings.choice(f"protocol.{key}", switches[key], allowed)
     return Protocol(name=section.name, **switches)
+
+
+def _mesh(section: config_dict.ConfigDict) -> MeshSettings:
+    """What the mesh fields must be together, whatever devices there are."""
+    mesh = MeshSettings(**section.to_dict())
+    filled = [f"mesh.{axis}" for axis in MESH_AXES if getattr(mesh, axis) == -1]
+    if len(filled) > 1:
+        raise errors.InputError(
+            f"{filled[1]}: -1, and {filled[0]} is -1 too; allowed: one of them fills the devices "
+            f"that are left, so give {filled[0]} a number, such as 1"
+        )
+    if mesh.population > 1 and mesh.splits_parameters:
+        raise errors.InputError(
+            f"mesh.population: {mesh.population} with mesh.fsdp={mesh.fsdp} and mesh.tensor="
+            f"{mesh.tensor}; allowed: -1 or 1, as a member of a population lies on one device"
+        )
+    return mesh
 
 
 def _role(config: config_dict.ConfigDict, role: str) -> Role:

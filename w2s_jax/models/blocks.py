@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from w2s_jax import sharding
 from w2s_jax.models.attention import Reach, reaches
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.dropout import Dropout
@@ -62,7 +63,8 @@ def run_blocks(
             reach = own or shared
             # 0 is the embedding.
             mine = None if dropout is None or number is None else dropout.within(1 + number)
-            return block(x_RLD, segment_ids_RL, positions_RL, reach, slots_RQ, mine)
+            after = block(x_RLD, segment_ids_RL, positions_RL, reach, slots_RQ, mine)
+            return sharding.split_rows(after)
 
     if remat != "none":
         # Names, not the policies for matmuls, which would keep their float32 results.
@@ -71,6 +73,7 @@ def run_blocks(
         # The body of a scan needs no guard against merging what is computed twice.
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)
     first = 0
+    x_RLD = sharding.split_rows(x_RLD)
     for stacked in _last_apart(stacks) if scan and slots_RQ is not None else stacks:
         count = jax.tree.leaves(stacked)[0].shape[0]
         owns = varied[first : first + count]

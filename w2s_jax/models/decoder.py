@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from w2s_jax import sharding
 from w2s_jax.models.attention import Reach, at_slots
 from w2s_jax.models.blocks import run_blocks
 from w2s_jax.models.config import ModelConfig
@@ -103,12 +104,13 @@ class Decoder(nnx.Module):
         `tail`: stacks of the blocks that follow `self.blocks`, if any.
         """
         with jax.named_scope("embed"):
-            x_RLD = self.embedding[...][tokens_RL].astype(compute_dtype)
+            x_RLD = sharding.look_up(self.embedding[...], tokens_RL).astype(compute_dtype)
             if self.config.scaled_embeddings:
                 x_RLD *= jnp.asarray(self.config.d_model**0.5, compute_dtype)
             if self.config.positions == "learned":
                 slots_RL = positions_RL + self.config.position_offset
-                x_RLD += self.position_embedding[...][slots_RL].astype(compute_dtype)
+                places_RLD = sharding.look_up(self.position_embedding[...], slots_RL)
+                x_RLD += places_RLD.astype(compute_dtype)
             if dropout is not None:
                 x_RLD = dropout.within(0)(x_RLD)
         graphdef, blocks = nnx.split(self.blocks)

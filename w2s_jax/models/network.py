@@ -4,6 +4,8 @@ Shapes in names: R rows, L slots, D width, V vocabulary.
 """
 
 import functools
+import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +22,16 @@ from w2s_jax.models.decoder import Decoder
 from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.encoder import Encoder
 
+log = logging.getLogger(__name__)
+
 Array = jax.Array
 Params = dict[str, Any]
 
 #: The entries of parameters that hold blocks, in the order in which they run.
 STACKS = ("blocks", "tail_blocks")
+
+#: Parameters of so many numbers are not left whole without a word.
+TOLD_SIZE = 1_000_000
 
 # Sets the numbers of adapters apart from those of the other parameters.
 _ADAPTERS = 1
@@ -123,18 +130,23 @@ def unembedding(config: ModelConfig, params: Params) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
-    """Shapes, dtypes and shardings of the parameters on `mesh`.
+    """Shapes, dtypes and shardings of the parameters on `mesh`, by `sharding.RULES`.
 
-    An axis that its mesh axis does not divide (50257 tokens over 2) is not split.
+    An axis that its mesh axis does not divide (50257 tokens over 2) is not split; of parameters of
+    `TOLD_SIZE` or more a line is logged.
     """
-    with nnx.logical_axis_rules(sharding.RULES):
-        _, abstract = nnx.get_abstract_model(lambda: _module(config, nnx.Rngs(0)), mesh)
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(
-            a.shape, a.dtype, sharding=sharding.fitted(a.shape, a.sharding)
-        ),
-        nnx.to_pure_dict(abstract),
-    )
+    with nnx.use_eager_sharding(False):
+        abstract = nnx.split(nnx.eval_shape(lambda: _module(config, nnx.Rngs(0))))[1]
+    flat = {}
+    for path, param in nnx.to_flat_state(abstract):
+        shape, axes = param.shape, param.get_metadata("out_sharding")
+        flat[path] = jax.ShapeDtypeStruct(
+            shape, param.dtype, sharding=sharding.RULES.sharding(shape, axes, mesh)
+        )
+        problem = sharding.RULES.explain(shape, axes, mesh)
+        if problem and math.prod(shape) >= TOLD_SIZE:
+            log.warning("%s: %s: %s", config.name, ".".join(map(str, path)), problem)
+    return traverse_util.unflatten_dict(flat)
 
 
 def init_params(
@@ -158,7 +170,7 @@ def init_params(
         return kept(nnx.to_pure_dict(nnx.split(_module(config, rngs))[1]))
 
     shardings = {path: a.sharding for path, a in kept(abstract_params(config, mesh)).items()}
-    with jax.set_mesh(mesh), nnx.logical_axis_rules(sharding.RULES):
+    with nnx.use_eager_sharding(False):
         flat = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
     return traverse_util.unflatten_dict(flat, sep=".")
 

@@ -108,7 +108,9 @@ def _new(
 ) -> Group:
     """The population that the settings ask for, or the phase alone."""
     alone, most = Group((phase,)), context.settings.mesh.population
-    if most == 1 or context.dump_hlo or jax.process_count() > 1:
+    if most == 1 or context.settings.mesh.splits_parameters:
+        return alone
+    if context.dump_hlo or jax.process_count() > 1:
         return alone
     # What was begun alone ends alone.
     key = _key(phase, context)

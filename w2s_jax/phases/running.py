@@ -11,14 +11,11 @@ from w2s_jax import parameters, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json, sha256, write_json
 from w2s_jax.parameters import Parameters
-from w2s_jax.phase import Phase
+from w2s_jax.phase import STARTS, Phase
 from w2s_jax.phases import labelling, prediction, training
 from w2s_jax.phases.context import Context
 
 log = logging.getLogger(__name__)
-
-#: Kinds of phases whose parameters other phases start from: they are kept in any case.
-STARTS = ("pretrain", "features", "probe")
 
 
 def run_phase(phase: Phase, context: Context) -> None:

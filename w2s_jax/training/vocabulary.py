@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from w2s_jax import sharding
 from w2s_jax.config import TrainSettings
@@ -48,7 +48,9 @@ class Vocabulary:
         """Trained parameters with the kept rows of the embedding."""
         rows_VD = embedding(params)
         assert isinstance(rows_VD.sharding, NamedSharding)
-        where = sharding.fitted((len(self.kept_U), rows_VD.shape[1]), rows_VD.sharding)
+        mesh, shape = rows_VD.sharding.mesh, (len(self.kept_U), rows_VD.shape[1])
+        assert isinstance(mesh, Mesh)
+        where = sharding.RULES.sharding(shape, ("vocab", "embed"), mesh)
         take = jax.jit(lambda rows_VD: rows_VD[self.kept_U], out_shardings=where)
         return _with_embedding(params, take(rows_VD))
 
