@@ -218,7 +218,7 @@ LAYERS = [
     ],
     ["logs", "report", "phases", "methods", "perf.profile", "perf.hlo", "perf.xplane"],
     ["execute", "workdirs"],
-    ["perf"],
+    ["perf", "sweep"],
     ["cli"],
 ]
 
