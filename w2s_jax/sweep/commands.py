@@ -48,6 +48,8 @@ def sweep(
     """
     if executor not in EXECUTORS:
         raise errors.unknown("--executor", executor, EXECUTORS)
+    if not 0 < mfu <= 1:
+        raise errors.InputError(f"--mfu: {mfu!r}; allowed: above 0 and at most 1")
     folder = Path(workdir)
     records.check_workdir(folder)
     points = load_points(config, overrides)
@@ -67,8 +69,8 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
         for column in ("run", "phases", "missing"):
             table.add_column(column, overflow="fold")
         for run in plan.runs:
-            missing = len(run.prepared.missing())
-            table.add_row(run.name, str(len(run.phases)), str(missing))
+            left = len(run.prepared.missing())
+            table.add_row(run.name, str(len(run.phases)), str(left))
         console.print(table)
     uses, phases = plan.uses, plan.phases
     shared = sum(count > 1 for count in uses.values())
@@ -87,9 +89,8 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
 
 def _print_costs(plan: SweepPlan, missing: list[str], mfu: float, console: Console) -> None:
     flops = {n: costs.phase_flops(plan.phases[n], plan.resolved[n]) for n in missing}
-    training, total = (
-        sum(getattr(f, key) for f in flops.values()) for key in ("training", "total")
-    )
+    training = sum(own.training for own in flops.values())
+    total = sum(own.total for own in flops.values())
     uses = plan.uses
     unshared = sum(uses[name] * own.total for name, own in flops.items())
     console.print(

@@ -1,12 +1,11 @@
 """What a sweep costs, by formula: model FLOPs of phases, and hours of devices. Imports no JAX."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from w2s_jax import errors
 from w2s_jax.config import PretrainSettings
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models import budget
@@ -113,13 +112,8 @@ def hours(phases: Mapping[str, Phase], resolved: Mapping[str, Resolved], mfu: fl
       phases: by name.
       resolved: what each works on.
       mfu: the share of the devices' peak, in the phase's compute dtype, that is reached.
-
-    Raises:
-      InputError: if `mfu` is no share.
     """
-    if not 0 < mfu <= 1:
-        raise errors.InputError(f"--mfu: {mfu!r}; allowed: above 0 and at most 1")
-    by_dtype: Counter[str] = Counter()
+    by_dtype: defaultdict[str, float] = defaultdict(float)
     largest = 0
     for name, phase in phases.items():
         by_dtype[phase.train.compute_dtype] += phase_flops(phase, resolved[name]).total

@@ -193,11 +193,14 @@ class _Work:
 
     def _finish(self, run: SweepRun) -> None:
         try:
-            execute.finish(run.prepared)
+            result, _ = execute.finish(run.prepared)
         except errors.StorageError as error:
             self.damaged[run.name] = records.first_line(error)
-        else:
-            self.finished.add(run.name)
+            return
+        self.finished.add(run.name)
+        roles = {"weak": result["weak"], **result["students"], "ceiling": result["ceiling"]}
+        accuracies = ", ".join(f"{name} {role['accuracy']:.3f}" for name, role in roles.items())
+        self.console.print(f"{run.name}: {accuracies}", highlight=False, markup=False)
 
     def failed(self) -> dict[str, str]:
         """What failed: phase or run -> why."""

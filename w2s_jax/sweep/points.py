@@ -23,6 +23,9 @@ from w2s_jax.recipes import load_config
 from w2s_jax.sweep import space
 from w2s_jax.validation import unknown_field
 
+#: The module that ml_collections makes of a recipe.
+_RECIPE = "config_config"
+
 #: Longer names are cut; file systems take 255 bytes.
 _LONGEST = 160
 
@@ -47,6 +50,7 @@ def load_points(path: str, overrides: Sequence[str]) -> list[NamedPoint]:
       InputError: for a missing or broken file, or one without points, an unknown field or a value
         of a wrong type.
     """
+    sys.modules.pop(_RECIPE, None)
     base = load_config(path, overrides)
     points = _points(path)
     named = zip(names(points), points, strict=True)
@@ -147,8 +151,8 @@ def _points(path: str) -> list[space.Point]:
 def _module(file: str) -> ModuleType:
     """A sweep file's module; `load_config` has just run it."""
     # Run a second time, it would register its tasks and losses again.
-    found = sys.modules.get("config_config")
-    if found is not None and Path(found.__file__ or "").absolute() == Path(file).absolute():
+    found = sys.modules.get(_RECIPE)
+    if found is not None:
         return found
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec is not None and spec.loader is not None

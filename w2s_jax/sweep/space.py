@@ -92,7 +92,10 @@ def pairs(models: Iterable[str]) -> Space:
 
 def distinct(points: Iterable[Mapping[str, Any]]) -> Space:
     """The points without repetitions, in the order of their first appearance."""
-    return list({identity(point): dict(point) for point in reversed(list(points))}.values())[::-1]
+    found: dict[str, Point] = {}
+    for point in points:
+        found.setdefault(identity(point), dict(point))
+    return list(found.values())
 
 
 def identity(point: Mapping[str, Any]) -> str:
