@@ -294,7 +294,6 @@ def test_a_foreign_folder_is_refused_and_a_kill_in_the_first_write_is_not(data_d
 
 
 def test_the_two_spaces_of_the_recipes_are_what_they_say():
-    models = ("gpt-d8", "gpt-d16", "gpt-d32", "gpt-d64")
     points = load_points(str(REPO / "configs/sweeps/ladder.py"), ["--config.seed=5"])
     assert [point.overrides for point in points] == pairs(
         ("gpt-d8", "gpt-d16", "gpt-d32", "gpt-d64")

@@ -175,6 +175,7 @@ class _Work:
                     f"[{number}/{total}] {member.title:<20} failed: {records.first_line(error)}",
                     highlight=False,
                     markup=False,
+                    soft_wrap=True,
                 )
             elif folder.complete:
                 records.forget_failure(folder)
@@ -200,7 +201,9 @@ class _Work:
         self.finished.add(run.name)
         roles = {"weak": result["weak"], **result["students"], "ceiling": result["ceiling"]}
         accuracies = ", ".join(f"{name} {role['accuracy']:.3f}" for name, role in roles.items())
-        self.console.print(f"{run.name}: {accuracies}", highlight=False, markup=False)
+        self.console.print(
+            f"{run.name}: {accuracies}", highlight=False, markup=False, soft_wrap=True
+        )
 
     def failed(self) -> dict[str, str]:
         """What failed: phase or run -> why."""
@@ -282,7 +285,9 @@ def _say_failed(failed: dict[str, str], plan: SweepPlan, console: Console) -> st
     """Prints what failed, and what could not be run for that; a line that says how much it is."""
     for name, why in failed.items():
         title = plan.phases[name].title if name in plan.phases else "run"
-        console.print(f"failed: {title} ({name}): {why}", highlight=False, markup=False)
+        console.print(
+            f"failed: {title} ({name}): {why}", highlight=False, markup=False, soft_wrap=True
+        )
     parents = {name: list(phase.parents.values()) for name, phase in plan.phases.items()}
     blocked = list(records.states(plan.store, parents).values()).count("blocked")
     return (
