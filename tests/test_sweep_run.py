@@ -38,6 +38,7 @@ def sweep_file(path, data_dir, points=POINTS):
         "def get_config():\n"
         f"    config = tiny_config({str(data_dir)!r})\n"
         "    config.strong.model = 'gpt-d8'\n"
+        "    config.mesh.data = 1\n"
         "    config.strong.pretrain.seed = 1\n"
         "    return config\n"
         f"def sweep():\n    return {points}\n"
@@ -200,8 +201,10 @@ def poisoned(monkeypatch):
 
 
 def test_a_failure_stops_only_what_builds_on_it_until_it_is_retried(
-    workdir, finished, recipe, ran, poisoned, capsys
+    workdir, recipe, ran, poisoned, capsys, monkeypatch
 ):
+    reports = []
+    monkeypatch.setattr(local, "write_report", lambda *given: reports.append(given))
     wanted = results(workdir)
     remove(workdir, "weak", "ceiling", "student")
     shutil.rmtree(workdir / "report")
@@ -215,7 +218,7 @@ def test_a_failure_stops_only_what_builds_on_it_until_it_is_retried(
     assert captured.out.count("not finite at step 0 of 20") == 2 * 3
     kinds = [name.partition("-")[0] for name in ran]
     assert [kinds.count(k) for k in ("weak", "ceiling", "student")] == [2, 2, 2]
-    assert results(workdir) == {} and not (workdir / "report").exists()
+    assert results(workdir) == {} and reports == []
     text = told(workdir)
     assert re.search(r"all +10 +5 +3 +2\b", text), text
     assert "weak: loss or gradient is not finite at step 0 of 20" in text
@@ -224,13 +227,9 @@ def test_a_failure_stops_only_what_builds_on_it_until_it_is_retried(
     ran.clear()
     assert cli.main(command) == 1 and ran == [], "what failed is not tried again by itself"
     poisoned.clear()
-    poisoned.add(("student", 0))
-    assert cli.main([*command, "--retry_failed"]) == 1
-    assert sorted(results(workdir)) == ["losses=confidence,seed=1", "losses=xent,seed=1"]
-    assert (workdir / "report" / "report.html").exists()
-    poisoned.clear()
     assert cli.main([*command, "--retry_failed"]) == 0
-    assert results(workdir) == wanted
+    assert results(workdir) == wanted and len(ran) == 5
+    assert reports == [([workdir], workdir / "report")]
     assert not list(workdir.glob("phases/*/failed.json"))
 
 
@@ -353,7 +352,7 @@ def test_status_tells_who_runs_what_and_how_fast(workdir, finished, monkeypatch)
     assert f"running  {who}: step 15 of 20, 2.5 steps/s, 1 s left" in text, text
     assert re.search(r"all +10 +8 +1 +1\b", text)
     assert "phases of 2 of 4 runs are complete" in text
-    assert f"{ceiling}  ceiling" in told(workdir) and "running" not in told(workdir)
+    assert ceiling in told(workdir) and "running" not in told(workdir)
 
 
 # --- whole processes -----------------------------------------------------------------------------
