@@ -220,7 +220,7 @@ LAYERS = [
     ],
     ["logs", "report", "phases", "methods", "perf.profile", "perf.hlo", "perf.xplane"],
     ["execute", "workdirs", "storage_gc"],
-    ["perf"],
+    ["perf", "sweep"],
     ["cli"],
 ]
 

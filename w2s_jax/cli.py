@@ -78,12 +78,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("dirs", nargs="+", metavar="DIR", help="folders of finished runs")
     report.add_argument("--out", metavar="DIR", help="where to (default: the first DIR's report/)")
+    _add_sweep(commands)
     _add_data(commands)
     _add_bench(commands)
     _add_convert(commands)
     _add_models(commands)
     _add_gc(commands)
     return parser
+
+
+def _add_sweep(commands: Any) -> None:
+    """`w2s sweep` and `w2s sweep status DIR`."""
+    sweep = commands.add_parser(
+        "sweep",
+        help="run many experiments that share phases, or tell how they stand",
+        allow_abbrev=False,
+        usage="w2s sweep --config=FILE --workdir=DIR [options]\n       w2s sweep status DIR",
+        epilog="--config.FIELD=VALUE overrides a field of what all points start from. The same "
+        "command resumes an interrupted sweep.",
+    )
+    sweep.add_argument("action", nargs="*", metavar="status DIR", help="how the sweep stands")
+    sweep.add_argument("--config", metavar="FILE", help="a sweep: configs/sweeps/*.py")
+    sweep.add_argument("--workdir", metavar="DIR", help="the sweep's folder")
+    sweep.add_argument("--store", metavar="DIR", help="where phases live (default: WORKDIR/phases)")
+    sweep.add_argument("--executor", default="local", help="what runs the phases: local")
+    sweep.add_argument(
+        "--dry_run", action="store_true", help="print runs, phases and their cost, and stop"
+    )
+    sweep.add_argument("--retry_failed", action="store_true", help="try failed phases again")
+    sweep.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="utilisation at which device-hours are told (default: 0.4)",
+    )
 
 
 def _add_data(commands: Any) -> None:
@@ -208,6 +236,8 @@ def _dispatch(arguments: list[str]) -> int:
         if rest:
             raise errors.InputError(f"report: unknown argument {rest[0]!r}; see w2s report --help")
         return _report(options)
+    if options.command == "sweep":
+        return _sweep(options, rest)
     if options.command == "data":
         if rest:
             raise errors.InputError(f"data: unknown argument {rest[0]!r}; see w2s data --help")
@@ -269,6 +299,45 @@ def _report(options: argparse.Namespace) -> int:
     dirs = [Path(d) for d in options.dirs]
     page = write_report(dirs, Path(options.out) if options.out else dirs[0] / "report")
     print(page)
+    return 0
+
+
+def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    # Names of phases and runs must not be broken in a pipe.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
+    if foreign:
+        raise errors.InputError(f"sweep: unknown argument {foreign[0]!r}; see w2s sweep --help")
+    if options.action:
+        from w2s_jax.sweep.status import print_status
+
+        if options.action[0] != "status" or len(options.action) != 2:
+            raise errors.InputError(
+                f"sweep: {' '.join(options.action)!r}; allowed: status DIR, or --config and "
+                "--workdir; see w2s sweep --help"
+            )
+        print_status(Path(options.action[1]), console)
+        return 0
+    for name in ("config", "workdir"):
+        if getattr(options, name) is None:
+            raise errors.InputError(f"sweep: --{name} is missing; see w2s sweep --help")
+    from w2s_jax.sweep import commands
+
+    commands.sweep(
+        options.config,
+        overrides,
+        options.workdir,
+        console,
+        store=options.store,
+        executor=options.executor,
+        dry_run=options.dry_run,
+        retry_failed=options.retry_failed,
+        mfu=options.mfu,
+    )
     return 0
 
 

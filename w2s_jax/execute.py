@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,86 @@ def run(
       TrainingFailed, StorageError: see there.
     """
     console = console or Console()
+    prepared = prepare(config, workdir, store)
+    workdir, plan, resolved = prepared.workdir, prepared.plan, prepared.resolved
+    missing, settings = prepared.missing(), resolved.settings
+    for note in resolved.notes:
+        console.print(note, style="dim", highlight=False)
+    if dry_run:
+        _print_plan(plan, resolved, missing, console)
+        # Which devices there are is not asked: that would take hold of them.
+        tell_fit(missing, known_shape(settings.mesh), console)
+        return {}
+    with disk_errors(workdir):
+        if missing:
+            from w2s_jax import compilation, phases
+
+            compilation.enable_cache()
+            mesh, wandb_run = _devices_and_loggers(
+                settings, workdir, prepared.record, missing, console
+            )
+            # The record first: a folder that holds anything else is taken for a foreign one.
+            workdirs.make(workdir)
+            write_json(workdir / "config.json", prepared.record)
+            workdirs.make(prepared.phases_dir)
+            with stop_on_signals() as stopped:
+                context = phases.Context(
+                    resolved=resolved,
+                    store=prepared.phases_dir,
+                    mesh=mesh,
+                    console=console,
+                    should_stop=stopped,
+                    wandb_run=wandb_run,
+                    profile=profile,
+                    dump_hlo=dump_hlo,
+                    starts=frozenset(p.parents["init"] for p in plan.phases if "init" in p.parents),
+                )
+                _run_phases(missing, context)
+            if wandb_run is not None:
+                wandb_run.finish()
+        result, path = finish(prepared)
+        page = workdir / "report" / "report.html"
+        if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            write_report([workdir], page.parent)
+    print_result(result, console)
+    console.print(f"result: {path}\nreport: {page}", highlight=False)
+    return result
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run of which nothing has been written yet.
+
+    `record` is what its config.json will hold.
+    """
+
+    workdir: Path
+    phases_dir: Path
+    record: dict[str, Any]
+    resolved: Resolved
+    plan: Plan
+
+    def missing(self) -> list[Phase]:
+        """The phases without a result, in an order in which each comes after its parents."""
+        return [p for p in self.plan.phases if not PhaseFolder(self.phases_dir / p.name).complete]
+
+
+def prepare(
+    config: config_dict.ConfigDict,
+    workdir: str | os.PathLike[str],
+    store: str | os.PathLike[str] | None = None,
+    *,
+    resolve: Callable[[Settings], Resolved] = resolve,
+) -> Prepared:
+    """Checks, resolves and plans a run; reads, writes nothing.
+
+    Args:
+      config, workdir, store: as for `run`.
+      resolve: what reads the input.
+
+    Raises:
+      InputError: bad config, data or working directory.
+    """
     workdir, config = Path(workdir), with_labels(config)
     settings = validation.validate(config)
     stored = workdirs.stored(workdir)
@@ -76,57 +157,29 @@ def run(
     resolved = resolve(settings)
     if stored is not None:
         workdirs.refuse_other_data(workdir, stored["data"], resolved)
-    plan = make_plan(resolved)
     record = workdirs.record(config, stored, resolved)
+    plan = make_plan(resolved)
     record["phases"] = [phase.name for phase in plan.phases]
     if store is not None:
         record["store"] = str(phases_dir.absolute())
-    missing = [p for p in plan.phases if not PhaseFolder(phases_dir / p.name).complete]
-    for note in resolved.notes:
-        console.print(note, style="dim", highlight=False)
-    if dry_run:
-        _print_plan(plan, resolved, missing, console)
-        # Which devices there are is not asked: that would take hold of them.
-        _fit(missing, known_shape(settings.mesh), console)
-        return {}
-    with _disk_errors(workdir):
-        if missing:
-            from w2s_jax import compilation, phases
+    return Prepared(workdir, phases_dir, record, resolved, plan)
 
-            compilation.enable_cache()
-            mesh, wandb_run = _devices_and_loggers(settings, workdir, record, missing, console)
-            # The record first: a folder that holds anything else is taken for a foreign one.
-            workdirs.make(workdir)
-            write_json(workdir / "config.json", record)
-            workdirs.make(phases_dir)
-            with _signals() as stopped:
-                context = phases.Context(
-                    resolved=resolved,
-                    store=phases_dir,
-                    mesh=mesh,
-                    console=console,
-                    should_stop=stopped,
-                    wandb_run=wandb_run,
-                    profile=profile,
-                    dump_hlo=dump_hlo,
-                    starts=frozenset(p.parents["init"] for p in plan.phases if "init" in p.parents),
-                )
-                _run_phases(missing, context)
-            if wandb_run is not None:
-                wandb_run.finish()
-        result = _result(plan, resolved, phases_dir)
-        path = workdir / "result.json"
-        if not _holds(path, result):
-            workdirs.make(workdir)
-            write_json(workdir / "config.json", record)
-            write_json(path, result)
-            logs.log_result(result, workdir, settings.log)
-        page = workdir / "report" / "report.html"
-        if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
-            write_report([workdir], page.parent)
-    print_result(result, console)
-    console.print(f"result: {path}\nreport: {page}", highlight=False)
-    return result
+
+def finish(prepared: Prepared) -> tuple[dict[str, Any], Path]:
+    """Writes the result of a run whose phases are complete, if it is not there; it and its path.
+
+    Raises:
+      StorageError: if what a phase has left is damaged.
+    """
+    workdir, settings = prepared.workdir, prepared.resolved.settings
+    result = _result(prepared.plan, prepared.resolved, prepared.phases_dir)
+    path = workdir / "result.json"
+    if not _holds(path, result):
+        workdirs.make(workdir)
+        write_json(workdir / "config.json", prepared.record)
+        write_json(path, result)
+        logs.log_result(result, workdir, settings.log)
+    return result, path
 
 
 def _holds(path: Path, result: dict[str, Any]) -> bool:
@@ -138,15 +191,16 @@ def _holds(path: Path, result: dict[str, Any]) -> bool:
 
 
 #: What a storage device, rather than a program, does wrong.
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns what a disk does wrong into a `StorageError`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRNOS:
+        if error.errno not in DISK_ERRNOS:
             raise
         raise errors.StorageError(
             f"{error.strerror or error} ({error.filename or folder}); complete checkpoints and "
@@ -168,12 +222,16 @@ def _devices_and_loggers(
     from w2s_jax import sharding
 
     mesh = sharding.make_mesh(settings.mesh)
-    _fit(missing, mesh.devices.shape, console)
+    tell_fit(missing, mesh.devices.shape, console)
     return mesh, logs.start_wandb(settings.log, settings.name, workdir, record["config"])
 
 
-def _fit(missing: Sequence[Phase], shape: Shape | None, console: Console) -> None:
-    """Refuses a mesh that the phases cannot use, and tells of one that leaves devices idle."""
+def tell_fit(missing: Sequence[Phase], shape: Shape | None, console: Console) -> None:
+    """Refuses a mesh that the phases cannot use, and tells of one that leaves devices idle.
+
+    Raises:
+      InputError: for a tensor axis along which nothing would be split.
+    """
     if shape is not None:
         mesh_fit.refuse_idle_tensor(missing, shape)
         for line in mesh_fit.explain(missing, shape):
@@ -192,7 +250,7 @@ def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
         with artifacts.claim(folder, waiting, context.should_stop):
             if not folder.complete:
                 _run_phase(phase, missing[number:], context)
-        _print_phase(number, len(missing), phase, artifacts.read_result(folder), console)
+        print_phase(number, len(missing), phase, artifacts.read_result(folder), console)
         if context.should_stop():
             raise errors.Interrupted(
                 f"stopped by a signal after {phase.title}; the same command resumes"
@@ -215,9 +273,10 @@ def _run_phase(phase: Phase, later: Sequence[Phase], context: "phases.Context") 
             raise failure
 
 
-def _print_phase(
+def print_phase(
     number: int, total: int, phase: Phase, result: dict[str, Any], console: Console
 ) -> None:
+    """A line on a phase that is complete, the `number`-th of `total`."""
     numbers = f"loss {result['train_loss']:.4f}" if "train_loss" in result else ""
     if "test" in result.get("metrics", {}):
         test = result["metrics"]["test"]
@@ -236,7 +295,7 @@ def _print_phase(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """SIGTERM and SIGINT ask for a stop at the next boundary; a second one acts as usual."""
     asked = threading.Event()
     before: dict[int, Any] = {}

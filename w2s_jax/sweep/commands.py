@@ -1,0 +1,126 @@
+"""`w2s sweep` and `w2s sweep status`. No JAX before a phase runs."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from w2s_jax import errors
+from w2s_jax.sweep import costs, records
+from w2s_jax.sweep.planning import SweepPlan, plan_sweep
+from w2s_jax.sweep.points import load_points
+from w2s_jax.sweep.status import print_counts
+
+#: What runs the phases.
+EXECUTORS = ("local",)
+
+
+def sweep(
+    config: str,
+    overrides: Sequence[str],
+    workdir: str | os.PathLike[str],
+    console: Console,
+    *,
+    store: str | os.PathLike[str] | None = None,
+    executor: str = "local",
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    mfu: float = costs.MFU,
+) -> None:
+    """Runs every point of a sweep file, or what of it is missing.
+
+    Args:
+      config: the sweep file.
+      overrides: `--config.FIELD=VALUE` of what all points start from.
+      workdir: the sweep's folder.
+      console: where to print.
+      store: where phases live, if not in `workdir`/phases; sweeps and runs may share it.
+      executor: one of `EXECUTORS`.
+      dry_run: print what there is to do and what it costs, and write nothing.
+      retry_failed: forget which phases have failed.
+      mfu: the utilisation at which device-hours are told.
+
+    Raises:
+      InputError: bad input, before anything is written.
+      SweepFailed, Interrupted: see `local.run_sweep`.
+    """
+    if executor not in EXECUTORS:
+        raise errors.unknown("--executor", executor, EXECUTORS)
+    if not 0 < mfu <= 1:
+        raise errors.InputError(f"--mfu: {mfu!r}; allowed: above 0 and at most 1")
+    folder = Path(workdir)
+    records.check_workdir(folder)
+    points = load_points(config, overrides)
+    plan = plan_sweep(points, folder, Path(store) if store is not None else folder / "phases")
+    print_plan(plan, mfu, console, all_runs=dry_run)
+    if dry_run:
+        return
+    from w2s_jax.sweep.local import run_sweep
+
+    run_sweep(plan, folder, console, retry_failed=retry_failed)
+
+
+def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool) -> None:
+    """Prints the runs (if asked), the phases by kind and state, and what is missing costs."""
+    if all_runs:
+        table = Table(title="runs", title_justify="left", box=None, pad_edge=False)
+        for column in ("run", "phases", "missing"):
+            table.add_column(column, overflow="fold")
+        for run in plan.runs:
+            left = len(run.prepared.missing())
+            table.add_row(run.name, str(len(run.phases)), str(left))
+        console.print(table)
+    uses, phases = plan.uses, plan.phases
+    shared = sum(count > 1 for count in uses.values())
+    parents = {name: list(phase.parents.values()) for name, phase in phases.items()}
+    states = records.states(plan.store, parents)
+    missing = [name for name, state in states.items() if state != "done"]
+    console.print(
+        f"{len(plan.runs)} runs of {uses.total()} phases, {len(phases)} of them distinct, {shared} "
+        f"shared by several runs; {len(phases) - len(missing)} done, {len(missing)} missing",
+        highlight=False,
+    )
+    print_counts({name: phase.kind for name, phase in phases.items()}, states, console)
+    if missing:
+        _print_costs(plan, missing, mfu, console)
+
+
+def _print_costs(plan: SweepPlan, missing: list[str], mfu: float, console: Console) -> None:
+    flops = {n: costs.phase_flops(plan.phases[n], plan.resolved[n]) for n in missing}
+    training = sum(own.training for own in flops.values())
+    total = sum(own.total for own in flops.values())
+    uses = plan.uses
+    unshared = sum(uses[name] * own.total for name, own in flops.items())
+    console.print(
+        f"missing: {_si(total)}FLOP ({_si(training)}FLOP training, the rest labels and "
+        f"evaluation); {_si(unshared)}FLOP were nothing shared",
+        highlight=False,
+    )
+    table = Table(
+        title=f"at a utilisation of {mfu:.0%} of the peak", title_justify="left", box=None,
+        pad_edge=False,
+    )  # fmt: skip
+    for column in ("device", "at least", "device-hours", "hours on these"):
+        table.add_column(column, overflow="fold")
+    chosen = {name: plan.phases[name] for name in missing}
+    for row in costs.hours(chosen, plan.resolved, mfu):
+        if row.devices is None:
+            continue
+        each = row.device_hours / row.devices
+        table.add_row(row.device, str(row.devices), _hours(row.device_hours), _hours(each))
+    console.print(table)
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.3g}" if value >= 0.001 else "below 0.001"
+
+
+def _si(value: float) -> str:
+    """'3.21 T': three digits and a prefix."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
+        if value < 999.5 or prefix == "Z":
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    raise AssertionError

@@ -1,0 +1,118 @@
+"""How a sweep stands, read from its folder; nothing is planned, and nothing is written."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.sweep import records
+
+#: How much of the end of a metrics.jsonl is read for its last row.
+_TAIL_BYTES = 4096
+
+
+def print_status(workdir: Path, console: Console) -> None:
+    """Prints a line for each phase of a sweep, and how many of each kind are in which state.
+
+    Raises:
+      InputError: if the folder holds no sweep.
+    """
+    record = records.read_sweep(workdir)
+    store, phases = Path(record["store"]), record["phases"]
+    states = records.states(store, {name: phase["parents"] for name, phase in phases.items()})
+    table = _table("phases", "phase", "what", "model", "state", "")
+    for name, phase in phases.items():
+        detail = _detail(PhaseFolder(store / name), phase, states[name], states)
+        table.add_row(name, phase["title"], phase["model"], states[name], detail)
+    console.print(table)
+    print_counts({name: phase["kind"] for name, phase in phases.items()}, states, console)
+    complete = sum(
+        all(states[name] == "done" for name in run["phases"]) for run in record["runs"].values()
+    )
+    console.print(f"phases of {complete} of {len(record['runs'])} runs are complete")
+
+
+def print_counts(kinds: dict[str, str], states: dict[str, str], console: Console) -> None:
+    """Prints how many phases of each kind are in which state.
+
+    Args:
+      kinds: phase -> kind.
+      states: phase -> state.
+      console: where to.
+    """
+    shown = [state for state in records.STATES if state in states.values()]
+    table = _table("", "kind", "phases", *shown)
+    for kind in dict.fromkeys(kinds.values()):
+        counts = Counter(states[name] for name, own in kinds.items() if own == kind)
+        table.add_row(kind, str(counts.total()), *(str(counts[state]) for state in shown))
+    counts = Counter(states.values())
+    table.add_row("all", str(len(states)), *(str(counts[state]) for state in shown))
+    console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _detail(folder: PhaseFolder, phase: dict[str, Any], state: str, states: dict[str, str]) -> str:
+    """What there is to say of a phase in its state."""
+    if state == "running":
+        return _progress(folder, phase["steps"])
+    if state == "failed":
+        return records.read_failure(folder) or ""
+    if state == "waiting":
+        before = [p for p in phase["parents"] if states.get(p) != "done"]
+        return f"for {', '.join(before)}" if before else ""
+    if state == "blocked":
+        before = [p for p in phase["parents"] if states.get(p) in ("failed", "blocked")]
+        return f"by {', '.join(before)}"
+    return ""
+
+
+def _progress(folder: PhaseFolder, total: int) -> str:
+    """Who runs a phase, at which step, at what rate, and when training will be over.
+
+    The rate is the mean since the process claimed the phase, compiling included.
+    """
+    holder = records.read_holder(folder)
+    who = "" if holder is None else f"{holder.host}, process {holder.pid}: "
+    if holder is None or not total or not folder.metrics.exists():
+        return f"{who}at work" if not total else f"{who}step 0 of {total}"
+    step, written = _last_step(folder.metrics), folder.metrics.stat().st_mtime
+    if written < holder.since:
+        # Rows of an earlier attempt.
+        return f"{who}step {holder.from_step} of {total}"
+    text = f"{who}step {step} of {total}"
+    rate = (step - holder.from_step) / max(written - holder.since, 1e-3)
+    if step >= total or rate <= 0:
+        return text
+    left = max(0.0, (total - step) / rate - (time.time() - written))
+    return f"{text}, {rate:,.1f} steps/s, {duration(left)} left"
+
+
+def _last_step(path: Path) -> int:
+    """The step of the last whole row of a metrics.jsonl; 0 if there is none."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3.4 h'."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
