@@ -235,6 +235,8 @@ class MeshSettings:
     """
 
     data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
     population: int = -1
 
 

@@ -39,17 +39,33 @@ def make_mesh(
     """The mesh of a run over `devices` (all of them by default).
 
     Raises:
-      InputError: if `mesh.data` does not fit the number of devices.
+      InputError: if the axes do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    data = -1 if settings is None else settings.data
-    if data == -1:
-        data = len(devices)
-    if data > len(devices):
+    shape = mesh_shape(settings or MeshSettings(), len(devices))
+    return mesh_of(shape, devices[: math.prod(shape)])
+
+
+def mesh_shape(settings: MeshSettings, count: int) -> tuple[int, int, int]:
+    """The (data, fsdp, tensor) shape over `count` devices; one axis of -1 takes what is left.
+
+    Raises:
+      InputError: if the axes do not fit the number of devices.
+    """
+    sizes = {axis: getattr(settings, axis) for axis in MESH_AXES}
+    fills = [axis for axis, size in sizes.items() if size == -1]
+    if len(fills) > 1:
+        raise errors.InputError(f"mesh.{fills[1]}: -1 beside mesh.{fills[0]}=-1; allowed: one -1")
+    given = math.prod(size for size in sizes.values() if size != -1)
+    if given > count:
+        axis = max((a for a in MESH_AXES if a not in fills), key=lambda a: sizes[a])
         raise errors.InputError(
-            f"mesh.data: {data}; allowed: -1 (fill) or at most the {len(devices)} devices present"
+            f"mesh.{axis}: {sizes[axis]}; allowed: -1 (fill) or at most the {count} devices "
+            "present, of all axes together"
         )
-    return mesh_of((data, 1, 1), devices[:data])
+    for axis in fills:
+        sizes[axis] = count // given
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
 
 def mesh_of(shape: tuple[int, int, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -99,10 +115,10 @@ def place() -> tuple[jax.Device, tuple[int, int] | None]:
     mesh = mesh_around()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     # Within `jax.pmap` and `jax.shard_map` every device runs a program of its own.
-    if jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
+    if jax.sharding.get_abstract_mesh().are_all_axes_manual:
         return device, (1, 1)
     if mesh is None:
-        return device, None
+        return device, (1, 1) if jax.device_count() == 1 else None
     return device, (row_shards(mesh), mesh.shape["tensor"])
 
 
