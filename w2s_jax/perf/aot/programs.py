@@ -57,6 +57,9 @@ class Program:
       flops: model FLOPs of a run (a step, or a batch), by formula.
       slots: of a batch, all microbatches together.
       shape: M, R and L of the largest batch.
+      tokens: of it, of documents.
+      trained: how many parameters on a chip are trained.
+      loss: its kind; None of a language model.
       passes: forward passes of a run, of which remat and batch-coupled losses make more than one.
       evaluates: the key of the label pass that runs while this one's arguments lie on the chip.
     """
@@ -76,6 +79,8 @@ class Program:
     tokens: float
     slots: int
     shape: tuple[int, int, int]
+    trained: int = 0
+    loss: str | None = None
     passes: int = 1
     evaluates: Any = None
 
@@ -122,6 +127,13 @@ def per_chip(tree: Any) -> int:
     return sum(
         int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
+    )
+
+
+def _numbers_per_chip(tree: Any) -> int:
+    """Numbers in abstract arrays on each chip."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) for x in jax.tree.leaves(tree)
     )
 
 
@@ -185,6 +197,8 @@ def _training(
         tokens=tokens,
         slots=int(np.prod(shape)),
         shape=shape,
+        trained=_numbers_per_chip(state.params),
+        loss=None if key.loss is None else key.loss[0],
         passes=1 + (phase.train.remat == "block") + _computes_twice(key, phase),
         evaluates=passes[0].key if phase.eval_every is not None and passes else None,
     )
