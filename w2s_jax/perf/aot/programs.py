@@ -111,15 +111,19 @@ def programs_of(
 
 
 def _add(found: dict[Any, Program], more: Iterable[Program]) -> None:
+    """Adds programs; one that is there already gets the title, and the most that lies beside it."""
     for program in more:
         known = found.get(program.key)
         if known is None:
             found[program.key] = program
-        elif program.slots > known.slots:
-            found[program.key] = dataclasses.replace(program, title=known.title)
-        elif program.title not in known.title.split(", "):
-            title = f"{known.title}, {program.title}"
-            found[program.key] = dataclasses.replace(known, title=title)
+            continue
+        titles = dict.fromkeys([*known.title.split(", "), program.title])
+        found[program.key] = dataclasses.replace(
+            known,
+            title=", ".join(titles),
+            beside=max(known.beside, program.beside, key=lambda parts: sum(parts.values())),
+            evaluates=known.evaluates or program.evaluates,
+        )
 
 
 def per_chip(tree: Any) -> int:
