@@ -53,9 +53,9 @@ class Bandwidth:
 
 
 # Google Cloud's pages on each TPU version, tables of key specifications, "per chip". Links are
-# stated there in bits a second one way (v4 2,400 Gbps, v5e 1,600, v5p 4,800, v6e 3,200), or in later
-# versions of the pages in bytes both ways together, which is twice that. A collective along one axis
-# of the torus has only that axis's share of them.
+# stated there in bits a second one way (v4 2,400 Gbps, v5e 1,600, v5p 4,800, v6e 3,200), or in
+# later versions of the pages in bytes both ways together, which is twice that. A collective along
+# one axis of the torus has only that axis's share of them.
 _BANDWIDTH = {
     "TPU v4": Bandwidth(1200e9, 300e9),
     "TPU v5 lite": Bandwidth(819e9, 200e9),

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,8 @@ def run(request: dict[str, Any]) -> int:
     validate(load_config(request["config"], request["overrides"]))
     topology.check_compiler()
     command = [sys.executable, "-m", "w2s_jax.perf.aot.main", json.dumps(request)]
-    return subprocess.run(command, env=os.environ | topology.environment()).returncode
+    status = subprocess.run(command, env=os.environ | topology.environment()).returncode
+    return status if status >= 0 else 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class _State:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(data, fsdp, tensor)."""
-        return tuple(self.mesh.shape.values())
+        data, fsdp, tensor = self.mesh.shape.values()
+        return data, fsdp, tensor
 
 
 class _Session:
@@ -117,26 +120,20 @@ class _Session:
 
         return sum(costs.estimate(program, state.shape[0] * state.shape[1]).values())
 
-    def ways(self, program: Any, state: _State) -> "list[tuple[search.Change, list[str], _State]]":
-        """What may be tried for a program, the overrides and the run under each."""
-        section = f"{program.role}.{'pretrain' if program.loss is None else 'train'}"
-        section = section.replace(section.split(".")[0], _owner(program.role))
+    def ways(self, program: Any, state: _State) -> Iterator[tuple[list[str], _State]]:
+        """What may be tried for a program: overrides, and the run under them."""
+        role = "strong" if program.role.startswith("middle") else program.role
+        section = f"{role}.{'pretrain' if program.loss is None and program.trains else 'train'}"
         now = search.start(program.train, state.shape)
-        heads = program.model.num_kv_heads
-        found = []
-        for change in search.candidates(now, self.slice.chips, heads):
+        for change in search.candidates(now, self.slice.chips, program.model.num_kv_heads):
             settings = search.changed(state.resolved.settings, section, change)
+            resolved = dataclasses.replace(state.resolved, settings=settings)
             try:
-                other = self.state(dataclasses.replace(state.resolved, settings=settings))
+                other = self.state(resolved)
             except errors.InputError:
                 continue  # a mesh that the torus does not have
-            found.append((change, change.overrides(section, now), other))
-        return found
-
-
-def _owner(role: str) -> str:
-    """The role whose settings those of `role` are: models in between have the strong one's."""
-    return "strong" if role.startswith("middle") else role
+            fill = [] if state.resolved.settings.mesh.data == -1 else ["--config.mesh.data=-1"]
+            yield change.overrides(section, now) + fill, other
 
 
 def main(request: dict[str, Any]) -> int:
@@ -179,42 +176,45 @@ def main(request: dict[str, Any]) -> int:
 
 
 def _advice(session: _Session, state: _State) -> list[str]:
-    """The first overrides under which, by formula, the programs fit that do not."""
+    """The first overrides under which, by formula, everything fits of which something does not."""
     for program in state.programs:
-        if session.fits(program, state):
-            continue
-        for _, overrides, other in session.ways(program, state):
-            if all(session.estimate(p, other) <= session.slice.memory for p in other.programs):
-                return overrides
+        if not session.fits(program, state):
+            for overrides, other in session.ways(program, state):
+                if all(session.estimate(p, other) <= session.slice.memory for p in other.programs):
+                    return overrides
+            return []
     return []
 
 
 def _search(session: _Session, state: _State) -> tuple[_State, list[str]]:
-    """The first run, in the order of `search.candidates`, all of whose programs fit.
+    """The first run that fits, in the order of `search.candidates`, and the overrides to it.
 
-    Those that by formula take more than 1.5 times what there is are not compiled.
+    What by formula takes more than 1.5 times the memory that there is, is not compiled.
     """
     overrides: list[str] = []
-    for program in sorted(state.programs, key=lambda p: -session.estimate(p, state)):
-        same = next((p for p in state.programs if p.title == program.title), None)
-        if same is None or session.fits(same, state):
+    for title in [program.title for program in state.programs]:
+        program = _named(title, state)
+        if session.fits(program, state):
             continue
-        print(f"{same.title}: does not fit", flush=True)
-        for _, more, other in session.ways(same, state):
-            new = next((p for p in other.programs if p.title == same.title), None)
-            if new is None or session.estimate(new, other) > 1.5 * session.slice.memory:
+        print(f"{program.title}: does not fit", flush=True)
+        for more, other in session.ways(program, state):
+            new = _named(title, other)
+            if session.estimate(new, other) > 1.5 * session.slice.memory:
                 print(f"  {' '.join(more)}: too much by formula, not compiled", flush=True)
                 continue
-            fits = session.fits(new, other)
-            needed = session.needed(new, other) / 2**30
-            print(
-                f"  {' '.join(more)}: {needed:.2f} GiB, {'fits' if fits else 'too much'}",
-                flush=True,
-            )
+            fits, needed = session.fits(new, other), session.needed(new, other) / 2**30
+            answer = "fits" if fits else "too much"
+            print(f"  {' '.join(more)}: {needed:.2f} GiB, {answer}", flush=True)
             if fits:
                 state, overrides = other, [*overrides, *more]
                 break
     return state, overrides
+
+
+def _named(title: str, state: _State) -> Any:
+    """The program that runs what `title` names first; programs may be shared by other phases."""
+    first = title.split(", ")[0]
+    return next(p for p in state.programs if first in p.title.split(", "))
 
 
 if __name__ == "__main__":

@@ -148,9 +148,7 @@ def _abstract(tree: Any, where: NamedSharding) -> Any:
     )
 
 
-def _training(
-    phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Program]
-) -> Program:
+def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Program]) -> Program:
     """The train step of a phase: a block of steps, or one where batches are streamed."""
     whole = sharding.replicated(mesh)
     stacks, documents, vocabulary = _batches(phase, resolved, mesh)
@@ -438,5 +436,3 @@ def _label_pass(
         slots=int(np.prod(stack.tokens_SMRL.shape[2:])),
         shape=(1, *stack.tokens_SMRL.shape[2:]),
     )
-
-
