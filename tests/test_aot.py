@@ -208,9 +208,9 @@ def settings_of(**fields):
     config.task.name = "sst2"
     with config.unlocked():
         for path, value in fields.items():
-            section, _, leaf = path.rpartition("__")
+            *sections, leaf = path.split("__")
             target = config
-            for part in section.split("__"):
+            for part in sections:
                 target = target[part]
             target[leaf] = value
     return validate(config)
@@ -233,8 +233,8 @@ def test_models_and_documents_need_not_be_there():
 
 
 def test_bad_models_and_lengths_are_named():
-    with pytest.raises(errors.InputError, match=r"strong.model: 'pythia-13b' .*'pythia-12b'"):
-        inputs.find_inputs(settings_of(strong__model="pythia-13b"), 1000, 100)
+    with pytest.raises(errors.InputError, match=r"strong.model: 'pythia-12bb' .*'pythia-12b'"):
+        inputs.find_inputs(settings_of(strong__model="pythia-12bb"), 1000, 100)
     with pytest.raises(errors.InputError, match=r"--tokens: 2000; allowed with gpt2: .*1024"):
         inputs.find_inputs(settings_of(strong__model="gpt2"), 1000, 2000)
     with pytest.raises(errors.InputError, match=r"--documents: 40, 20 of them in slice1"):

@@ -156,10 +156,12 @@ def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Pro
     key = spec.program_key()
     state, frozen = _state(phase, spec, documents, mesh)
     if phase.train.adapt == "probe":
+        assert documents is not None
         shape = (len(documents), documents.num_texts, phase.model.d_model)
         features = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
         frozen = frozen | {"features_NKD": features}
     numbers = _abstract(spec.hyperparameters(), whole)
+    rest: tuple[Any, ...]
     if documents is None:
         function, rest = programs(key, mesh)[0], (stacks[0],)
     else:

@@ -7,6 +7,7 @@ chips, splitting layers.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from w2s_jax.config import MeshSettings, Settings, TrainSettings
 
@@ -92,11 +93,11 @@ def changed(settings: Settings, section: str, change: Change) -> Settings:
     mesh = MeshSettings(
         data=-1, fsdp=change.fsdp, tensor=change.tensor, population=settings.mesh.population
     )
-    settings = dataclasses.replace(settings, mesh=mesh)
+    changes: dict[str, Any] = {"mesh": mesh, role: new}
     if role == "strong":
         middle = tuple(dataclasses.replace(m, **{part: train}) for m in settings.middle)
-        settings = dataclasses.replace(settings, middle=middle)
-    return dataclasses.replace(settings, **{role: new})
+        changes["middle"] = middle
+    return dataclasses.replace(settings, **changes)
 
 
 def verdict(fits: bool, needed: float, memory: float, advice: Sequence[str] = ()) -> str:
