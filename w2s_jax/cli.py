@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_data(commands)
     _add_bench(commands)
+    _add_compile(commands)
     _add_convert(commands)
     _add_models(commands)
     _add_gc(commands)
@@ -170,6 +171,26 @@ def _add_bench(commands: Any) -> None:
     )
 
 
+def _add_compile(commands: Any) -> None:
+    """`w2s compile`."""
+    compile_ = commands.add_parser(
+        "compile",
+        help="whether a run fits on a TPU slice, by its compiler, without a TPU",
+        allow_abbrev=False,
+        epilog="Needs the package libtpu, no TPU. Models that w2s models lists need not be there; "
+        "nor does the data, with --documents and --tokens. Exit status 1: does not fit.",
+    )
+    compile_.add_argument("--config", required=True, metavar="FILE", help="a recipe: configs/*.py")
+    compile_.add_argument(
+        "--topology", required=True, metavar="NAME", help="v5e:4x4, or as it is sold: v5e-16"
+    )
+    compile_.add_argument("--documents", type=int, metavar="N", help="make up so many documents")
+    compile_.add_argument("--tokens", type=int, metavar="L", help="of so many tokens each")
+    compile_.add_argument(
+        "--search", action="store_true", help="if it does not fit, try what would make it fit"
+    )
+
+
 def _add_convert(commands: Any) -> None:
     """`w2s convert`."""
     convert = commands.add_parser(
@@ -244,6 +265,8 @@ def _dispatch(arguments: list[str]) -> int:
         return _data(options)
     if options.command == "bench":
         return _bench(options, rest)
+    if options.command == "compile":
+        return _compile(options, rest)
     if options.command == "convert":
         if rest:
             raise errors.InputError(
@@ -406,6 +429,14 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     if target is not None:
         write_json(target, {"records": records})
     return 0
+
+
+def _compile(options: argparse.Namespace, overrides: list[str]) -> int:
+    from w2s_jax.perf.aot import main as aot
+
+    request = {name: getattr(options, name) for name in ("config", "topology", "search")}
+    request |= {name: getattr(options, name) for name in ("documents", "tokens")}
+    return aot.run(request | {"overrides": overrides})
 
 
 def _convert(options: argparse.Namespace) -> int:

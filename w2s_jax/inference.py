@@ -101,7 +101,7 @@ class Predictor:
         self.dispatches: list[tuple[np.ndarray, dict[str, Array]]] = []
         self.slots = self.tokens = 0
         for group_N in packing.length_groups(documents, attention_length=attention_length):
-            order_SB, stack = _packed_group(
+            order_SB, stack = packed_group(
                 documents,
                 group_N,
                 batch_size,
@@ -156,7 +156,7 @@ def logits_of_features(params: Any, features_NKD: np.ndarray) -> np.ndarray:
 _head_logits = jax.jit(heads.class_logits)
 
 
-def _packed_group(
+def packed_group(
     documents: TokenizedDocuments,
     group_N: np.ndarray,
     batch_size: int,

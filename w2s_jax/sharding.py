@@ -181,10 +181,10 @@ def place() -> tuple[jax.Device, tuple[int, int] | None]:
     mesh = mesh_around()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     # Within `jax.pmap` and `jax.shard_map` every device runs a program of its own.
-    if jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
+    if jax.sharding.get_abstract_mesh().are_all_axes_manual:
         return device, (1, 1)
     if mesh is None:
-        return device, None
+        return device, (1, 1) if jax.device_count() == 1 else None
     return device, (row_shards(mesh), mesh.shape["tensor"])
 
 

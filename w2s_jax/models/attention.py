@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from w2s_jax import sharding
 from w2s_jax.models import attention_cpu, attention_kernels
 from w2s_jax.models.config import ModelConfig
 
@@ -60,12 +61,12 @@ def attention(
 
 
 def row_preferences(config: ModelConfig) -> dict[str, Any]:
-    """How rows are best packed for the attention of this process's devices: see `packing.pack`.
+    """How rows are best packed for the attention where the caller runs: see `packing.pack`.
 
     By the FLOPs of a block, attention costs as much as the rest at 12 D slots. On CPUs it is the
     softmax that takes time: at width 256, by measurement, at about 1.5 D.
     """
-    backend = attention_kernels.backend_of(jax.local_devices()[0])
+    backend = attention_kernels.backend_of(sharding.place()[0])
     if backend == "cpu" and not config.bidirectional and not config.attention_softcap:
         return {"attention_length": 3 * config.d_model // 2, "chunk": attention_cpu.CHUNK}
     multiple = attention_kernels.row_length_multiple(backend)
@@ -132,7 +133,7 @@ def _xla(
             softcap=softcap,
             causal=causal,
         )
-    if jax.default_backend() == "cpu":
+    if sharding.place()[0].platform == "cpu":
         factor = q_RLHE.shape[-1] ** -0.5 if scale is None else scale
         rows = (q_RLHE, k_RLKE, v_RLKE, segment_ids_RL)
         return attention_cpu.attention(

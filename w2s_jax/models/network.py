@@ -50,7 +50,7 @@ def _graphdef(config: ModelConfig) -> nnx.GraphDef:
 
 def scan_by_default(config: ModelConfig) -> bool:
     """Scanning compiles faster; on CPU unrolled layers train faster, so few layers are unrolled."""
-    return jax.default_backend() != "cpu" or config.num_layers > 12
+    return sharding.place()[0].platform != "cpu" or config.num_layers > 12
 
 
 def forward(

@@ -1,5 +1,6 @@
-"""Peak matmul rates by device kind, and model FLOP/s utilisation. Imports no JAX."""
+"""Peak rates by device kind, and model FLOP/s utilisation. Imports no JAX."""
 
+from dataclasses import dataclass
 from typing import Any
 
 _TPU = {
@@ -36,6 +37,40 @@ _NVIDIA: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
     (("V100",), None, 15.7e12),
     (("T4",), None, 8.1e12),
 )
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes a second of one chip.
+
+    Attributes:
+      memory: between HBM and the chip.
+      links: that it can send over all of its links to other chips together.
+    """
+
+    memory: float
+    links: float
+
+
+# Google Cloud's pages on each TPU version, tables of key specifications, "per chip". Links are
+# stated there in bits a second one way (v4 2,400 Gbps, v5e 1,600, v5p 4,800, v6e 3,200), or in
+# later versions of the pages in bytes both ways together, which is twice that. A collective along
+# one axis of the torus has only that axis's share of them.
+_BANDWIDTH = {
+    "TPU v4": Bandwidth(1200e9, 300e9),
+    "TPU v5 lite": Bandwidth(819e9, 200e9),
+    "TPU v5": Bandwidth(2765e9, 600e9),
+    "TPU v6 lite": Bandwidth(1600e9, 400e9),
+}
+
+
+def bandwidth(device_kind: str) -> Bandwidth | None:
+    """What a TPU's vendor states of its memory and links; None where that is unknown.
+
+    Args:
+      device_kind: as JAX names it: 'TPU v5 lite'.
+    """
+    return _BANDWIDTH.get(device_kind)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

@@ -39,7 +39,7 @@ def train_step(
     is compiled for each shape that they come in. `frozen` are the parameters that the state lacks
     (see `models.adapting`). A non-finite loss or gradient freezes the state and sets `failed_step`.
     """
-    return functools.partial(_programs(spec.program_key(), mesh)[0], *_bound(spec, mesh, frozen))
+    return functools.partial(programs(spec.program_key(), mesh)[0], *_bound(spec, mesh, frozen))
 
 
 def train_block(
@@ -50,7 +50,7 @@ def train_block(
     Takes the steps from `state.step` up to `stop`, int32, or to the first that fails. `stacks` are
     all dicts of arrays, and `stack_of_S`, int32, says which of them has the batch of each step.
     """
-    return functools.partial(_programs(spec.program_key(), mesh)[1], *_bound(spec, mesh, frozen))
+    return functools.partial(programs(spec.program_key(), mesh)[1], *_bound(spec, mesh, frozen))
 
 
 def _bound(spec: StepSpec, mesh: Mesh, frozen: Any) -> tuple[Hyperparameters, Any]:
@@ -58,8 +58,12 @@ def _bound(spec: StepSpec, mesh: Mesh, frozen: Any) -> tuple[Hyperparameters, An
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(key: StepSpec, mesh: Mesh) -> tuple[Callable, Callable]:
-    """(one step, a block of steps), compiled when they are first called."""
+def programs(key: StepSpec, mesh: Mesh) -> tuple[Callable, Callable]:
+    """(one step, a block of steps), compiled when they are first called.
+
+    They take `Hyperparameters` and the frozen parameters, {} if there are none, before what
+    `train_step` and `train_block` say. `key` is a `StepSpec.program_key`.
+    """
     on_any = make_step(key)
 
     def step(*arguments: Any) -> TrainState:

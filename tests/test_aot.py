@@ -1,0 +1,365 @@
+"""`w2s compile`: collectives, slices, verdicts and the order of search by hand; real compiles."""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from w2s_jax import cli, errors
+from w2s_jax.config import MeshSettings, TrainSettings, default_config
+from w2s_jax.models import budget, ladders
+from w2s_jax.perf import devices
+from w2s_jax.perf.aot import compiler, inputs, search, topology
+from w2s_jax.perf.aot.collectives import Collectives, collectives
+from w2s_jax.validation import validate
+
+GIB = 2**30
+
+#: A loop of 3 with an asynchronous gather (written in three fusions), a scatter in a fusion, and a
+#: loop over steps, whose length nobody knows, around it; a conditional in the entry.
+HLO = """\
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%start_fusion (p: bf16[1,8]) -> (bf16[1,8], bf16[4,8]) {
+  %all-gather.1 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+  ROOT %custom-call.1 = (bf16[1,8], bf16[4,8]) custom-call(%all-gather.1)
+}
+
+%done_fusion (p: bf16[4,8]) -> bf16[4,8] {
+  %all-gather.2 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+  ROOT %custom-call.2 = bf16[4,8] custom-call(%all-gather.2)
+}
+
+%all-reduce-scatter.1 (p: f32[16]) -> f32[4] {
+  %all-reduce.3 = f32[16]{0} all-reduce(%p), channel_id=9, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %dynamic-slice.3 = f32[4]{0} dynamic-slice(%all-reduce.3)
+}
+
+%layer (p: (s32[], bf16[1,8])) -> (s32[], bf16[1,8]) {
+  %fusion.1 = (bf16[1,8], bf16[4,8]) fusion(%p), kind=kCustom, calls=%start_fusion
+  %fusion.2 = bf16[4,8] fusion(%fusion.1), kind=kCustom, calls=%done_fusion
+  %fusion.3 = f32[4] fusion(%fusion.2), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %tuple.1 = (s32[], bf16[1,8]) tuple(%fusion.1, %fusion.3)
+}
+
+%layer_cond (p: (s32[], bf16[1,8])) -> pred[] {
+  %three = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%p.0, %three), direction=LT
+}
+
+%step (p: (s32[], s32[])) -> (s32[], s32[]) {
+  %while.1 = (s32[], bf16[1,8]) while(%tuple.0), condition=%layer_cond, body=%layer
+  %permute = (f32[2,2]{1,0}, f32[2,2]{1,0}, u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1}}
+  %permute-done = f32[2,2]{1,0} collective-permute-done(%permute)
+  ROOT %tuple.2 = (s32[], s32[]) tuple(%p)
+}
+
+%step_cond (p: (s32[], s32[])) -> pred[] {
+  ROOT %lt.2 = pred[] compare(%p.0, %p.1), direction=LT
+}
+
+%small (p: f32[2]) -> f32[2] {
+  ROOT %all-reduce.4 = f32[2]{0} all-reduce(%p), channel_id=11, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+%large (p: f32[2]) -> f32[2] {
+  %all-reduce.5 = (f32[100]{0}, bf16[10]{0}) all-reduce(%p, %q), channel_id=12, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  ROOT %r = f32[2]{0} copy(%p)
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %while.2 = (s32[], s32[]) while(%t), condition=%step_cond, body=%step
+  %conditional.1 = f32[2] conditional(%which, %p, %p), branch_computations={%small, %large}
+  ROOT %out = f32[2] copy(%conditional.1)
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_program_are_counted_with_loops_and_once_when_asynchronous():
+    found = collectives(HLO, chips=8)
+    assert found == {
+        # 3 layers, 4 x 8 bfloat16 over the 4 chips of axis x: each sends 3/4 of 64 bytes.
+        "all-gather": Collectives(3, 3 * 64, 3 * 48),
+        # 16 float32 reduced over 4 chips, of which each keeps 4.
+        "reduce-scatter": Collectives(3, 3 * 16, 3 * 48),
+        "collective-permute": Collectives(1, 16, 16),
+        # The branch that moves more: 100 float32 and 10 bfloat16, over pairs: twice the half.
+        "all-reduce": Collectives(1, 420, 420),
+    }
+
+
+def test_a_program_on_one_chip_has_no_collectives():
+    assert (
+        collectives("ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %c = f32[2] copy(%p)\n}\n", 1)
+        == {}
+    )
+
+
+@pytest.mark.parametrize(
+    "name,jax_name,chips,sold_as,gib",
+    [
+        ("v5e:4x4", "v5e:4x4", 16, "v5e-16", 15.75),
+        ("v5e-256", "v5e:16x16", 256, "v5e-256", 15.75),
+        # Sold by TensorCores, two a chip.
+        ("v5p-128", "v5p:4x4x4", 64, "v5p-128", 95.74),
+        ("v6e-16", "v6e:4x4", 16, "v6e-16", 31.25),
+        ("v5e:1x1", "v5e:1x1", 1, "v5e-1", 15.75),
+        ("v4:2x2x1", "v4:2x2x1", 4, "v4-8", 32.0),
+    ],
+)
+def test_slices_have_their_chips_and_memory(name, jax_name, chips, sold_as, gib):
+    found = topology.find(name)
+    assert (found.name, found.chips, found.sold_as) == (jax_name, chips, sold_as)
+    assert found.memory == pytest.approx(gib * GIB)
+
+
+def test_an_unknown_slice_is_answered_with_the_nearest():
+    with pytest.raises(errors.InputError, match=r"--topology: unknown value 'v5e:44' .*'v5e:4x4'"):
+        topology.find("v5e:44")
+    with pytest.raises(errors.InputError, match=r"did you mean 'v6e-16'"):
+        topology.find("v6-16")
+
+
+def test_every_slice_has_peak_rates_and_bandwidths():
+    kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+    assert set(kinds) == set(topology.SLICES)
+    for generation, kind in kinds.items():
+        bandwidth, peak = devices.bandwidth(kind), devices.peak_flops(kind, "bfloat16")
+        assert bandwidth is not None and peak is not None, generation
+        # FLOPs a byte at which matmuls are no longer bound by memory: 229 to 574.
+        assert 150 < peak / bandwidth.memory < 600
+        assert bandwidth.links < bandwidth.memory
+    assert devices.bandwidth("NVIDIA H200") is None
+
+
+def test_the_last_line_says_what_fits_in_gib():
+    assert search.verdict(True, 3.15 * GIB, 15.75 * GIB) == (
+        "fits: 3.15 GiB of 15.75 GiB a chip (20% of its memory)"
+    )
+    line = search.verdict(False, 20 * GIB, 15.75 * GIB, ["--config.mesh.fsdp=4"])
+    assert line == (
+        "does not fit: needs 20.00 GiB of 15.75 GiB a chip; by the memory formula it would with "
+        "--config.mesh.fsdp=4"
+    )
+    assert "fits:" not in search.verdict(False, 20 * GIB, 15.75 * GIB)
+
+
+def test_search_tries_remat_then_microbatches_then_fsdp_then_tensor():
+    now = search.start(TrainSettings(batch_size=32), (4, 1, 1))
+    tried = [dataclasses.astuple(c) for c in search.candidates(now, chips=4, heads=6)]
+    assert tried == [
+        ("dots", 32, 1, 1),
+        ("block", 32, 1, 1),
+        ("block", 16, 1, 1),
+        ("block", 8, 1, 1),
+        ("block", 4, 1, 1),  # a document a chip: fewer would leave chips idle
+        ("block", 4, 2, 1),
+        ("block", 4, 4, 1),
+        ("block", 4, 2, 2),  # 4 does not divide 6 heads
+    ]
+    change = list(search.candidates(now, chips=4, heads=6))[6]
+    assert change.overrides("strong.train", now) == [
+        "--config.strong.train.remat=block",
+        "--config.strong.train.microbatch_size=4",
+        "--config.mesh.fsdp=4",
+    ]
+
+
+def test_a_change_reaches_the_settings_of_its_role_only():
+    settings = validate(default_config())
+    change = search.Change("block", 8, 2, 1)
+    new = search.changed(settings, "strong.train", change)
+    assert (new.strong.train.remat, new.strong.train.microbatch_size) == ("block", 8)
+    assert new.weak == settings.weak and new.strong.pretrain == settings.strong.pretrain
+    assert (new.mesh.data, new.mesh.fsdp, new.mesh.tensor) == (-1, 2, 1)
+    new = search.changed(settings, "weak.pretrain", change)
+    assert new.weak.pretrain.remat == "block" and new.weak.train == settings.weak.train
+
+
+@pytest.mark.parametrize(
+    "text,needed",
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (94.73G) exceeds available HBM (15.75G).",
+            1.5 * GIB + 94.73 * GIB,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.18G of 15.75G hbm. Exceeded hbm capacity by 4.43G.",
+            20.18 * GIB,
+        ),
+        ("RESOURCE_EXHAUSTED: in other words", 1.5 * GIB),
+    ],
+)
+def test_what_a_refused_program_needs_is_read_from_the_message(text, needed):
+    assert compiler.needed_bytes(text, int(1.5 * GIB)) == int(needed)
+
+
+def settings_of(**fields):
+    config = default_config()
+    config.task.name = "sst2"
+    with config.unlocked():
+        for path, value in fields.items():
+            *sections, leaf = path.split("__")
+            target = config
+            for part in sections:
+                target = target[part]
+            target[leaf] = value
+    return validate(config)
+
+
+def test_models_and_documents_need_not_be_there():
+    settings = settings_of(weak__model="gpt2", strong__model="EleutherAI/pythia-12b")
+    resolved = inputs.find_inputs(settings, 1000, 100)
+    assert inputs.is_made_up(resolved)
+    strong = resolved.roles["strong"]
+    known = ladders.find("pythia-12b").config()
+    assert strong.model.num_parameters() == known.num_parameters()
+    assert {name: len(part) for name, part in strong.splits.items()} == {
+        "slice1": 500, "slice2": 500, "validation": 500, "test": 1000
+    }  # fmt: skip
+    assert set(strong.splits["slice2"].lengths_N) == {100}
+    # The rates and dtypes that a run would have.
+    assert resolved.settings.strong.train.param_dtype == "bfloat16"
+    assert resolved.settings.weak.train.learning_rate == 5e-5
+
+
+def test_bad_models_and_lengths_are_named():
+    with pytest.raises(errors.InputError, match=r"strong.model: 'pythia-12bb' .*'pythia-12b'"):
+        inputs.find_inputs(settings_of(strong__model="pythia-12bb"), 1000, 100)
+    with pytest.raises(errors.InputError, match=r"--tokens: 2000; allowed with gpt2: .*1024"):
+        inputs.find_inputs(settings_of(strong__model="gpt2"), 1000, 2000)
+    with pytest.raises(errors.InputError, match=r"--documents: 40, 20 of them in slice1"):
+        inputs.find_inputs(settings_of(strong__model="gpt2"), 40, 100)
+
+
+def test_the_formula_adds_up_to_shards_gradients_and_activations():
+    """On CPU devices, as only shapes and shardings matter: a model split over 4 of 8 devices."""
+    import jax
+
+    from w2s_jax import sharding
+    from w2s_jax.methods.planning import plan
+    from w2s_jax.perf.aot import costs, programs
+
+    settings = settings_of(strong__model="gpt2", train__remat="block", losses=("xent",))
+    resolved = inputs.find_inputs(settings, 1000, 64)
+    mesh = sharding.make_mesh(MeshSettings(fsdp=4), jax.devices())
+    found, left_out = programs.programs_of(plan(resolved), resolved, mesh, 16 * GIB)
+    assert left_out == []
+    step = next(p for p in found if p.trains and p.role == "strong")
+    model = ladders.find("gpt2").config()
+    # gpt2's width of 768 divides by 4; biases of queries, keys, values and the MLP are whole.
+    whole = 12 * (3 * 768 + 3072)
+    quarter = (model.num_parameters() - whole) // 4
+    assert step.trained == pytest.approx(quarter + whole, abs=2 * 768)
+    assert step.parts["parameters"] == 4 * step.trained
+    assert step.parts["optimiser"] == 2 * 4 * step.trained + 4
+    assert step.beside == {"best parameters so far": step.parts["parameters"]}
+    estimate = costs.estimate(step, row_shards=8)
+    assert estimate["gradients"] == 4 * step.trained
+    # Weights are float32 and so computed with; 8 row shards: 4 rows of 64 slots each.
+    assert "weights as computed with" not in estimate
+    flops = budget.train_flops_per_token(model, 64, last_only=True)
+    assert step.flops == pytest.approx(32 * 64 * flops)
+    assert step.evaluates is not None
+    # Student and ceiling share the step; the label pass runs on each device for itself.
+    assert step.title == "ceiling, student xent"
+    labels = next(p for p in found if p.key == step.evaluates)
+    assert labels.chips == 1 and labels.parts["parameters"] > 4 * model.num_parameters()
+
+
+def test_the_least_time_of_a_step_is_that_of_its_slowest_part():
+    from w2s_jax.perf.aot import costs, programs
+
+    program = programs.Program(
+        title="t", role="strong", trains=True, key=0, function=None, args=(),
+        parts={"parameters": 400, "optimiser": 800}, beside={}, chips=4,
+        train=TrainSettings(compute_dtype="bfloat16", remat="block"),
+        model=ladders.find("gpt2").config(), flops=9000.0, tokens=100.0, slots=120,
+        shape=(1, 4, 30), trained=100, passes=2, loss="xent",
+    )  # fmt: skip
+    sent = {"all-reduce": Collectives(1, 100, 200)}
+    least = costs.bound(program, sent, 1e6, devices.Bandwidth(1e12, 2e3), tensor=1)
+    # 9000 FLOPs and a third for recomputing, a fifth for padding, on 4 chips.
+    assert least.compute == pytest.approx(9000 * 4 / 3 * 1.2 / 4e6)
+    assert least.communication == pytest.approx(0.1)
+    read = 2 * program.model.num_parameters() * 3
+    assert least.memory == pytest.approx((2 * 1200 + 8 * 100 + read) / 1e12)
+    assert (least.by, least.seconds) == ("communication", least.communication)
+    assert least.mfu == pytest.approx(9000 / 4e6 / 0.1)
+
+
+def test_bad_input_is_one_line_before_anything_starts(capsys, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from w2s_jax.config import default_config as get_config\n")
+    command = ["compile", f"--config={recipe}"]
+    assert cli.main([*command, "--topology=v5e:5x5"]) == 2
+    assert cli.main([*command, "--topology=v5e:2x2", "--config.sead=1"]) == 2
+    assert cli.main([*command, "--topology=v5e:2x2", "--tokens=0"]) == 2
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find_spec(name)
+    )
+    assert cli.main([*command, "--topology=v5e:2x2"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    parts = ["v5e:5x5", "'sead'", "--tokens: 0", "pip install"]
+    assert len(lines) == 4 and all(part in line for part, line in zip(parts, lines, strict=True))
+
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, libtpu, is not installed"
+)
+
+
+def compiled(tmp_path, *arguments, **fields):
+    """`w2s compile` in a process of its own: exit status and lines."""
+    lines = "".join(f"    config.{name} = {value!r}\n" for name, value in fields.items())
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from w2s_jax.config import default_config\ndef get_config():\n"
+        "    config = default_config()\n    config.task.name = 'sst2'\n"
+        f"    config.losses = ('xent',)\n{lines}    return config\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "w2s_jax.cli", "compile", f"--config={recipe}", *arguments],
+        capture_output=True, text=True, env=os.environ | {"W2S_CACHE_DIR": ""},
+    )  # fmt: skip
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_tiny_run_fits_on_four_chips(tmp_path):
+    status, lines, stderr = compiled(
+        tmp_path, "--topology=v5e:2x2", "--documents=400", "--tokens=32", "--config.mesh.fsdp=2"
+    )
+    assert status == 0, stderr
+    assert lines[0].startswith("v5e:2x2 (v5e-4): 4 chips of 15.75 GiB; mesh data=2 fsdp=2 tensor=1")
+    assert lines[-1].startswith("fits: 0.0") and "of 15.75 GiB a chip" in lines[-1]
+    assert any("weak" in line and "4 chips, compiled" in line for line in lines)
+    assert any("each chip by itself" in line for line in lines)
+    gathers = [line for line in lines if "collectives:" in line and "all-gather" in line]
+    assert gathers, "parameters split over fsdp are gathered"
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_what_is_too_large_is_told_with_what_would_help(tmp_path):
+    """GPT-2 XL: 5.8 GiB of parameters and 11.6 of moments on each chip are more than 15.75."""
+    status, lines, stderr = compiled(
+        tmp_path, "--topology=v5e:2x2", "--documents=400", "--tokens=32",
+        **{"strong.model": "gpt2-xl", "strong.train.compute_dtype": "bfloat16"},
+    )  # fmt: skip
+    assert status == 1, stderr
+    assert lines[-1].startswith("does not fit: needs ") and "of 15.75 GiB a chip" in lines[-1]
+    assert float(lines[-1].split()[4]) > 17.4
+    assert any("the compiler: RESOURCE_EXHAUSTED" in line for line in lines)
+    assert "Traceback" not in stderr
