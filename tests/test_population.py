@@ -129,7 +129,7 @@ def test_members_take_the_steps_that_they_would_take_alone(
     """By plain gradient descent, so that a step is the gradient: 1e-5 of its norm after one."""
     monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
     monkeypatch.setattr(step_module, "make_optimizer", lambda _: optax.identity())
-    programs = (step_module._programs, population._program)
+    programs = (step_module.programs, population._program)
     for program in programs:
         program.cache_clear()
     run, state, batches = together(packed_for(own_order, max_shapes), how, devices)

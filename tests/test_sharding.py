@@ -313,7 +313,7 @@ def compiled_step(shape):
     """(the state, the compiled train step) of Adam on a mesh."""
     spec, mesh = make_spec(), sharding.mesh_of(shape)
     state = state_on(spec, mesh)
-    program = step_module._programs(spec.program_key(), mesh)[0]
+    program = step_module.programs(spec.program_key(), mesh)[0]
     bound = step_module._bound(spec, mesh, None)
     return state, program.lower(*bound, state, placed(spec, mesh, rows=8).at(0)).compile()
 

@@ -120,7 +120,7 @@ def gradient_of_one_step(
 ):
     config, docs, params = small_problem(num_texts)
     monkeypatch.setattr(step_module, "make_optimizer", lambda _: optax.identity())
-    step_module._programs.cache_clear()
+    step_module.programs.cache_clear()
     settings = TrainSettings(
         batch_size=16,
         microbatch_size=16 // micro,
@@ -144,7 +144,7 @@ def gradient_of_one_step(
     batches = put_batches(packed, targets, mesh).at(2)
     spec = StepSpec(config, settings, 4, loss, num_texts)
     after = step_module.train_step(spec, mesh)(state, batches)
-    step_module._programs.cache_clear()
+    step_module.programs.cache_clear()
     before = params if loss is not None else {"backbone": params["backbone"]}
     grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before, after.params)
     flat = np.concatenate([g.reshape(-1) for g in jax.tree.leaves(grads)])
@@ -458,7 +458,7 @@ def test_phases_that_differ_in_numbers_share_one_program():
     """Naive student, confidence student, ceiling; rates, schedules, decay, and 11 or 12 steps."""
     config, docs, params = exact_problem()
     mesh = one_device()
-    step_module._programs.cache_clear()
+    step_module.programs.cache_clear()
     train = TrainSettings(batch_size=8, learning_rate=1e-2)
     variants = [
         (train, ("xent", ()), 11),
@@ -483,13 +483,13 @@ def test_phases_that_differ_in_numbers_share_one_program():
         state = dispatch.runner(spec, mesh, None, batches).run(state, 0, steps)
         histories.append(np.asarray(state.history)[:11, 0])
     assert len({h.tobytes() for h in histories}) == len(variants)
-    assert step_module._programs.cache_info().currsize == 1
-    one, block = step_module._programs(spec.program_key(), mesh)
+    assert step_module.programs.cache_info().currsize == 1
+    one, block = step_module.programs(spec.program_key(), mesh)
     assert (one._cache_size(), block._cache_size()) == (0, 1)
     micro = dataclasses.replace(train, microbatch_size=4)
     keys = [StepSpec(config, micro, 11, loss).program_key() for loss in (XENT, variants[1][1])]
     assert keys[0] != keys[1]
-    step_module._programs.cache_clear()
+    step_module.programs.cache_clear()
 
 
 def test_few_sizes_stand_for_all_numbers_of_steps():

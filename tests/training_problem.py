@@ -67,7 +67,7 @@ def plain_descent(monkeypatch):
 
 
 def forget_programs():
-    step_module._programs.cache_clear()
+    step_module.programs.cache_clear()
     population._program.cache_clear()
 
 

@@ -64,6 +64,8 @@ def run_sweep(plan: SweepPlan, workdir: Path, console: Console, *, retry_failed:
                 records.forget_failure(plan.folder(name))
         work.finish_runs()
         work.run_phases(missing)
+        # The last phases may have been another process's.
+        work.finish_runs()
         failed = work.failed()
         _report(workdir, console)
     done = len(work.finished)
