@@ -42,7 +42,7 @@ def run(request: dict[str, Any]) -> int:
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """A run on a mesh: `programs` are its programs; `shape` is the mesh's."""
 
     resolved: Resolved
@@ -57,7 +57,7 @@ class _State:
         return data, fsdp, tensor
 
 
-class _Session:
+class Session:
     """Compiles the programs of a run for one slice, each once."""
 
     def __init__(self, slice_: topology.Topology):
@@ -67,16 +67,16 @@ class _Session:
         self.devices = compiler.devices_of(slice_)
         self.done: dict[Any, tuple[Any, float]] = {}
 
-    def state(self, resolved: Resolved) -> _State:
+    def state(self, resolved: Resolved) -> State:
         """The programs of the run."""
         from w2s_jax.methods.planning import plan
         from w2s_jax.perf.aot import compiler, programs
 
         mesh = compiler.mesh_on(self.devices, resolved.settings.mesh, self.slice)
         found, left_out = programs.programs_of(plan(resolved), resolved, mesh, self.slice.memory)
-        return _State(resolved, mesh, found, left_out)
+        return State(resolved, mesh, found, left_out)
 
-    def compiled(self, program: Any, state: _State) -> tuple[Any, float]:
+    def compiled(self, program: Any, state: State) -> tuple[Any, float]:
         """What the compiler says of a program."""
         from w2s_jax.perf.aot import compiler
 
@@ -85,7 +85,7 @@ class _Session:
             self.done[key] = compiler.compile_program(program, state.mesh)
         return self.done[key]
 
-    def needed(self, program: Any, state: _State) -> int:
+    def needed(self, program: Any, state: State) -> int:
         """Bytes on a chip, by the compiler, with what lies beside the program while it runs."""
         own, beside = self.compiled(program, state)[0], sum(program.beside.values())
         needed = own.peak + beside
@@ -97,13 +97,13 @@ class _Session:
         extra = labels.peak if other.chips == 1 else labels.peak - other.parts["parameters"]
         return max(needed, own.arguments + beside + extra)
 
-    def fits(self, program: Any, state: _State) -> bool:
+    def fits(self, program: Any, state: State) -> bool:
         """Whether a chip holds it."""
         return not self.compiled(program, state)[0].refused and (
             self.needed(program, state) <= self.slice.memory
         )
 
-    def show(self, program: Any, state: _State) -> None:
+    def show(self, program: Any, state: State) -> None:
         """Prints what is known of a program."""
         from w2s_jax.perf.aot import report
 
@@ -114,13 +114,23 @@ class _Session:
         ):
             print(line, flush=True)
 
-    def estimate(self, program: Any, state: _State) -> int:
+    def estimate(self, program: Any, state: State) -> int:
         """Bytes on a chip by formula."""
         from w2s_jax.perf.aot import costs
 
         return sum(costs.estimate(program, state.shape[0] * state.shape[1]).values())
 
-    def ways(self, program: Any, state: _State) -> Iterator[tuple[list[str], _State]]:
+    def formula(self, program: Any, state: State) -> int:
+        """As `needed`, but by formula."""
+        own = self.estimate(program, state)
+        other = next((p for p in state.programs if p.key == program.evaluates), None)
+        if other is None:
+            return own
+        labels = self.estimate(other, state)
+        extra = labels if other.chips == 1 else labels - other.parts["parameters"]
+        return max(own, sum(program.parts.values()) + sum(program.beside.values()) + extra)
+
+    def ways(self, program: Any, state: State) -> Iterator[tuple[list[str], State]]:
         """What may be tried for a program: overrides, and the run under them."""
         role = "strong" if program.role.startswith("middle") else program.role
         section = f"{role}.{'pretrain' if program.loss is None and program.trains else 'train'}"
@@ -147,7 +157,7 @@ def main(request: dict[str, Any]) -> int:
     slice_ = topology.find(request["topology"])
     settings: Settings = validate(load_config(request["config"], request["overrides"]))
     resolved = inputs.find_inputs(settings, request["documents"], request["tokens"])
-    session = _Session(slice_)
+    session = Session(slice_)
     state = session.state(resolved)
     data, fsdp, tensor = state.shape
     print(
@@ -175,7 +185,7 @@ def main(request: dict[str, Any]) -> int:
     return 0 if fits else 1
 
 
-def _advice(session: _Session, state: _State) -> list[str]:
+def _advice(session: Session, state: State) -> list[str]:
     """The first overrides under which, by formula, everything fits of which something does not."""
     for program in state.programs:
         if not session.fits(program, state):
@@ -186,7 +196,7 @@ def _advice(session: _Session, state: _State) -> list[str]:
     return []
 
 
-def _search(session: _Session, state: _State) -> tuple[_State, list[str]]:
+def _search(session: Session, state: State) -> tuple[State, list[str]]:
     """The first run that fits, in the order of `search.candidates`, and the overrides to it.
 
     What by formula takes more than 1.5 times the memory that there is, is not compiled.
@@ -211,7 +221,7 @@ def _search(session: _Session, state: _State) -> tuple[_State, list[str]]:
     return state, overrides
 
 
-def _named(title: str, state: _State) -> Any:
+def _named(title: str, state: State) -> Any:
     """The program that runs what `title` names first; programs may be shared by other phases."""
     first = title.split(", ")[0]
     return next(p for p in state.programs if first in p.title.split(", "))
