@@ -168,6 +168,7 @@ def test_all_is_everything_and_quick(monkeypatch):
     assert calls[0] == ("train", "short", bench.QUICK_DOCUMENTS, bench.QUICK_REPEATS)
 
 
+@pytest.mark.slow
 def test_a_population_is_measured_against_its_members_alone():
     model = dataclasses.replace(workloads.find_model("gpt-d8"), vocab_size=300)
     workload = workloads.mix_workload(model, "short", dtype="float32", documents=32)

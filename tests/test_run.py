@@ -217,6 +217,7 @@ def test_damaged_predictions_are_refused_by_name(workdir, data_dir, finished):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_seeds_are_one_group_of_a_report(workdir, data_dir, finished, tmp_path):
     config = testing.tiny_config(data_dir)
     config.seed = config.task.split_seed = 1

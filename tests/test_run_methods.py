@@ -315,6 +315,7 @@ def write_rows(path, rows):
     return str(path)
 
 
+@pytest.mark.slow
 def test_labels_from_a_file_take_the_place_of_the_weak_model(data_dir, tmp_path):
     rows = [(i, 0.9 if label else 0.2) for i, label in outside_rows(data_dir)]
     path = write_rows(tmp_path / "judge.jsonl", rows)

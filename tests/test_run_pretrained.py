@@ -1,6 +1,7 @@
 """Runs with pretrained models, and with a part of a model trained."""
 
 import functools
+import itertools
 import json
 import shutil
 
@@ -105,8 +106,15 @@ ADAPTS = {
 }
 
 
-@pytest.mark.parametrize("model_type", ("gpt2", "llama", "bert"))
-@pytest.mark.parametrize("adapt", ADAPTS)
+#: One of each model type and of most ways to adapt; the other pairs are slow tests.
+QUICK = {("full", "gpt2"), ("lora", "llama"), ("probe", "bert"), ("last_layers", "llama")}
+PAIRS = [
+    pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+    for pair in itertools.product(ADAPTS, ("gpt2", "llama", "bert"))
+]
+
+
+@pytest.mark.parametrize("adapt,model_type", PAIRS)
 def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model_type, adapt):
     if model_type != "llama" and adapt in ("probe_then_full", "last_layers"):
         pytest.skip("as with the others")
@@ -220,6 +228,7 @@ def test_a_probed_head_is_kept_for_what_follows(tmp_path, places):
     assert finals == {s["phase"] for s in result["stages"] if s["kind"] == "probe"}
 
 
+@pytest.mark.slow
 def test_pairs_are_probed_by_the_difference_of_their_rewards(tmp_path, places):
     data_dir = tmp_path / "data"
     records = testing.tiny_records(400)
@@ -334,6 +343,7 @@ def test_bad_models_are_one_line_before_anything_is_written(tmp_path, places):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_round_so_that_small_updates_add_up(tmp_path, places):
     """At 1e-5 of the parameters' size every update would be lost to the nearest bfloat16."""
     params = {"w": jnp.full(4096, 1.0, jnp.bfloat16), "b": jnp.zeros(3)}
