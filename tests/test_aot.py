@@ -120,6 +120,14 @@ def test_slices_have_their_chips_and_memory(name, jax_name, chips, sold_as, gib)
     assert found.memory == pytest.approx(gib * GIB)
 
 
+def test_a_host_of_a_slice_is_a_slice_of_at_most_four_chips():
+    for name in topology.names():
+        found, host = topology.find(name), topology.host_of(topology.find(name))
+        assert host.generation == found.generation and host.memory == found.memory
+        assert host.chips == min(found.chips, 4)
+    assert topology.host_of(topology.find("v5p-128")).name == "v5p:2x2x1"
+
+
 def test_an_unknown_slice_is_answered_with_the_nearest():
     with pytest.raises(errors.InputError, match=r"--topology: unknown value 'v5e:44' .*'v5e:4x4'"):
         topology.find("v5e:44")
@@ -252,7 +260,9 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     settings = settings_of(strong__model="gpt2", train__remat="block", losses=("xent",))
     resolved = inputs.find_inputs(settings, 1000, 64)
     mesh = sharding.make_mesh(MeshSettings(fsdp=4), jax.devices())
-    found, left_out = programs.programs_of(plan(resolved), resolved, mesh, 16 * GIB)
+    found, left_out = programs.programs_of(
+        plan(resolved), resolved, mesh, 16 * GIB, list(mesh.devices.flat)
+    )
     assert left_out == []
     step = next(p for p in found if p.trains and p.role == "strong")
     model = ladders.find("gpt2").config()

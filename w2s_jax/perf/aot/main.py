@@ -65,6 +65,7 @@ class Session:
 
         self.slice = slice_
         self.devices = compiler.devices_of(slice_)
+        self.host = compiler.devices_of(topology.host_of(slice_))
         self.done: dict[Any, tuple[Any, float]] = {}
 
     def state(self, resolved: Resolved) -> State:
@@ -73,7 +74,9 @@ class Session:
         from w2s_jax.perf.aot import compiler, programs
 
         mesh = compiler.mesh_on(self.devices, resolved.settings.mesh, self.slice)
-        found, left_out = programs.programs_of(plan(resolved), resolved, mesh, self.slice.memory)
+        found, left_out = programs.programs_of(
+            plan(resolved), resolved, mesh, self.slice.memory, self.host
+        )
         return State(resolved, mesh, found, left_out)
 
     def compiled(self, program: Any, state: State) -> tuple[Any, float]:

@@ -86,7 +86,7 @@ class Program:
 
 
 def programs_of(
-    plan: Plan, resolved: Resolved, mesh: Mesh, memory: int
+    plan: Plan, resolved: Resolved, mesh: Mesh, memory: int, host: Sequence[Any]
 ) -> tuple[list[Program], list[str]]:
     """The distinct programs of a plan's phases, and what is left out.
 
@@ -95,6 +95,8 @@ def programs_of(
       resolved: what it is a plan for.
       mesh: of the slice's devices.
       memory: bytes of HBM of a chip.
+      host: devices of a slice that is one host of this one: what each chip runs by itself is
+        compiled for these, as the compiler takes no part of a larger slice.
     """
     found: dict[Any, Program] = {}
     left_out = []
@@ -103,7 +105,7 @@ def programs_of(
             if phase.kind == "labels":
                 left_out.append(phase.title)
                 continue
-            passes = _label_passes(phase, resolved, mesh, memory)
+            passes = _label_passes(phase, resolved, mesh, memory, host)
             _add(found, passes)
             if phase.total_steps:
                 _add(found, [_training(phase, resolved, mesh, passes)])
@@ -353,7 +355,9 @@ def _pass(model: ModelConfig, compute_dtype: str, features: bool) -> Callable[..
     return run
 
 
-def _label_passes(phase: Phase, resolved: Resolved, mesh: Mesh, memory: int) -> list[Program]:
+def _label_passes(
+    phase: Phase, resolved: Resolved, mesh: Mesh, memory: int, host: Sequence[Any]
+) -> list[Program]:
     """The largest batch of a phase's label passes: the program that takes most memory."""
     if phase.train.adapt == "probe" or phase.kind == "pretrain":
         return []
@@ -363,13 +367,12 @@ def _label_passes(phase: Phase, resolved: Resolved, mesh: Mesh, memory: int) -> 
     if not features:
         params = adapting.join(*adapting.split(phase.train, phase.model, params))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    # As `inference.fits_on_one_device` decides it on the slice's first host.
-    local = [d for d in mesh.devices.flat if d.process_index == mesh.devices.flat[0].process_index]
-    alone = size <= memory / 2 and len(local) > 1
+    # As `inference.fits_on_one_device` decides it on each host.
+    alone = size <= memory / 2 and len(host) > 1
     data = resolved.roles[phase.role]
     names = [s for s in ("validation", "test") if s in phase.inputs.values()]
     made = [
-        _label_pass(phase, data.splits[split], group_N, params, mesh, local if alone else [])
+        _label_pass(phase, data.splits[split], group_N, params, mesh, host if alone else [])
         for split in dict.fromkeys((*names, *phase.label_splits))
         for group_N in packing.length_groups(
             data.splits[split],
@@ -385,7 +388,7 @@ def _label_pass(
     group_N: np.ndarray,
     params: Any,
     mesh: Mesh,
-    local: list[Any],
+    local: Sequence[Any],
 ) -> Program:
     """One batch, on each of `local` devices for itself, or on the mesh if there are none."""
     alone = bool(local)

@@ -18,6 +18,9 @@ SLICES: Mapping[str, tuple[str, ...]] = {
     "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
 }
 
+#: Chips of a host of a larger slice.
+CHIPS_OF_HOST = 4
+
 #: Generations whose slices are sold by TensorCores, of which a chip has two: v5p-128 has 64 chips.
 _BY_CORES = ("v4", "v5p")
 
@@ -70,6 +73,15 @@ def find(name: str) -> Topology:
     raise errors.InputError(
         f"--topology: unknown value {name!r}{hint}; allowed: {', '.join(every)}, or as they are "
         f"sold: {', '.join(sold)}"
+    )
+
+
+def host_of(topology: Topology) -> Topology:
+    """The slice of the same generation that is one host of it."""
+    return next(
+        _topology(f"{topology.generation}:{shape}")
+        for shape in SLICES[topology.generation]
+        if math.prod(map(int, shape.split("x"))) == min(topology.chips, CHIPS_OF_HOST)
     )
 
 
