@@ -1,19 +1,17 @@
-"""Several processes: how they join, agree and end; and that they compute what one computes."""
+"""Several processes: how they join, agree and end, and what starts them on one machine."""
 
 import http.server
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from w2s_jax import cli, errors, processes, testing
@@ -110,7 +108,10 @@ def test_tpu_slices_of_several_hosts_are_evident(monkeypatch):
 def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.py"
     data_dir = testing.write_tiny_task(tmp_path / "data")
-    recipe.write_text(RECIPE.format(data_dir=str(data_dir)))
+    tiny = (
+        f"from w2s_jax.testing import tiny_config as t\nget_config = lambda: t({str(data_dir)!r})"
+    )
+    recipe.write_text(tiny)
     run = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     assert cli.main([*run, "--coordinator=host:1"]) == 2
     assert "all three or none" in capsys.readouterr().err
@@ -338,160 +339,82 @@ def test_a_dry_run_prints_the_commands():
     assert bad.returncode == 2 and "-n: 0" in bad.stderr
 
 
-# --- real processes ------------------------------------------------------------------------------
+# --- the hub -------------------------------------------------------------------------------------
 
-RECIPE = """
-from w2s_jax.testing import tiny_config
-
-def get_config():
-    config = tiny_config({data_dir!r})
-    config.losses = ("xent",)
-    config.pretrain.streaming = True
-    config.eval.every = 5
-    config.checkpoint.every_minutes = 1e-6
-    return config
-"""
-
-# `w2s`, which a signal meets at its n-th look at signals: SIGNAL is 'process:n:signal'.
-W2S = """
-import os, sys
-from w2s_jax import cli, processes
-
-index, look, number = map(int, os.environ.get("SIGNAL", "-1:0:0").split(":"))
-any_of, looks = processes.any_of, []
-
-def counted(name, flag):
-    looks.append(name)
-    if processes.index() == index and len(looks) == look:
-        os.kill(os.getpid(), number)
-    return any_of(name, flag)
-
-processes.any_of = counted
-sys.exit(cli.main())
-"""
+COMMIT = "c" * 40
+FILES = {"config.json": b"{}", "model.safetensors": b"x" * 100_000, "tokenizer.json": b"{}"}
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """A folder with a recipe, and programs compiled once for all tests."""
-    folder = tmp_path_factory.mktemp("processes")
-    data_dir = testing.write_tiny_task(folder / "data")
-    (folder / "recipe.py").write_text(RECIPE.format(data_dir=str(data_dir)))
-    return folder
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a hub as a download asks for, of one repository; counts what it hands out."""
+
+    asked, tokens = Counter(), set()
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self):
+        path, headers = self.path.partition("?")[0], {}
+        name = path.rpartition("/")[2]
+        if "/tree/" in path:
+            body = json.dumps(
+                [{"type": "file", "path": n, "size": len(x), "oid": n} for n, x in FILES.items()]
+            ).encode()
+        elif path.startswith("/api/models/"):
+            siblings = [{"rfilename": n} for n in FILES]
+            body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
+            self.tokens.add(self.headers.get("Authorization"))
+        elif name in FILES:
+            body, headers = FILES[name], {"X-Repo-Commit": COMMIT, "ETag": f'"{name}"'}
+            if self.command == "GET":
+                self.asked[name] += 1
+                time.sleep(0.5)
+        else:
+            return self.send_error(404)
+        self.send_response(200)
+        for key, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
-def run(here, workdir, count, devices, *overrides, **environment):
-    """Runs the recipe in so many processes with so many devices each."""
-    command = [*LAUNCHER, "-n", str(count), "--devices_per_process", str(devices), "--"]
-    command += [sys.executable, "-c", W2S, "run", f"--config={here / 'recipe.py'}"]
-    environment = {"W2S_CACHE_DIR": str(here / "cache"), "PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(
-        [*command, f"--workdir={workdir}", *overrides],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+def test_the_processes_of_a_host_download_once(tmp_path):
+    """By the locks of the hub's own client; with its token, and not at all when offline."""
+    pytest.importorskip("huggingface_hub")
+    code = "from w2s_jax.models.hub import local_folder; print(local_folder('org/name'))"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path),
+            "HF_TOKEN": "secret",
+            "PYTHONPATH": str(ROOT),
+        }
 
+        def two(**more):
+            started = [
+                subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    env=os.environ | environment | more,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+                for _ in range(2)
+            ]
+            return {process.communicate(timeout=60)[0].strip() for process in started}
 
-def rows_of(phase):
-    return [json.loads(line) for line in (phase / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(workdir, other):
-    """The same result, predictions and history, as far as float32 tells."""
-    mine, theirs = (json.loads((w / "result.json").read_text()) for w in (workdir, other))
-    for role in ("weak", "ceiling"):
-        assert mine[role]["accuracy"] == theirs[role]["accuracy"]
-    assert mine["students"]["xent"]["accuracy"] == theirs["students"]["xent"]["accuracy"]
-    assert [s["phase"] for s in mine["stages"]] == [s["phase"] for s in theirs["stages"]]
-    for stage in mine["stages"]:
-        phases = [w / "phases" / stage["phase"] for w in (workdir, other)]
-        if (phases[0] / "predictions.parquet").exists():
-            tables = [pq.read_table(p / "predictions.parquet") for p in phases]
-            assert tables[0]["id"].equals(tables[1]["id"])
-            for column in ("p", "label"):
-                a, b = (table[column].to_numpy() for table in tables)
-                np.testing.assert_allclose(a, b, atol=1e-5)
-        for mine_row, row in zip(*map(rows_of, phases), strict=True):
-            assert mine_row.keys() == row.keys()
-            if row["split"] == "train":
-                close = 1e-5 * row["gradient_norm"]
-                assert mine_row["loss"] == pytest.approx(row["loss"], abs=close)
-                assert mine_row["gradient_norm"] == pytest.approx(row["gradient_norm"], abs=close)
-
-
-@pytest.fixture(scope="module")
-def alone(here):
-    """The run of one process with two devices."""
-    done = run(here, here / "alone", 1, 2)
-    assert done.returncode == 0, done.stderr
-    return here / "alone"
-
-
-@pytest.mark.slow
-def test_two_processes_compute_what_one_does_and_one_of_them_tells(here, alone):
-    workdir = here / "two"
-    done = run(here, workdir, 2, 1)
-    assert done.returncode == 0, done.stderr
-    assert_same(workdir, alone)
-    assert done.stdout.count("result: ") == 1
-    others = [line for line in done.stderr.splitlines() if line.startswith("[1]")]
-    assert all("[Gloo]" in line or line == "[1]" for line in others), others
-    # Nothing is there that one process would not have written, but for the logs.
-    files = [
-        {str(p.relative_to(w)) for p in w.rglob("*") if p.is_file() and "ocdbt" not in str(p)}
-        for w in (workdir, alone)
-    ]
-    named = [{name for name in names if "/d/" not in name} for names in files]
-    assert named[0] - named[1] == {"logs/process-0.log", "logs/process-1.log"}
-    log = (workdir / "logs" / "process-1.log").read_text()
-    assert "weak: begins" in log and "weak: step 20 of 20" in log and "weak: ends" in log
-    # The finished run is told again.
-    again = run(here, workdir, 2, 1)
-    assert again.returncode == 0 and again.stdout.count("result: ") == 1
-
-
-@pytest.mark.slow
-def test_parameters_are_split_over_processes(here, alone):
-    done = run(here, here / "fsdp", 2, 2, "--config.mesh.fsdp=2")
-    assert done.returncode == 0, done.stderr
-    assert_same(here / "fsdp", alone)
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_stops_all_and_any_number_resumes(here, alone):
-    """The seventh look is the first in the weak phase."""
-    workdir = here / "stopped"
-    done = run(here, workdir, 2, 1, SIGNAL=f"1:8:{int(signal.SIGTERM)}")
-    assert done.returncode == 75, done.stderr
-    told = [line for line in done.stderr.splitlines() if "weak: stopped by a signal" in line]
-    assert len(told) == 2 and all("step 15 of 20, state saved" in line for line in told)
-    copy = shutil.copytree(workdir, here / "copy")
-    for folder, count, devices in ((workdir, 2, 1), (copy, 1, 2)):
-        done = run(here, folder, count, devices)
-        assert done.returncode == 0, done.stderr
-        assert_same(folder, alone)
-        steps = [row["step"] for row in rows_of(next(folder.glob("phases/weak-*")))]
-        assert steps == sorted(steps)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_kill_of_one_ends_all_and_a_rerun_resumes(here, alone, process):
-    workdir = here / f"killed{process}"
-    started = time.monotonic()
-    done = run(here, workdir, 2, 1, SIGNAL=f"{process}:9:{int(signal.SIGKILL)}")
-    assert done.returncode not in (0, 75), done.stderr
-    assert "local_multiprocess: process" in done.stderr
-    log = workdir / "logs" / "process-1.log"
-    last = log.stat().st_mtime - time.time() + time.monotonic()
-    assert time.monotonic() - last < 60 > last - started - 60
-    seen = len(log.read_text())
-    done = run(here, workdir, 2, 1)
-    assert done.returncode == 0, done.stderr
-    assert_same(workdir, alone)
-    # Not from the start: the state after 5 steps had been saved.
-    resumed = log.read_text()[seen:]
-    assert "weak: step 20 of 20" in resumed and "weak: step 5 of 20" not in resumed
+        (folder,) = two()
+        assert {path.name for path in Path(folder).iterdir()} == set(FILES)
+        assert Hub.asked == dict.fromkeys(FILES, 1)
+        assert Hub.tokens == {"Bearer secret"}
+        server.shutdown()
+    assert two(HF_HUB_OFFLINE="1") == {folder}
