@@ -192,6 +192,7 @@ LAYERS = [
         "files",
         "checksums",
         "hub",
+        "processes",
         "models.config",
         "method_options",
         "loss_options",

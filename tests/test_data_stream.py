@@ -144,30 +144,6 @@ def test_a_full_row_has_no_empty_slot(tmp_path):
     assert real > 0.999
 
 
-@pytest.mark.parametrize(
-    ("process_count", "num_documents", "steps"), [(2, 33, 40), (3, 50, 40), (4, 3, 4)]
-)
-def test_hosts_share_each_epoch(tmp_path, process_count, num_documents, steps):
-    texts = some_texts(num_documents, longest=20)
-    path = write(tmp_path / "a.jsonl", texts)
-    wanted = reference(texts)
-    hosts = []
-    for process in range(process_count):
-        batches = take(
-            open_stream(path, batch_size=12, process_index=process, process_count=process_count),
-            steps,
-        )
-        assert all(batch["tokens_BL"].shape == (12 // process_count, 16) for batch in batches)
-        hosts.append(read_documents(batches, (1,), 2))
-    # Hosts take the documents of one shuffled sequence in turn.
-    together = [d for turn in zip(*hosts, strict=False) for d in turn]
-    single = read_documents(take(open_stream(path, batch_size=12), steps), (1,), 2)
-    shared = min(len(together), len(single))
-    assert shared >= 2 * num_documents and together[:shared] == single[:shared]
-    for at in range(0, len(together) - num_documents + 1, num_documents):
-        assert Counter(together[at : at + num_documents]) == Counter(wanted)
-
-
 def test_threads_change_nothing(tmp_path):
     path = write(tmp_path / "a.jsonl", some_texts(200))
     digests = {
@@ -255,7 +231,6 @@ def test_a_state_of_another_stream_is_refused(tmp_path):
     for options, name in (
         ({"seed": 4}, "seed 3"),
         ({"row_length": 32}, "row_length 16"),
-        ({"process_count": 2}, "process_count 1"),
     ):
         with pytest.raises(InputError, match=f"stream state: {name} differs"):
             open_stream(path, **options).restore(state)
@@ -374,8 +349,7 @@ def test_bad_input(tmp_path):
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"")
     for make, message in (
-        (lambda: open_stream(path, batch_size=6, process_count=4), "batch_size: 6; must be a mult"),
-        (lambda: open_stream(path, batch_size=0), "batch_size: 0"),
+        (lambda: open_stream(path, batch_size=0), "batch_size: 0; allowed: 1 or more"),
         (lambda: open_stream(path, row_length=7), "chunk_length: 7; allowed: 8 to 65535"),
         (lambda: open_stream(path, row_length=2**16), "chunk_length: 65536"),
         (lambda: open_stream(path, Bytes(suffix=())), "without a needed special token"),

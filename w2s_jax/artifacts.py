@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from w2s_jax import errors
+from w2s_jax import errors, processes
 from w2s_jax.files import read_json, sha256
 
 
@@ -95,14 +95,15 @@ def claim(
 ) -> Iterator[None]:
     """Holds a phase's folder for this process; waits while another process holds it.
 
-    A `flock`: the kernel releases it when its process ends, however it ends.
+    A `flock`: the kernel releases it when its process ends, however it ends. Of the processes of
+    one run the first holds it for all; all call this, and agree on `should_stop`.
 
     Raises:
       Interrupted: if `should_stop` says so while waiting.
     """
     with _lock_file(folder) as lock:
         told = False
-        while not _locked(lock):
+        while not processes.on_first("claim", lambda: _locked(lock)):
             if not told:
                 waiting()
                 told = True

@@ -5,14 +5,16 @@ Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and res
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from w2s_jax import errors
+from w2s_jax import errors, processes
 from w2s_jax.recipes import load_config
 
 if TYPE_CHECKING:
@@ -29,13 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before and after training SIGTERM acts as Ctrl-C; in training `execute` asks for both.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
     except KeyboardInterrupt:
         print("w2s: stopped by a signal; the same command resumes", file=sys.stderr)
-        return errors.Interrupted.exit_status
+        status = errors.Interrupted.exit_status
     except errors.W2SError as error:
         print(f"w2s: {error}", file=sys.stderr)
-        return error.exit_status
+        status = error.exit_status
+    except Exception:
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()
+        status = 1
+    return processes.leave(status)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dump_hlo", action="store_true", help="write each phase's step programs (HLO)"
     )
+    _add_processes(run)
     report = commands.add_parser(
         "report", help="one page on any number of runs", allow_abbrev=False
     )
@@ -86,6 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_gc(commands)
     return parser
+
+
+def _add_processes(run: argparse.ArgumentParser) -> None:
+    """How one of several processes finds the others."""
+    several = run.add_argument_group(
+        "several processes",
+        "Each gets the same command. On TPU slices, GKE, Slurm and Open MPI they find each other; "
+        "elsewhere three flags (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) "
+        "say where and who they are. See docs/pods.md.",
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process_id", type=int, metavar="I", help="which this is, from 0")
+    several.add_argument(
+        "--distributed", action="store_true", help="let JAX find the others, whatever this is"
+    )
 
 
 def _add_sweep(commands: Any) -> None:
@@ -287,6 +312,15 @@ def _dispatch(arguments: list[str]) -> int:
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     profile = None if options.profile is None else _step_range(options.profile)
     config = load_config(options.config, overrides)
+    how = processes.how_to_join(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        options.distributed,
+        os.environ,
+    )
+    if how is not None and not options.dry_run:
+        processes.join(how)
     from w2s_jax import execute
 
     if options.debug_nans:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import signal
 import threading
@@ -14,7 +15,17 @@ from ml_collections import config_dict
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import artifacts, errors, logs, mesh_fit, metrics, statistics, validation, workdirs
+from w2s_jax import (
+    artifacts,
+    errors,
+    logs,
+    mesh_fit,
+    metrics,
+    processes,
+    statistics,
+    validation,
+    workdirs,
+)
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings, with_labels
 from w2s_jax.files import read_json, write_json
@@ -62,11 +73,15 @@ def run(
       InputError: bad config, data or working directory; nothing has been written.
       Interrupted: by SIGTERM or SIGINT, after the state was saved; the same call resumes.
       TrainingFailed, StorageError: see there.
+
+    With several processes (`processes.join`) all call it alike; the first one writes and prints.
     """
     console = console or Console()
-    prepared = prepare(config, workdir, store)
+    if not processes.is_first():
+        console = Console(quiet=True)
+    prepared = _prepare_alike(config, workdir, store)
     workdir, plan, resolved = prepared.workdir, prepared.plan, prepared.resolved
-    missing, settings = prepared.missing(), resolved.settings
+    missing, settings = _missing(prepared), resolved.settings
     for note in resolved.notes:
         console.print(note, style="dim", highlight=False)
     if dry_run:
@@ -79,20 +94,19 @@ def run(
             from w2s_jax import compilation, phases
 
             compilation.enable_cache()
-            mesh, wandb_run = _devices_and_loggers(
-                settings, workdir, prepared.record, missing, console
+            mesh, wandb_run = processes.everywhere(
+                "devices",
+                lambda: _devices_and_loggers(settings, workdir, prepared.record, missing, console),
             )
-            # The record first: a folder that holds anything else is taken for a foreign one.
-            workdirs.make(workdir)
-            write_json(workdir / "config.json", prepared.record)
-            workdirs.make(prepared.phases_dir)
-            with stop_on_signals() as stopped:
+            processes.on_first("folders", lambda: _make_folders(prepared))
+            processes.log_to(workdir / "logs")
+            with stop_on_signals() as asked:
                 context = phases.Context(
                     resolved=resolved,
                     store=prepared.phases_dir,
                     mesh=mesh,
                     console=console,
-                    should_stop=stopped,
+                    should_stop=lambda: processes.any_of("stop", asked()),
                     wandb_run=wandb_run,
                     profile=profile,
                     dump_hlo=dump_hlo,
@@ -101,12 +115,7 @@ def run(
                 _run_phases(missing, context)
             if wandb_run is not None:
                 wandb_run.finish()
-        result, path = finish(prepared)
-        page = workdir / "report" / "report.html"
-        if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
-            write_report([workdir], page.parent)
-    print_result(result, console)
-    console.print(f"result: {path}\nreport: {page}", highlight=False)
+        result = processes.on_first("finish", lambda: _finish_and_report(prepared, console))
     return result
 
 
@@ -165,6 +174,40 @@ def prepare(
     return Prepared(workdir, phases_dir, record, resolved, plan)
 
 
+def _prepare_alike(
+    config: config_dict.ConfigDict,
+    workdir: str | os.PathLike[str],
+    store: str | os.PathLike[str] | None,
+) -> Prepared:
+    """`prepare`, in all processes before any of them writes.
+
+    Raises:
+      InputError: as there, and if processes would compute different things.
+    """
+    prepared = processes.everywhere("prepare", lambda: prepare(config, workdir, store))
+    names = [phase.name for phase in prepared.plan.phases]
+    for number, other in enumerate(processes.gather("plan", names)):
+        if other != names:
+            raise errors.InputError(
+                f"--config: process {number} reads other data, models or settings than process "
+                f"{processes.index()}; allowed: the same for all"
+            )
+    return prepared
+
+
+def _missing(prepared: Prepared) -> list[Phase]:
+    """The phases without a result, as the first process sees them."""
+    names = processes.on_first("missing", lambda: [phase.name for phase in prepared.missing()])
+    return [prepared.plan.phase(name) for name in names]
+
+
+def _make_folders(prepared: Prepared) -> None:
+    # The record first: a folder that holds anything else is taken for a foreign one.
+    workdirs.make(prepared.workdir)
+    write_json(prepared.workdir / "config.json", prepared.record)
+    workdirs.make(prepared.phases_dir)
+
+
 def finish(prepared: Prepared) -> tuple[dict[str, Any], Path]:
     """Writes the result of a run whose phases are complete, if it is not there; it and its path.
 
@@ -180,6 +223,17 @@ def finish(prepared: Prepared) -> tuple[dict[str, Any], Path]:
         write_json(path, result)
         logs.log_result(result, workdir, settings.log)
     return result, path
+
+
+def _finish_and_report(prepared: Prepared, console: Console) -> dict[str, Any]:
+    """Writes and prints the result, and the report if that is older."""
+    result, path = finish(prepared)
+    page = prepared.workdir / "report" / "report.html"
+    if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
+        write_report([prepared.workdir], page.parent)
+    print_result(result, console)
+    console.print(f"result: {path}\nreport: {page}", highlight=False)
+    return result
 
 
 def _holds(path: Path, result: dict[str, Any]) -> bool:
@@ -221,8 +275,11 @@ def _devices_and_loggers(
     """What may still be refused before anything is written: the mesh, and Weights & Biases."""
     from w2s_jax import sharding
 
+    processes.refuse_unjoined()
     mesh = sharding.make_mesh(settings.mesh)
     tell_fit(missing, mesh.devices.shape, console)
+    if not processes.is_first():
+        return mesh, None
     return mesh, logs.start_wandb(settings.log, settings.name, workdir, record["config"])
 
 
@@ -239,7 +296,6 @@ def tell_fit(missing: Sequence[Phase], shape: Shape | None, console: Console) ->
 
 
 def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
-
     console = context.console
     for number, phase in enumerate(missing, 1):
         folder = context.folder(phase.name)
@@ -248,9 +304,13 @@ def _run_phases(missing: list[Phase], context: "phases.Context") -> None:
             console.print(f"waiting: another process runs {phase.title}", highlight=False)
 
         with artifacts.claim(folder, waiting, context.should_stop):
-            if not folder.complete:
+            if not processes.on_first("phase", folder.result.exists):
+                processes.note(f"{phase.title}: begins ({phase.name})")
                 _run_phase(phase, missing[number:], context)
-        print_phase(number, len(missing), phase, artifacts.read_result(folder), console)
+                processes.note(f"{phase.title}: ends")
+        processes.on_first(
+            "phase done", functools.partial(_print_complete, number, len(missing), phase, context)
+        )
         if context.should_stop():
             raise errors.Interrupted(
                 f"stopped by a signal after {phase.title}; the same command resumes"
@@ -271,6 +331,11 @@ def _run_phase(phase: Phase, later: Sequence[Phase], context: "phases.Context") 
                 break
         for failure in failures.values():
             raise failure
+
+
+def _print_complete(number: int, total: int, phase: Phase, context: "phases.Context") -> None:
+    result = artifacts.read_result(context.folder(phase.name))
+    print_phase(number, total, phase, result, context.console)
 
 
 def print_phase(

@@ -1,8 +1,9 @@
 """The label pass and evaluation: class logits, or features, of documents in a batched pass.
 
-Where the model fits on one device, `jax.pmap` runs one batch on each local device; a larger one
-runs as a sharded jit program on the training mesh. In names: R rows, L slots, m documents, K texts
-of a document, D width, N documents.
+Where the model fits on one device, `jax.pmap` runs one batch on each device, and of several
+processes each computes documents of its own; a larger one runs as a sharded jit program on the
+training mesh. In names: R rows, L slots, m documents, K texts of a document, D width, N documents,
+B documents of a batch.
 """
 
 import functools
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from w2s_jax import sharding
+from w2s_jax import processes, sharding
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -33,8 +34,14 @@ BATCH_TOKENS = 16_384  # and so many tokens, or a single document
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(model: ModelConfig, compute_dtype: str, features: bool) -> tuple[Callable, Callable]:
-    """(pmap over devices, jit) of: parameters, one packed batch -> float32 [m, 2] or [m, K, D]."""
+def _programs(
+    model: ModelConfig, compute_dtype: str, features: bool, mesh: Mesh | None
+) -> tuple[Callable, Callable]:
+    """(pmap over devices, jit) of: parameters, one packed batch -> float32 [m, 2] or [m, K, D].
+
+    `mesh`: on all of whose devices the second one leaves its result, so that each of several
+    processes has it; None: of one process, wherever it is computed.
+    """
     spec = StepSpec(model, TrainSettings(compute_dtype=compute_dtype), 1, None)
 
     def run(params: Any, micro: dict[str, Array]) -> Array:
@@ -42,7 +49,10 @@ def _programs(model: ModelConfig, compute_dtype: str, features: bool) -> tuple[C
             return microbatch_features(spec, params, micro).astype(jnp.float32)
         return microbatch_logits(spec, params, micro)
 
-    return jax.pmap(run, in_axes=(None, 0)), jax.jit(run)
+    if mesh is None:
+        return jax.pmap(run, in_axes=(None, 0)), jax.jit(run)
+    pmapped = jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
+    return pmapped, jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
 def fits_on_one_device(params: Any) -> bool:
@@ -50,7 +60,7 @@ def fits_on_one_device(params: Any) -> bool:
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    return limit is None or size <= limit / 2
+    return processes.first_says("fits on one device", limit is None or size <= limit / 2)
 
 
 class Predictor:
@@ -67,8 +77,10 @@ class Predictor:
       mesh: of a sharded model.
       compute_dtype: of activations.
       batch_size: documents a device and dispatch, at most (None: by the devices).
-      per_device: `pmap` over local devices, each with all parameters, instead of a sharded program.
+      per_device: `pmap` over devices, each with all parameters, instead of a sharded program.
       features: see above.
+
+    With several processes all make one and call it, and each gets all results.
     """
 
     def __init__(
@@ -85,10 +97,13 @@ class Predictor:
         self.num_documents = len(documents)
         if batch_size is None:
             batch_size = CPU_BATCH_SIZE if jax.default_backend() == "cpu" else BATCH_SIZE
+        several = processes.count() > 1
         # One device needs no `pmap`.
-        per_device = per_device and jax.local_device_count() > 1
+        per_device = per_device and jax.device_count() > 1
         self.per_device, self.mesh = per_device, mesh
-        self.pmapped, self.jitted = _programs(model, compute_dtype, features)
+        self.pmapped, self.jitted = _programs(
+            model, compute_dtype, features, mesh if several else None
+        )
         devices = jax.local_devices() if per_device else []
         local = Mesh(np.array(devices), ("device",)) if per_device else mesh
         self.params_sharding = NamedSharding(local, P())
@@ -105,7 +120,7 @@ class Predictor:
                 documents,
                 group_N,
                 batch_size,
-                count=max(1, len(devices)),
+                count=jax.device_count() if per_device else 1,
                 row_multiple=1 if per_device else sharding.row_shards(mesh),
                 **preferences,
             )
@@ -117,12 +132,13 @@ class Predictor:
                 "slots_RQ": (stack.slots_SMRQ, rows),
                 "read_outs_mK": (stack.read_outs_SMmK, whole),
             }
-            step = len(devices) if per_device else 1
+            # Of the batches that run at once, those of this process.
+            step = jax.device_count() if per_device else 1
+            own = jax.process_index() * len(devices)
             for s in range(0, len(order_SB), step):
-                part: slice | int = slice(s, s + step) if per_device else s
+                part: slice | int = slice(s + own, s + own + len(devices)) if per_device else s
                 placed = {
-                    name: jax.device_put(x[:, 0][part], place)
-                    for name, (x, place) in arrays.items()
+                    name: sharding.put(x[:, 0][part], place) for name, (x, place) in arrays.items()
                 }
                 if stack.first_keys:
                     placed["first_keys"] = FirstKeys(stack.first_keys)
@@ -136,21 +152,35 @@ class Predictor:
     def __call__(self, params: Any) -> np.ndarray:
         run = self.pmapped if self.per_device else self.jitted
         if self.per_device:
-            params = jax.device_put(params, self.params_sharding)
+            params = sharding.on_local_devices(params, self.params_sharding)
         # All batches are dispatched before the first result is fetched.
         with sharding.over(self.mesh):
             outputs = [(order, run(params, micro)) for order, micro in self.dispatches]
         # Behind the documents, and the devices: logits, or texts and width.
         shape = outputs[0][1].shape[2 if self.per_device else 1 :]
+        if self.per_device and processes.count() > 1:
+            outputs = _of_all_processes(outputs, shape)
         result = np.zeros((self.num_documents, *shape), np.float32)
         for order, out in outputs:
             result[order[order >= 0]] = jax.device_get(out).reshape(-1, *shape)[order >= 0]
         return result
 
 
+def _of_all_processes(
+    outputs: list[tuple[np.ndarray, Any]], shape: tuple[int, ...]
+) -> list[tuple[np.ndarray, Any]]:
+    """One (documents, values) with those of all processes, each of which has as many."""
+    from jax.experimental import multihost_utils
+
+    order_B = np.concatenate([order for order, _ in outputs])
+    values_B = np.concatenate([jax.device_get(out).reshape(-1, *shape) for _, out in outputs])
+    order_PB, values_PB = multihost_utils.process_allgather((order_B, values_B))
+    return [(order_PB.reshape(-1), values_PB.reshape(-1, *shape))]
+
+
 def logits_of_features(params: Any, features_NKD: np.ndarray) -> np.ndarray:
     """Class logits of a head on features, float32 [N, 2]; `params` needs no more than the head."""
-    return np.asarray(_head_logits(params["head"], features_NKD))
+    return sharding.on_host(_head_logits(params["head"], features_NKD))
 
 
 _head_logits = jax.jit(heads.class_logits)

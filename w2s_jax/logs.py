@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from w2s_jax import errors
+from w2s_jax import errors, processes
 from w2s_jax.config import LogSettings
 
 
@@ -86,10 +87,49 @@ class PhaseLog:
 
     def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
         """Moves the bar."""
+        processes.note(f"{self.title}: step {step} of {self.total_steps}")
         numbers = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  {docs_per_second:,.0f} docs/s"
         )
         self.bar.update(self.task, completed=step, numbers=numbers)
+
+
+@dataclass(frozen=True)
+class ProcessLog:
+    """The `training.loop.Reporter` of a phase in a process that is not the first of its run.
+
+    It tells where training is in the process's own log; the rows are the same in all processes.
+    """
+
+    title: str
+    total_steps: int
+
+    def __enter__(self) -> "ProcessLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        """The first process writes them."""
+
+    def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
+        """A line in the process's log."""
+        processes.note(f"{self.title}: step {step} of {self.total_steps}")
+
+
+@dataclass
+class NoProfiler:
+    """The `training.loop.Profiler` of such a process: the steps of the first one are traced."""
+
+    start: int
+    stop: int
+
+    def begin(self) -> None:
+        """Nothing to begin; blocks end where those of the first process do."""
+
+    def end(self) -> None:
+        """Nothing to end."""
 
 
 def log_result(result: dict[str, Any], workdir: Path, settings: LogSettings) -> None:

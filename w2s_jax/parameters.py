@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from w2s_jax import artifacts, sharding, storage
+from w2s_jax import artifacts, processes, sharding, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.files import read_json
@@ -68,7 +67,7 @@ def keep_tokenizer(tokenizer: Tokenizer | None, folder: PhaseFolder) -> None:
     """Copies the files of the tokenizer that the model reads with, if it is one of files."""
     source = Path(getattr(tokenizer, "source", ""))
     place = source.parent if source.is_file() else source
-    if place.is_absolute() and tokenizer_files(place):
+    if processes.is_first() and place.is_absolute() and tokenizer_files(place):
         folder.tokenizer.mkdir(exist_ok=True)
         copy_tokenizer(place, folder.tokenizer)
 
@@ -109,7 +108,7 @@ def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
     how = phase.spec["head_init"]
     if how == "unembedding" and params is None:
         stored = artifacts.load_features_head(PhaseFolder(store / phase.parents["features"]))
-        return jax.device_put(stored, sharding.replicated(mesh))
+        return sharding.put(stored, sharding.replicated(mesh))
     return heads.init_class_head(
         how,
         phase.model,
@@ -125,7 +124,7 @@ def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray
     tokens = tuple(phase.spec["label_tokens"])
     how = "unembedding" if tokens else "zeros"
     head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.spec["texts"])
-    return {name: np.asarray(x, jnp.float32) for name, x in head.items()}
+    return {name: sharding.on_host(x).astype(jnp.float32) for name, x in head.items()}
 
 
 def save(phase: Phase, params: Parameters, folder: PhaseFolder) -> None:

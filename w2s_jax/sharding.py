@@ -12,7 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from w2s_jax import errors
+from w2s_jax import errors, processes
 from w2s_jax.config import MeshSettings
 from w2s_jax.mesh_shapes import MESH_AXES, Shape, hybrid_shapes, mesh_shape, nearest_divisor
 
@@ -154,6 +154,52 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh, *, leading: int) -> NamedSharding:
     """Rows split over `BATCH_AXES`, behind `leading` axes that are whole."""
     return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))
+
+
+def put(tree: Any, where: NamedSharding) -> Any:
+    """The arrays of a tree, which all processes have alike, in their places on a mesh."""
+    if processes.count() == 1:
+        return jax.device_put(tree, where)
+    return jax.tree.map(lambda x: _put(x, where), tree)
+
+
+def _put(x: Any, where: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.device_put(x, where)
+    # `jax.device_put` would have all processes compare what they have.
+    host = np.asarray(x)
+    host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
+    # As explicit as `jax.device_put`, which JAX's guards let pass.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
+def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """A whole array, wherever its shards lie; with several processes all call this."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def on_local_devices(tree: Any, local: NamedSharding) -> Any:
+    """The arrays of a tree, whole on each of this process's devices, which are those of `local`.
+
+    Arrays that lie on devices of several processes must lie on all of them.
+    """
+
+    def one(x: Any) -> jax.Array:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return jax.device_put(x, local)
+        assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
+        whole = jax.device_put(x, replicated(x.sharding.mesh))
+        copies = {shard.device: shard.data for shard in whole.addressable_shards}
+        return jax.make_array_from_single_device_arrays(
+            x.shape, local, [copies[device] for device in local.mesh.devices.flat]
+        )
+
+    return jax.tree.map(one, tree)
 
 
 # Belongs to the key of every compiled program, so that none is reused across contexts.

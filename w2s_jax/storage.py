@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from w2s_jax import errors
+from w2s_jax import errors, processes
 from w2s_jax.checksums import damage, manifest_path, write_manifest
 
 
@@ -45,14 +45,16 @@ def free(tree: Any) -> None:
 def save_tree(folder: Path, tree: Any) -> None:
     """Saves a tree of arrays as `folder`, with its manifest; replaces a damaged or unfinished one.
 
+    With several processes all call it, with the same host arrays or arrays of all of them.
+
     Raises:
       StorageError: if the disk is full.
     """
     with storage_errors("saving", folder), ocp.StandardCheckpointer() as checkpointer:
-        manifest_path(folder).unlink(missing_ok=True)
+        processes.on_first("saving", lambda: manifest_path(folder).unlink(missing_ok=True))
         checkpointer.save(folder.absolute(), tree, force=True)
         checkpointer.wait_until_finished()
-        write_manifest(folder)
+        processes.on_first("manifest", lambda: write_manifest(folder))
 
 
 def load_tree(folder: Path, target: Any) -> Any:
@@ -81,7 +83,7 @@ def load_part(folder: Path, part: Any) -> Any:
 
 
 def _refuse_damage(folder: Path) -> None:
-    problem = damage(folder)
+    problem = processes.on_first("damage", lambda: damage(folder))
     if problem:
         raise errors.StorageError(
             f"{folder}: damaged ({problem}); delete its phase folder and run again to remake it"

@@ -1,8 +1,10 @@
 """Text that does not fit in memory: read at random through grain, shuffled, packed, restorable.
 
-The way of a batch is corpus -> global shuffle, another one each epoch, without end -> this host's
-share -> chunks of a few documents, tokenised -> one stream of tokens, cut into rows -> batches. All
-but the last two steps are random access by an index, so a position is a few integers.
+The way of a batch is corpus -> global shuffle, another one each epoch, without end -> chunks of a
+few documents, tokenised -> one stream of tokens, cut into rows -> batches. All but the last two
+steps are random access by an index, so a position is a few integers. With several processes each of
+them reads everything: where a row begins depends on all documents before it, so the batches are the
+same for any number of processes, and so is a position.
 """
 
 import functools
@@ -32,8 +34,6 @@ def stream_batches(
     batch_size: int,
     row_length: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 2,
     num_ahead: int = 2,
@@ -43,17 +43,14 @@ def stream_batches(
     A document is the tokenizer's prefix, its text, and the suffix (end of text where there is no
     suffix). Documents follow one another and are cut where a row is full; the rest goes on in the
     next row as a segment of its own, behind a prefix. No token is left out or repeated but for
-    those prefixes. Texts of nothing but white space are left out. Hosts take documents in turn, so
-    that together they read each document once an epoch.
+    those prefixes. Texts of nothing but white space are left out.
 
     Args:
       corpus: see `corpus.open_corpus`.
       tokenizer: needs a suffix or an end of text, to keep documents apart.
-      batch_size: rows of a batch on all hosts together.
+      batch_size: rows of a batch.
       row_length: slots of a row, 8 to 65535.
       seed: of the order of the documents.
-      process_index: this host.
-      process_count: number of hosts; must divide `batch_size`.
       num_workers: processes that read and tokenise; 0: threads of this process.
       num_threads: threads that read and tokenise (in each worker); 0: none.
       num_ahead: batches that are made ahead, in one more thread; 0: none.
@@ -65,11 +62,8 @@ def stream_batches(
       InputError: an argument out of its range, a tokenizer without the tokens it needs, an empty
         corpus; later, a record without text.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            f"pretrain.batch_size: {batch_size}; must be a multiple of the number of processes, "
-            f"{process_count}"
-        )
+    if batch_size < 1:
+        raise InputError(f"pretrain.batch_size: {batch_size}; allowed: 1 or more")
     check_stream(corpus, tokenizer, row_length=row_length)
     end = tuple(tokenizer.suffix) or _end_of_text(tokenizer)
     prefix = np.array(tokenizer.prefix, np.int32)
@@ -81,7 +75,6 @@ def stream_batches(
         # Grain adds the epoch to the seed, so that neighbouring seeds would share their orders.
         .shuffle(stable_id("stream", seed) % 2**32)
         .repeat()
-        .slice(slice(process_index, None, process_count))
     )
     chunks = documents.batch(
         _CHUNK_DOCUMENTS,
@@ -103,7 +96,7 @@ def stream_batches(
         split_full_length_features=True,
     )
     batches = rows.batch(
-        batch_size // process_count,
+        batch_size,
         drop_remainder=True,
         batch_fn=functools.partial(_batch, prefix=prefix),
     )
@@ -113,16 +106,14 @@ def stream_batches(
         "documents": len(corpus),
         "chunk_documents": _CHUNK_DOCUMENTS,
         "row_length": row_length,
-        "process_index": process_index,
-        "process_count": process_count,
     }
-    return TextStream(iter(ahead), identity, corpus, batch_size // process_count)
+    return TextStream(iter(ahead), identity, corpus, batch_size)
 
 
 class TextStream:
     """An endless iterator over batches whose position can be saved and restored.
 
-    A batch is a dict of [B, L] arrays, B being this host's rows:
+    A batch is a dict of [B, L] arrays:
       tokens_BL: int32, 0 where there is none.
       segment_ids_BL: uint16: 1, 2, ... by document in each row; 0 is padding.
     """
@@ -149,9 +140,9 @@ class TextStream:
     def state(self) -> dict[str, int]:
         """The position behind the last batch that was taken, whatever was read ahead.
 
-        It holds integers only, always the same ones, and is this host's own: the document chunk to
-        go on with, the tokens of it that are still to come (start, stop; -1: all), the rows to skip
-        from there, and what must be equal for that to mean the same.
+        It holds integers only, always the same ones: the document chunk to go on with, the tokens
+        of it that are still to come (start, stop; -1: all), the rows to skip from there, and what
+        must be equal for that to mean the same.
         """
         position = self._batches.get_state()
         start, stop = position["remainder_slices"]["tokens"]
@@ -169,7 +160,7 @@ class TextStream:
         Batch size, workers and threads may differ from those of the stream that was saved.
 
         Raises:
-          InputError: the state is of another corpus, seed, row length or share.
+          InputError: the state is of another corpus, seed or row length.
         """
         for name, here in self._identity.items():
             if state.get(name) != here:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from w2s_jax import sharding
 from w2s_jax.errors import InputError
 from w2s_jax.files import write_json
 from w2s_jax.models import checkpoint_files as files
@@ -202,22 +203,13 @@ def gather(parts: list[_Part], dtype: Any) -> np.ndarray:
     """A tensor of the file, in host memory."""
     tensor = np.empty(parts[0][0].stored, dtype)
     for view, parameter, layer in parts:
-        view.put(on_host(parameter if layer is None else _layer(parameter, layer)), tensor)
+        view.put(sharding.on_host(parameter if layer is None else _layer(parameter, layer)), tensor)
     return tensor
 
 
 @jax.jit
 def _layer(stacked: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
-
-
-def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """A whole array, wherever its shards lie; with several processes all call this."""
-    if isinstance(array, np.ndarray) or array.is_fully_addressable:
-        return np.asarray(array)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 @contextlib.contextmanager

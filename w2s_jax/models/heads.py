@@ -47,7 +47,7 @@ def init_class_head(
         kernel_DC = unembedding(config, params)[:, columns].astype(jnp.float32)
         if num_texts == 2:
             kernel_DC = kernel_DC[:, 1:] - kernel_DC[:, :1]
-    return {"kernel": jax.device_put(kernel_DC, sharding.replicated(mesh))}
+    return {"kernel": sharding.put(kernel_DC, sharding.replicated(mesh))}
 
 
 def abstract_class_head(

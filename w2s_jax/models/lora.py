@@ -18,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from w2s_jax import sharding
 from w2s_jax.errors import InputError
 from w2s_jax.files import write_json
 from w2s_jax.models import checkpoint_files as files
@@ -115,7 +116,7 @@ def save_peft(
     if head is not None:
         exporting.check_head(family, base, head)
     flat = traverse_util.flatten_dict(params, sep=".")
-    adapters = {path: exporting.on_host(x) for path, x in flat.items() if is_adapter(path)}
+    adapters = {path: sharding.on_host(x) for path, x in flat.items() if is_adapter(path)}
     places = _places(family, base, config.lora_targets, head is not None)
     tensors = {} if head is None else _head_tensors(family, base, flat, head)
     with exporting.written_once(Path(folder)) as target:

@@ -6,6 +6,7 @@ devices, whatever the settings say by then, so that a restart ends in the same b
 """
 
 import contextlib
+import functools
 import logging
 import shutil
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import jax
 
-from w2s_jax import artifacts
+from w2s_jax import artifacts, processes
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json, write_json
 from w2s_jax.phase import Phase
@@ -49,8 +50,13 @@ def claimed_group(phase: Phase, later: Sequence[Phase], context: Context) -> Ite
     """A phase that this process has claimed, and what of `later` is to be trained with it.
 
     The others are claimed too, until the context ends. One that another process holds is left out:
-    nothing is waited for while something is held, so processes cannot wait for each other.
+    nothing is waited for while something is held, so processes cannot wait for each other. A run of
+    several processes trains each phase alone.
     """
+    if processes.count() > 1:
+        processes.on_first("population", functools.partial(_begin_alone, phase, context))
+        yield Group((phase,))
+        return
     with contextlib.ExitStack() as claims:
         held: dict[str, bool] = {phase.name: True}
 
@@ -79,6 +85,15 @@ def forget(folder: PhaseFolder) -> None:
     """Removes a population's record and checkpoints; in this order, as they need it."""
     shutil.rmtree(folder.steps, ignore_errors=True)
     folder.population.unlink(missing_ok=True)
+
+
+def _begin_alone(phase: Phase, context: Context) -> None:
+    """Forgets the population that a run of one process has begun with the phase."""
+    folder = context.folder(phase.name)
+    if folder.population.exists():
+        if not folder.trained.exists():
+            log.warning("%s: was begun with others in one process; begun anew", phase.title)
+        forget(folder)
 
 
 def _recorded(
@@ -110,7 +125,7 @@ def _new(
     alone, most = Group((phase,)), context.settings.mesh.population
     if most == 1 or context.settings.mesh.splits_parameters:
         return alone
-    if context.dump_hlo or jax.process_count() > 1:
+    if context.dump_hlo:
         return alone
     # What was begun alone ends alone.
     key = _key(phase, context)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -53,7 +52,7 @@ def features_of(phase: Phase, context: Context, mesh: Mesh) -> dict[str, Any]:
     features_NKD = split_features(
         phase, context, phase.inputs["train"], training_documents(phase, context)
     )
-    return {"features_NKD": jax.device_put(features_NKD, sharding.replicated(mesh))}
+    return {"features_NKD": sharding.put(features_NKD, sharding.replicated(mesh))}
 
 
 def split_features(
@@ -132,8 +131,6 @@ def batches_of(
             batch_size=train.batch_size,
             row_length=train.chunk_length,
             seed=phase.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
         )
         streamed = StreamedBatches(
             stream,

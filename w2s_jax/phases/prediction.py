@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import artifacts, compilation, errors, metrics, parameters
+from w2s_jax import artifacts, compilation, errors, metrics, parameters, processes
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.data.tokenize import hard_labels
 from w2s_jax.inference import (
@@ -89,7 +89,9 @@ def store(
         columns["ground_truth"].append(truth_N)
         result["metrics"][split] = metrics.classification_metrics(p[split][:, 1], truth_N)
     merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}
-    artifacts.write_predictions(folder.predictions, merged)
+    processes.on_first(
+        "predictions", lambda: artifacts.write_predictions(folder.predictions, merged)
+    )
     return result
 
 

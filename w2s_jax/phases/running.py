@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from w2s_jax import parameters, storage
+from w2s_jax import parameters, processes, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json, sha256, write_json
 from w2s_jax.parameters import Parameters
@@ -25,7 +25,7 @@ def run_phase(phase: Phase, context: Context) -> None:
     checkpoint.
     """
     folder = context.folder(phase.name)
-    begin(phase, context)
+    processes.on_first("begin", lambda: begin(phase, context))
     result: dict[str, Any] = {
         "kind": phase.kind,
         "model": phase.model.name,
@@ -42,9 +42,14 @@ def run_phase(phase: Phase, context: Context) -> None:
         if phase.loss is not None:
             result |= prediction.predict(phase, context, folder, params)
     result["execution"] = _execution(phase, context, result.pop("population", None))
+    processes.on_first("complete", lambda: _complete(phase, context, folder, result))
+
+
+def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[str, Any]) -> None:
+    """Writes the result, and removes what has had its day."""
     files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
-    # The final parameters are stored by now, so these have had their day.
+    # The final parameters are stored by now.
     shutil.rmtree(folder.steps, ignore_errors=True)
     write_json(folder.result, result)
     if not (phase.kind in STARTS or phase.name in context.starts or context.keeps):
@@ -76,6 +81,7 @@ def _execution(phase: Phase, context: Context, population: dict[str, Any] | None
         "backend": jax.default_backend(),
         "device_kind": context.mesh.devices.flat[0].device_kind,
         "mesh": dict(context.mesh.shape),
+        "processes": processes.count(),
         "microbatch_size": phase.train.microbatch_size or phase.train.batch_size,
         "remat": phase.train.remat,
         "versions": {name: metadata.version(name) for name in ("w2s_jax", "jax", "flax", "optax")},
@@ -89,15 +95,25 @@ def _trained(
     """The phase's final parameters and the record of their training; trains if need be."""
     source = context.data(phase).source
     start = parameters.initial(phase, source, context.store, context.mesh)
-    if folder.trained.exists():
-        problem = storage.damage(folder.final)
-        if problem is None:
-            return parameters.load(phase, start, folder), read_json(folder.trained)
-        log.warning("%s is damaged (%s); training again", folder.final, problem)
-        folder.trained.unlink()
+    before = processes.on_first("trained", lambda: _trained_before(folder))
+    if before is not None:
+        return parameters.load(phase, start, folder), before
     params, trained = training.train(phase, context, folder, start)
     keep(phase, folder, params, trained)
     return params, trained
+
+
+def _trained_before(folder: PhaseFolder) -> dict[str, Any] | None:
+    """The record of a training whose final parameters are whole, or None."""
+    if not folder.trained.exists():
+        return None
+    problem = storage.damage(folder.final)
+    if problem is None:
+        record: dict[str, Any] = read_json(folder.trained)
+        return record
+    log.warning("%s is damaged (%s); training again", folder.final, problem)
+    folder.trained.unlink()
+    return None
 
 
 def keep(phase: Phase, folder: PhaseFolder, params: Parameters, trained: dict[str, Any]) -> None:
@@ -108,4 +124,4 @@ def keep(phase: Phase, folder: PhaseFolder, params: Parameters, trained: dict[st
     """
     with storage.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
         parameters.save(phase, params, folder)
-        write_json(folder.trained, trained)
+        processes.on_first("keep", lambda: write_json(folder.trained, trained))

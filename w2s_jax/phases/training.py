@@ -1,17 +1,17 @@
 """How a phase is trained that is trained alone, and what all training needs beside its program."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from w2s_jax import errors
+from w2s_jax import errors, processes, sharding
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.data.tokenize import hard_labels
 from w2s_jax.inference import probabilities
-from w2s_jax.logs import PhaseLog
+from w2s_jax.logs import NoProfiler, PhaseLog, ProcessLog
 from w2s_jax.parameters import Parameters
 from w2s_jax.perf import hlo
 from w2s_jax.perf.profile import Profiler
@@ -44,7 +44,9 @@ def train(
         loss_state=inputs.loss_state_of(phase, context, spec),
     )
     frozen = start.frozen | inputs.features_of(phase, context, mesh)
-    watch = functools.partial(hlo.dumping, folder=folder.path / "hlo") if context.dump_hlo else None
+    watch = None
+    if context.dump_hlo and processes.is_first():
+        watch = functools.partial(hlo.dumping, folder=folder.path / "hlo")
     evaluate = evaluators(
         [phase], context, lambda trained: Parameters(whole(trained), start.frozen)
     )
@@ -68,7 +70,7 @@ def train(
     finally:
         saved.close()
         batches.close()
-    trained = record(phase, jax.device_get(state.history), clock, 0, real_token_share())
+    trained = record(phase, sharding.on_host(state.history), clock, 0, real_token_share())
     return Parameters(whole(best), start.frozen), trained
 
 
@@ -91,8 +93,12 @@ def schedule_of(phase: Phase, context: Context) -> loop.Schedule:
     )
 
 
-def phase_log(phase: Phase, context: Context, *, shows_bar: bool = True) -> PhaseLog:
+def phase_log(
+    phase: Phase, context: Context, *, shows_bar: bool = True
+) -> contextlib.AbstractContextManager[loop.Reporter]:
     """What hears of the phase's training."""
+    if not processes.is_first():
+        return ProcessLog(phase.title, phase.total_steps)
     return PhaseLog(
         context.folder(phase.name).path,
         phase.title,
@@ -135,7 +141,9 @@ def record(
     }
 
 
-def make_profiler(phase: Phase, context: Context, folder: PhaseFolder) -> Profiler | None:
+def make_profiler(
+    phase: Phase, context: Context, folder: PhaseFolder
+) -> Profiler | NoProfiler | None:
     """What traces the steps that the user asked for, as far as the phase has them."""
     if context.profile is None:
         return None
@@ -148,6 +156,8 @@ def make_profiler(phase: Phase, context: Context, folder: PhaseFolder) -> Profil
         )
         return None
     stop = min(stop, phase.total_steps)
+    if not processes.is_first():
+        return NoProfiler(start, stop)
     return Profiler(start, stop, folder.path / "profile", context.console)
 
 

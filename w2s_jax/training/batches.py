@@ -71,13 +71,13 @@ def put_batches(
     row_sharding, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
     stacks = [
         {
-            name: jax.device_put(x, row_sharding if name.endswith(("_SMRL", "_SMRQ")) else whole)
+            name: sharding.put(x, row_sharding if name.endswith(("_SMRL", "_SMRQ")) else whole)
             for name, x in arrays.items()
         }
         for arrays in packed_arrays(packed, targets_NC, needs)
     ]
     stack_of_S = filled_up(packed.place_S2[:, 0])
-    return ResidentBatches(tuple(stacks), jax.device_put(stack_of_S, whole), stack_of_S)
+    return ResidentBatches(tuple(stacks), sharding.put(stack_of_S, whole), stack_of_S)
 
 
 def packed_arrays(
@@ -158,7 +158,7 @@ def put_feature_batches(
       mesh: the mesh; all of it holds all batches.
     """
     stack_of_S = filled_up(np.zeros(len(order_SB), np.int32))
-    placed, on_devices = jax.device_put(
+    placed, on_devices = sharding.put(
         (feature_arrays(order_SB, targets_NC), stack_of_S), sharding.replicated(mesh)
     )
     return ResidentBatches((placed,), on_devices, stack_of_S)
@@ -179,7 +179,7 @@ class StreamedBatches:
     """Batches of a text stream, placed as they are asked for.
 
     Args:
-      stream: this process's share of the text.
+      stream: the text; all processes read all of it.
       num_microbatches: M; must divide the rows of a batch.
       total_steps: of the phase.
       mesh: the mesh.
@@ -195,19 +195,18 @@ class StreamedBatches:
         *,
         needs: Collection[str] = (),
     ):
-        local_rows = stream.rows
-        if local_rows % num_microbatches:
+        if stream.rows % num_microbatches:
             raise InputError(
-                f"pretrain.microbatch_size: {num_microbatches} microbatches of {local_rows} rows a "
-                "process; allowed: a number that divides the rows"
+                f"pretrain.microbatch_size: {num_microbatches} microbatches of {stream.rows} rows; "
+                "allowed: a number that divides the rows"
             )
         self.stream = stream
         self.num_microbatches = num_microbatches
         self.needs = needs
         self.row_sharding = sharding.rows(mesh, leading=2)
-        self.row_multiple = -(-sharding.row_shards(mesh) // jax.process_count())
+        self.row_multiple = sharding.row_shards(mesh)
         whole = sharding.replicated(mesh)
-        self.index_S = jax.device_put(np.zeros(rounded_up(total_steps), np.int32), whole)
+        self.index_S = sharding.put(np.zeros(rounded_up(total_steps), np.int32), whole)
         self.slots = self.real = 0
 
     def at(self, step: int) -> dict[str, jax.Array]:
@@ -220,7 +219,7 @@ class StreamedBatches:
         arrays = {"tokens_SMRL": batch["tokens_BL"], "segment_ids_SMRL": segments_BL}
         if "pieces_SMRL" in self.needs:
             num_rows, length = segments_BL.shape
-            row_B = jax.process_index() * num_rows + np.arange(num_rows, dtype=np.int32)
+            row_B = np.arange(num_rows, dtype=np.int32)
             # A row has at most as many segments as slots.
             arrays["pieces_SMRL"] = row_B[:, None] * (length + 1) + segments_BL.astype(np.int32)
         placed = {name: self._placed(rows_BL) for name, rows_BL in arrays.items()}
@@ -231,7 +230,7 @@ class StreamedBatches:
         # Empty rows where there are fewer than row shards.
         missing = -rows_MRL.shape[1] % self.row_multiple
         rows_MRL = np.pad(rows_MRL, ((0, 0), (0, missing), (0, 0)))
-        return jax.make_array_from_process_local_data(self.row_sharding, rows_MRL[None])
+        return sharding.put(rows_MRL[None], self.row_sharding)
 
     @property
     def real_token_share(self) -> float:

@@ -6,12 +6,14 @@ and the one before it is used.
 """
 
 import contextlib
+import functools
 import logging
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from w2s_jax import processes
 from w2s_jax.storage import damage, manifest_path, storage_errors, write_manifest
 
 log = logging.getLogger(__name__)
@@ -58,8 +60,9 @@ class Checkpoints:
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint that is whole, or None if there is none."""
-        for step in reversed(self._steps()):
-            problem = damage(self.folder / str(step))
+        for step in reversed(processes.on_first("steps", self._steps)):
+            folder = self.folder / str(step)
+            problem = processes.on_first("damage", functools.partial(damage, folder))
             if problem:
                 log.warning(
                     "checkpoint %s is damaged (%s); falling back to the one before it",
@@ -89,7 +92,8 @@ class Checkpoints:
         step, self.awaited = self.awaited, None
         with storage_errors(f"checkpoint at step {step}", self.folder):
             self.manager.wait_until_finished()
-            if step is not None:
+            # Orbax has waited for all processes.
+            if step is not None and processes.is_first():
                 write_manifest(self.folder / str(step))
                 for manifest in self.folder.glob("*.manifest.json"):
                     if not (self.folder / manifest.name.split(".")[0]).exists():

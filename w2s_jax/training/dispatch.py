@@ -88,7 +88,7 @@ def blocks(block: Callable[..., Any], batches: ResidentBatches, mesh: Mesh) -> R
 
     def advance(state: Any, first: int, last: int) -> Any:
         del first
-        stop = jax.device_put(np.int32(last), whole)
+        stop = sharding.put(np.int32(last), whole)
         return block(state, batches.stacks, batches.stack_of_S, stop)
 
     return Runner(advance, BLOCK)

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2s_jax import errors
+from w2s_jax import errors, processes
 from w2s_jax.compilation import compile_clock
+from w2s_jax.sharding import put
 from w2s_jax.storage import abstract, free
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import Runner
@@ -187,6 +188,8 @@ def train(
             if checkpoints is not None:
                 checkpoints.poll()
             due = time.monotonic() - saved_at >= schedule.checkpoint_seconds
+            # Clocks differ between processes.
+            due, speed = processes.first_says("boundary", (due, speed))
             if due and run.done < schedule.total_steps:
                 _save(run, data, checkpoints)
                 saved_at = time.monotonic()
@@ -346,7 +349,7 @@ def _fail(
     failed_P, step_P = jax.device_get((run.state.failed_step, run.state.step))
     # Members that had failed long before have lost their place in the data.
     again_P = np.where(step_P == run.done, -1, failed_P).astype(np.int32)
-    again_P = jax.device_put(again_P, run.state.failed_step.sharding)
+    again_P = put(again_P, run.state.failed_step.sharding)
     run.state = replace(run.state, failed_step=again_P)
     _save(run, data, checkpoints, wait=True)
     raise errors.TrainingFailed(
@@ -361,7 +364,7 @@ def _evaluate(run: _Run, evaluate: Evaluate | None, reporters: Sequence[Reporter
     failed_P = np.atleast_1d(jax.device_get(run.state.failed_step))
     better_P = np.zeros(len(failed_P), bool)
     params = result_of(run.state)
-    rows = evaluate(params)
+    rows = processes.first_says("evaluation", evaluate(params))
     for i, (row, standing) in enumerate(zip(rows, run.clock.members, strict=True)):
         if failed_P[i] >= 0:
             continue

@@ -91,7 +91,7 @@ def init_state(
     }
     # The step consumes its state, so no buffer may be part of it twice.
     copies = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params) if average else ()
-    small = jax.device_put(small, sharding.replicated(mesh))
+    small = sharding.put(small, sharding.replicated(mesh))
     return TrainState(params, opt_state, average=copies, **small)
 
 

@@ -54,7 +54,7 @@ def train_block(
 
 
 def _bound(spec: StepSpec, mesh: Mesh, frozen: Any) -> tuple[Hyperparameters, Any]:
-    return jax.device_put(spec.hyperparameters(), sharding.replicated(mesh)), frozen or {}
+    return sharding.put(spec.hyperparameters(), sharding.replicated(mesh)), frozen or {}
 
 
 @functools.lru_cache(maxsize=32)

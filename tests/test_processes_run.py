@@ -1,0 +1,175 @@
+"""Runs of several real processes: what one computes, told once, through signals and kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from w2s_jax import testing
+
+ROOT = Path(__file__).parent.parent
+LAUNCHER = [sys.executable, str(ROOT / "launch" / "local_multiprocess.py")]
+
+RECIPE = """
+from w2s_jax.testing import tiny_config
+
+def get_config():
+    config = tiny_config({data_dir!r})
+    config.losses = ("xent",)
+    config.pretrain.streaming = True
+    config.eval.every = 5
+    config.checkpoint.every_minutes = 1e-6
+    return config
+"""
+
+# `w2s`, which a signal meets at its n-th look at signals: SIGNAL is 'process:n:signal'.
+W2S = """
+import os, sys
+from w2s_jax import cli, processes
+
+index, look, number = map(int, os.environ.get("SIGNAL", "-1:0:0").split(":"))
+any_of, looks = processes.any_of, []
+
+def counted(name, flag):
+    looks.append(name)
+    if processes.index() == index and len(looks) == look:
+        os.kill(os.getpid(), number)
+    return any_of(name, flag)
+
+processes.any_of = counted
+sys.exit(cli.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with a recipe, and programs compiled once for all tests."""
+    folder = tmp_path_factory.mktemp("processes")
+    data_dir = testing.write_tiny_task(folder / "data")
+    (folder / "recipe.py").write_text(RECIPE.format(data_dir=str(data_dir)))
+    return folder
+
+
+def run(here, workdir, count, devices, *overrides, **environment):
+    """Runs the recipe in so many processes with so many devices each."""
+    command = [*LAUNCHER, "-n", str(count), "--devices_per_process", str(devices), "--"]
+    command += [sys.executable, "-c", W2S, "run", f"--config={here / 'recipe.py'}"]
+    environment = {"W2S_CACHE_DIR": str(here / "cache"), "PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(
+        [*command, f"--workdir={workdir}", *overrides],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def rows_of(phase):
+    return [json.loads(line) for line in (phase / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(workdir, other):
+    """The same result, predictions and history, as far as float32 tells."""
+    mine, theirs = (json.loads((w / "result.json").read_text()) for w in (workdir, other))
+    for role in ("weak", "ceiling"):
+        assert mine[role]["accuracy"] == theirs[role]["accuracy"]
+    assert mine["students"]["xent"]["accuracy"] == theirs["students"]["xent"]["accuracy"]
+    assert [s["phase"] for s in mine["stages"]] == [s["phase"] for s in theirs["stages"]]
+    for stage in mine["stages"]:
+        phases = [w / "phases" / stage["phase"] for w in (workdir, other)]
+        if (phases[0] / "predictions.parquet").exists():
+            tables = [pq.read_table(p / "predictions.parquet") for p in phases]
+            assert tables[0]["id"].equals(tables[1]["id"])
+            for column in ("p", "label"):
+                a, b = (table[column].to_numpy() for table in tables)
+                np.testing.assert_allclose(a, b, atol=1e-5)
+        for mine_row, row in zip(*map(rows_of, phases), strict=True):
+            assert mine_row.keys() == row.keys()
+            if row["split"] == "train":
+                close = 1e-5 * row["gradient_norm"]
+                assert mine_row["loss"] == pytest.approx(row["loss"], abs=close)
+                assert mine_row["gradient_norm"] == pytest.approx(row["gradient_norm"], abs=close)
+
+
+@pytest.fixture(scope="module")
+def alone(here):
+    """The run of one process with two devices."""
+    done = run(here, here / "alone", 1, 2)
+    assert done.returncode == 0, done.stderr
+    return here / "alone"
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does_and_one_of_them_tells(here, alone):
+    workdir = here / "two"
+    done = run(here, workdir, 2, 1)
+    assert done.returncode == 0, done.stderr
+    assert_same(workdir, alone)
+    assert done.stdout.count("result: ") == 1
+    others = [line for line in done.stderr.splitlines() if line.startswith("[1]")]
+    assert all("[Gloo]" in line or line == "[1]" for line in others), others
+    # Nothing is there that one process would not have written, but for the logs.
+    files, wanted = (
+        {
+            str(path.relative_to(folder))
+            for path in folder.rglob("*")
+            if path.is_file() and not {"checkpoints", "d"} & set(path.parts)
+        }
+        for folder in (workdir, alone)
+    )
+    assert files - wanted == {"logs/process-0.log", "logs/process-1.log"} and wanted <= files
+    log = (workdir / "logs" / "process-1.log").read_text()
+    assert "weak: begins" in log and "weak: step 20 of 20" in log and "weak: ends" in log
+
+
+@pytest.mark.slow
+def test_parameters_are_split_over_processes(here, alone):
+    done = run(here, here / "fsdp", 2, 2, "--config.mesh.fsdp=2")
+    assert done.returncode == 0, done.stderr
+    assert_same(here / "fsdp", alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_and_any_number_resumes(here, alone):
+    """The seventh look for signals is the first in the weak phase, after its fifth step."""
+    workdir = here / "stopped"
+    done = run(here, workdir, 2, 1, SIGNAL=f"1:8:{int(signal.SIGTERM)}")
+    assert done.returncode == 75, done.stderr
+    told = [line for line in done.stderr.splitlines() if "weak: stopped by a signal" in line]
+    assert len(told) == 2 and all("step 15 of 20, state saved" in line for line in told)
+    copy = shutil.copytree(workdir, here / "copy")
+    for folder, count, devices in ((workdir, 2, 1), (copy, 1, 2)):
+        done = run(here, folder, count, devices)
+        assert done.returncode == 0, done.stderr
+        assert_same(folder, alone)
+        steps = [row["step"] for row in rows_of(next(folder.glob("phases/weak-*")))]
+        assert steps == sorted(steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_kill_of_one_ends_all_and_a_rerun_resumes(here, alone, process):
+    workdir = here / f"killed{process}"
+    started = time.monotonic()
+    done = run(here, workdir, 2, 1, SIGNAL=f"{process}:9:{int(signal.SIGKILL)}")
+    assert done.returncode not in (0, 75), done.stderr
+    assert "local_multiprocess: process" in done.stderr
+    log = workdir / "logs" / "process-1.log"
+    last = log.stat().st_mtime - time.time() + time.monotonic()
+    assert time.monotonic() - last < 60 > last - started - 60
+    seen = len(log.read_text())
+    done = run(here, workdir, 2, 1)
+    assert done.returncode == 0, done.stderr
+    assert_same(workdir, alone)
+    # Not from the start: the state after 5 steps had been saved.
+    resumed = log.read_text()[seen:]
+    assert "weak: step 20 of 20" in resumed and "weak: step 5 of 20" not in resumed
