@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from w2s_jax import sharding
+from w2s_jax import sharding, watchdog
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -143,7 +143,10 @@ class Predictor:
         # Behind the documents, and the devices: logits, or texts and width.
         shape = outputs[0][1].shape[2 if self.per_device else 1 :]
         result = np.zeros((self.num_documents, *shape), np.float32)
-        for order, out in outputs:
+        for number, (order, out) in enumerate(outputs):
+            # The first comes after compiling.
+            patience = watchdog.PATIENCE if number == 0 else 1.0
+            watchdog.progress(f"label pass, batch {number} of {len(outputs)}", patience)
             result[order[order >= 0]] = jax.device_get(out).reshape(-1, *shape)[order >= 0]
         return result
 

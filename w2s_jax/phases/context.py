@@ -8,6 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 from rich.console import Console
 
+from w2s_jax import files
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.phase import Phase
@@ -43,7 +44,11 @@ class Context:
 
     def folder(self, phase_name: str) -> PhaseFolder:
         """Where a phase lives."""
-        return PhaseFolder(self.store / phase_name)
+        place = self.settings.checkpoint.dir
+        return PhaseFolder(
+            self.store / phase_name,
+            saves=None if place is None else files.place(place) / phase_name,
+        )
 
     def data(self, phase: Phase) -> RoleInput:
         """The model and the documents of a phase's role."""

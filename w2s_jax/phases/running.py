@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from w2s_jax import parameters, storage
+from w2s_jax import parameters, storage, watchdog
 from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.files import read_json, sha256, write_json
+from w2s_jax.files import read_json, remove_folder, sha256, write_json
 from w2s_jax.parameters import Parameters
 from w2s_jax.phase import STARTS, Phase
 from w2s_jax.phases import labelling, prediction, training
@@ -25,6 +25,11 @@ def run_phase(phase: Phase, context: Context) -> None:
     checkpoint.
     """
     folder = context.folder(phase.name)
+    with watchdog.watching(folder.path, phase.title, context.settings.log.hang_minutes):
+        _run_phase(phase, context, folder)
+
+
+def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
     begin(phase, context)
     result: dict[str, Any] = {
         "kind": phase.kind,
@@ -45,7 +50,7 @@ def run_phase(phase: Phase, context: Context) -> None:
     files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
     # The final parameters are stored by now, so these have had their day.
-    shutil.rmtree(folder.steps, ignore_errors=True)
+    remove_folder(folder.saves or folder.steps)
     write_json(folder.result, result)
     if not (phase.kind in STARTS or phase.name in context.starts or context.keeps):
         shutil.rmtree(folder.final.parent, ignore_errors=True)

@@ -1,45 +1,73 @@
 """Mid-phase checkpoints by Orbax: asynchronous, bounded in number, checked before they are trusted.
 
-Orbax commits a step by a rename, so a kill leaves whole steps only. A step's manifest (see
-`storage`) is written after the commit: a step without one, or that differs from it, is passed over
-and the one before it is used.
+Orbax commits a step by a rename, or on an object store by a file that it writes last, so a kill
+leaves whole steps only. A step's manifest (see `checksums`) is written after the commit: a step
+without one, or that differs from it, is passed over and the one before it is used.
+
+The training loop waits only until the arrays are copied to the host. What follows, manifest
+included, goes on beside it; `poll` moves it along. Several processes call everything alike; the
+first of them decides what is whole, and writes manifests.
 """
 
+import concurrent.futures
 import contextlib
 import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from w2s_jax.storage import damage, manifest_path, storage_errors, write_manifest
+from w2s_jax import errors
+from w2s_jax.checksums import damage, manifest_path, write_manifest
+from w2s_jax.files import is_remote, remove_folder
+from w2s_jax.storage import storage_errors
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The mid-phase checkpoints of one phase, saved asynchronously, `keep` of them at most."""
+    """The mid-phase checkpoints of one phase, saved asynchronously, `keep` of them at most.
+
+    Raises:
+      StorageError: if the folder cannot be written to.
+    """
 
     def __init__(self, folder: Path, keep: int):
-        self.folder = folder.absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                # One more than the newest: it has no manifest for a moment.
-                max_to_keep=max(2, keep),
-                enable_async_checkpointing=True,
-            ),
-        )
+        self.folder = folder if is_remote(folder) else folder.absolute()
+        with _reaching(self.folder):
+            if _is_first():
+                _make(self.folder)
+                _drop_damaged(self.folder)
+            _barrier("checkpoints are checked")
+            self.manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    # One more than the newest: it has no manifest for a moment.
+                    max_to_keep=max(2, keep),
+                    enable_async_checkpointing=True,
+                ),
+            )
         self.awaited: int | None = None  # the step being saved, which has no manifest yet
+        self.worker = concurrent.futures.ThreadPoolExecutor(1, "w2s-manifest")
+        self.manifest: concurrent.futures.Future[None] | None = None  # being written
 
     def poll(self) -> None:
-        """Completes a save that has reached the disk; call it now and then."""
-        if self.awaited is not None and not self.manager.is_saving_in_progress():
-            self.finish()
+        """Moves a save along that has reached the disk; call it now and then. Waits for nothing.
 
-    def _steps(self) -> list[int]:
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        Raises:
+          StorageError: if the save has failed for want of space.
+        """
+        if self.awaited is None or self.manager.is_saving_in_progress():
+            return
+        with storage_errors(f"checkpoint at step {self.awaited}", self.folder):
+            if self.manifest is None:
+                self.manager.wait_until_finished()  # it is: this raises what went wrong
+                self.manifest = self.worker.submit(self._complete, self.awaited)
+            elif self.manifest.done():
+                self.manifest.result()
+                self.awaited = self.manifest = None
 
     def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts saving; returns when the arrays are copied to the host.
@@ -57,21 +85,8 @@ class Checkpoints:
             self.awaited = step
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that is whole, or None if there is none."""
-        for step in reversed(self._steps()):
-            problem = damage(self.folder / str(step))
-            if problem:
-                log.warning(
-                    "checkpoint %s is damaged (%s); falling back to the one before it",
-                    self.folder / str(step),
-                    problem,
-                )
-                # Gone, or it would keep a place among the newest from a whole one.
-                self.manager.delete(step)
-                manifest_path(self.folder / str(step)).unlink(missing_ok=True)
-                continue
-            return step
-        return None
+        """The step of the newest checkpoint, which is whole, or None if there is none."""
+        return self.manager.latest_step()
 
     def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(trees, meta) of a checkpoint that is whole."""
@@ -81,21 +96,88 @@ class Checkpoints:
         return {name: restored[name] for name in targets}, restored["meta"]
 
     def finish(self) -> None:
-        """Waits for the save under way and completes it; drops manifests of deleted steps.
+        """Waits for the save under way, if there is one, until it is complete.
 
         Raises:
           StorageError: if it failed for want of space.
         """
         step, self.awaited = self.awaited, None
+        manifest, self.manifest = self.manifest, None
         with storage_errors(f"checkpoint at step {step}", self.folder):
             self.manager.wait_until_finished()
-            if step is not None:
-                write_manifest(self.folder / str(step))
-                for manifest in self.folder.glob("*.manifest.json"):
-                    if not (self.folder / manifest.name.split(".")[0]).exists():
-                        manifest.unlink()
+            _barrier("a checkpoint is saved")
+            if manifest is not None:
+                manifest.result()
+            elif step is not None:
+                self._complete(step)
+
+    def _complete(self, step: int) -> None:
+        """Writes the manifest of a step that is committed; drops those of deleted steps."""
+        if not _is_first():
+            return
+        write_manifest(self.folder / str(step))
+        kept = {path.name for path in self.folder.iterdir()}
+        for name in kept:
+            number = name.removesuffix(".manifest.json")
+            if number != name and number not in kept:
+                (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Releases the manager's threads; a failed save has been reported by `finish` or `save`."""
+        """Releases the threads; a failed save has been reported by `finish` or `save`."""
         with contextlib.suppress(Exception):
             self.manager.close()
+        self.worker.shutdown()
+
+
+def _make(folder: Path) -> None:
+    """Makes the folder; on an object store, where there are none, tries whether it can be used."""
+    if is_remote(folder):
+        # A folder that is made there would make a bucket, if there is none of the name.
+        (folder / ".can-be-written").write_text("")
+        (folder / ".can-be-written").unlink()
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Removes the newest checkpoints up to the first one that is whole.
+
+    They would keep a place among the newest from whole ones.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    for step in steps:
+        problem = damage(folder / str(step))
+        if problem is None:
+            return
+        log.warning(
+            "checkpoint %s is damaged (%s); falling back to the one before it",
+            folder / str(step),
+            problem,
+        )
+        remove_folder(folder / str(step))
+        manifest_path(folder / str(step)).unlink(missing_ok=True)
+
+
+def _is_first() -> bool:
+    """Whether this is the process that decides and writes."""
+    return jax.process_index() == 0
+
+
+def _barrier(name: str) -> None:
+    """Waits for the other processes, if there are any."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"w2s: {name}")
+
+
+@contextlib.contextmanager
+def _reaching(folder: Path) -> Any:
+    """Turns whatever a store's client says of a bucket into a `StorageError`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(folder):
+            raise
+        raise errors.StorageError(
+            f"checkpoint.dir: {folder} cannot be used ({type(error).__name__}: {error})"
+        ) from error
