@@ -186,9 +186,10 @@ def _marked_renames(reached):
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the runs are, and what they share."""
+    """Where the runs are, and what they share; `more` arguments of the command line."""
 
     folder: Path
+    more: tuple[str, ...] = ()
 
     def begin(self, kill: Kill | None, workdir: Path) -> subprocess.Popen:
         """A process that runs, or resumes, the run in `workdir`."""
@@ -200,7 +201,7 @@ class Bench:
             "W2S_CACHE_DIR": str(self.folder / "cache"),
         }
         return subprocess.Popen(
-            [sys.executable, __file__, "--child", spec, *command],
+            [sys.executable, __file__, "--child", spec, *command, *self.more],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

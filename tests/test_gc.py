@@ -112,6 +112,45 @@ def test_what_killed_writes_left_goes(run):
     assert removed(run) == {".config.json.9.tmp"}
 
 
+def test_what_complete_and_orphaned_phases_have_in_another_folder_goes(tmp_path, run):
+    """`checkpoint.dir`: of phases that are not of this folder nothing is known."""
+    saves = tmp_path / "saves"
+    begun = make_phase(run / "phases", name_of("student", 5), complete=False)
+    make_phase(run / "phases", ORPHAN, complete=False)
+    make_run(run, [STUDENT, begun.name], complete=False)
+    record = json.loads((run / "config.json").read_text())
+    record["config"] = {"checkpoint": {"dir": str(saves)}}
+    write(run / "config.json", record)
+    for name in (WEAK, begun.name, ORPHAN, name_of("weak", 7)):
+        write(saves / name / "steps" / "5" / "array")
+    found = storage_gc.find(run)[0]
+    assert {item.path for item in found if item.path.is_relative_to(saves)} == {
+        saves / WEAK,
+        saves / ORPHAN,
+    }
+    storage_gc.collect(run, QUIET, lambda: True)
+    assert {path.name for path in saves.iterdir()} == {begun.name, name_of("weak", 7)}
+    assert storage_gc.find(run)[0] == []
+
+
+def test_another_folder_that_cannot_be_reached_is_left_alone(run):
+    record = json.loads((run / "config.json").read_text())
+    record["config"] = {"checkpoint": {"dir": "s3://bucket/saves"}}
+    write(run / "config.json", record)
+    found, notes = storage_gc.find(run)
+    assert [item.path.name for item in found] == ["steps"]
+    assert any("s3://bucket/saves" in note and "left alone" in note for note in notes)
+
+
+def test_a_report_that_was_being_written_leaves_nothing(run):
+    path = run / "report" / ".report.html.9.tmp"
+    write(path)
+    long_ago = time.time() - 3600
+    os.utime(path, (long_ago, long_ago))
+    shutil.rmtree(run / "phases" / WEAK / "checkpoints" / "steps")
+    assert removed(run) == {"report/.report.html.9.tmp"}
+
+
 def test_a_claimed_phase_is_never_touched(run):
     orphan = make_phase(run / "phases", ORPHAN)
     with (

@@ -144,13 +144,13 @@ def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str
                 notes.append(f"{phase.path}: claimed by a process, left alone")
                 continue
             unused = name not in kept and not unknown
+            if unused or phase.complete:
+                why = "mid-phase checkpoints of a phase that is complete, or of no run"
+                found += [Garbage(path, why, phase) for path in saves]
             if unused:
                 found.append(Garbage(phase.path, "no run refers to it", phase))
             else:
                 found += _within(phase, name in done)
-            if unused or phase.complete:
-                why = "mid-phase checkpoints of a phase that is complete, or of no run"
-                found += [Garbage(path, why, phase) for path in saves]
     return found, notes
 
 

@@ -1,0 +1,160 @@
+"""Runs that are killed, terminated, moved to other machines: they end as if nothing had been."""
+
+import importlib.util
+import json
+import shutil
+
+import fake_gcs
+import fault_injection
+import pytest
+from fault_injection import BLOCK, COMMITTED, WRITING, Kill
+from rich.console import Console
+
+import w2s_jax
+from w2s_jax import cli, errors, execute, phases, testing, validation
+from w2s_jax.training import loop
+
+QUIET = Console(quiet=True)
+
+
+def config_of(data_dir, saves=None):
+    """Two phases of two kinds are enough here."""
+    config = testing.tiny_config(data_dir)
+    config.pretrain.source = None
+    config.losses = ("xent",)
+    config.checkpoint.dir = saves
+    return config
+
+
+def comparable(result):
+    return {k: result[k] for k in ("weak", "ceiling", "students", "stages")}
+
+
+def interrupt(config, workdir, monkeypatch):
+    """Stops the first phase at its second boundary."""
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 2
+
+    original = phases.Context.__init__
+
+    def with_stop(self, *args, **kwargs):
+        original(self, *args, **(kwargs | {"should_stop": stop}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.Context, "__init__", with_stop)
+        patch.setattr(loop, "_next_boundary", lambda done, *_: done + 5)
+        with pytest.raises(errors.Interrupted):
+            execute.run(config, workdir, console=QUIET)
+
+
+def test_checkpoints_in_another_folder_are_resumed_by_another_machine(tmp_path, monkeypatch):
+    """One that has lost the run's folder; and the folder is no part of what the run is."""
+    data_dir = testing.write_tiny_task(tmp_path / "data")
+    wanted = w2s_jax.run(config_of(data_dir), tmp_path / "plain")
+    saves = tmp_path / "saves"
+    config = config_of(data_dir, str(saves))
+    interrupt(config, tmp_path / "lost", monkeypatch)
+    name = wanted["weak"]["phase"]
+    assert sorted(p.name for p in (saves / name / "steps").iterdir()) == ["10", "10.manifest.json"]
+    folder = tmp_path / "lost" / "phases" / name
+    assert folder.is_dir() and not (folder / "checkpoints").exists()
+    shutil.rmtree(tmp_path / "lost")
+    first = []
+    tell = loop._tell
+    monkeypatch.setattr(
+        loop, "_tell", lambda run, start, *rest: (tell(run, start, *rest), first.append(run.done))
+    )
+    result = execute.run(config, tmp_path / "found", console=QUIET)
+    assert first[0] == 10  # the steps that the other machine took are not taken again
+    assert comparable(result) == comparable(wanted)
+    assert list(saves.iterdir()) == []
+    stage = json.loads((tmp_path / "found" / "phases" / name / "result.json").read_text())
+    assert stage["checkpoints"] == 1 and 0 < stage["checkpoint_seconds"] < stage["seconds"]
+
+
+@pytest.mark.parametrize(
+    "place,parts",
+    [
+        ("s3://bucket/x", ["checkpoint.dir", "'s3://bucket/x'", "gs://bucket/path"]),
+        ("gs://", ["checkpoint.dir", "'gs://'"]),
+        ("gs://bucket/x", ["checkpoint.dir", "gcsfs", "pip install 'w2s_jax[gcs]'"]),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_before_any_work(
+    tmp_path, capsys, monkeypatch, place, parts
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from w2s_jax.config import default_config as get_config\n")
+    command = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*command, f"--config.checkpoint.dir={place}"]) == 2
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1
+    for part in parts:
+        assert part in text, text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_time_that_is_none_is_refused(tmp_path):
+    config = testing.tiny_config(tmp_path)
+    config.log.hang_minutes = -1.0
+    with pytest.raises(errors.InputError, match="log.hang_minutes: -1.0; allowed: at least 0"):
+        validation.validate(config)
+
+
+# --- whole processes -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path):
+    """kill -9 and SIGTERM, aimed and at random moments."""
+    rows = fault_injection.inject(tmp_path, kills=20, seed=0)
+    assert len(rows) == 20
+    assert all(row["differences"] == [] for row in rows), fault_injection.table(rows)
+    for row in rows:
+        if row["kill"].signal == "SIGTERM" and row["kill"].point == BLOCK and not row["kill"].then:
+            assert 0 < row["done"] == row["kept"]
+        if row["kill"].point == COMMITTED:
+            assert 0 < row["kept"] < row["done"]
+
+
+@pytest.mark.slow
+def test_a_run_with_checkpoints_in_a_bucket_is_resumed(tmp_path, monkeypatch):
+    """Killed while a checkpoint is uploaded, before its manifest, and terminated."""
+    pytest.importorskip("gcsfs", reason="needs w2s_jax[gcs]")
+    bench = fault_injection.prepare(tmp_path)
+    bench.finish(tmp_path / "plain")
+    with fake_gcs.serve() as (objects, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        there = fault_injection.Bench(tmp_path, ("--config.checkpoint.dir=gs://bucket/saves",))
+        for kill in (
+            Kill(WRITING, "pretrain", 3),
+            Kill(COMMITTED, "pretrain", 2),
+            Kill(BLOCK, "weak", 4, "SIGTERM"),
+        ):
+            row = fault_injection.strike(there, kill, tmp_path / "run", 0)
+            assert row, kill
+            assert any(name.startswith(f"saves/{row['phase']}-") for name in objects)
+            assert not list((tmp_path / "run").glob("phases/*/checkpoints/steps"))
+        there.finish(tmp_path / "run")
+        assert list(objects) == []
+        assert fault_injection.differences(tmp_path / "plain", tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
+    pytest.importorskip("gcsfs", reason="needs w2s_jax[gcs]")
+    bench = fault_injection.prepare(tmp_path)
+    with fake_gcs.serve() as (_, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        there = fault_injection.Bench(bench.folder, ("--config.checkpoint.dir=gs://none/saves",))
+        process = there.begin(None, tmp_path / "run")
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "checkpoint.dir" in stderr.splitlines()[-1] and "gs://none/saves" in stderr
+    assert "Traceback" not in stderr
