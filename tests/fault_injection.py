@@ -208,14 +208,13 @@ class Bench:
             text=True,
         )
 
-    def finish(self, workdir: Path) -> float:
-        """Runs to the end; the seconds that it took."""
-        started = time.monotonic()
+    def finish(self, workdir: Path) -> dict:
+        """Runs to the end; its result."""
         process = self.begin(None, workdir)
         _, stderr = process.communicate(timeout=TIMEOUT)
         if process.returncode:
             raise RuntimeError(f"{workdir}: status {process.returncode}: {stderr[-2000:]}")
-        return time.monotonic() - started
+        return json.loads((workdir / "result.json").read_text())
 
 
 def prepare(folder: Path) -> Bench:
@@ -241,17 +240,19 @@ def prepare(folder: Path) -> Bench:
 def strike(bench: Bench, kill: Kill, workdir: Path, seconds: float) -> dict:
     """Begins or resumes the run, and waits for the kill; what it cost, or {} if it did not fall.
 
-    `seconds`: at which a random kill falls, after the start.
+    `seconds`: at which a random kill falls, after a phase has begun.
     """
-    started = time.monotonic()
+    started = time.time()
     process = bench.begin(kill, workdir)
     if not kill.point:
+        while process.poll() is None and not _at_work(workdir, started):
+            time.sleep(0.01)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(getattr(signal, kill.signal))
     _, stderr = process.communicate(timeout=TIMEOUT)
-    status, lasted = process.returncode, time.monotonic() - started
+    status = process.returncode
     asked_to_stop = kill.signal == "SIGTERM" and not kill.then
     # While Python starts, SIGTERM ends it.
     wanted = (75, -signal.SIGTERM) if asked_to_stop else (-signal.SIGKILL,)
@@ -259,7 +260,13 @@ def strike(bench: Bench, kill: Kill, workdir: Path, seconds: float) -> dict:
         return {}
     if status not in wanted:
         raise RuntimeError(f"{workdir}: {kill}: status {status}: {stderr[-2000:]}")
-    return {"kill": kill, "seconds": lasted, **standing(workdir)}
+    return {"kill": kill, "seconds": seconds, **standing(workdir)}
+
+
+def _at_work(workdir: Path, started: float) -> bool:
+    """Whether a phase has begun since then."""
+    configs = (workdir / "phases").glob("*/config.json")
+    return any(path.stat().st_mtime >= started for path in configs)
 
 
 def standing(workdir: Path) -> dict:
@@ -360,8 +367,7 @@ def litter(plain: Path, disturbed: Path) -> list[str]:
 def inject(folder: Path, kills: int, seed: int) -> list[dict]:
     """Kills runs so many times; a row for each, with 'differences' of the run that it became."""
     bench, rng = prepare(folder), random.Random(seed)
-    bench.finish(folder / "warm")  # compiles; programs are kept for all others
-    whole = bench.finish(folder / "plain")
+    whole = bench.finish(folder / "plain")["timing"]["seconds"]
     rows: list[dict] = []
     chains = [list(chain) for chain in CHAINS]
     for number in range(10 * kills):
@@ -371,8 +377,7 @@ def inject(folder: Path, kills: int, seed: int) -> list[dict]:
         chain = chains.pop(0) if chains else drawn
         workdir, landed = folder / f"chain{number}", []
         for kill in chain[: kills - len(rows)]:
-            # The start alone takes most of an undisturbed run's seconds.
-            row = strike(bench, kill, workdir, whole * rng.uniform(0.3, 0.95))
+            row = strike(bench, kill, workdir, whole * rng.uniform(0, 0.4))
             if kill.point and not row:
                 raise RuntimeError(f"{kill} did not fall")
             landed += [row] if row else []
@@ -392,7 +397,7 @@ def table(rows: Sequence[dict]) -> str:
     ]
     for number, row in enumerate(rows, 1):
         kill = row["kill"]
-        words = kill.words if kill.point else f"random, {row['seconds']:.1f} s after the start"
+        words = kill.words if kill.point else f"random, after {row['seconds']:.1f} s of work"
         end = "equal" if not row["differences"] else "; ".join(row["differences"])
         cells = (number, row["phase"] or "-", words, kill.signal, row["done"])
         lines.append("| " + " | ".join(map(str, (*cells, row["done"] - row["kept"], end))) + " |")

@@ -3,16 +3,31 @@
 import importlib.util
 import json
 import shutil
+import threading
+import time
 
 import fake_gcs
 import fault_injection
+import jax
 import pytest
 from fault_injection import BLOCK, COMMITTED, WRITING, Kill
 from rich.console import Console
 
 import w2s_jax
-from w2s_jax import cli, errors, execute, phases, testing, validation
-from w2s_jax.training import loop
+from w2s_jax import (
+    cli,
+    errors,
+    execute,
+    inference,
+    phases,
+    sharding,
+    testing,
+    validation,
+    watchdog,
+)
+from w2s_jax.methods.planning import plan
+from w2s_jax.resolve import resolve
+from w2s_jax.training import dispatch, loop
 
 QUIET = Console(quiet=True)
 
@@ -103,6 +118,40 @@ def test_a_time_that_is_none_is_refused(tmp_path):
     config.log.hang_minutes = -1.0
     with pytest.raises(errors.InputError, match="log.hang_minutes: -1.0; allowed: at least 0"):
         validation.validate(config)
+
+
+def test_a_block_and_a_label_pass_that_hang_are_told(tmp_path, monkeypatch, caplog):
+    """And the phase ends as it would have; the second block is no longer one that compiles."""
+    config = config_of(testing.write_tiny_task(tmp_path / "data"))
+    config.log.hang_minutes, config.eval.every = 1 / 60, None
+    resolved = resolve(validation.validate(config))
+    phase = next(p for p in plan(resolved).phases if p.kind == "weak")
+    context = phases.Context(resolved, tmp_path, sharding.make_mesh(), QUIET, lambda: False)
+    context.folder(phase.name).path.mkdir()
+    monkeypatch.setattr(watchdog, "PATIENCE", 100.0)
+    monkeypatch.setattr(loop, "_next_boundary", lambda done, *_: done + 10)
+    run, get = dispatch.Runner.run, inference.jax.device_get
+
+    def hangs(self, state, first, last, **options):
+        time.sleep(1.5 if first == 10 else 0)
+        return run(self, state, first, last, **options)
+
+    def hangs_too(value):
+        if isinstance(value, jax.Array) and value.shape[-1] == 2:
+            watchdog.progress("label pass")  # the one batch there is comes after compiling
+            time.sleep(1.5)
+        return get(value)
+
+    monkeypatch.setattr(dispatch.Runner, "run", hangs)
+    monkeypatch.setattr(inference.jax, "device_get", hangs_too)
+    phases.run_phase(phase, context)
+    told = [r.getMessage() for r in caplog.records if r.name == "w2s_jax.watchdog"]
+    assert all(text.startswith("weak: no progress for") for text in told)
+    assert "for 1 s (steps 10 to 20 of 20)" in told[0] and "(label pass)" in told[-1]
+    stacks = (context.folder(phase.name).path / "hang.txt").read_text()
+    assert "in hangs\n" in stacks and "in hangs_too\n" in stacks
+    assert context.folder(phase.name).complete
+    assert not any(thread.name == "w2s-watchdog" for thread in threading.enumerate())
 
 
 # --- whole processes -----------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_a_thread_watches_a_phase_and_none_is_left(tmp_path, caplog, monkeypatch
 
     thread = threading.Thread(target=hangs_for_ever)
     thread.start()
-    with watchdog.watching(tmp_path, "ceiling", 0.1 / 60):
+    with watchdog.watching(tmp_path / "hang.txt", "ceiling", 0.1 / 60):
         watchdog.progress("steps 0 to 10 of 20")
         deadline = time.monotonic() + 20
         while not warnings(caplog):
@@ -112,5 +112,5 @@ def test_a_thread_watches_a_phase_and_none_is_left(tmp_path, caplog, monkeypatch
 
 def test_zero_minutes_watch_nothing(tmp_path):
     before = threading.active_count()
-    with watchdog.watching(tmp_path, "ceiling", 0):
+    with watchdog.watching(tmp_path / "hang.txt", "ceiling", 0):
         assert threading.active_count() == before

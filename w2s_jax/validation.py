@@ -159,6 +159,7 @@ _MINIMA = {
 _MAXIMA = {
     "learning_rate": MAX_LEARNING_RATE,
     "warmup": 1,
+    "hang_minutes": 1e6,
     "beta1": 0.99999,
     "beta2": 0.9999999,
     # A JAX key takes 32 bits of its seed.

@@ -78,21 +78,22 @@ _watching: list[Watchdog] = []
 
 
 @contextlib.contextmanager
-def watching(folder: Path, title: str, minutes: float) -> Iterator[None]:
+def watching(stacks: Path, title: str, minutes: float) -> Iterator[None]:
     """Watches a phase as long as the context lasts.
 
     Args:
-      folder: the phase's; stacks go to its hang.txt.
+      stacks: the file to which the stacks of all threads are appended.
       title: the phase, for people.
       minutes: without progress, before it is told; 0: nothing is watched.
     """
     if minutes == 0:
         yield
         return
-    watchdog, ended = Watchdog(title, 60 * minutes, folder / "hang.txt"), threading.Event()
+    watchdog, ended = Watchdog(title, 60 * minutes, stacks), threading.Event()
 
     def watch() -> None:
-        while not ended.wait(min(watchdog.check(), threading.TIMEOUT_MAX)):
+        # Progress may bring what is due nearer than it was when the thread went to sleep.
+        while not ended.wait(min(watchdog.check(), watchdog.seconds / 10)):
             pass
 
     thread = threading.Thread(target=watch, name="w2s-watchdog", daemon=True)

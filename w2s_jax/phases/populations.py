@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from w2s_jax import errors, parameters, sharding, watchdog
+from w2s_jax import errors, parameters, sharding
 from w2s_jax.data import packing
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.parameters import Parameters
@@ -64,11 +64,7 @@ def train_together(group: Group, context: Context) -> dict[str, errors.TrainingF
     profiler = training.make_profiler(first, context, folder)
     saved = Checkpoints(folder.steps, context.settings.checkpoint.keep)
     try:
-        hang_minutes = context.settings.log.hang_minutes
-        with (
-            contextlib.ExitStack() as logs,
-            watchdog.watching(folder.path, f"{first.title} and others", hang_minutes),
-        ):
+        with contextlib.ExitStack() as logs, context.watched(first):
             state, best, clock = loop.train(
                 population.runner(specs, mesh, frozen, batches, group.mode),
                 population.stack(states, mesh),

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from w2s_jax import parameters, storage, watchdog
+from w2s_jax import parameters, storage
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json, remove_folder, sha256, write_json
 from w2s_jax.parameters import Parameters
@@ -25,7 +25,7 @@ def run_phase(phase: Phase, context: Context) -> None:
     checkpoint.
     """
     folder = context.folder(phase.name)
-    with watchdog.watching(folder.path, phase.title, context.settings.log.hang_minutes):
+    with context.watched(phase):
         _run_phase(phase, context, folder)
 
 

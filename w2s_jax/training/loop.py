@@ -213,6 +213,7 @@ def train(
         watchdog.progress("waiting for the last checkpoint")
         with _stalled(run.clock):
             checkpoints.finish()
+    watchdog.progress("what follows training", watchdog.PATIENCE)
     return run.state, result_of(run.state) if run.best is None else run.best, run.clock
 
 
