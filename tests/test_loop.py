@@ -371,7 +371,7 @@ def test_a_manifest_is_written_beside_training(tmp_path, monkeypatch):
     saved = Checkpoints(tmp_path, keep=2)
     saved.save(1, {"state": {"x": jnp.arange(8.0)}}, {})
     polls = 0
-    while saved.awaited is not None:
+    while saved.saving is not None:
         started = time.monotonic()
         saved.poll()
         assert time.monotonic() - started < 0.3
@@ -392,7 +392,7 @@ def test_a_manifest_that_cannot_be_written_is_told(tmp_path, monkeypatch, waits)
     monkeypatch.setattr(checkpoints, "write_manifest", full)
     saved = Checkpoints(tmp_path, keep=2)
     saved.save(1, {"state": {"x": jnp.arange(8.0)}}, {})
-    with pytest.raises(errors.StorageError, match="checkpoint at step 1: no space left"):
+    with pytest.raises(errors.StorageError, match="saving a checkpoint: no space left"):
         while not waits:
             saved.poll()
         saved.finish()

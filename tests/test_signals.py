@@ -23,19 +23,30 @@ sys.exit(3)
 """
 
 
-def start(how):
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, how],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def start():
+    """Starts the program; what is left of it at the end is killed."""
+    started = []
+
+    def start(how):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, how],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_asks(number):
+def test_one_signal_asks(start, number):
     process = start("soon")
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
@@ -44,7 +55,7 @@ def test_one_signal_asks(number):
 
 @pytest.mark.parametrize("how", ["never", "C"])
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_sigterm_after_a_signal_ends_the_process_at_once(how, first):
+def test_sigterm_after_a_signal_ends_the_process_at_once(start, how, first):
     process = start(how)
     process.send_signal(first)
     time.sleep(0.3)
@@ -55,7 +66,7 @@ def test_sigterm_after_a_signal_ends_the_process_at_once(how, first):
     assert err == "w2s: stopped at once by a second signal; the same command resumes\n"
 
 
-def test_a_second_sigint_is_a_keyboard_interrupt():
+def test_a_second_sigint_is_a_keyboard_interrupt(start):
     process = start("never")
     for _ in range(2):
         process.send_signal(signal.SIGINT)

@@ -53,7 +53,7 @@ def measure(model: ModelConfig, *, repeats: int) -> Record:
             started = time.monotonic()
             saved.save(number, {"state": _arrays(state)}, {})
             stalled = time.monotonic() - started
-            while saved.awaited is not None:
+            while saved.saving is not None:
                 time.sleep(_SECONDS)
                 saved.poll()
             if number:

@@ -5,7 +5,7 @@ leaves whole steps only. A step's manifest (see `checksums`) is written after th
 without one, or that differs from it, is passed over and the one before it is used.
 
 The training loop waits only until the arrays are copied to the host. What follows, manifest
-included, goes on beside it; `poll` moves it along. Several processes call everything alike; the
+included, a thread does beside it. Several processes call everything alike; the
 first of them decides what is whole, and writes manifests.
 """
 
@@ -49,25 +49,17 @@ class Checkpoints:
                     enable_async_checkpointing=True,
                 ),
             )
-        self.awaited: int | None = None  # the step being saved, which has no manifest yet
         self.worker = concurrent.futures.ThreadPoolExecutor(1, "w2s-manifest")
-        self.manifest: concurrent.futures.Future[None] | None = None  # being written
+        self.saving: concurrent.futures.Future[None] | None = None  # up to its manifest
 
     def poll(self) -> None:
-        """Moves a save along that has reached the disk; call it now and then. Waits for nothing.
+        """Notices a save that has ended; call it now and then. Waits for nothing.
 
         Raises:
-          StorageError: if the save has failed for want of space.
+          StorageError: if it has failed for want of space.
         """
-        if self.awaited is None or self.manager.is_saving_in_progress():
-            return
-        with storage_errors(f"checkpoint at step {self.awaited}", self.folder):
-            if self.manifest is None:
-                self.manager.wait_until_finished()  # it is: this raises what went wrong
-                self.manifest = self.worker.submit(self._complete, self.awaited)
-            elif self.manifest.done():
-                self.manifest.result()
-                self.awaited = self.manifest = None
+        if self.saving is not None and self.saving.done():
+            self._end()
 
     def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts saving; returns when the arrays are copied to the host.
@@ -82,7 +74,7 @@ class Checkpoints:
             items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
             args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
             self.manager.save(step, args=args, force=True)
-            self.awaited = step
+            self.saving = self.worker.submit(self._complete, step)
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint, which is whole, or None if there is none."""
@@ -101,18 +93,19 @@ class Checkpoints:
         Raises:
           StorageError: if it failed for want of space.
         """
-        step, self.awaited = self.awaited, None
-        manifest, self.manifest = self.manifest, None
-        with storage_errors(f"checkpoint at step {step}", self.folder):
-            self.manager.wait_until_finished()
-            _barrier("a checkpoint is saved")
-            if manifest is not None:
-                manifest.result()
-            elif step is not None:
-                self._complete(step)
+        self._end()
+        _barrier("a checkpoint is saved")
+
+    def _end(self) -> None:
+        """The outcome of the save under way, when it is there."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            with storage_errors("saving a checkpoint", self.folder):
+                saving.result()
 
     def _complete(self, step: int) -> None:
-        """Writes the manifest of a step that is committed; drops those of deleted steps."""
+        """Writes the manifest of a step once it is committed; drops those of deleted steps."""
+        self.manager.wait_until_finished()
         if not _is_first():
             return
         write_manifest(self.folder / str(step))
@@ -124,9 +117,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Releases the threads; a failed save has been reported by `finish` or `save`."""
+        self.worker.shutdown()
         with contextlib.suppress(Exception):
             self.manager.close()
-        self.worker.shutdown()
 
 
 def _make(folder: Path) -> None:
