@@ -5,11 +5,13 @@ import os
 import shutil
 import time
 
+import fake_gcs
 import pytest
 from rich.console import Console
 
 import w2s_jax
 from w2s_jax import artifacts, cli, errors, storage_gc, testing
+from w2s_jax import files as files_lib
 from w2s_jax.artifacts import PhaseFolder
 
 QUIET = Console(quiet=True)
@@ -131,6 +133,22 @@ def test_what_complete_and_orphaned_phases_have_in_another_folder_goes(tmp_path,
     storage_gc.collect(run, QUIET, lambda: True)
     assert {path.name for path in saves.iterdir()} == {begun.name, name_of("weak", 7)}
     assert storage_gc.find(run)[0] == []
+
+
+def test_what_a_complete_phase_has_in_a_bucket_goes(run, monkeypatch):
+    pytest.importorskip("gcsfs", reason="needs w2s_jax[gcs]")
+    record = json.loads((run / "config.json").read_text())
+    record["config"] = {"checkpoint": {"dir": "gs://bucket/saves"}}
+    write(run / "config.json", record)
+    shutil.rmtree(run / "phases" / WEAK / "checkpoints" / "steps")
+    with fake_gcs.serve() as (objects, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        for name in (WEAK, name_of("weak", 7)):
+            (files_lib.place("gs://bucket/saves") / name / "steps" / "5").write_text("0123456789")
+        assert storage_gc.collect(run, QUIET, lambda: True) == 10
+        assert list(objects) == [f"saves/{name_of('weak', 7)}/steps/5"]
+        assert storage_gc.find(run)[0] == []
 
 
 def test_another_folder_that_cannot_be_reached_is_left_alone(run):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from w2s_jax import errors
 from w2s_jax.checksums import damage
+from w2s_jax.storage import abstract
 from w2s_jax.training import checkpoints, loop
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import BLOCK, Runner, single_steps
@@ -382,6 +384,25 @@ def test_a_manifest_is_written_beside_training(tmp_path, monkeypatch):
     saved.finish()
     assert damage(tmp_path / "2") is None
     saved.close()
+
+
+def test_steps_that_go_on_in_the_same_memory_change_nothing_that_is_being_saved(tmp_path):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(tree):
+        return jax.tree.map(lambda x: x + 1, tree)
+
+    tree = step({name: jnp.zeros((1000, 1000)) for name in "abcd"})
+    wanted = abstract(tree)
+    saved, steps = Checkpoints(tmp_path, keep=2), 0
+    saved.save(1, {"state": tree}, {})
+    while not saved.saving.done():
+        tree = jax.block_until_ready(step(tree))
+        steps += 1
+    saved.finish()
+    found, _ = saved.restore(1, {"state": wanted})
+    saved.close()
+    assert steps
+    assert all((np.asarray(x) == 1).all() for x in found["state"].values())
 
 
 @pytest.mark.parametrize("waits", [True, False])
