@@ -13,6 +13,7 @@ from w2s_jax.data import packing
 from w2s_jax.models import budget
 from w2s_jax.perf import (
     bench,
+    checkpointing,
     compiling,
     data,
     devices,
@@ -131,7 +132,7 @@ def test_compile_and_all_take_no_config(capsys, tmp_path):
         "from w2s_jax.testing import tiny_config\n"
         f"def get_config():\n    return tiny_config({str(tmp_path)!r})\n"
     )
-    for what in ("compile", "all"):
+    for what in ("compile", "checkpoint", "all"):
         assert cli.main(["bench", what, f"--config={recipe}"]) == 2
         assert "--config is given; allowed with it: train" in capsys.readouterr().err
 
@@ -162,8 +163,9 @@ def test_all_is_everything_and_quick(monkeypatch):
     monkeypatch.setattr(data, "bench", lambda *_: [{"bench": "data"}])
     monkeypatch.setattr(bench, "_compile", lambda *_: [{"bench": "compile"}])
     monkeypatch.setattr(bench, "_population", lambda *_: [{"bench": "population"}])
+    monkeypatch.setattr(bench, "_checkpoint", lambda *_: [{"bench": "checkpoint"}])
     records = bench.run("all", bench.Options(), Console())
-    others = ["data", "population", "compile"]
+    others = ["data", "population", "compile", "checkpoint"]
     assert [r["bench"] for r in records] == ["train"] * 2 + ["label"] * 2 + others
     assert calls[0] == ("train", "short", bench.QUICK_DOCUMENTS, bench.QUICK_REPEATS)
 
@@ -308,3 +310,17 @@ def test_packing_keeps_its_advantage_over_padding():
     ratio = min(seconds[1]) / min(seconds[0])
     print(f"{ratio:.2f}", seconds)
     assert ratio > 1.2, f"packed batches are {ratio:.2f} times as fast as padded ones"
+
+
+def test_a_save_holds_training_up_for_a_part_of_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = workloads.find_model("gpt-d8")
+    record = checkpointing.measure(model, repeats=2)
+    # Parameters and two moments, float32, and the optimiser's counters.
+    assert 0 <= record["bytes"] - 12 * model.num_parameters() <= 64
+    stall, whole = record["stall_seconds"], record["save_seconds"]
+    assert 0 < stall["min"] <= stall["max"] < whole["max"] and record["read_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+    console = Console(record=True, width=160)
+    checkpointing.print_records([record], console)
+    assert "gpt-d8" in console.export_text()

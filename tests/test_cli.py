@@ -191,6 +191,7 @@ LAYERS = [
         "errors",
         "files",
         "checksums",
+        "watchdog",
         "hub",
         "processes",
         "models.config",

@@ -5,11 +5,13 @@ import os
 import shutil
 import time
 
+import fake_gcs
 import pytest
 from rich.console import Console
 
 import w2s_jax
 from w2s_jax import artifacts, cli, errors, storage_gc, testing
+from w2s_jax import files as files_lib
 from w2s_jax.artifacts import PhaseFolder
 
 QUIET = Console(quiet=True)
@@ -110,6 +112,61 @@ def test_what_killed_writes_left_goes(run):
     long_ago = time.time() - 3600
     os.utime(run / ".config.json.9.tmp", (long_ago, long_ago))
     assert removed(run) == {".config.json.9.tmp"}
+
+
+def test_what_complete_and_orphaned_phases_have_in_another_folder_goes(tmp_path, run):
+    """`checkpoint.dir`: of phases that are not of this folder nothing is known."""
+    saves = tmp_path / "saves"
+    begun = make_phase(run / "phases", name_of("student", 5), complete=False)
+    make_phase(run / "phases", ORPHAN, complete=False)
+    make_run(run, [STUDENT, begun.name], complete=False)
+    record = json.loads((run / "config.json").read_text())
+    record["config"] = {"checkpoint": {"dir": str(saves)}}
+    write(run / "config.json", record)
+    for name in (WEAK, begun.name, ORPHAN, name_of("weak", 7)):
+        write(saves / name / "steps" / "5" / "array")
+    found = storage_gc.find(run)[0]
+    assert {item.path for item in found if item.path.is_relative_to(saves)} == {
+        saves / WEAK,
+        saves / ORPHAN,
+    }
+    storage_gc.collect(run, QUIET, lambda: True)
+    assert {path.name for path in saves.iterdir()} == {begun.name, name_of("weak", 7)}
+    assert storage_gc.find(run)[0] == []
+
+
+def test_what_a_complete_phase_has_in_a_bucket_goes(run, monkeypatch):
+    pytest.importorskip("gcsfs", reason="needs w2s_jax[gcs]")
+    record = json.loads((run / "config.json").read_text())
+    record["config"] = {"checkpoint": {"dir": "gs://bucket/saves"}}
+    write(run / "config.json", record)
+    shutil.rmtree(run / "phases" / WEAK / "checkpoints" / "steps")
+    with fake_gcs.serve() as (objects, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        for name in (WEAK, name_of("weak", 7)):
+            (files_lib.place("gs://bucket/saves") / name / "steps" / "5").write_text("0123456789")
+        assert storage_gc.collect(run, QUIET, lambda: True) == 10
+        assert list(objects) == [f"saves/{name_of('weak', 7)}/steps/5"]
+        assert storage_gc.find(run)[0] == []
+
+
+def test_another_folder_that_cannot_be_reached_is_left_alone(run):
+    record = json.loads((run / "config.json").read_text())
+    record["config"] = {"checkpoint": {"dir": "s3://bucket/saves"}}
+    write(run / "config.json", record)
+    found, notes = storage_gc.find(run)
+    assert [item.path.name for item in found] == ["steps"]
+    assert any("s3://bucket/saves" in note and "left alone" in note for note in notes)
+
+
+def test_a_report_that_was_being_written_leaves_nothing(run):
+    path = run / "report" / ".report.html.9.tmp"
+    write(path)
+    long_ago = time.time() - 3600
+    os.utime(path, (long_ago, long_ago))
+    shutil.rmtree(run / "phases" / WEAK / "checkpoints" / "steps")
+    assert removed(run) == {"report/.report.html.9.tmp"}
 
 
 def test_a_claimed_phase_is_never_touched(run):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 
 import jax
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from w2s_jax import errors
-from w2s_jax.training import loop
+from w2s_jax.checksums import damage
+from w2s_jax.storage import abstract
+from w2s_jax.training import checkpoints, loop
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import BLOCK, Runner, single_steps
 from w2s_jax.training.state import HISTORY, TrainState, rounded_up
@@ -296,3 +299,135 @@ def test_the_host_s_share_is_dispatching_and_not_evaluating(monkeypatch):
         slow_to_dispatch, fresh_state(), Numbers(), schedule(), Recorder(), evaluate=slow
     )
     assert 0.1 <= clock.host_seconds < clock.seconds - 0.2
+
+
+class SlowCheckpoints:
+    """Checkpoints of which all takes a while, that remember what they were given."""
+
+    def __init__(self):
+        self.metas = []
+
+    def newest(self):
+        return None
+
+    def save(self, step, trees, meta):
+        time.sleep(0.05)
+        self.metas.append((step, meta))
+
+    def poll(self):
+        time.sleep(0.01)
+
+    def finish(self):
+        time.sleep(0.1)
+
+
+def test_what_checkpoints_cost_is_counted_and_nothing_else():
+    """A checkpoint at each of three boundaries but the last, and a wait at the end."""
+    saved = SlowCheckpoints()
+    plan = schedule(checkpoint_seconds=0.0)
+
+    def slow(params):
+        time.sleep(0.1)
+        return [{"agreement": 0.5, "score": [0.5]}]
+
+    _, _, clock = train(
+        count_up, fresh_state(), Numbers(), plan, Recorder(), checkpoints=saved, evaluate=slow
+    )
+    assert [step for step, _ in saved.metas] == [3, 6, 9] and clock.checkpoints == 3
+    assert 0.29 <= clock.checkpoint_seconds < 0.5
+    # Each knows of those before it, and counts itself.
+    clocks = [meta["clock"] for _, meta in saved.metas]
+    assert [c["checkpoints"] for c in clocks] == [1, 2, 3]
+    assert clocks[0]["checkpoint_seconds"] < 0.05 < 0.1 < clocks[2]["checkpoint_seconds"]
+
+
+def test_the_cost_of_checkpoints_survives_a_restart_and_is_not_asked_of_old_ones(tmp_path):
+    plan = schedule(eval_every=None, select=False)
+    for old in (False, True):
+        saved = Checkpoints(tmp_path / str(old), keep=2)
+        clock = {"seconds": 5.0, "compile_seconds": 1.0, "host_seconds": 1.0, "members": [{}]}
+        if not old:
+            clock |= {"checkpoint_seconds": 100.0, "checkpoints": 7}
+        state = dataclasses.replace(fresh_state(), step=jnp.int32(4))
+        run = loop._Run(state, None, loop.Clock())
+        saved.save(4, loop._trees(run), {"clock": clock, "data": {"next": 4}})
+        saved.finish()
+        _, _, after = train(
+            count_up, fresh_state(), Numbers(), plan, Recorder(), checkpoints=saved
+        )  # fmt: skip
+        saved.close()
+        assert after.checkpoints == (0 if old else 7)
+        assert 0 <= after.checkpoint_seconds - (0 if old else 100) < 5
+        assert after.seconds > 5
+
+
+def test_a_manifest_is_written_beside_training(tmp_path, monkeypatch):
+    """Sums of large files take seconds."""
+    write = checkpoints.write_manifest
+
+    def slow(folder):
+        time.sleep(0.5)
+        write(folder)
+
+    monkeypatch.setattr(checkpoints, "write_manifest", slow)
+    saved = Checkpoints(tmp_path, keep=2)
+    saved.save(1, {"state": {"x": jnp.arange(8.0)}}, {})
+    polls = 0
+    while saved.saving is not None:
+        started = time.monotonic()
+        saved.poll()
+        assert time.monotonic() - started < 0.3
+        polls += 1
+        time.sleep(0.01)
+    assert polls > 10 and damage(tmp_path / "1") is None
+    saved.save(2, {"state": {"x": jnp.arange(8.0)}}, {})
+    saved.finish()
+    assert damage(tmp_path / "2") is None
+    saved.close()
+
+
+def test_steps_that_go_on_in_the_same_memory_change_nothing_that_is_being_saved(tmp_path):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(tree):
+        return jax.tree.map(lambda x: x + 1, tree)
+
+    tree = step({name: jnp.zeros((1000, 1000)) for name in "abcd"})
+    wanted = abstract(tree)
+    saved, steps = Checkpoints(tmp_path, keep=2), 0
+    saved.save(1, {"state": tree}, {})
+    while not saved.saving.done():
+        tree = jax.block_until_ready(step(tree))
+        steps += 1
+    saved.finish()
+    found, _ = saved.restore(1, {"state": wanted})
+    saved.close()
+    assert steps
+    assert all((np.asarray(x) == 1).all() for x in found["state"].values())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_manifest_that_cannot_be_written_is_told(tmp_path, monkeypatch, waits):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_manifest", full)
+    saved = Checkpoints(tmp_path, keep=2)
+    saved.save(1, {"state": {"x": jnp.arange(8.0)}}, {})
+    with pytest.raises(errors.StorageError, match="saving a checkpoint: no space left"):
+        while not waits:
+            saved.poll()
+        saved.finish()
+    saved.close()
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.newest() is None
+    again.close()
+
+
+def test_no_more_checkpoints_are_kept_than_asked_for_nor_their_manifests(tmp_path):
+    saved = Checkpoints(tmp_path, keep=3)
+    for step in range(1, 7):
+        saved.save(step, {"state": {"x": jnp.full(8, step)}}, {})
+    saved.finish()
+    saved.close()
+    wanted = {"4", "5", "6", "4.manifest.json", "5.manifest.json", "6.manifest.json"}
+    assert {path.name for path in tmp_path.iterdir()} == wanted

@@ -22,9 +22,13 @@ from w2s_jax.files import read_json, sha256
 
 @dataclass(frozen=True)
 class PhaseFolder:
-    """The files of one phase."""
+    """The files of one phase.
+
+    `saves`: where its mid-phase checkpoints are, if not in `path` (`checkpoint.dir`).
+    """
 
     path: Path
+    saves: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -64,12 +68,12 @@ class PhaseFolder:
     @property
     def steps(self) -> Path:
         """Mid-phase checkpoints (Orbax)."""
-        return self.path / "checkpoints" / "steps"
+        return (self.saves or self.path / "checkpoints") / "steps"
 
     @property
     def population(self) -> Path:
         """Who is trained together from `steps`, and how; there as long as that is under way."""
-        return self.path / "checkpoints" / "population.json"
+        return (self.saves or self.path / "checkpoints") / "population.json"
 
     @property
     def final(self) -> Path:

@@ -2,6 +2,10 @@
 
 Orbax does not notice a byte that flipped on disk. The manifest of a folder stands beside it
 (`<folder>.manifest.json`) and is written last; what has none, or differs from it, is damaged.
+
+An object store keeps a checksum of each object, which it checks itself. There a manifest holds
+these (CRC32C), as a listing tells them: nothing is read back, and an object that is missing, was
+cut off or replaced is still noticed.
 """
 
 import contextlib
@@ -13,9 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.files import cache_folder, sha256, write_json
+from w2s_jax.files import cache_folder, is_remote, sha256, write_json
 
 _SUM = re.compile("[0-9a-f]{64}")
+_LISTED_SUM = re.compile("crc32c:[A-Za-z0-9+/]{6}==")
 # A file that was written so recently may be written again without a change of its time: some file
 # systems count in steps of two seconds.
 _SETTLED_NS = 2_000_000_000
@@ -27,12 +32,16 @@ def manifest_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Records the sha256 of every file under `folder`."""
-    write_json(manifest_path(folder), {name: sha256(folder / name) for name in _names(folder)})
+    """Records the checksum of every file under `folder`."""
+    if is_remote(folder):
+        sums = _listed(folder)
+    else:
+        sums = {name: sha256(folder / name) for name in _names(folder)}
+    write_json(manifest_path(folder), sums)
 
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
-    """File under `folder` -> sha256 as it was recorded; None if there is no readable manifest."""
+    """File under `folder` -> checksum as recorded; None if there is no readable manifest."""
     try:
         record = json.loads(manifest_path(folder).read_text())
     except (OSError, ValueError):
@@ -52,12 +61,14 @@ def damage(folder: Path, read: bool = True) -> str | None:
     wanted = read_manifest(folder)
     if wanted is None:
         return "it has no readable manifest"
-    found = _names(folder)
+    remote = is_remote(folder)
+    listed = _listed(folder) if remote else {}
+    found = sorted(listed) if remote else _names(folder)
     for name, digest in wanted.items():
         if name not in found:
             return f"{name} is missing"
-        if read and sha256(folder / name) != digest:
-            return f"{name} differs from its sha256"
+        if read and (listed[name] if remote else sha256(folder / name)) != digest:
+            return f"{name} differs from its {'checksum' if remote else 'sha256'}"
     extra = sorted(set(found) - wanted.keys())
     return f"{extra[0]} does not belong there" if extra else None
 
@@ -101,8 +112,26 @@ def _names(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+def _listed(folder: Path) -> dict[str, str]:
+    """Object under `folder` of an object store -> the checksum that the store keeps of it."""
+    import fsspec
+
+    store = fsspec.filesystem("gs")
+    # What another process has written must be seen, not what was listed before.
+    store.invalidate_cache()
+    root = str(folder).removeprefix("gs://") + "/"
+    found = store.find(root, detail=True)
+    return {
+        name.removeprefix(root): f"crc32c:{info['crc32c']}"
+        for name, info in sorted(found.items())
+        # Some clients mark a folder by an object of no bytes.
+        if not name.endswith("/")
+    }
+
+
 def _are_sums(record: Any) -> bool:
-    """Whether what was read is a dict of sha256 sums."""
+    """Whether what was read is a dict of checksums."""
     return isinstance(record, dict) and all(
-        isinstance(digest, str) and _SUM.fullmatch(digest) for digest in record.values()
+        isinstance(digest, str) and (_SUM.fullmatch(digest) or _LISTED_SUM.fullmatch(digest))
+        for digest in record.values()
     )

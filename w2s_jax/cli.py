@@ -174,14 +174,15 @@ def _add_data(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    """`w2s bench train | label | data | population | compile | all`."""
+    """`w2s bench train | label | data | population | compile | checkpoint | all`."""
     bench = commands.add_parser("bench", help="measure speed", allow_abbrev=False)
     bench.add_argument(
         "what",
-        choices=("train", "label", "data", "population", "compile", "all"),
+        choices=("train", "label", "data", "population", "compile", "checkpoint", "all"),
         help="train: the train step; label: the label pass; data: tokenising and packing; "
         "population: several seeds, one after another and together; compile: from a process's "
-        "start to its first step, cold and warm; all: all of it, quickly",
+        "start to its first step, cold and warm; checkpoint: how long training stands still for a "
+        "save; all: all of it, quickly",
     )
     bench.add_argument("--config", metavar="FILE", help="measure this recipe's model and task")
     bench.add_argument("--json", metavar="FILE", help="write the records there as well")

@@ -249,23 +249,31 @@ class MeshSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """Mid-phase checkpoints: how often, how many, and whether finished models stay on disk."""
+    """Mid-phase checkpoints: how often, how many, where; whether finished models stay on disk.
+
+    `dir` None: in the phases' folders. Else a local folder or gs://bucket/path, whose folder
+    `<dir>/<phase>/` holds those of a phase as long as it is being trained, so that another machine
+    can go on. Runs that may train the same phase at once must not share it.
+    """
 
     every_minutes: float = 3.0
     keep: int = 2
     keep_final: bool = True
+    dir: str | None = None
 
 
 @dataclass(frozen=True)
 class LogSettings:
     """TensorBoard event files; Weights & Biases; `every`: steps between the rows that they get.
 
-    metrics.jsonl holds a row for every step.
+    metrics.jsonl holds a row for every step. A phase that makes no progress for `hang_minutes` is
+    told of, with the stacks of all threads (`watchdog`); 0: never.
     """
 
     every: int = 10
     tensorboard: bool = True
     wandb: bool = False
+    hang_minutes: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,60 @@
-"""Files: JSON that is either the old or the new, whatever happens in between; sums; the cache."""
+"""Files: JSON that is either the old or the new, whatever happens in between; sums; the cache.
 
+A path is a `pathlib.Path`, or for gs:// an `etils.epath.Path`, which has the same methods.
+"""
+
+import contextlib
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from w2s_jax import errors
+
+
+def place(text: str) -> Path:
+    """A folder that a user names: a local one, absolute, or gs://bucket/path.
+
+    Raises:
+      InputError: for another protocol, no bucket, or if the package for gs:// is not installed.
+    """
+    if "://" not in text:
+        return Path(text).expanduser().absolute()
+    protocol, _, rest = text.partition("://")
+    if protocol != "gs" or not rest.strip("/"):
+        raise errors.InputError(f"{text!r}; allowed: a local folder, or gs://bucket/path")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise errors.InputError(
+            f"{text}: the package gcsfs is not installed; pip install 'w2s_jax[gcs]'"
+        )
+    from etils import epath
+
+    return cast(Path, epath.Path(text.rstrip("/")))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is that of an object store: a write is whole or is not, folders are names."""
+    return str(path).startswith("gs://")
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it is there, with all that is in it."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        cast(Any, folder).rmtree()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON in one piece: a temporary file, then a rename. NaN is refused."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    if is_remote(path):
+        path.write_text(text)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w") as file:
         file.write(text)

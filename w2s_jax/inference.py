@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from w2s_jax import processes, sharding
+from w2s_jax import processes, sharding, watchdog
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -161,7 +161,10 @@ class Predictor:
         if self.per_device and processes.count() > 1:
             outputs = _of_all_processes(outputs, shape)
         result = np.zeros((self.num_documents, *shape), np.float32)
-        for order, out in outputs:
+        for number, (order, out) in enumerate(outputs):
+            # The first comes after compiling.
+            patience = watchdog.PATIENCE if number == 0 else 1.0
+            watchdog.progress(f"label pass, batch {number} of {len(outputs)}", patience)
             result[order[order >= 0]] = jax.device_get(out).reshape(-1, *shape)[order >= 0]
         return result
 

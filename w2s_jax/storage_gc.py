@@ -4,12 +4,13 @@ In a run's folder, or in a folder of runs (DIR/runs/*) that share DIR/phases, th
 
 - phases that no run there refers to, by its config.json (`phases`) or its result.json (`stages`),
   and from which nothing that they refer to was made;
-- mid-phase checkpoints of complete phases;
+- mid-phase checkpoints of complete phases, in `checkpoint.dir` too;
 - temporary files and folders of writes that were killed;
 - if asked for, the final parameters of complete runs, as `checkpoint.keep_final=False` would have
   left none: parameters from which phases start stay.
 
-A phase that a process has claimed is never touched, nor anything outside of DIR. What is removed is
+A phase that a process has claimed is never touched, nor anything outside of DIR but what its phases
+have in the run's `checkpoint.dir`. What is removed is
 looked for anew after the question, so that a run that has begun meanwhile keeps what it has.
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import artifacts, errors
+from w2s_jax import artifacts, errors, files
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json
 from w2s_jax.phase import STARTS
@@ -46,6 +47,10 @@ class Garbage:
     @property
     def num_bytes(self) -> int:
         """Of all files in it."""
+        if files.is_remote(self.path):
+            import fsspec
+
+            return int(fsspec.filesystem("gs").du(str(self.path)))
         if not self.path.is_dir():
             return self.path.lstat().st_size
         return sum(p.lstat().st_size for p in self.path.rglob("*") if not p.is_dir())
@@ -53,12 +58,16 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, and the phases that it refers to; None: its config.json does not say."""
+    """A run's folder, and the phases that it refers to; None: its config.json does not say.
+
+    `saves`: its `checkpoint.dir`.
+    """
 
     folder: Path
     phases: frozenset[str] | None
     complete: bool
     store: Path
+    saves: str | None = None
 
 
 def collect(
@@ -126,14 +135,22 @@ def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str
     kept = _with_parents({n for r in runs for n in r.phases or ()}, list(phases.values()))
     done = _finals(runs, list(phases.values())) if finals else set()
     found = [g for run in runs for g in _settled(run.folder)]
+    saved = _saved(runs, notes)
     for phase in phases.values():
+        name = phase.path.name
+        saves = [folder / name for folder, names in saved.items() if name in names]
         with artifacts.claim_if_free(phase) as free:
             if not free:
                 notes.append(f"{phase.path}: claimed by a process, left alone")
-            elif phase.path.name not in kept and not unknown:
+                continue
+            unused = name not in kept and not unknown
+            if unused or phase.complete:
+                why = "mid-phase checkpoints of a phase that is complete, or of no run"
+                found += [Garbage(path, why, phase) for path in saves]
+            if unused:
                 found.append(Garbage(phase.path, "no run refers to it", phase))
             else:
-                found += _within(phase, phase.path.name in done)
+                found += _within(phase, name in done)
     return found, notes
 
 
@@ -159,7 +176,20 @@ def _run(folder: Path) -> Run:
     if path.exists() and phases is not None:
         phases |= {stage["phase"] for stage in read_json(path)["stages"]}
     store = Path(config["store"]) if "store" in config else folder / "phases"
-    return Run(folder, phases, path.exists(), store)
+    saves = config["config"].get("checkpoint", {}).get("dir")
+    return Run(folder, phases, path.exists(), store, saves)
+
+
+def _saved(runs: list[Run], notes: list[str]) -> dict[Path, set[str]]:
+    """Each `checkpoint.dir` of the runs, and the phases that have something there."""
+    found = {}
+    for text in sorted({run.saves for run in runs if run.saves is not None}):
+        try:
+            folder = files.place(text)
+            found[folder] = {p.name for p in folder.iterdir()} if folder.exists() else set()
+        except Exception as error:  # whatever a store's client says
+            notes.append(f"checkpoint.dir {text}: cannot be looked at ({error}), left alone")
+    return found
 
 
 def _with_parents(names: set[str], phases: list[PhaseFolder]) -> set[str]:
@@ -212,7 +242,7 @@ def _within(phase: PhaseFolder, finals: bool) -> Iterator[Garbage]:
 
 def _settled(folder: Path) -> Iterator[Garbage]:
     """Temporary files of a run's own folder that nobody is writing any more."""
-    for path in _temporary(folder):
+    for path in _temporary(folder) + _temporary(folder / "report"):
         if time.time() - path.lstat().st_mtime > _SETTLED_SECONDS:
             yield Garbage(path, "a write that was killed")
 
@@ -233,7 +263,9 @@ def _remove(listed: list[Garbage], still: set[Garbage]) -> int:
             with artifacts.claim_if_free(item.phase) as free:
                 if not free:
                     continue
-                if item.path.is_dir():
+                if files.is_remote(item.path):
+                    files.remove_folder(item.path)
+                elif item.path.is_dir():
                     shutil.rmtree(item.path)
                 else:
                     item.path.unlink()

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax import errors, student_settings
+from w2s_jax import errors, files, student_settings
 from w2s_jax.config import (
     ADAPTS,
     DTYPES,
@@ -73,7 +73,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         middle=student_settings.middle_roles(roles["strong"], kinds),
         eval_every=config.eval.every,
         mesh=_mesh(config.mesh),
-        checkpoint=CheckpointSettings(**config.checkpoint.to_dict()),
+        checkpoint=_checkpoint(config.checkpoint),
         log=LogSettings(**config.log.to_dict()),
     )
 
@@ -147,6 +147,7 @@ _MINIMA = {
     "shots": 0,
     "tries": 1,
     "every_minutes": 0,
+    "hang_minutes": 0,
     "warmup": 0,
     "weight_decay": 0,
     "beta1": 0,
@@ -158,6 +159,7 @@ _MINIMA = {
 _MAXIMA = {
     "learning_rate": MAX_LEARNING_RATE,
     "warmup": 1,
+    "hang_minutes": 1e6,
     "beta1": 0.99999,
     "beta2": 0.9999999,
     # A JAX key takes 32 bits of its seed.
@@ -209,6 +211,17 @@ def _protocol(section: config_dict.ConfigDict) -> Protocol:
     for key, allowed in _PROTOCOL_CHOICES.items():
         student_settings.choice(f"protocol.{key}", switches[key], allowed)
     return Protocol(name=section.name, **switches)
+
+
+def _checkpoint(section: config_dict.ConfigDict) -> CheckpointSettings:
+    """Also: checkpoints can be kept where they are to be, as far as can be seen from here."""
+    settings = CheckpointSettings(**section.to_dict())
+    if settings.dir is not None:
+        try:
+            files.place(settings.dir)
+        except errors.InputError as error:
+            raise errors.InputError(f"checkpoint.dir: {error}") from error
+    return settings
 
 
 def _mesh(section: config_dict.ConfigDict) -> MeshSettings:

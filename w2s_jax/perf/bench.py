@@ -12,7 +12,7 @@ from w2s_jax.perf import data, peer, workloads
 from w2s_jax.perf.measuring import Record
 from w2s_jax.perf.workloads import Workload
 
-BENCHES = ("train", "label", "data", "population", "compile", "all")
+BENCHES = ("train", "label", "data", "population", "compile", "checkpoint", "all")
 #: Repetitions; and of 'all', which is to be quick, with documents of each.
 REPEATS, QUICK_REPEATS, QUICK_DOCUMENTS = 7, 3, 128
 
@@ -105,6 +105,8 @@ def run(
             records += _population(options, console)
         elif name == "compile":
             records += _compile(options, console)
+        elif name == "checkpoint":
+            records += _checkpoint(options, console)
         else:
             records += _throughput(name, options, console, config)
     return records
@@ -115,6 +117,16 @@ def _compile(options: Options, console: Console) -> list[Record]:
 
     records = compiling.measure(options.model, options.mixes[0], options.dtype, options.loss)
     compiling.print_records(records, console)
+    return records
+
+
+def _checkpoint(options: Options, console: Console) -> list[Record]:
+    from w2s_jax.perf import checkpointing
+
+    assert options.repeats is not None
+    model = workloads.find_model(options.model)
+    records = [checkpointing.measure(model, repeats=options.repeats)]
+    checkpointing.print_records(records, console)
     return records
 
 

@@ -1,13 +1,16 @@
 """What every phase of a run shares."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from w2s_jax import files, watchdog
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
 from w2s_jax.phase import Phase
@@ -43,7 +46,18 @@ class Context:
 
     def folder(self, phase_name: str) -> PhaseFolder:
         """Where a phase lives."""
-        return PhaseFolder(self.store / phase_name)
+        place = self.settings.checkpoint.dir
+        return PhaseFolder(
+            self.store / phase_name,
+            saves=None if place is None else files.place(place) / phase_name,
+        )
+
+    def watched(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
+        """As long as it lasts, a hang is told; each process has a file of its own for stacks."""
+        number = jax.process_index()
+        name = f"hang-{number}.txt" if number else "hang.txt"
+        minutes = self.settings.log.hang_minutes
+        return watchdog.watching(self.folder(phase.name).path / name, phase.title, minutes)
 
     def data(self, phase: Phase) -> RoleInput:
         """The model and the documents of a phase's role."""

@@ -8,7 +8,6 @@ devices, whatever the settings say by then, so that a restart ends in the same b
 import contextlib
 import functools
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import jax
 
 from w2s_jax import artifacts, processes
 from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.files import read_json, write_json
+from w2s_jax.files import read_json, remove_folder, write_json
 from w2s_jax.phase import Phase
 from w2s_jax.phases import inputs
 from w2s_jax.phases.context import Context
@@ -77,13 +76,13 @@ def claimed_group(phase: Phase, later: Sequence[Phase], context: Context) -> Ite
 def remember(group: Group, context: Context) -> None:
     """Writes a population's record."""
     folder = context.folder(group.phases[0].name)
-    folder.population.parent.mkdir(exist_ok=True)
+    folder.population.parent.mkdir(parents=True, exist_ok=True)
     write_json(folder.population, group.record())
 
 
 def forget(folder: PhaseFolder) -> None:
     """Removes a population's record and checkpoints; in this order, as they need it."""
-    shutil.rmtree(folder.steps, ignore_errors=True)
+    remove_folder(folder.steps)
     folder.population.unlink(missing_ok=True)
 
 
@@ -176,7 +175,7 @@ def _parents_complete(phase: Phase, context: Context) -> bool:
 def _begun(phase: Phase, context: Context) -> bool:
     """Whether the phase has been trained, or begun alone or as the first of a population."""
     folder = context.folder(phase.name)
-    steps = any(path.name.isdigit() for path in folder.steps.glob("*"))
+    steps = folder.steps.exists() and any(p.name.isdigit() for p in folder.steps.iterdir())
     return steps or folder.trained.exists() or folder.population.exists()
 
 

@@ -64,7 +64,7 @@ def train_together(group: Group, context: Context) -> dict[str, errors.TrainingF
     profiler = training.make_profiler(first, context, folder)
     saved = Checkpoints(folder.steps, context.settings.checkpoint.keep)
     try:
-        with contextlib.ExitStack() as logs:
+        with contextlib.ExitStack() as logs, context.watched(first):
             state, best, clock = loop.train(
                 population.runner(specs, mesh, frozen, batches, group.mode),
                 population.stack(states, mesh),

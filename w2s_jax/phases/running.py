@@ -9,7 +9,7 @@ import jax
 
 from w2s_jax import parameters, processes, storage
 from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.files import read_json, sha256, write_json
+from w2s_jax.files import read_json, remove_folder, sha256, write_json
 from w2s_jax.parameters import Parameters
 from w2s_jax.phase import STARTS, Phase
 from w2s_jax.phases import labelling, prediction, training
@@ -25,6 +25,11 @@ def run_phase(phase: Phase, context: Context) -> None:
     checkpoint.
     """
     folder = context.folder(phase.name)
+    with context.watched(phase):
+        _run_phase(phase, context, folder)
+
+
+def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
     processes.on_first("begin", lambda: begin(phase, context))
     result: dict[str, Any] = {
         "kind": phase.kind,
@@ -49,8 +54,8 @@ def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[
     """Writes the result, and removes what has had its day."""
     files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
-    # The final parameters are stored by now.
-    shutil.rmtree(folder.steps, ignore_errors=True)
+    # The final parameters are stored by now, so these have had their day.
+    remove_folder(folder.saves or folder.steps)
     write_json(folder.result, result)
     if not (phase.kind in STARTS or phase.name in context.starts or context.keeps):
         shutil.rmtree(folder.final.parent, ignore_errors=True)

@@ -117,8 +117,9 @@ def record(
 
     `seconds` is wall time, of all attempts together, and `compile_seconds` the part of it in which
     something was traced, compiled or fetched from the cache of programs; `host_seconds` is what the
-    devices may have had to wait for (`loop.Clock`); of each of P members that were trained
-    together, a P-th.
+    devices may have had to wait for and `checkpoint_seconds` the part of that in which training
+    stood still for one of the `checkpoints` (`loop.Clock`); of each of P members that were trained
+    together, a P-th of the seconds.
 
     Args:
       phase: what was trained.
@@ -138,6 +139,8 @@ def record(
         "seconds": clock.seconds / members,
         "compile_seconds": clock.compile_seconds / members,
         "host_seconds": clock.host_seconds / members,
+        "checkpoint_seconds": clock.checkpoint_seconds / members,
+        "checkpoints": clock.checkpoints,
     }
 
 

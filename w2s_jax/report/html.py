@@ -102,12 +102,13 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         "table.csv": tables.to_csv(tables.TABLE_COLUMNS, rows),
         "curves.csv": tables.to_csv(tables.CURVE_COLUMNS, tables.curve_rows(phases)),
         "calibration.csv": tables.to_csv(tables.CALIBRATION_COLUMNS, bins),
-        "report.html": page.encode(),
     }
     for name, shown in panels.items():
         if shown:
             figure = figure_of(shown[:MAX_PANELS])
             files |= {f"{name}.png": png(figure), f"{name}.svg": svg_file(figure, name)}
+    # The page last: whoever finds it takes the others to be there.
+    files["report.html"] = page.encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

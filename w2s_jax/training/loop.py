@@ -10,10 +10,11 @@ model with one entry.
 """
 
 import collections
+import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2s_jax import errors, processes
+from w2s_jax import errors, processes, watchdog
 from w2s_jax.compilation import compile_clock
 from w2s_jax.sharding import put
 from w2s_jax.storage import abstract, free
@@ -94,12 +95,18 @@ class Clock:
       host_seconds: of these, what the devices may have had to wait for: dispatching, and work at
         boundaries, but for waiting for the steps and for evaluations. The first block, in which
         programs are compiled, is left out. (A CPU runs small programs while they are dispatched.)
+      checkpoint_seconds: of `seconds`, those in which training stood still for checkpoints: the
+        copies to the host, and what is waited for of the save before. A restart forgets those of
+        the checkpoint that it starts from.
+      checkpoints: how many have been begun.
       members: their standings.
     """
 
     seconds: float = 0.0
     compile_seconds: float = 0.0
     host_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    checkpoints: int = 0
     members: list[Standing] = field(default_factory=list)
 
 
@@ -164,6 +171,10 @@ def train(
         while run.done < schedule.total_steps:
             profile.update(run.done)
             boundary = _next_boundary(run.done, schedule, eval_every, block, profile.due)
+            watchdog.progress(
+                f"steps {run.done} to {boundary} of {schedule.total_steps}",
+                1.0 if compiled else watchdog.PATIENCE,
+            )
             first, position = run.done, data.position()
             with jax.transfer_guard("disallow"):
                 run.state = runner.run(run.state, first, boundary, annotated=profile.active)
@@ -172,6 +183,7 @@ def train(
             speed = (boundary - first) / (dispatching + laps.mark("wait"))
             run.clock.seconds = before + time.monotonic() - started
             run.clock.compile_seconds = compile_clock().seconds - compiled_before
+            watchdog.progress(f"the boundary at step {boundary} of {schedule.total_steps}")
             _tell(run, first, reporters, speed * schedule.batch_size)
             if run.all_failed:
                 _fail(run, first, position, data, checkpoints, schedule)
@@ -186,7 +198,8 @@ def train(
                     "saved; the same command resumes"
                 )
             if checkpoints is not None:
-                checkpoints.poll()
+                with _stalled(run.clock):
+                    checkpoints.poll()
             due = time.monotonic() - saved_at >= schedule.checkpoint_seconds
             # Clocks differ between processes.
             due, speed = processes.first_says("boundary", (due, speed))
@@ -200,7 +213,10 @@ def train(
             laps.seconds.clear()
             compiled = True
     if checkpoints is not None:
-        checkpoints.finish()
+        watchdog.progress("waiting for the last checkpoint")
+        with _stalled(run.clock):
+            checkpoints.finish()
+    watchdog.progress("what follows training", watchdog.PATIENCE)
     return run.state, result_of(run.state) if run.best is None else run.best, run.clock
 
 
@@ -298,10 +314,20 @@ def _trees(run: _Run) -> dict[str, Any]:
 def _save(run: _Run, data: Data, checkpoints: Checkpoints | None, *, wait: bool = False) -> None:
     if checkpoints is None:
         return
-    meta = {"clock": asdict(run.clock), "data": data.position()}
-    checkpoints.save(run.done, _trees(run), meta)
-    if wait:
-        checkpoints.finish()
+    run.clock.checkpoints += 1
+    with _stalled(run.clock):
+        meta = {"clock": asdict(run.clock), "data": data.position()}
+        checkpoints.save(run.done, _trees(run), meta)
+        if wait:
+            checkpoints.finish()
+
+
+@contextlib.contextmanager
+def _stalled(clock: Clock) -> Iterator[None]:
+    """Counts what is done inside as waiting for checkpoints."""
+    started = time.monotonic()
+    yield
+    clock.checkpoint_seconds += time.monotonic() - started
 
 
 def _tell(
