@@ -1,0 +1,119 @@
+"""Sweeps on a real Ray cluster of this machine: a node that dies, failures, devices, a stop."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster_runs import BROKEN_LOSS, command, completed, environment, isolated, results, sweep_file
+
+from w2s_jax.testing import write_tiny_task
+
+pytest.importorskip("ray", reason="ray is not installed")
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+
+#: Two losses and two seeds: 2 pretrainings, 2 weak models, 2 ceilings and 4 students.
+POINTS = "product(over('losses', [('xent',), ('confidence',)]), over('seed', [0, 1]))"
+DISTINCT = 10
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    data = write_tiny_task(folder / "data")
+    return sweep_file(folder / "sweep.py", data, POINTS, pretrain_steps=1500)
+
+
+@pytest.fixture(scope="module")
+def local(recipe, tmp_path_factory):
+    """The folder of the same sweep, run by the local executor."""
+    workdir = tmp_path_factory.mktemp("local") / "sweep"
+    subprocess.run(command(recipe, workdir), check=True, env=environment(), timeout=600)
+    return workdir
+
+
+def on_cluster(folder, *options, run):
+    """Starts a command on a cluster of two nodes."""
+    script = [*isolated(), sys.executable, str(HERE / "ray_cluster.py"), str(folder), *options]
+    return subprocess.Popen(
+        [*script, "--", *run], env=environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_a_node_dies_and_its_phase_is_resumed_on_the_other(recipe, local, tmp_path):
+    workdir = tmp_path / "sweep"
+    run = command(recipe, workdir, "--executor=ray", "--resources=num_cpus=1")
+    process = on_cluster(tmp_path, "--kill", run=run)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    assert int(re.search(r"killed under \S+, which went on from step (\d+)", out)[1]) > 0, out
+    assert results(workdir) == results(local) and len(results(local)) == 4
+    assert (workdir / "report" / "report.html").exists()
+    # A line of each phase: of the driver, and of the one worker that completed it.
+    assert len(re.findall(r"^\[\d+/10\] ", out, re.MULTILINE)) == DISTINCT
+    assert len(completed(list((tmp_path / "logs").glob("worker-*.out")))) == DISTINCT
+
+
+def test_a_failing_phase_stops_only_what_builds_on_it(recipe, tmp_path):
+    broken = tmp_path / "broken.py"
+    points = "product(over('losses', [('xent',), ('broken',)]), over('seed', [0]))"
+    sweep_file(broken, recipe.parent / "data", points)
+    broken.write_text(BROKEN_LOSS + broken.read_text())
+    workdir = tmp_path / "sweep"
+    # A local cluster of its own: there is none to be found.
+    run = command(broken, workdir, "--executor=ray", "--resources=num_cpus=1")
+    done = subprocess.run(
+        [*isolated(), *run], env=environment() | {"RAY_TMPDIR": "/tmp/w2s"}, text=True,
+        capture_output=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (
+        "1 failed (student-" in done.stderr
+        and "student broken: loss or gradient is not finite" in done.stdout
+    )
+    assert list(results(workdir)) == ["losses=xent,seed=0"]
+    assert (workdir / "report" / "report.html").exists()
+
+
+def test_a_stopped_sweep_has_saved_its_state_and_is_resumed(recipe, local, tmp_path):
+    workdir = tmp_path / "sweep"
+    run = command(recipe, workdir, "--executor=ray", "--resources=num_cpus=1")
+    where = environment() | {"RAY_TMPDIR": "/tmp/w2s"}
+    process = subprocess.Popen(
+        [*isolated(), *run], env=where, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not list(workdir.glob("phases/*/checkpoints/steps/[0-9]*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 75 and "the same command resumes" in err
+    assert not list(workdir.glob("phases/*/holder.json")), "workers have stopped by themselves"
+    assert list(workdir.glob("phases/*/checkpoints/steps/[0-9]*")), "and saved their state"
+    # Another executor goes on with it.
+    subprocess.run(command(recipe, workdir), check=True, env=environment(), timeout=600)
+    assert results(workdir) == results(local)
+
+
+def test_tasks_have_devices_of_their_own(tmp_path):
+    code = (
+        "import os, ray, sys, time\n"
+        "from w2s_jax.sweep.on_ray import task_options\n"
+        "ray.init(log_to_driver=False)\n"
+        "def devices():\n"
+        "    time.sleep(2)\n"
+        "    return os.environ['CUDA_VISIBLE_DEVICES'], os.getpid()\n"
+        "task = ray.remote(**task_options({'num_gpus': 1.0}))(devices)\n"
+        "print(*ray.get([task.remote() for _ in range(4)]))\n"
+    )
+    process = on_cluster(tmp_path, "--gpus", run=[sys.executable, "-c", code])
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    found = re.findall(r"\('(\d)', (\d+)\)", out)
+    assert sorted(device for device, _ in found) == ["0", "0", "1", "1"], out
+    assert len({pid for _, pid in found}) == 4, "JAX keeps devices as long as its process lives"
