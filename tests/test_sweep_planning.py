@@ -266,7 +266,7 @@ def test_a_recipe_is_no_sweep_and_a_sweep_is_run_once(data_dir, tmp_path):
     [
         (
             ["--executor=rai"],
-            "unknown value 'rai' (did you mean 'ray'?); allowed: local, ray, slurm",
+            "unknown value 'rai' (did you mean 'ray'?); allowed: local, ray",
         ),
         (["--resources=num_gpus=1"], "'num_gpus=1' with --executor=local; allowed: with --exec"),
         (["--executor=slurm", "--ray_address=x:1"], "--ray_address: 'x:1' with --executor=slurm"),

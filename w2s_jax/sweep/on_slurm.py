@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from w2s_jax import errors, execute
-from w2s_jax.files import read_json, write_json
+from w2s_jax.files import write_json
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import Results
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
@@ -223,11 +223,11 @@ def _submit(
             ids[unit] = job.job_id
             jobs |= dict.fromkeys(units[unit].phases, job.job_id)
         # At once: a kill in between must not make jobs unknown.
-        write_json(folder / "jobs.json", jobs)
+        write_json(records.jobs_path(workdir), jobs)
     cheap = {k: v for k, v in parameters.items() if "gpu" not in k and k != "gres"}
     last = _executor(submitit, folder, cheap, sorted(set(jobs.values())), "w2s-results")
     jobs[RESULTS] = last.submit(finish, root).job_id
-    write_json(folder / "jobs.json", jobs)
+    write_json(records.jobs_path(workdir), jobs)
     return jobs
 
 
@@ -285,15 +285,9 @@ def finish(workdir: str, console: Console | None = None) -> None:
     results.conclude()
 
 
-def read_jobs(workdir: Path) -> dict[str, str]:
-    """The jobs of a sweep's phases, as far as they were submitted: phase -> id."""
-    path = workdir / "slurm" / "jobs.json"
-    return dict(read_json(path)) if path.exists() else {}
-
-
 def _queued(workdir: Path) -> dict[str, str]:
     """The jobs of the sweep that are in Slurm's queue, or run: phase -> id."""
-    jobs = read_jobs(workdir)
+    jobs = records.read_jobs(workdir)
     if not jobs:
         return {}
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]

@@ -1,6 +1,7 @@
 """What a sweep keeps on disk beside what runs and phases leave. Imports no JAX.
 
     DIR/sweep.json                 the runs and the phases, as they were planned, and from what
+    DIR/slurm/jobs.json            phase -> id of its job, where Slurm runs them
     DIR/phases/<phase>/failed.json     why it failed; removed when it is complete
     DIR/phases/<phase>/holder.json     who runs it; says nothing once the claim is free
 
@@ -118,6 +119,17 @@ def read_source(record: dict[str, Any]) -> Source:
     """Where the points of a recorded sweep come from."""
     source = record["source"]
     return Source(source["config"], tuple(source["overrides"]), source["folder"])
+
+
+def jobs_path(workdir: Path) -> Path:
+    """The jobs of a sweep, where a batch system runs it: phase -> id."""
+    return workdir / "slurm" / "jobs.json"
+
+
+def read_jobs(workdir: Path) -> dict[str, str]:
+    """The jobs of a sweep, as they were last submitted; {} if none were."""
+    path = jobs_path(workdir)
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _failed_path(folder: PhaseFolder) -> Path:
