@@ -50,9 +50,13 @@ def sweep_file(path: Path, data_dir: Path, points: str, *, pretrain_steps: int =
     return path
 
 
-#: Lines of a sweep file: a loss with which every phase fails.
+#: Lines of a sweep file: a loss with which phases fail, and one with which their process ends.
 BROKEN_LOSS = """
+import os
 from w2s_jax import losses
+@losses.register("deadly", coupled=False)
+def deadly(logits_BC, targets_BC, step_fraction, *, weights_B=None, state=None):
+    os._exit(3)
 @losses.register("broken", coupled=False)
 def broken(logits_BC, targets_BC, step_fraction, *, weights_B=None, state=None):
     return losses.LOSSES["xent"](logits_BC, targets_BC, step_fraction) * float("nan")

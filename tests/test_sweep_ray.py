@@ -62,22 +62,26 @@ def test_a_node_dies_and_its_phase_is_resumed_on_the_other(recipe, local, tmp_pa
 
 def test_a_failing_phase_stops_only_what_builds_on_it(recipe, tmp_path):
     broken = tmp_path / "broken.py"
-    points = "product(over('losses', [('xent',), ('broken',)]), over('seed', [0]))"
+    points = "over('losses', [('xent',), ('broken',), ('deadly',)])"
     sweep_file(broken, recipe.parent / "data", points)
     broken.write_text(BROKEN_LOSS + broken.read_text())
     workdir = tmp_path / "sweep"
-    # A local cluster of its own: there is none to be found.
     run = command(broken, workdir, "--executor=ray", "--resources=num_cpus=1")
+    code = (
+        "import sys; from w2s_jax import cli; from w2s_jax.sweep import on_ray\n"
+        "on_ray.MAX_RETRIES = 1\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    # A local cluster of its own: there is none to be found.
     done = subprocess.run(
-        [*isolated(), *run], env=environment() | {"RAY_TMPDIR": "/tmp/w2s"}, text=True,
-        capture_output=True, timeout=600,
+        [*isolated(), sys.executable, "-c", code, *run[3:]], text=True, capture_output=True,
+        env=environment() | {"RAY_TMPDIR": "/tmp/w2s"}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
-    assert (
-        "1 failed (student-" in done.stderr
-        and "student broken: loss or gradient is not finite" in done.stdout
-    )
-    assert list(results(workdir)) == ["losses=xent,seed=0"]
+    assert "2 failed (student-" in done.stderr
+    assert re.search(r"failed: student broken .*: loss or gradient is not finite", done.stdout)
+    assert re.search(r"failed: student deadly .*: its worker died", done.stdout)
+    assert list(results(workdir)) == ["losses=xent"]
     assert (workdir / "report" / "report.html").exists()
 
 

@@ -69,7 +69,7 @@ scontrol update JobId="$job" StartTime=now
     out = on_slurm(f"{submit}\n{status}\n{interrupt}\n{submit}\n{WAIT}\n{status}")
     assert "10 phases submitted as 10 jobs, 0 were in the queue" in out
     assert re.search(r"0 phases submitted as 0 jobs, \d+ were in the queue", out), out
-    assert re.search(r"student xent +gpt-d8 +waiting +job \d+_\d, for ", out), out
+    assert re.search(r"student xent +gpt-d8 +waiting +job \d+_\d", out), out
     phase, job = re.search(r"interrupted (\S+) (\S+)", out).groups()
     said = "".join(p.read_text() for p in (workdir / "slurm").glob(f"{job}_*_log.*"))
     assert "Requeued job" in said and said.count("Loading pickle") == 2, said

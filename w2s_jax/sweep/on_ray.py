@@ -204,8 +204,9 @@ def _collect(tasks: dict[Any, tuple[str, ...]], results: Results, done: int) -> 
     except BaseException:
         for ref in pending:
             ray.cancel(ref)
-        # Workers save their state first.
-        ray.wait(pending, num_returns=len(pending)) if pending else None
+        if pending:
+            # Workers save their state first.
+            ray.wait(pending, num_returns=len(pending))
         raise
 
 

@@ -147,8 +147,9 @@ def run_on_slurm(
         if not jobs:
             finish(str(workdir.absolute()), console)
             return
+    waiting = len(queued.keys() - {RESULTS})
     console.print(
-        f"{len(left)} phases submitted as {len(units)} jobs, {len(queued)} were in the queue; "
+        f"{len(left)} phases submitted as {len(units)} jobs, {waiting} were in the queue; "
         f"results and report: job {jobs[RESULTS]}\nw2s sweep status {workdir} tells how it stands",
         highlight=False,
     )
@@ -192,9 +193,10 @@ def _places(arrays: Sequence[Array]) -> dict[int, str]:
 
 
 def _left(plan: SweepPlan, queued: Mapping[str, str]) -> list[str]:
-    """The phases to submit."""
+    """The phases to submit; also those that other processes run, as they may be killed."""
     states = records.states(plan.store, plan.parents)
-    return [n for n, state in states.items() if state == "waiting" and n not in queued]
+    open_ = ("waiting", "running")
+    return [name for name, state in states.items() if state in open_ and name not in queued]
 
 
 def _submit(

@@ -43,7 +43,7 @@ def make_units(plan: SweepPlan, names: Sequence[str]) -> list[Unit]:
     groups = [
         tuple(own[start : start + size])
         for own in alike.values()
-        for size in [_most(plan, own[0])]
+        for size in [max(1, plan.resolved[own[0]].settings.mesh.population)]
         for start in range(0, len(own), size)
     ]
     groups.sort(key=lambda group: levels[group[0]])
@@ -52,12 +52,6 @@ def make_units(plan: SweepPlan, names: Sequence[str]) -> list[Unit]:
         Unit(group, tuple(sorted({place[p] for n in group for p in plan.parents[n] if p in place})))
         for group in groups
     ]
-
-
-def _most(plan: SweepPlan, name: str) -> int:
-    """How many phases like this one make a unit."""
-    mesh = plan.resolved[name].settings.mesh
-    return 1 if mesh.splits_parameters else max(1, mesh.population)
 
 
 def _packing_key(plan: SweepPlan, phase: Phase) -> Any:
