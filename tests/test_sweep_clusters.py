@@ -50,8 +50,15 @@ def test_workers_that_know_only_a_folder_run_a_sweep(begun, recipe, tmp_path, mo
         planned_runs.append(len(points))
         return original(points, *more)
 
+    def make_contexts(self, missing, original=worker.Worker.make_contexts):
+        original(self, missing)
+        # Also those that only other runs start from: their parameters must be kept.
+        assert {context.starts for context in self.contexts.values()} == {begun.starts}
+
     monkeypatch.setattr(worker, "LATE_SECONDS", 0.0)
     monkeypatch.setattr(worker, "plan_sweep", plan_sweep)
+    monkeypatch.setattr(worker.Worker, "make_contexts", make_contexts)
+    assert len(begun.starts) == 2
     weak, students = of_kind(begun, "weak"), of_kind(begun, "student")
     assert worker.work(workdir, weak, console=QUIET) == dict.fromkeys(weak, "waiting")
     for kind in ("pretrain", "weak", "ceiling"):
