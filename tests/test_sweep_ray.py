@@ -1,9 +1,11 @@
 """Sweeps on a real Ray cluster of this machine: a node that dies, failures, devices, a stop."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,6 +39,14 @@ def local(recipe, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture
+def ray_folder():
+    """Where Ray keeps what is its own; its sockets need a short path."""
+    folder = tempfile.mkdtemp(prefix="w2s", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def on_cluster(folder, *options, run):
     """Starts a command on a cluster of two nodes."""
     script = [*isolated(), sys.executable, str(HERE / "ray_cluster.py"), str(folder), *options]
@@ -60,7 +70,7 @@ def test_a_node_dies_and_its_phase_is_resumed_on_the_other(recipe, local, tmp_pa
     assert len(completed(list((tmp_path / "logs").glob("worker-*.out")))) == DISTINCT
 
 
-def test_a_failing_phase_stops_only_what_builds_on_it(recipe, tmp_path):
+def test_a_failing_phase_stops_only_what_builds_on_it(recipe, tmp_path, ray_folder):
     broken = tmp_path / "broken.py"
     points = "over('losses', [('xent',), ('broken',), ('deadly',)])"
     sweep_file(broken, recipe.parent / "data", points)
@@ -75,7 +85,7 @@ def test_a_failing_phase_stops_only_what_builds_on_it(recipe, tmp_path):
     # A local cluster of its own: there is none to be found.
     done = subprocess.run(
         [*isolated(), sys.executable, "-c", code, *run[3:]], text=True, capture_output=True,
-        env=environment() | {"RAY_TMPDIR": "/tmp/w2s"}, timeout=600,
+        env=environment() | {"RAY_TMPDIR": ray_folder}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert "2 failed (student-" in done.stderr
@@ -85,10 +95,10 @@ def test_a_failing_phase_stops_only_what_builds_on_it(recipe, tmp_path):
     assert (workdir / "report" / "report.html").exists()
 
 
-def test_a_stopped_sweep_has_saved_its_state_and_is_resumed(recipe, local, tmp_path):
+def test_a_stopped_sweep_has_saved_its_state_and_is_resumed(recipe, local, tmp_path, ray_folder):
     workdir = tmp_path / "sweep"
     run = command(recipe, workdir, "--executor=ray", "--resources=num_cpus=1")
-    where = environment() | {"RAY_TMPDIR": "/tmp/w2s"}
+    where = environment() | {"RAY_TMPDIR": ray_folder}
     process = subprocess.Popen(
         [*isolated(), *run], env=where, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
