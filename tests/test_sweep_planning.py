@@ -264,8 +264,15 @@ def test_a_recipe_is_no_sweep_and_a_sweep_is_run_once(data_dir, tmp_path):
 @pytest.mark.parametrize(
     "options,said",
     [
-        (["--executor=ray"], "--executor: unknown value 'ray'; allowed: local"),
-        (["--executor=slurm"], "--executor: unknown value 'slurm'; allowed: local"),
+        (
+            ["--executor=rai"],
+            "unknown value 'rai' (did you mean 'ray'?); allowed: local, ray",
+        ),
+        (["--resources=num_gpus=1"], "'num_gpus=1' with --executor=local; allowed: with --exec"),
+        (["--executor=slurm", "--ray_address=x:1"], "--ray_address: 'x:1' with --executor=slurm"),
+        (["--slurm.time=60"], "--slurm: ['--slurm.time=60'] with --executor=local"),
+        (["--executor=ray", "--resources=num_gpus"], "--resources: 'num_gpus'; allowed: NAME="),
+        (["--executor=ray", "--resources=a=1,a=2"], "--resources: 'a=1,a=2'; allowed: NAME="),
         (["--mfu=0"], "--mfu: 0.0; allowed: above 0 and at most 1"),
         (["--mfu=nan"], "--mfu: nan"),
         (["--dry"], "unknown argument '--dry'"),

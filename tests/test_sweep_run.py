@@ -18,7 +18,7 @@ from rich.console import Console
 
 from w2s_jax import artifacts, cli, errors, execute, phases
 from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.sweep import local, records
+from w2s_jax.sweep import finishing, records
 from w2s_jax.sweep.commands import sweep
 from w2s_jax.sweep.points import load_points
 from w2s_jax.sweep.status import print_status
@@ -88,7 +88,7 @@ def workdir(finished, tmp_path):
 
 @pytest.fixture
 def no_report(monkeypatch):
-    monkeypatch.setattr(local, "write_report", lambda *_: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_: None)
 
 
 def results(workdir):
@@ -204,7 +204,7 @@ def test_a_failure_stops_only_what_builds_on_it_until_it_is_retried(
     workdir, recipe, ran, poisoned, capsys, monkeypatch
 ):
     reports = []
-    monkeypatch.setattr(local, "write_report", lambda *given: reports.append(given))
+    monkeypatch.setattr(finishing, "write_report", lambda *given: reports.append(given))
     wanted = results(workdir)
     remove(workdir, "weak", "ceiling", "student")
     shutil.rmtree(workdir / "report")
@@ -243,7 +243,7 @@ def test_an_unforeseen_error_is_recorded_with_where_it_was(workdir, recipe, monk
         original(phase, context)
 
     monkeypatch.setattr(phases, "run_phase", run_phase)
-    with pytest.raises(local.SweepFailed, match="1 failed .student-"):
+    with pytest.raises(finishing.SweepFailed, match="1 failed .student-"):
         sweep(str(recipe), [], workdir, QUIET)
     assert len(results(workdir)) == 3
     (path,) = workdir.glob("phases/*/failed.json")
@@ -275,7 +275,7 @@ def test_damaged_results_are_named_and_the_other_runs_are_finished(
     victim = next(name for name in finished[1] if name.startswith("student"))
     (workdir / "phases" / victim / "predictions.parquet").write_bytes(b"x")
     shutil.rmtree(workdir / "runs")
-    with pytest.raises(local.SweepFailed, match="1 failed .runs/losses=xent,seed=0"):
+    with pytest.raises(finishing.SweepFailed, match="1 failed .runs/losses=xent,seed=0"):
         sweep(str(recipe), [], workdir, QUIET)
     assert len(results(workdir)) == 3
 
@@ -314,7 +314,7 @@ def test_phases_of_several_runs_are_trained_as_one_population(
     remove(workdir, "student")
     poisoned.add(("student", 1))
     together = ["--config.mesh.population=8"]
-    with pytest.raises(local.SweepFailed, match="2 failed"):
+    with pytest.raises(finishing.SweepFailed, match="2 failed"):
         sweep(str(recipe), together, workdir, QUIET)
     found = [json.loads(p.read_text()) for p in workdir.glob("phases/student-*/result.json")]
     assert sorted(result["execution"]["population"]["index"] for result in found) == [0, 2]

@@ -121,13 +121,26 @@ def _add_sweep(commands: Any) -> None:
         allow_abbrev=False,
         usage="w2s sweep --config=FILE --workdir=DIR [options]\n       w2s sweep status DIR",
         epilog="--config.FIELD=VALUE overrides a field of what all points start from. The same "
-        "command resumes an interrupted sweep.",
+        "command resumes an interrupted sweep. slurm: --slurm.NAME=VALUE is a parameter of the "
+        "jobs, as partition, time (minutes) or gpus_per_node.",
     )
     sweep.add_argument("action", nargs="*", metavar="status DIR", help="how the sweep stands")
     sweep.add_argument("--config", metavar="FILE", help="a sweep: configs/sweeps/*.py")
     sweep.add_argument("--workdir", metavar="DIR", help="the sweep's folder")
     sweep.add_argument("--store", metavar="DIR", help="where phases live (default: WORKDIR/phases)")
-    sweep.add_argument("--executor", default="local", help="what runs the phases: local")
+    sweep.add_argument(
+        "--executor", default="local", help="what runs the phases: local, ray or slurm"
+    )
+    sweep.add_argument(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="ray: HOST:PORT of a cluster's head (default: RAY_ADDRESS, or one on this machine)",
+    )
+    sweep.add_argument(
+        "--resources",
+        metavar="NAME=NUMBER,...",
+        help="ray: what a phase takes, as num_gpus=1 (default: a GPU, a host's TPU chips or a CPU)",
+    )
     sweep.add_argument(
         "--dry_run", action="store_true", help="print runs, phases and their cost, and stop"
     )
@@ -367,6 +380,8 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
     # Names of phases and runs must not be broken in a pipe.
     console = Console(width=None if sys.stdout.isatty() else 160)
+    slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
+    overrides = [o for o in overrides if o not in slurm]
     foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
     if foreign:
         raise errors.InputError(f"sweep: unknown argument {foreign[0]!r}; see w2s sweep --help")
@@ -392,6 +407,9 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         console,
         store=options.store,
         executor=options.executor,
+        ray_address=options.ray_address,
+        resources=options.resources,
+        slurm=slurm,
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
         mfu=options.mfu,

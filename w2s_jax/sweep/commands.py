@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax import errors
-from w2s_jax.sweep import costs, records
+from w2s_jax.sweep import costs, local, records
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
-from w2s_jax.sweep.points import load_points
+from w2s_jax.sweep.points import load_points, source
 from w2s_jax.sweep.status import print_counts
 
 #: What runs the phases.
-EXECUTORS = ("local",)
+EXECUTORS = ("local", "ray", "slurm")
 
 
 def sweep(
@@ -25,6 +25,9 @@ def sweep(
     *,
     store: str | os.PathLike[str] | None = None,
     executor: str = "local",
+    ray_address: str | None = None,
+    resources: str | None = None,
+    slurm: Sequence[str] = (),
     dry_run: bool = False,
     retry_failed: bool = False,
     mfu: float = costs.MFU,
@@ -38,28 +41,57 @@ def sweep(
       console: where to print.
       store: where phases live, if not in `workdir`/phases; sweeps and runs may share it.
       executor: one of `EXECUTORS`.
+      ray_address: with 'ray': the cluster's, see `on_ray.run_on_ray`.
+      resources: with 'ray': what a task takes, 'num_gpus=1,TPU=4'.
+      slurm: with 'slurm': `--slurm.NAME=VALUE`, see `on_slurm.parse_parameters`.
       dry_run: print what there is to do and what it costs, and write nothing.
       retry_failed: forget which phases have failed.
       mfu: the utilisation at which device-hours are told.
 
     Raises:
       InputError: bad input, before anything is written.
-      SweepFailed, Interrupted: see `local.run_sweep`.
+      SweepFailed, Interrupted, StorageError: see `local.run_sweep` and `on_ray.run_on_ray`.
     """
     if executor not in EXECUTORS:
         raise errors.unknown("--executor", executor, EXECUTORS)
+    flags = {"--ray_address": ray_address, "--resources": resources, "--slurm": slurm or None}
+    for flag, value in flags.items():
+        of = "slurm" if flag == "--slurm" else "ray"
+        if value is not None and executor != of:
+            raise errors.InputError(
+                f"{flag}: {value!r} with --executor={executor}; allowed: with --executor={of}"
+            )
     if not 0 < mfu <= 1:
         raise errors.InputError(f"--mfu: {mfu!r}; allowed: above 0 and at most 1")
     folder = Path(workdir)
     records.check_workdir(folder)
+    if executor == "slurm":
+        from w2s_jax.sweep import on_slurm
+
+        parameters = on_slurm.parse_parameters(slurm)
+    elif executor == "ray":
+        from w2s_jax.sweep import on_ray
+
+        amounts = on_ray.parse_resources(resources)
+    found = source(config, overrides)
     points = load_points(config, overrides)
     plan = plan_sweep(points, folder, Path(store) if store is not None else folder / "phases")
     print_plan(plan, mfu, console, all_runs=dry_run)
+    if dry_run and executor == "slurm":
+        on_slurm.print_jobs(plan, folder, parameters, console)
     if dry_run:
         return
-    from w2s_jax.sweep.local import run_sweep
-
-    run_sweep(plan, folder, console, retry_failed=retry_failed)
+    if executor == "ray":
+        on_ray.run_on_ray(
+            plan, found, folder, console, address=ray_address, resources=amounts,
+            retry_failed=retry_failed,
+        )  # fmt: skip
+    elif executor == "slurm":
+        on_slurm.run_on_slurm(
+            plan, found, folder, console, parameters=parameters, retry_failed=retry_failed
+        )
+    else:
+        local.run_sweep(plan, found, folder, console, retry_failed=retry_failed)
 
 
 def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool) -> None:
@@ -74,8 +106,7 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
         console.print(table)
     uses, phases = plan.uses, plan.phases
     shared = sum(count > 1 for count in uses.values())
-    parents = {name: list(phase.parents.values()) for name, phase in phases.items()}
-    states = records.states(plan.store, parents)
+    states = records.states(plan.store, plan.parents)
     missing = [name for name, state in states.items() if state != "done"]
     console.print(
         f"{len(plan.runs)} runs of {uses.total()} phases, {len(phases)} of them distinct, {shared} "

@@ -51,19 +51,45 @@ class SweepPlan:
         """Where a phase lives."""
         return PhaseFolder(self.store / name)
 
+    def missing(self) -> list[Phase]:
+        """The phases without a result, each after its parents."""
+        return [phase for name, phase in self.phases.items() if not self.folder(name).complete]
+
+    @property
+    def parents(self) -> dict[str, list[str]]:
+        """Phase -> the phases that it builds on."""
+        return {name: sorted({*phase.parents.values()}) for name, phase in self.phases.items()}
+
+    @property
+    def starts(self) -> frozenset[str]:
+        """The phases from whose parameters others start."""
+        phases = self.phases.values()
+        return frozenset(p.parents["init"] for p in phases if "init" in p.parents)
+
     @property
     def uses(self) -> Counter[str]:
         """Phase -> how many runs have it."""
         return Counter(name for run in self.runs for name in run.phases)
 
 
-def plan_sweep(points: Sequence[NamedPoint], workdir: Path, store: Path) -> SweepPlan:
+def plan_sweep(
+    points: Sequence[NamedPoint],
+    workdir: Path,
+    store: Path,
+    resolver: "SharedResolver | None" = None,
+) -> SweepPlan:
     """Checks, resolves and plans every point; reads, writes nothing.
+
+    Args:
+      points: the points.
+      workdir: the sweep's folder.
+      store: where phases live.
+      resolver: what has resolved other points, if some have been planned before.
 
     Raises:
       InputError: as `execute.prepare`, for the first bad point.
     """
-    resolver = SharedResolver()
+    resolver = resolver or SharedResolver()
     runs = []
     for point in points:
         if point.config.log.wandb:

@@ -7,6 +7,7 @@ function `sweep` that returns what each of them overrides (see `space`).
 import functools
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,43 @@ class NamedPoint:
     name: str
     overrides: dict[str, Any]
     config: config_dict.ConfigDict
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the points of a sweep come from, in words that any process on any host can follow.
+
+    Attributes:
+      config: the sweep file by its absolute path, with `:ARGUMENT` if there is one.
+      overrides: `--config.FIELD=VALUE`.
+      folder: what relative paths in the config start from.
+    """
+
+    config: str
+    overrides: tuple[str, ...]
+    folder: str
+
+    def points(self) -> list[NamedPoint]:
+        """The points, in this process; it works in `folder` from now on.
+
+        Raises:
+          InputError: if the folder or the file is not there, or is broken.
+        """
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            raise errors.InputError(
+                f"{self.folder}: cannot work here ({error.strerror}), where the sweep was started; "
+                "allowed: a folder that all hosts see"
+            ) from error
+        return load_points(self.config, self.overrides)
+
+
+def source(path: str, overrides: Sequence[str]) -> Source:
+    """The source that a sweep file and overrides make in this process."""
+    file, colon, argument = path.partition(":")
+    absolute = f"{Path(file).absolute()}{colon}{argument}"
+    return Source(absolute, tuple(overrides), str(Path.cwd()))
 
 
 def load_points(path: str, overrides: Sequence[str]) -> list[NamedPoint]:

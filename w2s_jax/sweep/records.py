@@ -1,12 +1,14 @@
 """What a sweep keeps on disk beside what runs and phases leave. Imports no JAX.
 
-    DIR/sweep.json                 the runs and the phases, as they were planned
+    DIR/sweep.json                 the runs and the phases, as they were planned, and from what
+    DIR/slurm/jobs.json            phase -> id of its job, where Slurm runs them
     DIR/phases/<phase>/failed.json     why it failed; removed when it is complete
     DIR/phases/<phase>/holder.json     who runs it; says nothing once the claim is free
 
 Whether a phase is done, failed or being run is always read from its folder.
 """
 
+import dataclasses
 import fcntl
 import os
 import socket
@@ -18,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax import errors
+from w2s_jax import errors, workdirs
 from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.files import read_json, write_json
 from w2s_jax.sweep.planning import SweepPlan
+from w2s_jax.sweep.points import Source
 
 #: The states of a phase, in the order in which they are told.
 STATES = ("done", "running", "failed", "waiting", "blocked")
@@ -62,15 +65,24 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def write_sweep(workdir: Path, plan: SweepPlan) -> None:
-    """Writes what is planned."""
+def begin(workdir: Path, plan: SweepPlan, source: Source, *, retry_failed: bool) -> None:
+    """Makes the folders and writes what is planned; forgets what has failed, if asked."""
+    workdirs.make(workdir)
+    workdirs.make(plan.store)
+    _write_sweep(workdir, plan, source)
+    if retry_failed:
+        for name in plan.phases:
+            forget_failure(plan.folder(name))
+
+
+def _write_sweep(workdir: Path, plan: SweepPlan, source: Source) -> None:
     phases = {
         name: {
             "kind": phase.kind,
             "title": phase.title,
             "model": phase.model.name,
             "steps": phase.total_steps,
-            "parents": sorted(set(phase.parents.values())),
+            "parents": plan.parents[name],
         }
         for name, phase in plan.phases.items()
     }
@@ -78,12 +90,18 @@ def write_sweep(workdir: Path, plan: SweepPlan) -> None:
         run.name: {"overrides": dict(run.overrides), "phases": list(run.phases)}
         for run in plan.runs
     }
-    record = {"store": str(plan.store.absolute()), "runs": runs, "phases": phases}
+    record = {
+        "source": dataclasses.asdict(source),
+        "store": str(plan.store.absolute()),
+        "runs": runs,
+        "phases": phases,
+        "starts": sorted(plan.starts),
+    }
     write_json(sweep_path(workdir), record)
 
 
 def read_sweep(workdir: Path) -> dict[str, Any]:
-    """What `write_sweep` wrote.
+    """What `begin` wrote.
 
     Raises:
       InputError: if the folder holds no sweep.
@@ -95,6 +113,23 @@ def read_sweep(workdir: Path) -> dict[str, Any]:
     if not (isinstance(found, dict) and {"store", "runs", "phases"} <= found.keys()):
         raise errors.InputError(f"{path} is not a sweep's record; allowed: the folder of a sweep")
     return found
+
+
+def read_source(record: dict[str, Any]) -> Source:
+    """Where the points of a recorded sweep come from."""
+    source = record["source"]
+    return Source(source["config"], tuple(source["overrides"]), source["folder"])
+
+
+def jobs_path(workdir: Path) -> Path:
+    """The jobs of a sweep, where a batch system runs it: phase -> id."""
+    return workdir / "slurm" / "jobs.json"
+
+
+def read_jobs(workdir: Path) -> dict[str, str]:
+    """The jobs of a sweep, as they were last submitted; {} if none were."""
+    path = jobs_path(workdir)
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _failed_path(folder: PhaseFolder) -> Path:

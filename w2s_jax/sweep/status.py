@@ -25,9 +25,12 @@ def print_status(workdir: Path, console: Console) -> None:
     record = records.read_sweep(workdir)
     store, phases = Path(record["store"]), record["phases"]
     states = records.states(store, {name: phase["parents"] for name, phase in phases.items()})
+    jobs = records.read_jobs(workdir)
     table = _table("phases", "phase", "what", "model", "state", "")
     for name, phase in phases.items():
         detail = _detail(PhaseFolder(store / name), phase, states[name], states)
+        if name in jobs and states[name] != "done":
+            detail = ", ".join(filter(None, [f"job {jobs[name]}", detail]))
         table.add_row(name, phase["title"], phase["model"], states[name], detail)
     console.print(table)
     print_counts({name: phase["kind"] for name, phase in phases.items()}, states, console)

@@ -1,0 +1,237 @@
+"""The Ray executor: a task a phase, on a cluster or on this machine.
+
+All tasks are submitted at once. Each takes the outcomes of those it builds on as arguments, so Ray
+starts it when they have ended, where there is room, and starts it again where a worker or its node
+died. The store is on a file system that all nodes share: the task goes on from its checkpoint.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from w2s_jax import errors, execute
+from w2s_jax.sweep import records
+from w2s_jax.sweep.finishing import Results
+from w2s_jax.sweep.planning import SweepPlan
+from w2s_jax.sweep.points import Source
+from w2s_jax.sweep.units import Unit, make_units
+from w2s_jax.sweep.worker import POLL_SECONDS, print_outcome, work
+
+#: How often Ray starts a task again whose worker or node died.
+MAX_RETRIES = 10
+
+
+def parse_resources(text: str | None) -> dict[str, float]:
+    """What 'num_gpus=1,TPU=4' says: resource -> how much of it a task takes.
+
+    Raises:
+      InputError: for anything else.
+    """
+    found: dict[str, float] = {}
+    for part in (text or "").split(",") if text is not None else ():
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+(?:\.\d+)?)\s*", part, re.ASCII)
+        if match is None or match[1] in found:
+            raise errors.InputError(
+                f"--resources: {text!r}; allowed: NAME=NUMBER,..., each once, as num_gpus=1"
+            )
+        found[match[1]] = float(match[2])
+    return found
+
+
+def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """The options of `ray.remote` for tasks that take these resources.
+
+    Where a task takes accelerators, its process ends with it: JAX would keep hold of them, and
+    those of the next task may be others. Ray sets what says which devices are a task's own.
+    """
+    own = {name: resources[name] for name in ("num_cpus", "num_gpus") if name in resources}
+    custom = {name: amount for name, amount in resources.items() if name not in own}
+    only_cpus = resources.keys() <= {"num_cpus"}
+    return {
+        **own,
+        "resources": custom,
+        "max_calls": 0 if only_cpus else 1,
+        "max_retries": MAX_RETRIES,
+        # A worker that was asked to stop has saved its state.
+        "retry_exceptions": [errors.Interrupted],
+    }
+
+
+def run_on_ray(
+    plan: SweepPlan,
+    source: Source,
+    workdir: Path,
+    console: Console,
+    *,
+    address: str | None,
+    resources: Mapping[str, float],
+    retry_failed: bool,
+) -> None:
+    """Runs the missing phases of a sweep on Ray, and writes results and report.
+
+    Args:
+      plan: what to run.
+      source: where its points come from.
+      workdir: the sweep's folder.
+      console: where to print.
+      address: the cluster's; None: RAY_ADDRESS, a cluster that runs on this machine, or a new one.
+      resources: what a task takes; if empty, see `_default_resources`.
+      retry_failed: forget which phases have failed.
+
+    Raises:
+      SweepFailed, Interrupted: as `local.run_sweep`.
+      InputError: if Ray is not installed or there is no such cluster, or it lacks the resources.
+      StorageError: if a worker's disk did something wrong.
+    """
+    missing = [phase.name for phase in plan.missing()]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(execute.disk_errors(workdir))
+        if missing:
+            stack.enter_context(_connected(address))
+            resources = _checked(resources or _default_resources())
+        stopped = stack.enter_context(execute.stop_on_signals())
+        results = Results(plan, workdir, console, stopped)
+        records.begin(workdir, plan, source, retry_failed=retry_failed)
+        results.write()
+        states = records.states(plan.store, plan.parents)
+        left = [name for name in missing if states[name] in ("waiting", "running")]
+        if left:
+            tasks = _submit(make_units(plan, left), workdir, resources)
+            _collect(tasks, results, len(plan.phases) - len(missing))
+        results.conclude()
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Ray, as long as the sweep takes."""
+    try:
+        import ray
+    except ImportError as error:
+        raise errors.InputError(
+            "--executor: ray is not installed; allowed: pip install 'w2s_jax[ray]' first"
+        ) from error
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        where = address or os.environ.get("RAY_ADDRESS")
+        raise errors.InputError(
+            f"--ray_address: {where!r}: {records.first_line(error)}; allowed: HOST:PORT of a "
+            "cluster's head, or nothing for one on this machine"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _default_resources() -> dict[str, float]:
+    """A GPU where the cluster has GPUs, all chips of a host where it has TPUs, else a CPU."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("GPU", 0) >= 1 for node in nodes):
+        return {"num_gpus": 1.0}
+    chips = [node["TPU"] for node in nodes if node.get("TPU", 0) >= 1]
+    return {"TPU": min(chips)} if chips else {"num_cpus": 1.0}
+
+
+def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
+    """The resources, unless no node could ever give them: Ray would wait for ever."""
+    import ray
+
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, amount in resources.items():
+        most = max((node.get(names.get(name, name), 0.0) for node in nodes), default=0.0)
+        if amount > most:
+            raise errors.InputError(
+                f"--resources: {name}={amount:g}; allowed: at most {most:g}, which the largest "
+                "node of the cluster has"
+            )
+    return resources
+
+
+def _submit(
+    units: list[Unit], workdir: Path, resources: Mapping[str, float]
+) -> dict[Any, tuple[str, ...]]:
+    """Submits all units; what Ray gives for each -> its phases."""
+    import ray
+
+    # Ours alone: Ray would show others' values, such as tokens, in its dashboard.
+    environment = {n: value for n, value in os.environ.items() if n.startswith("W2S_")}
+    task = ray.remote(**task_options(resources))(_task)
+    folder = str(workdir.absolute())
+    refs: list[Any] = []
+    for unit in units:
+        name = " ".join(unit.phases)
+        before = [refs[number] for number in unit.after]
+        run = task.options(name=name[:100])
+        refs.append(run.remote(folder, unit.phases, environment, *before))
+    return dict(zip(refs, (unit.phases for unit in units), strict=True))
+
+
+def _task(
+    workdir: str, names: tuple[str, ...], environment: dict[str, str], *before: Any
+) -> dict[str, str]:
+    """What runs on a worker, when the tasks that made `before` have ended."""
+    os.environ.update(environment)
+    return work(workdir, names)
+
+
+def _collect(tasks: dict[Any, tuple[str, ...]], results: Results, done: int) -> None:
+    """Waits for tasks, and tells and writes what they lead to."""
+    import ray
+
+    plan, console = results.plan, results.console
+    pending = list(tasks)
+    try:
+        while pending:
+            ended, pending = ray.wait(pending, timeout=POLL_SECONDS)
+            for ref in ended:
+                _record_death(ref, tasks[ref], plan)
+                for name in tasks[ref]:
+                    done += 1
+                    print_outcome(plan, plan.phases[name], done, console)
+            if ended:
+                results.write()
+            if results.stopped():
+                raise errors.Interrupted("stopped by a signal; the same command resumes")
+    except BaseException:
+        for ref in pending:
+            ray.cancel(ref)
+        if pending:
+            # Workers save their state first.
+            ray.wait(pending, num_returns=len(pending))
+        raise
+
+
+def _record_death(ref: Any, names: tuple[str, ...], plan: SweepPlan) -> None:
+    """Records as failed what a worker could not record itself: that it died, time after time."""
+    import ray
+    from ray import exceptions
+
+    try:
+        ray.get(ref)
+    except exceptions.RayTaskError as error:
+        if isinstance(error, errors.W2SError):
+            raise
+        # That of a task it builds on, most likely; if not, it is a defect of this package.
+        if not isinstance(error.cause, exceptions.RayError):
+            raise
+    except exceptions.RayError as error:
+        for name in names:
+            folder = plan.folder(name)
+            if not folder.complete and records.read_failure(folder) is None:
+                folder.path.mkdir(parents=True, exist_ok=True)
+                records.write_failure(
+                    folder, _Died(f"its worker died: {records.first_line(error)}")
+                )
+
+
+class _Died(errors.W2SError):
+    """A worker died as often as tasks are retried."""

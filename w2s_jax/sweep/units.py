@@ -1,0 +1,72 @@
+"""What of a sweep is given to one task of a cluster, and what has to come before it. No JAX.
+
+A unit is a phase, or several that `mesh.population` asks to be trained together. A worker packs by
+what it finds out about them (`phases.grouping`); what it does not pack it runs one by one. So that
+nothing waits without need, only a number for `mesh.population` joins phases: with -1 each is a unit
+of its own, for which the cluster may have another device.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from w2s_jax.phase import Phase
+from w2s_jax.sweep.planning import SweepPlan
+from w2s_jax.sweep.worker import context_key
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Phases for one task, and the units that have to end before."""
+
+    phases: tuple[str, ...]
+    after: tuple[int, ...]
+
+
+def make_units(plan: SweepPlan, names: Sequence[str]) -> list[Unit]:
+    """Divides phases into units, each after those it builds on.
+
+    Args:
+      plan: the sweep.
+      names: the phases to run, each after its parents; other parents do not count.
+    """
+    levels: dict[str, int] = {}
+    for name in names:
+        before = [levels[p] for p in plan.parents[name] if p in levels]
+        levels[name] = max(before, default=-1) + 1
+    # Phases of one level do not build on each other, so units cannot wait in a circle.
+    alike: defaultdict[Any, list[str]] = defaultdict(list)
+    for name in names:
+        alike[levels[name], _packing_key(plan, plan.phases[name])].append(name)
+    groups = [
+        tuple(own[start : start + size])
+        for own in alike.values()
+        for size in [max(1, plan.resolved[own[0]].settings.mesh.population)]
+        for start in range(0, len(own), size)
+    ]
+    groups.sort(key=lambda group: levels[group[0]])
+    place = {name: number for number, group in enumerate(groups) for name in group}
+    return [
+        Unit(group, tuple(sorted({place[p] for n in group for p in plan.parents[n] if p in place})))
+        for group in groups
+    ]
+
+
+def _packing_key(plan: SweepPlan, phase: Phase) -> Any:
+    """Phases with equal keys may be of one population, as far as can be told in advance."""
+    if phase.loss is None:
+        return phase.name
+    start = phase.parents.get("features") or phase.parents.get("init") or phase.seed
+    return (
+        context_key(phase, plan.resolved[phase.name]),
+        phase.model,
+        dataclasses.replace(phase.train, learning_rate=0.0),
+        phase.total_steps,
+        phase.loss.kind,
+        phase.inputs["train"],
+        start,
+        (phase.eval_every, phase.select),
+        phase.parents["labels"] if phase.suffixed or phase.subset is not None else None,
+    )
