@@ -45,11 +45,13 @@ class Results:
                     self._write(run)
 
     def conclude(self) -> None:
-        """Writes the report, and says how many runs are complete.
+        """Writes what results are still missing and the report; says how many runs are complete.
 
         Raises:
           SweepFailed: if some phases have failed, or are damaged; it says which.
         """
+        # The last phases may have been another process's.
+        self.write()
         failed = self._failed()
         _report(self.workdir, self.console)
         self.console.print(
