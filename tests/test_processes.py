@@ -71,6 +71,13 @@ def test_half_of_an_address_is_refused(flags, environment, parts):
     assert all(part in str(refused.value) for part in parts), refused.value
 
 
+def test_a_coordinator_that_never_answers_is_one_line(monkeypatch):
+    monkeypatch.setattr(processes, "JOIN_SECONDS", 0.3)
+    # Nobody listens there: that is the port of the protocol that discards.
+    with pytest.raises(errors.InputError, match=r"127.0.0.1:9: process 0 does not answer there"):
+        processes.join(JOINED | {"coordinator_address": "127.0.0.1:9"})
+
+
 def test_tpu_slices_of_several_hosts_are_evident(monkeypatch):
     """By Google's environment on GKE, by the metadata server on TPU VMs."""
 

@@ -14,8 +14,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +37,8 @@ SLURM = (
     "SLURM_PROCID",
     "SLURM_LOCALID",
 )
+#: How long processes wait for the first one to start.
+JOIN_SECONDS = 300.0
 #: How long a wait for another process lasts before signals are looked at.
 _LOOK_MS = 2_000
 #: How long processes wait for each other at their end.
@@ -164,6 +168,8 @@ def join(arguments: Mapping[str, Any]) -> None:
     """
     import jax
 
+    if arguments.get("process_id"):
+        _wait_for_coordinator(arguments["coordinator_address"])
     try:
         jax.distributed.initialize(**arguments)
     except Exception as error:  # whatever a cluster's own interface raises
@@ -173,6 +179,26 @@ def join(arguments: Mapping[str, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         # JAX has put its own handler in the place of the one that Python had.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _wait_for_coordinator(address: str) -> None:
+    """Returns when process 0 listens; where it never does, JAX would abort.
+
+    Raises:
+      InputError: if it does not within `JOIN_SECONDS`.
+    """
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise errors.InputError(
+                    f"{address}: process 0 does not answer there ({error.strerror or error})"
+                ) from error
+        time.sleep(0.2)
 
 
 def refuse_unjoined() -> None:
