@@ -12,7 +12,7 @@ from w2s_jax import cli, errors
 from w2s_jax.config import MeshSettings, TrainSettings, default_config
 from w2s_jax.models import budget, ladders
 from w2s_jax.perf import devices
-from w2s_jax.perf.aot import compiler, inputs, search, topology
+from w2s_jax.perf.aot import compiler, inputs, search, tables, topology
 from w2s_jax.perf.aot.collectives import Collectives, collectives
 from w2s_jax.validation import validate
 
@@ -284,6 +284,31 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     assert step.title == "ceiling, student xent"
     labels = next(p for p in found if p.key == step.evaluates)
     assert labels.chips == 1 and labels.parts["parameters"] > 4 * model.num_parameters()
+
+
+def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp_path, monkeypatch):
+    asked = []
+
+    def cell(recipe, model, slice_, *, compiles):
+        asked.append((model, slice_, compiles))
+        if model == "xl":
+            return tables.Cell(None)
+        way = ("--config.strong.train.remat=block", "--config.mesh.fsdp=4")
+        return tables.Cell(way, (2, 4, 1), 5 * GIB // 2, 3 * GIB if compiles else 0)
+
+    monkeypatch.setattr(tables, "cell", cell)
+    models, cache = ["s", "m", "l", "xl"], tmp_path / "cells.json"
+    lines = tables.table("recipe.py", models, ["v5e-16"], cache)
+    assert asked == [(m, "v5e-16", m != "m") for m in models]
+    assert lines == [
+        "| model | v5e-16 |",
+        "|---|---|",
+        "| s | data=2 fsdp=4, remat=block: **3.0** (2.5) |",
+        "| m | data=2 fsdp=4, remat=block: ~2.5 |",
+        "| l | data=2 fsdp=4, remat=block: **3.0** (2.5) |",
+        "| xl | no |",
+    ]
+    assert tables.table("recipe.py", models, ["v5e-16"], cache) == lines and len(asked) == 4
 
 
 def test_the_least_time_of_a_step_is_that_of_its_slowest_part():

@@ -66,7 +66,7 @@ def test_the_histogram_counts_every_document_once(seed):
 
 def test_check_prints_what_was_found(capsys, folder):
     status, out, _ = run(capsys, "check", "mine", f"--data_dir={folder}")
-    assert status == 0 and f"from files, {folder}/mine" in out
+    assert status == 0 and f"from files, {folder}/mine" in out.replace("\n", "")
     assert re.search(r"train +12 +8 +0\.667 +12 +1 +2 +1", out)
     assert "train and test: of train, 1 documents have a text, and 0 a group" in out
     lengths = {

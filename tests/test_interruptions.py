@@ -65,6 +65,7 @@ def interrupt(config, workdir, monkeypatch):
             execute.run(config, workdir, console=QUIET)
 
 
+@pytest.mark.slow
 def test_checkpoints_in_another_folder_are_resumed_by_another_machine(tmp_path, monkeypatch):
     """One that has lost the run's folder; and the folder is no part of what the run is."""
     data_dir = testing.write_tiny_task(tmp_path / "data")

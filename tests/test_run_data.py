@@ -72,6 +72,7 @@ def test_preference_pairs_from_file_to_result(tmp_path):
         assert row.ground_truth == by_id[row.id].label
 
 
+@pytest.mark.slow
 def test_soft_labels_are_learnt_from_and_judged_by_their_half(tmp_path):
     rows = [
         {"text": r["text"], "soft_label": 0.9 if r["label"] else 0.3}

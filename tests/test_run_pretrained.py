@@ -220,6 +220,7 @@ def test_probes_share_their_features_and_a_phase_is_a_model(tmp_path, places):
     assert resolve(validate(again)).roles["strong"].tokenizer is not None
 
 
+@pytest.mark.slow
 def test_a_probed_head_is_kept_for_what_follows(tmp_path, places):
     config = config_of(places, strong__train__adapt="probe_then_full")
     config.checkpoint.keep_final = False

@@ -43,6 +43,7 @@ def of_kind(plan, kind):
     return [name for name in plan.phases if name.startswith(kind)]
 
 
+@pytest.mark.slow
 def test_workers_that_know_only_a_folder_run_a_sweep(begun, recipe, tmp_path, monkeypatch):
     workdir, planned_runs, original = tmp_path / "sweep", [], worker.plan_sweep
 
@@ -139,6 +140,7 @@ def test_a_number_of_members_makes_units_of_what_may_be_one_population(
         assert len({name.partition("-")[0] for name in unit.phases}) == 1
 
 
+@pytest.mark.slow
 def test_units_that_may_be_packed_are_packed_by_the_worker(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     override = "--config.mesh.population=8"

@@ -355,6 +355,25 @@ def test_status_tells_who_runs_what_and_how_fast(workdir, finished, monkeypatch)
     assert ceiling in told(workdir) and "running" not in told(workdir)
 
 
+def test_status_is_watched_until_nothing_is_left_to_run(workdir, finished, monkeypatch, capsys):
+    done = next((workdir / "phases").glob("ceiling-*/result.json"))
+    away = done.rename(done.with_name("away"))
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            away.rename(done)
+
+    monkeypatch.setattr("w2s_jax.sweep.status.time.sleep", wait)
+    assert cli.main(["sweep", "status", str(workdir), "--watch"]) == 0
+    text = capsys.readouterr().out
+    assert len(waits) == 3
+    # What has been shown last stays: all are done, and none of them has a line of its own.
+    assert re.search(r"all +10 +10\b", text) and "phases of 4 of 4 runs are complete" in text
+    assert done.parent.name not in text
+
+
 # --- whole processes -----------------------------------------------------------------------------
 
 

@@ -119,12 +119,14 @@ def _add_sweep(commands: Any) -> None:
         "sweep",
         help="run many experiments that share phases, or tell how they stand",
         allow_abbrev=False,
-        usage="w2s sweep --config=FILE --workdir=DIR [options]\n       w2s sweep status DIR",
+        usage="w2s sweep --config=FILE --workdir=DIR [options]\n"
+        "       w2s sweep status DIR [--watch]",
         epilog="--config.FIELD=VALUE overrides a field of what all points start from. The same "
         "command resumes an interrupted sweep. slurm: --slurm.NAME=VALUE is a parameter of the "
         "jobs, as partition, time (minutes) or gpus_per_node.",
     )
     sweep.add_argument("action", nargs="*", metavar="status DIR", help="how the sweep stands")
+    sweep.add_argument("--watch", action="store_true", help="status: again and again, to the end")
     sweep.add_argument("--config", metavar="FILE", help="a sweep: configs/sweeps/*.py")
     sweep.add_argument("--workdir", metavar="DIR", help="the sweep's folder")
     sweep.add_argument("--store", metavar="DIR", help="where phases live (default: WORKDIR/phases)")
@@ -386,14 +388,14 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     if foreign:
         raise errors.InputError(f"sweep: unknown argument {foreign[0]!r}; see w2s sweep --help")
     if options.action:
-        from w2s_jax.sweep.status import print_status
+        from w2s_jax.sweep.status import print_status, watch_status
 
         if options.action[0] != "status" or len(options.action) != 2:
             raise errors.InputError(
                 f"sweep: {' '.join(options.action)!r}; allowed: status DIR, or --config and "
                 "--workdir; see w2s sweep --help"
             )
-        print_status(Path(options.action[1]), console)
+        (watch_status if options.watch else print_status)(Path(options.action[1]), console)
         return 0
     for name in ("config", "workdir"):
         if getattr(options, name) is None:

@@ -3,10 +3,12 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 
 from w2s_jax.artifacts import PhaseFolder
@@ -22,22 +24,45 @@ def print_status(workdir: Path, console: Console) -> None:
     Raises:
       InputError: if the folder holds no sweep.
     """
+    console.print(_status(workdir, records.STATES)[0])
+
+
+def watch_status(workdir: Path, console: Console, seconds: float = 2.0) -> None:
+    """Shows how a sweep stands, again and again, until nothing is left to run.
+
+    A line for each phase that runs or has failed; the others are counted.
+
+    Raises:
+      InputError: if the folder holds no sweep.
+    """
+    shown, states = _status(workdir, ("running", "failed"))
+    with Live(shown, console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while {"running", "waiting"} & set(states.values()):
+            time.sleep(seconds)
+            shown, states = _status(workdir, ("running", "failed"))
+            live.update(shown, refresh=True)
+
+
+def _status(workdir: Path, detailed: Collection[str]) -> tuple[Group, dict[str, str]]:
+    """What is to be shown, with a line for each phase in some states; the state of each phase."""
     record = records.read_sweep(workdir)
     store, phases = Path(record["store"]), record["phases"]
     states = records.states(store, {name: phase["parents"] for name, phase in phases.items()})
     jobs = records.read_jobs(workdir)
     table = _table("phases", "phase", "what", "model", "state", "")
     for name, phase in phases.items():
+        if states[name] not in detailed:
+            continue
         detail = _detail(PhaseFolder(store / name), phase, states[name], states)
         if name in jobs and states[name] != "done":
             detail = ", ".join(filter(None, [f"job {jobs[name]}", detail]))
         table.add_row(name, phase["title"], phase["model"], states[name], detail)
-    console.print(table)
-    print_counts({name: phase["kind"] for name, phase in phases.items()}, states, console)
+    counts = _counts({name: phase["kind"] for name, phase in phases.items()}, states)
     complete = sum(
         all(states[name] == "done" for name in run["phases"]) for run in record["runs"].values()
     )
-    console.print(f"phases of {complete} of {len(record['runs'])} runs are complete")
+    last = f"phases of {complete} of {len(record['runs'])} runs are complete"
+    return Group(*([table] if table.row_count else []), counts, last), states
 
 
 def print_counts(kinds: dict[str, str], states: dict[str, str], console: Console) -> None:
@@ -48,6 +73,10 @@ def print_counts(kinds: dict[str, str], states: dict[str, str], console: Console
       states: phase -> state.
       console: where to.
     """
+    console.print(_counts(kinds, states))
+
+
+def _counts(kinds: dict[str, str], states: dict[str, str]) -> Table:
     shown = [state for state in records.STATES if state in states.values()]
     table = _table("", "kind", "phases", *shown)
     for kind in dict.fromkeys(kinds.values()):
@@ -55,7 +84,7 @@ def print_counts(kinds: dict[str, str], states: dict[str, str], console: Console
         table.add_row(kind, str(counts.total()), *(str(counts[state]) for state in shown))
     counts = Counter(states.values())
     table.add_row("all", str(len(states)), *(str(counts[state]) for state in shown))
-    console.print(table)
+    return table
 
 
 def _table(title: str, *columns: str) -> Table:
