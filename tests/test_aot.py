@@ -309,6 +309,9 @@ def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp
         "| xl | no |",
     ]
     assert tables.table("recipe.py", models, ["v5e-16"], cache) == lines and len(asked) == 4
+    more = tables.table("recipe.py", models, ["v5e-16", "v5e-4"], cache, compiles=False)
+    assert more[2] == f"{lines[2][:-2]} | data=2 fsdp=4, remat=block: ~2.5 |"
+    assert "v5e-4" not in cache.read_text()
 
 
 def test_the_least_time_of_a_step_is_that_of_its_slowest_part():

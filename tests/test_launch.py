@@ -139,6 +139,13 @@ def test_sbatch_scripts_start_a_process_a_node_and_queue_again_when_interrupted(
         assert "scontrol" not in log.read_text()
 
 
+def test_gpus_without_a_process_are_refused():
+    """JAX gives each task of Slurm one GPU."""
+    for tasks, status in (("8", 0), ("1", 2)):
+        environment = {"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": tasks}
+        ran("slurm/run.sbatch", "--dry_run", *RUN, status=status, env=environment)
+
+
 def test_a_sweep_is_a_job_of_a_ray_cluster():
     out = ran("ray/submit.sh", "--address=http://h:8265", "--dry_run", "--", *RUN)
     assert out.rstrip() == (

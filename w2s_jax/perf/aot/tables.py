@@ -4,6 +4,7 @@
 
 A row a model, which is its own supervisor, so that there is one train step and one label pass; a
 column a slice. The first, the middle and the last model are compiled, the others go by formula.
+Bold: GiB of a chip by the compiler, and in brackets by formula; ~: by formula alone.
 """
 
 import argparse
@@ -84,7 +85,12 @@ def cell(recipe: str, model: str, slice_: str, *, compiles: bool) -> Cell:
 
 
 def table(
-    recipe: str, models: Sequence[str], slices: Sequence[str], cache: Path | None
+    recipe: str,
+    models: Sequence[str],
+    slices: Sequence[str],
+    cache: Path | None,
+    *,
+    compiles: bool = True,
 ) -> list[str]:
     """Lines of Markdown.
 
@@ -93,9 +99,10 @@ def table(
       models: small ones first.
       slices: the columns.
       cache: a file of JSON with cells that are known; new ones are added at once.
+      compiles: else all cells that are not known go by formula, and are not added.
     """
     known = json.loads(cache.read_text()) if cache is not None and cache.exists() else {}
-    compiled = {models[0], models[len(models) // 2], models[-1]}
+    compiled = {models[0], models[len(models) // 2], models[-1]} if compiles else set()
     lines = [f"| model | {' | '.join(slices)} |", "|---" * (len(slices) + 1) + "|"]
     for model in models:
         row = []
@@ -104,7 +111,7 @@ def table(
             if key not in known:
                 known[key] = asdict(cell(recipe, model, slice_, compiles=model in compiled))
                 print(f"{model} {slice_}: {Cell(**known[key])}", file=sys.stderr, flush=True)
-                if cache is not None:
+                if cache is not None and compiles:
                     cache.write_text(json.dumps(known, indent=1))
             row.append(str(Cell(**known[key])))
         lines.append(f"| {model} | {' | '.join(row)} |")
@@ -117,11 +124,15 @@ def main() -> int:
     parser.add_argument("recipe", help="of configs/ladders")
     parser.add_argument("models", nargs="+", help="small ones first")
     parser.add_argument("--slices", default=",".join(SLICES), help="the columns")
+    parser.add_argument("--formula", action="store_true", help="compile nothing more")
     parser.add_argument("--cache", type=Path, help="keep cells in this file of JSON")
     options = parser.parse_args()
     topology.check_compiler()
     slices = options.slices.split(",")
-    print("\n".join(table(options.recipe, options.models, slices, options.cache)))
+    lines = table(
+        options.recipe, options.models, slices, options.cache, compiles=not options.formula
+    )
+    print("\n".join(lines))
     return 0
 
 
