@@ -194,6 +194,7 @@ LAYERS = [
         "watchdog",
         "hub",
         "processes",
+        "signals",
         "models.config",
         "method_options",
         "loss_options",
@@ -221,7 +222,7 @@ LAYERS = [
         "testing",
     ],
     ["logs", "report", "phases", "methods", "perf.profile", "perf.hlo", "perf.xplane"],
-    ["execute", "workdirs", "storage_gc"],
+    ["execute", "results", "workdirs", "storage_gc"],
     ["perf", "sweep"],
     ["cli"],
 ]

@@ -4,9 +4,7 @@ import contextlib
 import errno
 import functools
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +18,9 @@ from w2s_jax import (
     errors,
     logs,
     mesh_fit,
-    metrics,
     processes,
-    statistics,
+    results,
+    signals,
     validation,
     workdirs,
 )
@@ -100,7 +98,7 @@ def run(
             )
             processes.on_first("folders", lambda: _make_folders(prepared))
             processes.log_to(workdir / "logs")
-            with stop_on_signals() as asked:
+            with signals.stop_on_signals() as asked:
                 context = phases.Context(
                     resolved=resolved,
                     store=prepared.phases_dir,
@@ -215,7 +213,7 @@ def finish(prepared: Prepared) -> tuple[dict[str, Any], Path]:
       StorageError: if what a phase has left is damaged.
     """
     workdir, settings = prepared.workdir, prepared.resolved.settings
-    result = _result(prepared.plan, prepared.resolved, prepared.phases_dir)
+    result = results.collect(prepared.plan, prepared.resolved, prepared.phases_dir)
     path = workdir / "result.json"
     if not _holds(path, result):
         workdirs.make(workdir)
@@ -357,154 +355,6 @@ def print_phase(
         highlight=False,
         markup=False,
     )
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGINT ask for a stop at the next boundary; a second one stops at once.
-
-    A second SIGINT is a KeyboardInterrupt, as usual. A second SIGTERM ends the process where it
-    stands, also in the midst of compiling or of waiting for a device, with the status of an
-    interruption: the last checkpoint is what there is then, as after a kill.
-    """
-    asked = threading.Event()
-    before: dict[int, Any] = {}
-
-    def handle(number: int, _: Any) -> None:
-        if number == signal.SIGTERM and asked.is_set():
-            _exit_at_once()
-        asked.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    with _counting_signals():
-        before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield asked.is_set
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _counting_signals() -> Iterator[None]:
-    """Exits at a second signal, SIGTERM, though the main thread may have no time to handle any."""
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    earlier = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-
-    def listen() -> None:
-        numbers: list[int] = []
-        while byte := os.read(heard, 1):
-            numbers += [n for n in byte if n in (signal.SIGTERM, signal.SIGINT)]
-            if len(numbers) > 1 and numbers[-1] == signal.SIGTERM:
-                _exit_at_once()
-
-    thread = threading.Thread(target=listen, name="w2s-signals", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(earlier)
-        os.close(told)
-        thread.join()
-        os.close(heard)
-
-
-def _exit_at_once() -> None:
-    """Ends the process where it stands."""
-    os.write(2, b"w2s: stopped at once by a second signal; the same command resumes\n")
-    os._exit(errors.Interrupted.exit_status)
-
-
-# --- results -------------------------------------------------------------------------------------
-
-
-def _result(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
-    """The contract's result.json from what the phases left."""
-    settings = resolved.settings
-    found = {p.name: artifacts.read_result(PhaseFolder(phases_dir / p.name)) for p in plan.phases}
-
-    outside = settings.weak.labels is not None
-
-    def role(name: str) -> dict[str, Any]:
-        entry = {"model": found[name]["model"], "parameters": found[name]["parameters"]}
-        if outside and name == plan.weak:
-            entry = {"model": plan.phase(name).label}
-        return entry | {"phase": name, **found[name]["metrics"]["test"]}
-
-    weak, ceiling = role(plan.weak), role(plan.ceiling)
-    kinds = {loss.label: loss.kind for loss in settings.losses}
-    students = {}
-    for key, made in plan.students.items():
-        top = role(made.ceiling)
-        student = role(made.phase) | {"loss": kinds.get(made.loss), "method": made.method}
-        if made.ceiling != plan.ceiling:
-            student["ceiling"] = top
-        if made.supervisor != plan.weak:
-            student["supervisor"] = role(made.supervisor)
-        pgr, note = metrics.performance_gap_recovered(
-            weak["accuracy"], student["accuracy"], top["accuracy"]
-        )
-        student |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
-        tests = [
-            _test_predictions(phases_dir, name)
-            for name in (made.phase, made.supervisor, plan.weak, made.ceiling)
-        ]
-        own, supervisor, weak_test, top_test = tests
-        for name, other in zip((made.supervisor, plan.weak, made.ceiling), tests[1:], strict=True):
-            if list(own["id"]) != list(other["id"]):
-                raise errors.StorageError(
-                    f"{phases_dir / made.phase}: its test documents are not those of {name}"
-                )
-        interval = statistics.pgr_interval(
-            weak_test["p"], own["p"], top_test["p"], own["ground_truth"]
-        )
-        student |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
-        students[key] = student | metrics.agreement_metrics(
-            own["p"], supervisor["p"], own["ground_truth"]
-        )
-    stages = []
-    for phase in plan.phases:
-        model = found[phase.name]["model"]
-        stage = {"kind": phase.kind, "phase": phase.name, "model": model}
-        if phase.kind == "student" or phase.label not in ("", model):
-            stage["label"] = phase.label
-        if "test" in found[phase.name].get("metrics", {}):
-            stage["accuracy"] = found[phase.name]["metrics"]["test"]["accuracy"]
-        stages.append(stage)
-    return {
-        "name": settings.name,
-        "task": settings.task.name,
-        "seed": settings.seed,
-        "protocol": settings.protocol.name,
-        "weak": weak,
-        "ceiling": ceiling,
-        "students": students,
-        "stages": stages,
-        "timing": {
-            "seconds": sum(f["seconds"] for f in found.values()),
-            # Phases of earlier versions do not tell.
-            "compile_seconds": sum(f.get("compile_seconds", 0.0) for f in found.values()),
-        },
-        "versions": _versions(found.values()),
-    }
-
-
-def _versions(results: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """The versions that computed the phases; several of a package are joined."""
-    seen: dict[str, list[str]] = {}
-    for result in results:
-        for name, version in result["execution"]["versions"].items():
-            if version not in seen.setdefault(name, []):
-                seen[name].append(version)
-    return {name: ", ".join(versions) for name, versions in seen.items()}
-
-
-def _test_predictions(phases_dir: Path, name: str) -> dict[str, Any]:
-    return artifacts.read_predictions(PhaseFolder(phases_dir / name).predictions, "test")
 
 
 def _print_plan(plan: Plan, resolved: Resolved, missing: list[Phase], console: Console) -> None:

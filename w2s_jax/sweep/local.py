@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from w2s_jax import execute
+from w2s_jax import execute, signals
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import Results
 from w2s_jax.sweep.planning import SweepPlan
@@ -36,7 +36,7 @@ def run_sweep(
       InputError: for a mesh that these devices do not make; nothing has been written.
     """
     missing = plan.missing()
-    with execute.disk_errors(workdir), execute.stop_on_signals() as stopped:
+    with execute.disk_errors(workdir), signals.stop_on_signals() as stopped:
         worker = Worker(plan, console, stopped, plan.starts)
         results = Results(plan, workdir, console, stopped)
         if missing:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from w2s_jax import errors, execute
+from w2s_jax import errors, execute, signals
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import Results
 from w2s_jax.sweep.planning import SweepPlan
@@ -94,7 +94,7 @@ def run_on_ray(
         if missing:
             stack.enter_context(_connected(address))
             resources = _checked(resources or _default_resources())
-        stopped = stack.enter_context(execute.stop_on_signals())
+        stopped = stack.enter_context(signals.stop_on_signals())
         results = Results(plan, workdir, console, stopped)
         records.begin(workdir, plan, source, retry_failed=retry_failed)
         results.write()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, execute
+from w2s_jax import artifacts, errors, execute, signals
 from w2s_jax.config import MeshSettings
 from w2s_jax.phase import Phase
 from w2s_jax.resolve import Resolved
@@ -61,7 +61,7 @@ def work(
     folder = Path(workdir).absolute()
     record = records.read_sweep(folder)
     plan = _planned(folder, names)
-    with execute.disk_errors(plan.store), execute.stop_on_signals() as signalled:
+    with execute.disk_errors(plan.store), signals.stop_on_signals() as signalled:
         worker = Worker(
             plan,
             console or Console(),
