@@ -224,7 +224,7 @@ LAYERS = [
     ["logs", "report", "phases", "methods", "perf.profile", "perf.hlo", "perf.xplane"],
     ["execute", "results", "workdirs", "storage_gc"],
     ["perf", "sweep"],
-    ["cli"],
+    ["command_line", "cli"],
 ]
 
 
