@@ -292,6 +292,7 @@ def padded(workload):
     return packing.PackedBatches((stack,), order_SB)
 
 
+@pytest.mark.slow
 def test_packing_keeps_its_advantage_over_padding():
     """Useful tokens a second of one step program on packed and on padded batches."""
     model = workloads.find_model("gpt-d32")
@@ -312,6 +313,7 @@ def test_packing_keeps_its_advantage_over_padding():
     assert ratio > 1.2, f"packed batches are {ratio:.2f} times as fast as padded ones"
 
 
+@pytest.mark.slow
 def test_a_save_holds_training_up_for_a_part_of_its_time(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model = workloads.find_model("gpt-d8")

@@ -74,6 +74,7 @@ def one_document_at_a_time():
     return float(value), flat(grads)
 
 
+@pytest.mark.slow
 def test_what_is_dropped_is_the_same_for_any_packing_microbatch_and_mesh(descent):
     """The gradient of a coupled loss, 1e-5 of its norm; other seeds and rates give another."""
     wanted, wanted_gradient = one_document_at_a_time()

@@ -106,8 +106,8 @@ ADAPTS = {
 }
 
 
-#: One of each model type and of most ways to adapt; the other pairs are slow tests.
-QUICK = {("full", "gpt2"), ("lora", "llama"), ("probe", "bert"), ("last_layers", "llama")}
+#: The other pairs are slow tests.
+QUICK = {("full", "gpt2"), ("lora", "llama")}
 PAIRS = [
     pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
     for pair in itertools.product(ADAPTS, ("gpt2", "llama", "bert"))
@@ -175,6 +175,7 @@ def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places, capsys
     assert "adapters apart" in apart and not (tmp_path / "apart").exists()
 
 
+@pytest.mark.slow
 def test_a_base_that_has_changed_is_refused(tmp_path, places):
     moved = tmp_path / "model"
     shutil.copytree(places[1]["llama"], moved)

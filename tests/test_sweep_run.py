@@ -176,6 +176,7 @@ def test_a_dry_run_tells_what_is_missing_and_touches_nothing(workdir, recipe, fi
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_with_more_points_runs_what_they_add(workdir, recipe, ran, no_report):
     more = sweep_file(
         recipe.with_name("more.py"),
@@ -307,6 +308,7 @@ def test_sigterm_stops_at_a_boundary_and_the_same_command_resumes(
     assert results(workdir) == wanted
 
 
+@pytest.mark.slow
 def test_phases_of_several_runs_are_trained_as_one_population(
     workdir, recipe, poisoned, no_report, ran
 ):
