@@ -85,6 +85,9 @@ def main() -> int:
     options, command = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
     # Ray's sockets need short paths.
     temporary = Path("/tmp") / f"w2s{os.getpid()}"
+    # There Ray leaves the cluster's address, in a folder that it does not make.
+    (temporary / "ray").mkdir(parents=True)
+    os.environ["RAY_TMPDIR"] = str(temporary)
     common = {"object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
     head = {**common, "num_cpus": 0, "include_dashboard": False, "temp_dir": str(temporary)}
     head["_system_config"] = HEALTH
