@@ -380,7 +380,11 @@ def test_updates_equal_those_of_optax_with_the_schedule_inside(optimizer):
     assert np.abs(wanted - kernel).max() > 0.1
 
 
-def test_a_non_finite_loss_freezes_the_state_and_names_the_step():
+@pytest.mark.parametrize("branches", [True, False])
+def test_a_non_finite_loss_freezes_the_state_and_names_the_step(monkeypatch, branches):
+    """With the choice that CPUs make, and the one that accelerators make."""
+    monkeypatch.setattr(step_module, "_branches", lambda: branches)
+    step_module.programs.cache_clear()
     states = run_steps(TrainSettings(batch_size=16, learning_rate=1e-3), 5, poison_step=3)
     assert [int(s.failed_step) for s in states] == [-1, -1, -1, -1, 3, 3]
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 3, 3]

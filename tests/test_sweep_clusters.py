@@ -77,6 +77,15 @@ def test_workers_that_know_only_a_folder_run_a_sweep(begun, recipe, tmp_path, mo
     assert len(results(workdir)) == 3
 
 
+def test_a_worker_waits_for_parents_as_long_as_others_run_them(begun, tmp_path, monkeypatch):
+    (weak, *_), looks = of_kind(begun, "weak"), iter([True] * 5)
+    monkeypatch.setattr(worker, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(records, "is_claimed", lambda folder: next(looks, False))
+    assert worker.work(tmp_path / "sweep", [weak], console=QUIET) == {weak: "waiting"}
+    assert next(looks, None) is None
+
+
 def test_a_worker_asked_to_stop_saves_and_says_so(begun, tmp_path):
     name = of_kind(begun, "pretrain")[0]
     asked = iter([False] * 3)

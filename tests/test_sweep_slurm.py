@@ -62,13 +62,14 @@ phase=$(basename "${{phase%%/checkpoints*}}")
 job=$(python -c "import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])" \\
     {workdir}/slurm/jobs.json "$phase")
 scancel --signal=USR2 "$job" && echo "interrupted $phase $job"
-# Slurm lets a requeued job wait for two minutes.
+# Slurm lets a requeued job wait for two minutes, by when its node is rid of what it ran before.
 until squeue -h -j "$job" -t PENDING | grep -q .; do sleep 0.1; done
-scontrol update JobId="$job" StartTime=now
+scontrol update JobId="$job" StartTime=now+20
 """
     out = on_slurm(f"{submit}\n{status}\n{interrupt}\n{submit}\n{WAIT}\n{status}")
     assert "10 phases submitted as 10 jobs, 0 were in the queue" in out
-    assert re.search(r"0 phases submitted as 0 jobs, \d+ were in the queue", out), out
+    logs = "\n".join(p.read_text()[-2000:] for p in (workdir / "slurm").glob("1_*_log.*"))
+    assert re.search(r"0 phases submitted as 0 jobs, \d+ were in the queue", out), out + logs
     assert re.search(r"student xent +gpt-d8 +waiting +job \d+_\d", out), out
     phase, job = re.search(r"interrupted (\S+) (\S+)", out).groups()
     said = "".join(p.read_text() for p in (workdir / "slurm").glob(f"{job}_*_log.*"))

@@ -149,12 +149,18 @@ class Worker:
             execute.tell_fit(alike, shape, self.console)
 
     def await_parents(self, chosen: Sequence[Phase]) -> None:
-        """Waits for the results of parents, but not for ever, and not for what has failed."""
+        """Waits for the results of parents: as long as others run them, else but a while.
+
+        What has failed is not waited for.
+        """
         own = {phase.name for phase in chosen}
         parents = {name for phase in chosen for name in phase.parents.values()} - own
         deadline = time.monotonic() + LATE_SECONDS
-        while time.monotonic() < deadline and not self.stopped():
-            if all(self._is_over(name) for name in parents):
+        while not self.stopped():
+            missing = [name for name in parents if not self._is_over(name)]
+            if any(records.is_claimed(self.plan.folder(name)) for name in missing):
+                deadline = time.monotonic() + LATE_SECONDS
+            elif not missing or time.monotonic() >= deadline:
                 return
             time.sleep(POLL_SECONDS)
 
