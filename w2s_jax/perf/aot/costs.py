@@ -6,7 +6,9 @@ Pure arithmetic on sizes; nothing here compiles.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from w2s_jax.mesh_shapes import Shape
 from w2s_jax.models import attention_kernels, budget
+from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.aot.collectives import Collectives
 from w2s_jax.perf.aot.programs import Program
 from w2s_jax.perf.devices import Bandwidth
@@ -34,48 +36,80 @@ class Compiled:
     peak: int = 0
 
 
-def estimate(program: Program, row_shards: int) -> dict[str, int]:
+def estimate(program: Program, shape: Shape) -> dict[str, int]:
     """Bytes on a chip by formula: what a program is given, and what it computes with.
 
-    What it is given (`Program.parts`, exact but for padding) and what lies beside it; of a train
-    step a float32 gradient for each trained parameter and `budget.training_memory`'s activations
-    for the slots of a chip, without attention scores where a kernel computes them; the weights once
-    more in the compute dtype, if that is another, as the compiler casts them before its loops, and
-    of bfloat16 ones a float32 copy of what is trained.
+    What it is given (`Program.parts`, exact but for padding) and what lies beside it; the weights
+    but for look-up tables once more in the compute dtype, if that is another, as the compiler casts
+    them before its loops; where parameters are split, two layers in the compute dtype, which a chip
+    gathers. Of a train step `budget.training_memory`'s activations for the slots of a chip, without
+    attention scores where a kernel computes them; of a label pass see `_forward_bytes`.
+
+    A train step has a float32 gradient for each trained parameter, and where a layer's weights are
+    gathered the whole gradient of one; with several microbatches two more, their sum and a copy.
+    Beside it are float32 copies of all that is trained (of bfloat16 parameters) or of half
+    (arrays in other layouts; measured on compiled programs, as are the two above).
 
     Args:
       program: of a run.
-      row_shards: into how many parts the rows of its batches are split (1 on one chip).
+      shape: of the mesh.
     """
     train, model = program.train, program.model
     width, computed = _WIDTHS[train.param_dtype or "float32"], _WIDTHS[train.compute_dtype]
-    _, rows, length = program.shape
-    tokens = -(-rows // (row_shards if program.chips > 1 else 1)) * length
-    scored = length < attention_kernels.LEAST_LENGTH["tpu"]
+    micro, rows, length = program.shape
+    data, fsdp, tensor = shape if program.chips > 1 else (1, 1, 1)
+    tokens = -(-rows // (data * fsdp)) * length
     found = dict(program.parts) | program.beside
-    adapt = train.adapt if program.trains else "probe"
-    activations = budget.training_memory(
-        model,
-        adapt=adapt,
+    layer = budget.block_parameters(model) // tensor if fsdp > 1 else 0
+    if width != computed:
+        share = 1 - _looked_up(program) / model.num_parameters()
+        found["weights as computed with"] = int(found["parameters"] * share * computed / width)
+    found["gathered layers"] = 2 * layer * computed
+    if program.trains:
+        found["gradients"] = 4 * program.trained * (3 if micro > 1 else 1)
+        if train.adapt == "full":
+            found["copies"] = 4 * program.trained // (1 if width == 2 else 2)
+            found["gradient of a gathered layer"] = 4 * layer
+        if train.adapt != "probe":
+            found["activations"] = _activations(program, tokens)
+    else:
+        found["activations"] = _forward_bytes(model, computed) * tokens
+    return found
+
+
+def _activations(program: Program, tokens: int) -> int:
+    """What the backward pass of a microbatch keeps."""
+    train, length = program.train, program.shape[2]
+    return budget.training_memory(
+        program.model,
+        adapt=train.adapt,
         trainable=0,
         param_dtype="float32",
         compute_dtype=train.compute_dtype,
         optimizer=train.optimizer,
         tokens=tokens,
-        longest=length if scored else 0,
-        remat=train.remat if program.trains else "none",
-        logits=program.trains and program.loss is None,
+        # A kernel never forms the scores.
+        longest=length if length < attention_kernels.LEAST_LENGTH["tpu"] else 0,
+        remat=train.remat,
+        logits=program.loss is None,
         last_layers=train.last_layers,
-    )
-    if width != computed:
-        found["weights as computed with"] = found["parameters"] * computed // width
-    if program.trains:
-        found["gradients"] = 4 * program.trained
-        if width == 2 and program.train.adapt == "full":
-            found["float32 weights"] = 4 * program.trained
-    if program.train.adapt != "probe" or not program.trains:
-        found["activations"] = activations["activations"]
-    return found
+    )["activations"]
+
+
+def _looked_up(program: Program) -> int:
+    """Parameters of tables that are looked up and multiplied with nothing, so never cast."""
+    model, predicts = program.model, program.trains and program.loss is None
+    # Of a language model's two tables, or its one, the unembedding is multiplied with.
+    tables = 2 - model.tied_embeddings - predicts
+    return tables * model.vocab_size * model.d_model
+
+
+def _forward_bytes(model: ModelConfig, computed: int) -> int:
+    """Bytes a token of a forward pass: the stream and what a layer adds, a norm, and the MLP.
+
+    2 D in the compute dtype and 2 D in float32, and F in both.
+    """
+    return (computed + 4) * (2 * model.d_model + model.d_mlp)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Session:
         """Bytes on a chip by formula."""
         from w2s_jax.perf.aot import costs
 
-        return sum(costs.estimate(program, state.shape[0] * state.shape[1]).values())
+        return sum(costs.estimate(program, state.shape).values())
 
     def formula(self, program: Any, state: State) -> int:
         """As `needed`, but by formula."""

@@ -43,8 +43,7 @@ def lines(
         beside = ", ".join(program.beside) or "nothing"
         why = f" ({beside}{', evaluation in between' if program.evaluates else ''})"
         found.append(f"  with what lies beside it: {needed / GIB:.2f}{why}")
-    row_shards = shape[0] * shape[1]
-    formula = sum(costs.estimate(program, row_shards).values()) - sum(program.beside.values())
+    formula = sum(costs.estimate(program, shape).values()) - sum(program.beside.values())
     off = "" if compiled.refused else f", {formula / compiled.peak - 1:+.0%}"
     found.append(f"  by formula: {formula / GIB:.2f}{off}")
     if compiled.refused:
