@@ -58,6 +58,7 @@ HloModule jit_step, is_scheduled=true
   %while.1 = (s32[], bf16[1,8]) while(%tuple.0), condition=%layer_cond, body=%layer
   %permute = (f32[2,2]{1,0}, f32[2,2]{1,0}, u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1}}
   %permute-done = f32[2,2]{1,0} collective-permute-done(%permute)
+  %again = f32[2,2]{1,0} collective-permute(%y), channel_id=1, source_target_pairs={{0,1}}
   ROOT %tuple.2 = (s32[], s32[]) tuple(%p)
 }
 
@@ -89,7 +90,8 @@ def test_collectives_of_a_program_are_counted_with_loops_and_once_when_asynchron
         "all-gather": Collectives(3, 3 * 64, 3 * 48),
         # 16 float32 reduced over 4 chips, of which each keeps 4.
         "reduce-scatter": Collectives(3, 3 * 16, 3 * 48),
-        "collective-permute": Collectives(1, 16, 16),
+        # Two of one channel.
+        "collective-permute": Collectives(2, 32, 32),
         # The branch that moves more: 100 float32 and 10 bfloat16, over pairs: twice the half.
         "all-reduce": Collectives(1, 420, 420),
     }
@@ -273,8 +275,22 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     assert step.parts["parameters"] == 4 * step.trained
     assert step.parts["optimiser"] == 2 * 4 * step.trained + 4
     assert step.beside == {"best parameters so far": step.parts["parameters"]}
-    estimate = costs.estimate(step, row_shards=8)
-    assert estimate["gradients"] == 4 * step.trained
+    shape = mesh.devices.shape
+    estimate = costs.estimate(step, shape)
+    layer = 4 * 7_087_872
+    assert estimate["gradients"] == 4 * step.trained == 2 * estimate["copies"]
+    assert estimate["gathered layers"] == 2 * layer
+    assert estimate["gradient of a gathered layer"] == layer
+    many = dataclasses.replace(step, shape=(2, *step.shape[1:]))
+    assert costs.estimate(many, shape)["gradients"] == 3 * 4 * step.trained
+    half = dataclasses.replace(step.train, compute_dtype="bfloat16")
+    cast = costs.estimate(dataclasses.replace(step, train=half), shape)
+    # The embedding is looked up, never multiplied with. Positions count as if they were.
+    multiplied = 1 - 50257 * 768 / model.num_parameters()
+    assert cast["weights as computed with"] == pytest.approx(
+        estimate["parameters"] / 2 * multiplied, rel=1e-6
+    )
+    assert cast["gathered layers"] == layer
     # Weights are float32 and so computed with; 8 row shards: 4 rows of 64 slots each.
     assert "weights as computed with" not in estimate
     flops = budget.train_flops_per_token(model, 64, last_only=True)
@@ -284,6 +300,9 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     assert step.title == "ceiling, student xent"
     labels = next(p for p in found if p.key == step.evaluates)
     assert labels.chips == 1 and labels.parts["parameters"] > 4 * model.num_parameters()
+    alone = costs.estimate(labels, shape)
+    assert alone["activations"] == labels.slots * 8 * (2 * 768 + 3072)
+    assert alone["gathered layers"] == 0 and "gradients" not in alone
 
 
 def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp_path, monkeypatch):

@@ -90,8 +90,8 @@ def _total(name: str, computations: _Program, chips: int, done: dict[str, _Total
     if name in done:
         return done[name]
     totals: defaultdict[str, Collectives] = defaultdict(Collectives)
-    seen: set[str] = set()
-    for line in _fused_lines(name, computations):
+    seen: dict[str, str] = {}
+    for where, line in _fused_lines(name, computations):
         if loop := _WHILE.search(line):
             below = _total(loop["body"], computations, chips, done)
             times = _trips(computations[loop["condition"]])
@@ -106,21 +106,23 @@ def _total(name: str, computations: _Program, chips: int, done: dict[str, _Total
             for kind, part in max(each, key=_moved).items():
                 totals[kind] = totals[kind].plus(part)
         elif one := _COLLECTIVE.search(line):
-            # Start, work beside it and end of an asynchronous one each repeat it, in fusions.
+            # Start, work beside it and end of an asynchronous one each repeat it, in fusions of
+            # their own; those that a program asks for by itself all have one channel.
             channel = re.search(r"channel_id=(\d+)", line)
-            if channel is not None and channel[1] in seen:
+            if channel is not None and seen.setdefault(channel[1], where) != where:
                 continue
-            seen.update(channel.groups() if channel else ())
             kind, part = _one(line, one, chips, scattered=_is_scatter(line))
             totals[kind] = totals[kind].plus(part)
     done[name] = dict(totals)
     return done[name]
 
 
-def _fused_lines(name: str, computations: _Program, scatter: bool = False) -> Iterator[str]:
-    """The lines of a computation, and of the fusions and calls in it."""
+def _fused_lines(
+    name: str, computations: _Program, scatter: bool = False
+) -> Iterator[tuple[str, str]]:
+    """The lines of a computation, and of the fusions and calls in it, each with where it is."""
     for line in computations[name]:
-        yield f"{line}, {_SCATTER}" if scatter else line
+        yield name, f"{line}, {_SCATTER}" if scatter else line
         if " while(" in line or " conditional(" in line:
             continue
         for call in _CALLS.finditer(line):
