@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tiny_sweeps import PAIR, write_sweep
+
 #: A network with nothing but itself; daemons of clusters also want a second address there.
 _LOOPBACK = 'ip link set lo up && ip addr add 127.0.0.2/8 dev lo && exec "$@"'
 
@@ -34,20 +36,8 @@ def environment() -> dict[str, str]:
 
 def sweep_file(path: Path, data_dir: Path, points: str, *, pretrain_steps: int = 10) -> Path:
     """Writes a tiny sweep of two models, of which checkpoints are stored all the time."""
-    path.write_text(
-        "from w2s_jax.sweep.space import *\n"
-        "from w2s_jax.testing import tiny_config\n"
-        "def get_config():\n"
-        f"    config = tiny_config({str(data_dir)!r})\n"
-        "    config.strong.model = 'gpt-d8'\n"
-        "    config.mesh.data = 1\n"
-        "    config.strong.pretrain.seed = 1\n"
-        f"    config.pretrain.steps = {pretrain_steps}\n"
-        "    config.checkpoint.every_minutes = 0.005\n"
-        "    return config\n"
-        f"def sweep():\n    return {points}\n"
-    )
-    return path
+    often = {"pretrain.steps": pretrain_steps, "checkpoint.every_minutes": 0.005}
+    return write_sweep(path, data_dir, points, PAIR | often)
 
 
 #: Lines of a sweep file: a loss with which phases fail, and one with which their process ends.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from refusals import error
+from tiny_sweeps import write_sweep
 
 from w2s_jax import cli, errors, resolve, testing, validation
 from w2s_jax.config import with_labels
@@ -21,16 +22,6 @@ REPO = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return testing.write_tiny_task(tmp_path_factory.mktemp("data"))
-
-
-def sweep_file(path, data_dir, points):
-    path.write_text(
-        "from w2s_jax.sweep.space import *\n"
-        "from w2s_jax.testing import tiny_config\n"
-        f"def get_config():\n    return tiny_config({str(data_dir)!r})\n"
-        f"def sweep():\n    return {points}\n"
-    )
-    return path
 
 
 def planned(path, tmp_path, *overrides):
@@ -90,7 +81,7 @@ def test_shared_reading_gives_what_reading_alone_gives(data_dir, tmp_path, monke
         "product(over('seed', [0, 1]), over('protocol.item_expansion', ['all', 'one']),"
         " over('losses', [('xent',), ('product',)]), over('strong.train.learning_rate', [.1, .2]))"
     )
-    path = sweep_file(tmp_path / "sweep.py", data_dir, points)
+    path = write_sweep(tmp_path / "sweep.py", data_dir, points)
     calls = counting(monkeypatch)
     plan = planned(path, tmp_path)
     # Losses share; learning rates do not; seeds do where they draw no documents.
@@ -105,7 +96,7 @@ def test_shared_reading_gives_what_reading_alone_gives(data_dir, tmp_path, monke
 
 
 def test_costs_are_sums_over_documents(data_dir, tmp_path):
-    path = sweep_file(tmp_path / "sweep.py", data_dir, "pairs(['gpt-d8'])")
+    path = write_sweep(tmp_path / "sweep.py", data_dir, "pairs(['gpt-d8'])")
     plan = planned(path, tmp_path, "--config.train.steps=30", "--config.eval.every=7")
     resolved = plan.runs[0].prepared.resolved
     splits = resolved.roles["weak"].splits
@@ -133,7 +124,7 @@ def test_costs_are_sums_over_documents(data_dir, tmp_path):
 
 
 def test_hours_follow_from_flops_peaks_and_utilisation(data_dir, tmp_path):
-    path = sweep_file(tmp_path / "sweep.py", data_dir, "pairs(['gpt-d8'])")
+    path = write_sweep(tmp_path / "sweep.py", data_dir, "pairs(['gpt-d8'])")
     plan = planned(path, tmp_path)
     halves = {
         name: dataclasses.replace(
@@ -157,7 +148,7 @@ def test_hours_follow_from_flops_peaks_and_utilisation(data_dir, tmp_path):
 
 
 def test_probes_cost_their_features_once(data_dir, tmp_path):
-    path = sweep_file(tmp_path / "sweep.py", data_dir, "pairs(['gpt-d8'])")
+    path = write_sweep(tmp_path / "sweep.py", data_dir, "pairs(['gpt-d8'])")
     options = ("--config.strong.train.adapt=probe", "--config.probe.batch_size=16")
     plan = planned(path, tmp_path, *options)
     resolved = plan.runs[0].prepared.resolved
@@ -192,7 +183,7 @@ BAD = [
 def test_a_bad_override_gets_the_command_lines_own_error(
     field, value, typed, data_dir, tmp_path, capsys
 ):
-    path = sweep_file(tmp_path / "sweep.py", data_dir, f"over({field!r}, [{value!r}])")
+    path = write_sweep(tmp_path / "sweep.py", data_dir, f"over({field!r}, [{value!r}])")
     lines = []
     for command in (["sweep"], ["run", f"--config.{field}={typed or value}"]):
         arguments = [*command, f"--config={path}", f"--workdir={tmp_path / 'new'}"]
@@ -245,14 +236,14 @@ def test_options_of_a_loss_and_names_are_overridden_in_a_copy(data_dir):
     ],
 )
 def test_a_broken_sweep_file_is_named(points, said, data_dir, tmp_path):
-    path = sweep_file(tmp_path / "broken.py", data_dir, points)
+    path = write_sweep(tmp_path / "broken.py", data_dir, points)
     text = error(load_points, str(path), [])
     assert said in text and "broken.py" in text
 
 
 def test_a_recipe_is_no_sweep_and_a_sweep_is_run_once(data_dir, tmp_path):
     assert "no function 'sweep'" in error(load_points, str(REPO / "configs/quickstart.py"), [])
-    path = sweep_file(tmp_path / "sweep.py", data_dir, "over('seed', [runs])")
+    path = write_sweep(tmp_path / "sweep.py", data_dir, "over('seed', [runs])")
     log = tmp_path / "log"
     path.write_text(
         path.read_text() + f"with open({str(log)!r}, 'a') as file:\n    file.write('x')\nruns = 7\n"

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny_sweeps import PAIR, write_sweep
 
 from w2s_jax import artifacts, cli, errors, execute, phases
 from w2s_jax.artifacts import PhaseFolder
@@ -31,25 +32,10 @@ POINTS = "product(over('losses', [('xent',), ('confidence',)]), over('seed', [0,
 DISTINCT = 10
 
 
-def sweep_file(path, data_dir, points=POINTS):
-    path.write_text(
-        "from w2s_jax.sweep.space import *\n"
-        "from w2s_jax.testing import tiny_config\n"
-        "def get_config():\n"
-        f"    config = tiny_config({str(data_dir)!r})\n"
-        "    config.strong.model = 'gpt-d8'\n"
-        "    config.mesh.data = 1\n"
-        "    config.strong.pretrain.seed = 1\n"
-        "    return config\n"
-        f"def sweep():\n    return {points}\n"
-    )
-    return path
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    return sweep_file(folder / "sweep.py", write_tiny_task(folder / "data"))
+    return write_sweep(folder / "sweep.py", write_tiny_task(folder / "data"), POINTS, PAIR)
 
 
 @pytest.fixture
@@ -178,11 +164,8 @@ def test_a_dry_run_tells_what_is_missing_and_touches_nothing(workdir, recipe, fi
 
 @pytest.mark.slow
 def test_a_sweep_with_more_points_runs_what_they_add(workdir, recipe, ran, no_report):
-    more = sweep_file(
-        recipe.with_name("more.py"),
-        recipe.parent / "data",
-        f"chain({POINTS}, product(over('losses', [('logconf',)]), over('seed', [0, 1])))",
-    )
+    points = f"chain({POINTS}, product(over('losses', [('logconf',)]), over('seed', [0, 1])))"
+    more = write_sweep(recipe.with_name("more.py"), recipe.parent / "data", points, PAIR)
     sweep(str(more), [], workdir, QUIET)
     assert [name.partition("-")[0] for name in ran] == ["student", "student"]
     assert len(results(workdir)) == 6
