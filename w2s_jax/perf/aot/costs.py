@@ -62,8 +62,8 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
     found = dict(program.parts) | program.beside
     layer = budget.block_parameters(model) // tensor if fsdp > 1 else 0
     if width != computed:
-        share = 1 - _looked_up(program) / model.num_parameters()
-        found["weights as computed with"] = int(found["parameters"] * share * computed / width)
+        cast = model.num_parameters() - _looked_up(program)
+        found["weights as computed with"] = cast * computed // (fsdp * tensor)
     found["gathered layers"] = 2 * layer * computed
     if program.trains:
         found["gradients"] = 4 * program.trained * (3 if micro > 1 else 1)
