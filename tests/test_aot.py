@@ -301,6 +301,7 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     alone = costs.estimate(labels, shape)
     assert alone["activations"] == labels.slots * 8 * (2 * 768 + 3072)
     assert alone["gathered layers"] == 0 and "gradients" not in alone
+    assert alone["weights as computed with"] == 4 * (model.num_parameters() - 50257 * 768)
 
 
 def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp_path, monkeypatch):

@@ -41,7 +41,8 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
 
     What it is given (`Program.parts`, exact but for padding) and what lies beside it; the weights
     but for look-up tables once more in the compute dtype, if that is another, as the compiler casts
-    them before its loops; where parameters are split, two layers in the compute dtype, which a chip
+    them before its loops, and in a label pass with whole parameters if it is not, as it gives them
+    another layout; where parameters are split, two layers in the compute dtype, which a chip
     gathers. Of a train step `budget.training_memory`'s activations for the slots of a chip, without
     attention scores where a kernel computes them; of a label pass see `_forward_bytes`.
 
@@ -61,9 +62,9 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
     tokens = -(-rows // (data * fsdp)) * length
     found = dict(program.parts) | program.beside
     layer = budget.block_parameters(model) // tensor if fsdp > 1 else 0
-    if width != computed:
-        cast = model.num_parameters() - _looked_up(program)
-        found["weights as computed with"] = cast * computed // (fsdp * tensor)
+    if width != computed or (fsdp == 1 and not program.trains):
+        multiplied = model.num_parameters() - _looked_up(program)
+        found["weights as computed with"] = multiplied * computed // tensor // fsdp
     found["gathered layers"] = 2 * layer * computed
     if program.trains:
         found["gradients"] = 4 * program.trained * (3 if micro > 1 else 1)
