@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from w2s_jax import sharding, testing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
-from w2s_jax.inference import Predictor, probabilities
+from w2s_jax.inference import Predictor, fits_on_one_device, probabilities
 from w2s_jax.models import heads, network
 
 
@@ -79,3 +80,18 @@ def test_one_long_document_does_not_make_all_rows_long():
     assert len(rows) <= 6 and min(rows) < 500 and max(rows) >= 3000
     placed = np.concatenate([order for order, _ in predictor.dispatches])
     assert sorted(placed[placed >= 0]) == list(range(603))
+
+
+@pytest.mark.parametrize(
+    "dtype,compute_dtype,least",
+    [("f4", "bfloat16", 2 * 6000), ("f4", "float32", 2 * 8000), ("f2", "bfloat16", 2 * 4000)],
+)
+def test_a_device_is_alone_with_a_model_if_two_copies_take_half_of_it(
+    monkeypatch, dtype, compute_dtype, least
+):
+    params = {"kernel": np.zeros((10, 100), dtype)}
+    for limit, fits in ((least, True), (least - 1, False), (None, True)):
+        stats = None if limit is None else {"bytes_limit": limit}
+        device = types.SimpleNamespace(memory_stats=lambda stats=stats: stats)
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        assert fits_on_one_device(params, compute_dtype) == fits

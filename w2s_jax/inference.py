@@ -55,12 +55,26 @@ def _programs(
     return pmapped, jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
-def fits_on_one_device(params: Any) -> bool:
-    """Whether the parameters take at most half of a device's memory (True where it is unknown)."""
+def fits_on_one_device(params: Any, compute_dtype: str) -> bool:
+    """Whether each device may run a label pass by itself (True where its memory is unknown).
+
+    It may if `bytes_on_one_device` is at most half of a device's memory: the rest is for what is
+    computed, and for the train state that lies there during an evaluation.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    return processes.first_says("fits on one device", limit is None or size <= limit / 2)
+    fits = limit is None or bytes_on_one_device(params, compute_dtype) <= limit / 2
+    return processes.first_says("fits on one device", fits)
+
+
+def bytes_on_one_device(params: Any, compute_dtype: str) -> int:
+    """What whole parameters take of a device that runs a label pass by itself.
+
+    Besides the parameters a copy in the compute dtype: they are cast before the loop over layers,
+    or, if they have that dtype already, laid out anew there (seen in programs for TPUs).
+    """
+    width = jnp.dtype(compute_dtype).itemsize
+    return sum(x.size * (x.dtype.itemsize + width) for x in jax.tree.leaves(params))
 
 
 class Predictor:

@@ -179,7 +179,7 @@ def labelling(workload: Workload, mesh: Mesh) -> Program:
         workload.documents,
         mesh,
         compute_dtype=dtype,
-        per_device=fits_on_one_device(params),
+        per_device=fits_on_one_device(params, dtype),
     )
     outputs: list[np.ndarray] = []
 

@@ -265,7 +265,7 @@ def _run(work: Work, backbone: Any, documents: TokenizedDocuments, *, features: 
         documents,
         context.mesh,
         compute_dtype=phase.train.compute_dtype,
-        per_device=fits_on_one_device(backbone),
+        per_device=fits_on_one_device(backbone, phase.train.compute_dtype),
         features=features,
     )
     found = run(params)

@@ -34,7 +34,7 @@ def predictor(
         split_documents(phase, context, split),
         context.mesh,
         compute_dtype=phase.train.compute_dtype,
-        per_device=fits_on_one_device(params),
+        per_device=fits_on_one_device(params, phase.train.compute_dtype),
     )
 
 
@@ -107,7 +107,7 @@ def compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dic
             data.splits[split],
             mesh,
             compute_dtype=phase.train.compute_dtype,
-            per_device=fits_on_one_device(backbone),
+            per_device=fits_on_one_device(backbone, phase.train.compute_dtype),
             features=True,
         )
         features_NKD = run({"backbone": backbone})

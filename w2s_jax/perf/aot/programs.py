@@ -366,9 +366,9 @@ def _label_passes(
     params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
     if not features:
         params = adapting.join(*adapting.split(phase.train, phase.model, params))
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     # As `inference.fits_on_one_device` decides it on each host.
-    alone = size <= memory / 2 and len(host) > 1
+    needed = inference.bytes_on_one_device(params, phase.train.compute_dtype)
+    alone = needed <= memory / 2 and len(host) > 1
     data = resolved.roles[phase.role]
     names = [s for s in ("validation", "test") if s in phase.inputs.values()]
     made = [
