@@ -1,6 +1,7 @@
 """The quickstart under eight seeds: how much of a result is the draw of the training?
 
     w2s sweep --config=configs/sweeps/seeds.py --workdir=runs/seeds
+    w2s run --config=configs/sweeps/seeds.py --workdir=runs/one       # seed 0 alone
 
 The seed changes initialisation and the order of documents, for supervisor, students and ceiling; it
 changes neither the documents nor the pretraining, so of 40 phases 33 are distinct. docs/pods.md
