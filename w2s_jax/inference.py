@@ -71,7 +71,7 @@ def bytes_on_one_device(params: Any, compute_dtype: str) -> int:
     """What whole parameters take of a device that runs a label pass by itself.
 
     Besides the parameters a copy in the compute dtype: they are cast before the loop over layers,
-    or, if they have that dtype already, laid out anew there (seen in programs for TPUs).
+    and programs for TPUs take as much more where they have that dtype already.
     """
     width = jnp.dtype(compute_dtype).itemsize
     return sum(x.size * (x.dtype.itemsize + width) for x in jax.tree.leaves(params))
