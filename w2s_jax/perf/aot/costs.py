@@ -43,8 +43,9 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
     but for look-up tables once more in the compute dtype, if that is another, as the compiler casts
     them before its loops, and in a label pass with whole parameters even if it is not (compiled
     ones take as much more, perhaps for another layout); where parameters are split, two layers in
-    the compute dtype, which a chip gathers. Of a train step `budget.training_memory`'s activations for the slots of a chip, without
-    attention scores where a kernel computes them; of a label pass see `_forward_bytes`.
+    the compute dtype, which a chip gathers. Of a train step `budget.training_memory`'s activations
+    for the slots of a chip, without attention scores where a kernel computes them; of a label pass
+    see `_forward_bytes`.
 
     A train step has a float32 gradient for each trained parameter, and where a layer's weights are
     gathered the whole gradient of one; with several microbatches two more, their sum and a copy.
