@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import pytest
 from cluster_runs import results, sweep_file
@@ -78,12 +79,18 @@ def test_workers_that_know_only_a_folder_run_a_sweep(begun, recipe, tmp_path, mo
 
 
 def test_a_worker_waits_for_parents_as_long_as_others_run_them(begun, tmp_path, monkeypatch):
-    (weak, *_), looks = of_kind(begun, "weak"), iter([True] * 5)
-    monkeypatch.setattr(worker, "LATE_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(records, "is_claimed", lambda folder: next(looks, False))
+    """Ten looks, a second apart, at a parent that others run; then its files may be late."""
+    (weak, *_), now = of_kind(begun, "weak"), [0.0]
+
+    def sleep(_):
+        now[0] += 1.0
+
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(worker, "time", clock)
+    monkeypatch.setattr(worker, "LATE_SECONDS", 4.0)
+    monkeypatch.setattr(records, "is_claimed", lambda folder: now[0] < 10)
     assert worker.work(tmp_path / "sweep", [weak], console=QUIET) == {weak: "waiting"}
-    assert next(looks, None) is None
+    assert now[0] == 9 + 4
 
 
 def test_a_worker_asked_to_stop_saves_and_says_so(begun, tmp_path):
