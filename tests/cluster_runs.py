@@ -55,7 +55,7 @@ def broken(logits_BC, targets_BC, step_fraction, *, weights_B=None, state=None):
 
 def command(recipe: Path, workdir: Path, *options: str) -> list[str]:
     """A `w2s sweep`."""
-    code = [sys.executable, "-m", "w2s_jax.cli", "sweep"]
+    code = [sys.executable, "-m", "w2s_jax.cli.main", "sweep"]
     return [*code, f"--config={recipe}", f"--workdir={workdir}", *options]
 
 

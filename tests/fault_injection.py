@@ -94,7 +94,9 @@ CHAINS = (
 
 def child(kill: Kill, arguments: Sequence[str]) -> int:
     """Runs `w2s` with `arguments`, and kills this process where `kill` says."""
-    from w2s_jax import cli, compilation, watchdog
+    from w2s_jax.cli.main import main
+    from w2s_jax.core import watchdog
+    from w2s_jax.profiling import compilation
     from w2s_jax.training import loop
 
     loop.BLOCK_SECONDS = 0.1
@@ -115,21 +117,21 @@ def child(kill: Kill, arguments: Sequence[str]) -> int:
         for place, name, before, after in _points():
             patches.enter_context(_marked(place, name, before, after, reached))
         patches.enter_context(_marked_renames(reached))
-        return cli.main(arguments)
+        return main(arguments)
 
 
 def _points():
     """(where, a function's name, the point before it, the point after it)."""
     import pyarrow.parquet
 
-    from w2s_jax import artifacts, storage
+    from w2s_jax.store import artifacts, trees
     from w2s_jax.training import checkpoints, dispatch
 
     return (
         (dispatch.Runner, "run", BLOCK, ""),
         (checkpoints.Checkpoints, "save", "", WRITING),
         (checkpoints, "write_manifest", COMMITTED, ""),
-        (storage, "write_manifest", FINAL, ""),
+        (trees, "write_manifest", FINAL, ""),
         (artifacts, "save_labels", "", LABELS),
         (pyarrow.parquet, "write_table", "", PREDICTIONS),
     )
@@ -150,8 +152,9 @@ def _marked(place, name, before, after, reached):
 @contextlib.contextmanager
 def _marked_renames(reached):
     """Points that are known by the file that is about to appear, or by the watchdog's words."""
-    from w2s_jax import inference, watchdog
+    from w2s_jax.core import watchdog
     from w2s_jax.report import html
+    from w2s_jax.training import inference
 
     rename, progress, write = pathlib.Path.replace, watchdog.progress, html._write_atomically
 
@@ -271,7 +274,7 @@ def _at_work(workdir: Path, started: float) -> bool:
 
 def standing(workdir: Path) -> dict:
     """Which phase was under way, how far it was, and from where it goes on."""
-    from w2s_jax.checksums import damage
+    from w2s_jax.store.checksums import damage
 
     folders = [path.parent for path in (workdir / "phases").glob("*/config.json")]
     begun = [folder for folder in folders if not (folder / "result.json").exists()]
@@ -318,7 +321,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _labels(folder: Path) -> dict[str, tuple[bytes, bytes]]:
-    from w2s_jax import artifacts
+    from w2s_jax.store import artifacts
 
     phase = artifacts.PhaseFolder(folder)
     found = {}
@@ -332,15 +335,15 @@ def _final(folder: Path) -> list[bytes]:
     import jax
     import numpy as np
 
-    from w2s_jax import storage
+    from w2s_jax.store import trees
 
-    tree = storage.load_tree(folder / "checkpoints" / "final", None)
+    tree = trees.load_tree(folder / "checkpoints" / "final", None)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def litter(plain: Path, disturbed: Path) -> list[str]:
     """What a disturbed run has and an undisturbed one has not, and `w2s gc` does not find."""
-    from w2s_jax import storage_gc
+    from w2s_jax.execution import storage_gc
 
     with mock.patch.object(storage_gc, "_SETTLED_SECONDS", -1):
         known = [garbage.path for garbage in storage_gc.find(disturbed)[0]]

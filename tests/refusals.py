@@ -2,7 +2,7 @@
 
 import pytest
 
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
 
 
 def error(call, *args, kind=InputError, **kwargs):

@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
-from w2s_jax import cli, errors
+from w2s_jax.cli.main import main
 from w2s_jax.config import MeshSettings, TrainSettings, default_config
+from w2s_jax.config.validation import validate
+from w2s_jax.core import errors
 from w2s_jax.models import budget, ladders
-from w2s_jax.perf import devices
 from w2s_jax.perf.aot import compiler, inputs, search, tables, topology
 from w2s_jax.perf.aot.collectives import Collectives, collectives
-from w2s_jax.validation import validate
+from w2s_jax.profiling import devices
 
 GIB = 2**30
 
@@ -357,14 +358,14 @@ def test_bad_input_is_one_line_before_anything_starts(capsys, tmp_path, monkeypa
     recipe = tmp_path / "recipe.py"
     recipe.write_text("from w2s_jax.config import default_config as get_config\n")
     command = ["compile", f"--config={recipe}"]
-    assert cli.main([*command, "--topology=v5e:5x5"]) == 2
-    assert cli.main([*command, "--topology=v5e:2x2", "--config.sead=1"]) == 2
-    assert cli.main([*command, "--topology=v5e:2x2", "--tokens=0"]) == 2
+    assert main([*command, "--topology=v5e:5x5"]) == 2
+    assert main([*command, "--topology=v5e:2x2", "--config.sead=1"]) == 2
+    assert main([*command, "--topology=v5e:2x2", "--tokens=0"]) == 2
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find_spec(name)
     )
-    assert cli.main([*command, "--topology=v5e:2x2"]) == 2
+    assert main([*command, "--topology=v5e:2x2"]) == 2
     lines = capsys.readouterr().err.splitlines()
     parts = ["v5e:5x5", "'sead'", "--tokens: 0", "pip install"]
     assert len(lines) == 4 and all(part in line for part, line in zip(parts, lines, strict=True))
@@ -385,7 +386,7 @@ def compiled(tmp_path, *arguments, **fields):
         f"    config.losses = ('xent',)\n{lines}    return config\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "w2s_jax.cli", "compile", f"--config={recipe}", *arguments],
+        [sys.executable, "-m", "w2s_jax.cli.main", "compile", f"--config={recipe}", *arguments],
         capture_output=True, text=True, env=os.environ | {"W2S_CACHE_DIR": ""},
     )  # fmt: skip
     return done.returncode, done.stdout.splitlines(), done.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from w2s_jax import sharding
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
 from w2s_jax.models import attention_cpu, attention_kernels
 from w2s_jax.models.attention import (
     at_slots,

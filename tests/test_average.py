@@ -10,16 +10,18 @@ import pytest
 from rich.console import Console
 from training_problem import BATCH, STEPS, fresh, make_spec, order, problem, targets
 
-from w2s_jax import artifacts, execute, models, sharding, testing
-from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.inference import Predictor
+from w2s_jax import models, sharding, testing
+from w2s_jax.config.validation import validate
+from w2s_jax.execution import execute
 from w2s_jax.phases import inputs
-from w2s_jax.resolve import resolve
+from w2s_jax.planning.resolve import resolve
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training import dispatch, loop
 from w2s_jax.training.batches import put_feature_batches
+from w2s_jax.training.inference import Predictor
 from w2s_jax.training.spec import average_weights
 from w2s_jax.training.state import HISTORY, TrainState, result_of, rounded_up
-from w2s_jax.validation import validate
 
 
 def probe(spec, mesh):

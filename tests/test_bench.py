@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from w2s_jax import cli, errors, sharding, testing
+from w2s_jax import sharding, testing
+from w2s_jax.cli.main import main
 from w2s_jax.config import TrainSettings
+from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.models import budget
 from w2s_jax.perf import (
@@ -16,16 +18,16 @@ from w2s_jax.perf import (
     checkpointing,
     compiling,
     data,
-    devices,
     first_step,
     measuring,
     peer,
-    populations,
+    population_bench,
     programs,
     recipes,
     throughput,
     workloads,
 )
+from w2s_jax.profiling import devices
 
 RECORD = {
     *("bench", "model", "parameters", "mix", "dtype", "loss", "backend", "device_kind"),
@@ -133,7 +135,7 @@ def test_compile_and_all_take_no_config(capsys, tmp_path):
         f"def get_config():\n    return tiny_config({str(tmp_path)!r})\n"
     )
     for what in ("compile", "checkpoint", "all"):
-        assert cli.main(["bench", what, f"--config={recipe}"]) == 2
+        assert main(["bench", what, f"--config={recipe}"]) == 2
         assert "--config is given; allowed with it: train" in capsys.readouterr().err
 
 
@@ -174,7 +176,7 @@ def test_all_is_everything_and_quick(monkeypatch):
 def test_a_population_is_measured_against_its_members_alone():
     model = dataclasses.replace(workloads.find_model("gpt-d8"), vocab_size=300)
     workload = workloads.mix_workload(model, "short", dtype="float32", documents=32)
-    record = populations.measure(workload, repeats=1, members=2)
+    record = population_bench.measure(workload, repeats=1, members=2)
     assert set(record["ways"]) == {"one after another", "vmap", "loop"}
     assert record["documents"] == 32
     assert record["useful_tokens"] == 2 * first_lengths(32).sum()
@@ -202,7 +204,7 @@ def test_bench_train_and_label_write_what_they_print(capsys, tmp_path):
     for what, documents in (("train", 64), ("label", 64)):
         path = tmp_path / f"{what}.json"
         arguments = ["--model=gpt-d8", "--mix=short", f"--documents={documents}", "--repeats=2"]
-        assert cli.main(["bench", what, *arguments, f"--json={path}"]) == 0
+        assert main(["bench", what, *arguments, f"--json={path}"]) == 0
         out = capsys.readouterr().out
         (record,) = json.loads(path.read_text())["records"]
         assert set(record) == RECORD
@@ -240,7 +242,7 @@ def test_bench_train_and_label_write_what_they_print(capsys, tmp_path):
 )
 def test_bad_values_are_one_line_before_anything_is_measured(capsys, monkeypatch, arguments, parts):
     monkeypatch.setattr(throughput, "measure", lambda *_, **__: pytest.fail("measured"))
-    assert cli.main(["bench", "train", *arguments]) == 2
+    assert main(["bench", "train", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("w2s: ") and err.count("\n") == 1
     for part in parts:

@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from w2s_jax import cli, errors, sharding
+from w2s_jax import sharding
+from w2s_jax.cli.main import main
+from w2s_jax.core import errors
 from w2s_jax.perf import peer, programs, throughput, workloads
 
 torch = pytest.importorskip("torch")
@@ -171,7 +173,7 @@ def test_bench_with_a_peer_writes_a_ratio(capsys, tmp_path):
     path = tmp_path / "bench.json"
     arguments = ["--model=gpt-d8", "--mix=short", "--documents=32", "--repeats=2"]
     peers = ["--peer=torch-released", "--dtype=float32", f"--json={path}"]
-    assert cli.main(["bench", "train", *arguments, *peers]) == 0
+    assert main(["bench", "train", *arguments, *peers]) == 0
     out = capsys.readouterr().out
     (record,) = json.loads(path.read_text())["records"]
     spread = record["ratio_spread"]

@@ -10,8 +10,9 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from w2s_jax import errors, sharding
+from w2s_jax import sharding
 from w2s_jax.config import TrainSettings
+from w2s_jax.core import errors
 from w2s_jax.models import adapting, budget, heads, lora, network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.testing import tiny_model

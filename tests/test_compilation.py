@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from w2s_jax import compilation
-from w2s_jax.compilation import COMPILE_EVENTS, CompileClock
+from w2s_jax.profiling import compilation
+from w2s_jax.profiling.compilation import COMPILE_EVENTS, CompileClock
 
 #: Compiles one program, and prints what became of the cache.
 CHILD = """
 import json, sys, time
 import jax
-from w2s_jax import compilation
+from w2s_jax.profiling import compilation
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 if "--own" in sys.argv:

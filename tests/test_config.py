@@ -3,8 +3,8 @@
 import pytest
 
 from w2s_jax import config as config_lib
-from w2s_jax import errors
-from w2s_jax.validation import validate
+from w2s_jax.config.validation import validate
+from w2s_jax.core import errors
 
 
 def with_changes(**changes):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from w2s_jax import cli
+from w2s_jax.cli.main import main
 from w2s_jax.data import check
 from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load_task
@@ -19,7 +19,7 @@ def no_folder(monkeypatch):
 
 
 def run(capsys, *arguments):
-    status = cli.main(["data", *arguments])
+    status = main(["data", *arguments])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -140,7 +140,7 @@ def test_bench_data_writes_what_it_prints(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "MANY_DOCUMENTS", 960)
     monkeypatch.setattr(data, "TEXTS", 50)
     path = tmp_path / "bench.json"
-    assert cli.main(["bench", "data", f"--json={path}"]) == 0
+    assert main(["bench", "data", f"--json={path}"]) == 0
     out, _ = capsys.readouterr()
     records = json.loads(path.read_text())["records"]
     packed = [r for r in records if r["what"] == "pack"]
@@ -163,7 +163,7 @@ def test_bench_data_writes_what_it_prints(capsys, tmp_path, monkeypatch):
     ]
     assert bpe[0] == pytest.approx(bpe[1])
     with pytest.raises(SystemExit):
-        cli.main(["bench", "dta"])
+        main(["bench", "dta"])
 
 
 def test_bench_data_of_a_config(capsys, tmp_path):

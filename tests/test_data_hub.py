@@ -245,7 +245,7 @@ def test_broken_clones(tmp_path, monkeypatch):
 
 
 def test_script_only_repositories_are_read_as_converted(monkeypatch):
-    from w2s_jax.data import hub
+    from w2s_jax.data import hf_datasets
 
     asked = []
 
@@ -256,7 +256,7 @@ def test_script_only_repositories_are_read_as_converted(monkeypatch):
         return datasets.DatasetDict(train=datasets.Dataset.from_list(records_of("validation")))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub, "_knock", lambda *_: None)
+    monkeypatch.setattr(hf_datasets, "_knock", lambda *_: None)
     task = replace(TASK, hub=Origin("org/old", config="plain"))
     opened = open_records(task, "auto", None)
     assert (opened.source, opened.place) == ("hub", "hub org/old (plain)")
@@ -277,7 +277,7 @@ def test_an_unreachable_hub_is_one_line_within_seconds(tmp_path):
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from dataclasses import replace\n"
         "from test_data_hub import TASK, Origin, open_records\n"
-        "from w2s_jax.errors import InputError\n"
+        "from w2s_jax.core.errors import InputError\n"
         "import time\n"
         "task = replace(TASK, hub=Origin('nyu-mll/glue', config='sst2'))\n"
         "for source in ('hub', 'auto'):\n"
@@ -308,14 +308,14 @@ def test_a_silent_hub_is_given_up_after_the_timeout(monkeypatch):
     """A server that accepts a connection and says nothing."""
     import huggingface_hub
 
-    from w2s_jax import hub
+    from w2s_jax.core import hf_hub
 
     monkeypatch.undo()
     server = socket.create_server(("127.0.0.1", 0))
     endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
     api = huggingface_hub.HfApi
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api(endpoint=endpoint))
-    monkeypatch.setattr(hub, "_SECONDS", 0.3)
+    monkeypatch.setattr(hf_hub, "_SECONDS", 0.3)
     offline(monkeypatch, False)
     start = time.monotonic()
     with server:
@@ -382,13 +382,13 @@ def test_without_the_package_or_an_origin(monkeypatch):
 
 
 def test_an_empty_split(monkeypatch):
-    from w2s_jax.data import hub
+    from w2s_jax.data import hf_datasets
 
     empty = datasets.Dataset.from_list(records_of("train")).select([])
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=empty)
     )
-    monkeypatch.setattr(hub, "_knock", lambda *_: None)
+    monkeypatch.setattr(hf_datasets, "_knock", lambda *_: None)
     opened = open_records(replace(TASK, hub=Origin("a/b")), "hub", None)
     assert "hub a/b, split train: it holds no records" in error(opened.splits["train"])
 

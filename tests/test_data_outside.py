@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.outside import matched, read_outside
-from w2s_jax.errors import InputError
 
 IDS = [5, 2**63 + 11, 2**64 - 1]
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document, hash_order, stable_id
 from w2s_jax.data.splits import make_splits
-from w2s_jax.errors import InputError
 
 MASK = 2**64 - 1
 

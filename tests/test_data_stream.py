@@ -11,11 +11,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data import corpus as corpus_module
 from w2s_jax.data import stream
 from w2s_jax.data.prepare import prepare
 from w2s_jax.data.tokenizers import ByteTokenizer
-from w2s_jax.errors import InputError
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data import Document, Task, load_task, register_task
 from w2s_jax.data.loading import parse_label
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Candidate
 from w2s_jax.data.tasks import TASKS, digits, get_task
-from w2s_jax.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from refusals import error
 
+from w2s_jax.core.errors import StorageError
 from w2s_jax.data import tfds as our_tfds
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.loading import load, load_task
@@ -22,7 +23,6 @@ from w2s_jax.data.prepare import prepare, read_prepared, record_hash, record_jso
 from w2s_jax.data.sources import open_records, read_corpus
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks import TASKS
-from w2s_jax.errors import StorageError
 
 
 def expand(record, place):

@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
+from w2s_jax.core.files import cache_folder
 from w2s_jax.data import token_cache
 from w2s_jax.data.token_cache import encode_cached
 from w2s_jax.data.tokenizers import ByteTokenizer
-from w2s_jax.files import cache_folder
 
 
 def split(tokens_T, lengths_N):

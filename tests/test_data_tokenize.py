@@ -6,10 +6,10 @@ import struct
 import numpy as np
 import pytest
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
-from w2s_jax.errors import InputError
 
 TEXTS = [
     "",

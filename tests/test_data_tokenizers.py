@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import tokenizers as tk
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data import tokenizer_files, tokenizers
 from w2s_jax.data.token_cache import encode_cached
 from w2s_jax.data.tokenizers import ByteTokenizer, load_tokenizer
-from w2s_jax.errors import InputError
 
 TEXTS = [
     "",
@@ -397,7 +397,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path, folders, monkeyp
 HUB = """
 import os, pickle
 from w2s_jax.data import tokenizers
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
 t = tokenizers.load_tokenizer("org/name")
 u = pickle.loads(pickle.dumps(t))
 tokenizers._ENGINES.clear()

@@ -10,7 +10,8 @@ import peers
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from w2s_jax import errors, models, sharding, testing
+from w2s_jax import models, sharding, testing
+from w2s_jax.core import errors
 from w2s_jax.models import heads, network
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 

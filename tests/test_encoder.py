@@ -13,7 +13,8 @@ from checkpoints import assert_same_bits, family_of_type, one, tensors_of, tiny,
 from refusals import error
 from safetensors.numpy import save_file
 
-from w2s_jax import errors, models, sharding
+from w2s_jax import models, sharding
+from w2s_jax.core import errors
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import families, heads, importing, network
 from w2s_jax.models.config import READ_OUTS, ModelConfig

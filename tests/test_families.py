@@ -11,7 +11,8 @@ import peers
 import pytest
 import refusals
 
-from w2s_jax import errors, models, sharding
+from w2s_jax import models, sharding
+from w2s_jax.core import errors
 from w2s_jax.models import families, heads, network
 from w2s_jax.models.attention import attention
 from w2s_jax.models.config import ModelConfig

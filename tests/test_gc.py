@@ -10,9 +10,13 @@ import pytest
 from rich.console import Console
 
 import w2s_jax
-from w2s_jax import artifacts, cli, errors, storage_gc, testing
-from w2s_jax import files as files_lib
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax import testing
+from w2s_jax.cli.main import main
+from w2s_jax.core import errors
+from w2s_jax.core import files as files_lib
+from w2s_jax.execution import storage_gc
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
 
 QUIET = Console(quiet=True)
 
@@ -244,17 +248,17 @@ def test_a_folder_without_a_run_is_refused(tmp_path, content):
         write(tmp_path / "config.json", content)
     with pytest.raises(errors.InputError, match="gc: .*run"):
         storage_gc.find(tmp_path)
-    assert cli.main(["gc", str(tmp_path), "--yes"]) == 2
+    assert main(["gc", str(tmp_path), "--yes"]) == 2
     assert (tmp_path / ORPHAN).exists()
 
 
 def test_the_command_lists_and_removes_only_with_yes(run, capsys):
     before = files(run)
-    assert cli.main(["gc", str(run)]) == 0
+    assert main(["gc", str(run)]) == 0
     out = capsys.readouterr().out
     assert f"phases/{WEAK}/checkpoints/steps" in out and "MiB" in out and "--yes" in out
     assert "nothing was removed" in out and files(run) == before
-    assert cli.main(["gc", str(run), "--yes"]) == 0
+    assert main(["gc", str(run), "--yes"]) == 0
     assert before - files(run) == {f"phases/{WEAK}/checkpoints/steps/5/array"}
 
 
@@ -268,7 +272,7 @@ def test_a_run_is_as_whole_after_as_before(tmp_path):
     orphan = shutil.copytree(
         workdir / "phases" / result["weak"]["phase"], workdir / "phases" / name_of("weak", 0)
     )
-    assert cli.main(["gc", str(workdir), "--yes", "--finals"]) == 0
+    assert main(["gc", str(workdir), "--yes", "--finals"]) == 0
     assert not orphan.exists()
     assert not (workdir / "phases" / result["weak"]["phase"] / "checkpoints").exists()
     assert w2s_jax.run(config, workdir) == result

@@ -18,9 +18,9 @@ from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
-from w2s_jax.inference import Predictor
 from w2s_jax.models import families
 from w2s_jax.training.batches import put_batches
+from w2s_jax.training.inference import Predictor
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.state import init_state
 from w2s_jax.training.step import StepSpec, classification, train_step

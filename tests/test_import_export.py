@@ -21,12 +21,14 @@ from flax import traverse_util
 from refusals import error
 from safetensors.numpy import load_file, save_file
 
-from w2s_jax import errors, models, sharding, storage
+from w2s_jax import models, sharding
+from w2s_jax.core import errors
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import importing, network, partial_reads
 from w2s_jax.models.config import embedded_model
 from w2s_jax.models.convert import convert
 from w2s_jax.models.families import assemble
+from w2s_jax.store import trees
 
 MESHES = ((1, 1, 1), (1, 8, 1), (2, 2, 2))
 
@@ -327,7 +329,7 @@ def test_convert_there_and_back(tmp_path):
     line = convert(str(tmp_path / "in"), tmp_path / "ours", "orbax", dtype="bfloat16")
     assert "(orbax): gpt2, " in line
     final = tmp_path / "ours" / "checkpoints" / "final"
-    assert storage.damage(final) is None
+    assert trees.damage(final) is None
     _, params = models.load_with_head(tmp_path / "ours", sharding.mesh_of((1, 8, 1)))
     assert params["backbone"]["embedding"].dtype == jnp.bfloat16
     assert params["head"]["kernel"].shape == (32, 1)
@@ -347,11 +349,11 @@ def test_convert_there_and_back(tmp_path):
 
 
 def test_convert_by_the_command_line(tmp_path, golden, capsys):
-    from w2s_jax import cli
+    from w2s_jax.cli.main import main
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    assert cli.main(["convert", f"--from={golden}/llama", f"--to={ours}", "--format=orbax"]) == 0
-    assert cli.main(["convert", f"--from={ours}", f"--to={theirs}", "--format=huggingface"]) == 0
+    assert main(["convert", f"--from={golden}/llama", f"--to={ours}", "--format=orbax"]) == 0
+    assert main(["convert", f"--from={ours}", f"--to={theirs}", "--format=huggingface"]) == 0
     before = (golden / "llama" / "model.safetensors").read_bytes()
     after = (theirs / "model.safetensors").read_bytes()
     header = int.from_bytes(before[:8], "little")
@@ -365,7 +367,7 @@ def test_convert_by_the_command_line(tmp_path, golden, capsys):
         ([f"--from={golden}/llama", f"--to={tmp_path}/x", "--format=orbix"], "'orbax'"),
         ([f"--from={golden}", f"--to={tmp_path}/x", "--format=orbax"], str(golden)),
     ):
-        assert cli.main(["convert", *arguments]) == 2
+        assert main(["convert", *arguments]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "x").exists()

@@ -11,8 +11,8 @@ import pytest
 from w2s_jax import sharding, testing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
-from w2s_jax.inference import Predictor, fits_on_one_device, probabilities
 from w2s_jax.models import heads, network
+from w2s_jax.training.inference import Predictor, fits_on_one_device, probabilities
 
 
 @functools.cache

@@ -14,20 +14,14 @@ from fault_injection import BLOCK, COMMITTED, WRITING, Kill
 from rich.console import Console
 
 import w2s_jax
-from w2s_jax import (
-    cli,
-    errors,
-    execute,
-    inference,
-    phases,
-    sharding,
-    testing,
-    validation,
-    watchdog,
-)
+from w2s_jax import phases, sharding, testing
+from w2s_jax.cli.main import main
+from w2s_jax.config import validation
+from w2s_jax.core import errors, watchdog
+from w2s_jax.execution import execute
 from w2s_jax.methods.planning import plan
-from w2s_jax.resolve import resolve
-from w2s_jax.training import dispatch, loop
+from w2s_jax.planning.resolve import resolve
+from w2s_jax.training import dispatch, inference, loop
 
 QUIET = Console(quiet=True)
 
@@ -106,7 +100,7 @@ def test_a_place_that_cannot_be_is_refused_before_any_work(
     recipe = tmp_path / "recipe.py"
     recipe.write_text("from w2s_jax.config import default_config as get_config\n")
     command = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
-    assert cli.main([*command, f"--config.checkpoint.dir={place}"]) == 2
+    assert main([*command, f"--config.checkpoint.dir={place}"]) == 2
     text = capsys.readouterr().err
     assert len(text.splitlines()) == 1
     for part in parts:
@@ -146,7 +140,7 @@ def test_a_block_and_a_label_pass_that_hang_are_told(tmp_path, monkeypatch, capl
     monkeypatch.setattr(dispatch.Runner, "run", hangs)
     monkeypatch.setattr(inference.jax, "device_get", hangs_too)
     phases.run_phase(phase, context)
-    told = [r.getMessage() for r in caplog.records if r.name == "w2s_jax.watchdog"]
+    told = [r.getMessage() for r in caplog.records if r.name == "w2s_jax.core.watchdog"]
     assert all(text.startswith("weak: no progress for") for text in told)
     assert "for 1 s (steps 10 to 20 of 20)" in told[0] and "(label pass)" in told[-1]
     stacks = (context.folder(phase.name).path / "hang.txt").read_text()

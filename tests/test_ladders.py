@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 from w2s_jax.models import ladders
 from w2s_jax.models.families import FAMILIES
 

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from w2s_jax import errors, logs
 from w2s_jax.config import LogSettings
+from w2s_jax.core import errors
+from w2s_jax.phases import logs
 
 ROWS = [
     {"step": 1, "split": "train", "loss": 0.75, "accuracy": 0.5},

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2s_jax import errors
-from w2s_jax.checksums import damage
-from w2s_jax.storage import abstract
+from w2s_jax.core import errors
+from w2s_jax.store.checksums import damage
+from w2s_jax.store.trees import abstract
 from w2s_jax.training import checkpoints, loop
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import BLOCK, Runner, single_steps

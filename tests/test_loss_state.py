@@ -20,7 +20,8 @@ from training_problem import (
 )  # fmt: skip
 
 from w2s_jax import config as config_lib
-from w2s_jax import errors, losses, sharding
+from w2s_jax import losses, sharding
+from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.models import heads, network
 from w2s_jax.training import dispatch, loop, population

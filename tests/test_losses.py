@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from w2s_jax import config as config_lib
-from w2s_jax import errors, losses, validation
+from w2s_jax import losses
+from w2s_jax.config import validation
+from w2s_jax.core import errors
 
 DOCS = Path(__file__).parent.parent / "docs" / "losses.md"
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
 from w2s_jax.methods.ensembles import adaboost_round, mean_logits, resample, vote
 from w2s_jax.methods.labels import soft_labels
 

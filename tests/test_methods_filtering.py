@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
 from w2s_jax.methods.filtering import (
     drop_suspicious,
     drop_untrusted,

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
-from w2s_jax.errors import InputError
 from w2s_jax.methods.prompting import few_shot, with_suffix
 
 BYTES = ByteTokenizer()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from w2s_jax.metrics import (
+from w2s_jax.metrics.classification import (
     agreement_metrics,
     auroc,
     calibration_curve,

@@ -11,15 +11,15 @@ import pytest
 from checkpoints import tiny
 from refusals import error
 
-from w2s_jax import hub
+from w2s_jax.core import hf_hub
 from w2s_jax.models import checkpoint_files as files
-from w2s_jax.models.hub import local_folder
+from w2s_jax.models.hf_models import local_folder
 
 HUB = """
 import sys
 import time
-from w2s_jax.errors import InputError
-from w2s_jax.models.hub import local_folder
+from w2s_jax.core.errors import InputError
+from w2s_jax.models.hf_models import local_folder
 for name in sys.argv[1:]:
     start = time.monotonic()
     try:
@@ -105,7 +105,7 @@ def test_without_the_package_only_folders_can_be_had(tmp_path, monkeypatch):
         "org/name: no such folder, and the hub needs a package: pip install 'w2s_jax[hub]'"
     )
     assert local_folder(tmp_path) == tmp_path
-    assert not hub.answers("model", "org/name")
+    assert not hf_hub.answers("model", "org/name")
 
 
 def test_a_repository_is_pinned_by_its_commit(monkeypatch):
@@ -133,9 +133,9 @@ def test_a_repository_is_pinned_by_its_commit(monkeypatch):
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api(endpoint=endpoint))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for kind in ("model", "dataset"):
-            found = hub.ask(kind, "a/b", "here", "v1")
-            assert found == hub.Repository("c" * 40, ("config.json",))
-        assert hub.answers("model", "a/b")
+            found = hf_hub.ask(kind, "a/b", "here", "v1")
+            assert found == hf_hub.Repository("c" * 40, ("config.json",))
+        assert hf_hub.answers("model", "a/b")
         server.shutdown()
     assert [path.partition("?")[0] for path in asked] == [
         "/api/models/a/b/revision/v1",
@@ -143,6 +143,6 @@ def test_a_repository_is_pinned_by_its_commit(monkeypatch):
         "/api/models/a/b",
     ]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(hub.Unreachable, match="^offline mode .HF_HUB_OFFLINE.$"):
-        hub.ask("model", "a/b", "here")
+    with pytest.raises(hf_hub.Unreachable, match="^offline mode .HF_HUB_OFFLINE.$"):
+        hf_hub.ask("model", "a/b", "here")
     assert len(asked) == 3

@@ -14,19 +14,20 @@ from refusals import error
 from safetensors.numpy import save_file
 from test_import_export import DAMAGES
 
-from w2s_jax import checksums, models, storage
+from w2s_jax import models
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import network, sources
 from w2s_jax.models.config import embedded_model
 from w2s_jax.models.convert import convert
 from w2s_jax.models.sources import check_fits, find
+from w2s_jax.store import checksums, trees
 
 LONG_AGO = 1_000_000_000 * 10**9
 
 # Finds each model that it is given, and prints its fields or the one line that refuses it.
 CHILD = """
 import json, sys
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
 from w2s_jax.models.sources import find
 for given in sys.argv[1:]:
     try:
@@ -85,7 +86,7 @@ def shard(folder, count=2):
 def make_phase(folder, kind="pretrain"):
     """A phase folder; returns its model."""
     config = embedded_model("gpt-d8", vocab_size=11, max_positions=9)
-    storage.save_tree(sources.final_of(folder), {"backbone": network.init_params(config, 0, one())})
+    trees.save_tree(sources.final_of(folder), {"backbone": network.init_params(config, 0, one())})
     record = {"kind": kind, "spec": {"model": config.to_dict()}, "execution": {}}
     (folder / "config.json").write_text(json.dumps(record))
     return config
@@ -231,7 +232,7 @@ def test_the_digest_of_a_converted_folder_is_that_of_its_manifest(tmp_path):
     final = sources.final_of(tmp_path / "b")
     flip(next(path for path in final.rglob("*") if path.is_file()), 0)
     assert find(tmp_path / "b").digest == digest  # found out by load
-    storage.write_manifest(final)
+    trees.write_manifest(final)
     assert find(tmp_path / "b").digest != digest
 
 
@@ -348,13 +349,13 @@ def test_damage_is_the_same_line_without_jax_as_on_loading(tmp_path):
 
 def test_what_is_wrong_with_folders_of_ours_is_one_line(tmp_path):
     def drop_manifest(folder):
-        storage.manifest_path(sources.final_of(folder)).unlink()
+        trees.manifest_path(sources.final_of(folder)).unlink()
 
     def drop_file(folder):
         (sources.final_of(folder) / "manifest.ocdbt").unlink()
 
     def empty_manifest(folder):
-        storage.manifest_path(sources.final_of(folder)).write_text("[]")
+        trees.manifest_path(sources.final_of(folder)).write_text("[]")
 
     def add_file(folder):
         (sources.final_of(folder) / "stray").write_text("")

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from w2s_jax import cli
+from w2s_jax.cli.main import main
 from w2s_jax.models import EMBEDDED_MODELS, ladders
 from w2s_jax.models.families import FAMILIES
 
 
 def run(capsys, *arguments):
-    status = cli.main(["models", *arguments])
+    status = main(["models", *arguments])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -109,7 +109,7 @@ def test_a_folder_that_is_not_supported_is_named(capsys, tmp_path):
 
 def test_the_answer_is_quick_and_imports_no_jax():
     code = (
-        "import sys\nfrom w2s_jax import cli\n"
+        "import sys\nfrom w2s_jax.cli import main as cli\n"
         "assert cli.main(['models']) == cli.main(['models', 'gpt2']) == 0\n"
         "assert not {'jax', 'flax', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)\n"
     )

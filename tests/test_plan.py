@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from w2s_jax import testing
+from w2s_jax.config.validation import validate
 from w2s_jax.methods.planning import plan
-from w2s_jax.plan_memory import memory_estimate
-from w2s_jax.resolve import resolve
-from w2s_jax.validation import validate
+from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.resolve import resolve
 
 ALL = {"pretrain gpt-d8", "pretrain gpt-d16", "weak", "ceiling", "student xent",
        "student confidence"}  # fmt: skip
@@ -128,7 +128,7 @@ def test_planning_imports_no_jax(data_dir):
         "import sys\n"
         "from w2s_jax import testing, validation\n"
         "from w2s_jax.methods.planning import plan\n"
-        "from w2s_jax.resolve import resolve\n"
+        "from w2s_jax.planning.resolve import resolve\n"
         f"plan(resolve(validation.validate(testing.tiny_config({str(data_dir)!r}))))\n"
         "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"
     )

@@ -14,7 +14,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from w2s_jax import cli, errors, processes, testing
+from w2s_jax import testing
+from w2s_jax.cli.main import main
+from w2s_jax.core import errors, processes
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER = [sys.executable, str(ROOT / "launch" / "local_multiprocess.py")]
@@ -120,11 +122,11 @@ def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, mon
     )
     recipe.write_text(tiny)
     run = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
-    assert cli.main([*run, "--coordinator=host:1"]) == 2
+    assert main([*run, "--coordinator=host:1"]) == 2
     assert "all three or none" in capsys.readouterr().err
     monkeypatch.setattr(processes, "join", lambda _: pytest.fail("joined"))
     flags = ["--coordinator=host:1", "--num_processes=2", "--process_id=1"]
-    assert cli.main([*run, *flags, "--dry_run"]) == 0
+    assert main([*run, *flags, "--dry_run"]) == 0
 
 
 # --- agreeing ------------------------------------------------------------------------------------
@@ -395,7 +397,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def test_the_processes_of_a_host_download_once(tmp_path):
     """By the locks of the hub's own client; with its token, and not at all when offline."""
     pytest.importorskip("huggingface_hub")
-    code = "from w2s_jax.models.hub import local_folder; print(local_folder('org/name'))"
+    code = "from w2s_jax.models.hf_models import local_folder; print(local_folder('org/name'))"
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = {

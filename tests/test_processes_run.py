@@ -33,7 +33,8 @@ def get_config():
 # `w2s`, which a signal meets at its n-th look at signals: SIGNAL is 'process:n:signal'.
 W2S = """
 import os, sys
-from w2s_jax import cli, processes
+from w2s_jax.cli import main
+from w2s_jax.core import processes
 
 index, look, number = map(int, os.environ.get("SIGNAL", "-1:0:0").split(":"))
 any_of, looks = processes.any_of, []
@@ -45,7 +46,7 @@ def counted(name, flag):
     return any_of(name, flag)
 
 processes.any_of = counted
-sys.exit(cli.main())
+sys.exit(main.main())
 """
 
 

@@ -13,9 +13,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from w2s_jax import artifacts, cli, execute, phases, testing
-from w2s_jax.perf import hlo, profile, xplane
-from w2s_jax.perf.xplane import Op
+from w2s_jax import phases, testing
+from w2s_jax.cli.main import main
+from w2s_jax.execution import execute
+from w2s_jax.profiling import hlo, profile, xplane
+from w2s_jax.profiling.xplane import Op
+from w2s_jax.store import artifacts
 
 QUIET = Console(quiet=True)
 
@@ -398,7 +401,7 @@ def test_a_run_with_a_profile_has_the_same_results_and_says_where_time_went(tmp_
 def test_steps_that_are_no_range_are_refused_in_one_line(steps, capsys, tmp_path):
     workdir = tmp_path / "run"
     command = ["run", "--config=none.py", f"--workdir={workdir}", f"--profile={steps}"]
-    assert cli.main(command) == 2
+    assert main(command) == 2
     text = capsys.readouterr().err
     assert text.count("\n") == 1 and "--profile" in text and repr(steps) in text
     assert "START:STOP" in text and not workdir.exists()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from report_runs import fabricated, null_pgr, write_run
 
-from w2s_jax import metrics, statistics
-from w2s_jax.artifacts import write_predictions
-from w2s_jax.errors import InputError, StorageError
+from w2s_jax.core.errors import InputError, StorageError
+from w2s_jax.metrics import classification, intervals
 from w2s_jax.report import print_result, write_report
 from w2s_jax.report.drawing import MAX_PANELS
 from w2s_jax.report.groups import group_runs
 from w2s_jax.report.runs import load_runs
+from w2s_jax.store.artifacts import write_predictions
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
 
@@ -332,18 +332,18 @@ def test_what_older_results_lack_comes_from_their_phases(tmp_path):
     write_phase(folder, "ceiling-33", p["ceiling"], truth_N, parameters=98765)
     page = Page(write_report([folder], tmp_path / "out").read_text())
     student = next(r for r in page.rows if r["data-label"] == "xent")["values"]
-    expected = statistics.pgr_interval(p["weak"], p["student"], p["ceiling"], truth_N)
+    expected = intervals.pgr_interval(p["weak"], p["student"], p["ceiling"], truth_N)
     assert float(student["pgr_low"]) == expected["low"]
     assert float(student["pgr_high"]) == expected["high"]
     assert student["parameters"] == "98765"
-    wanted = metrics.overconfidence_error(p["student"], truth_N)
+    wanted = classification.overconfidence_error(p["student"], truth_N)
     assert float(student["overconfidence"]) == pytest.approx(wanted)
     # What the result says is not replaced.
     assert (student["misfit"], student["accuracy"]) == ("0.125", "0.742")
     assert (tmp_path / "out" / "ladder.png").is_file()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "calibration.csv").read_text())))
     assert sum(int(r["n"]) for r in rows if r["label"] == "xent") == 300
-    curve = metrics.calibration_curve(p["student"], truth_N, 10)
+    curve = classification.calibration_curve(p["student"], truth_N, 10)
     shown = [float(r["share"]) for r in rows if r["label"] == "xent"]
     assert shown == pytest.approx([b["share"] for b in curve])
     curves = list(csv.DictReader(io.StringIO((tmp_path / "out" / "curves.csv").read_text())))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from report_runs import entry, fabricated, null_pgr
 
-from w2s_jax import statistics
+from w2s_jax.metrics import intervals
 from w2s_jax.report.charts import accuracy_panels, gap_panels, ladder_panels
 from w2s_jax.report.curves import Curve, series, training_panels
 from w2s_jax.report.drawing import figure_of
@@ -125,7 +125,7 @@ def test_losses_are_compared_over_the_seeds_that_both_have():
     assert paired["cohens_d_z"] == pytest.approx(np.mean(gains) / np.std(gains, ddof=1))
     assert rows["third"]["paired"]["n"] == 3
     raw = {k: rows[k]["paired"]["t_p"] for k in ("confidence", "third")}
-    assert {k: rows[k]["p_holm"] for k in raw} == pytest.approx(statistics.holm(raw))
+    assert {k: rows[k]["p_holm"] for k in raw} == pytest.approx(intervals.holm(raw))
     assert comparison["comparisons"] == 2
     means = {k: np.mean([r[k]["accuracy"] for r in results]) for k in ("weak", "ceiling")}
     student = np.mean([r["students"]["xent"]["accuracy"] for r in results])

@@ -16,11 +16,15 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 import w2s_jax
-from w2s_jax import artifacts, errors, execute, metrics, models, phases, storage, testing
+from w2s_jax import models, phases, testing
+from w2s_jax.core import errors
 from w2s_jax.data.loading import load_task
+from w2s_jax.execution import execute
+from w2s_jax.metrics import classification
 from w2s_jax.report import write_report
 from w2s_jax.report.groups import group_runs
 from w2s_jax.report.runs import load_runs
+from w2s_jax.store import artifacts, trees
 from w2s_jax.training import loop
 
 QUIET = Console(quiet=True)
@@ -364,7 +368,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     with pytest.raises(errors.TrainingFailed, match="confidence: .*not finite at step 12 of 20"):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     steps = workdir / "phases" / name / "checkpoints" / "steps"
-    assert storage.damage(steps / "12") is None
+    assert trees.damage(steps / "12") is None
     monkeypatch.setattr(phases.inputs, "put_batches", original)
     result = execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     assert comparable(result) == comparable(finished[1])
@@ -418,9 +422,9 @@ def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished,
 
 @pytest.mark.parametrize("halves", ["shared", "separate"])
 def test_the_released_protocol_moves_the_ceiling_to_slice_one(data_dir, halves):
+    from w2s_jax.config.validation import validate
     from w2s_jax.methods.planning import plan
-    from w2s_jax.resolve import resolve
-    from w2s_jax.validation import validate
+    from w2s_jax.planning.resolve import resolve
 
     config = testing.tiny_config(data_dir)
     config.protocol.name = "released"
@@ -441,7 +445,7 @@ def test_agreement_is_measured_against_the_supervisor(finished):
         # Where the student agrees with a right label or differs from a wrong one, it is right.
         right = correct + (1 - accuracy) * n - wrong
         assert right / n == pytest.approx(student["accuracy"])
-    assert metrics.performance_gap_recovered(0.5, 0.6, 0.5)[0] is None
+    assert classification.performance_gap_recovered(0.5, 0.6, 0.5)[0] is None
 
 
 def test_a_trained_model_loads_and_predicts_what_was_recorded(finished, data_dir):
@@ -510,7 +514,7 @@ def command(data_dir, workdir, recipe):
     return [
         sys.executable,
         "-m",
-        "w2s_jax.cli",
+        "w2s_jax.cli.main",
         "run",
         f"--config={recipe}",
         f"--workdir={workdir}",

@@ -9,16 +9,19 @@ import pytest
 import tokenizers
 from rich.console import Console
 
-from w2s_jax import errors, execute, models, phases, sharding, storage, testing
+from w2s_jax import models, phases, sharding, testing
+from w2s_jax.config.validation import validate
+from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.loading import load, load_task
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
+from w2s_jax.execution import execute
 from w2s_jax.methods.planning import plan
-from w2s_jax.pretraining_text import stream_digest
-from w2s_jax.resolve import resolve
-from w2s_jax.validation import validate
+from w2s_jax.planning.pretraining_text import stream_digest
+from w2s_jax.planning.resolve import resolve
+from w2s_jax.store import trees
 
 QUIET = Console(quiet=True)
 
@@ -113,7 +116,7 @@ def run_phase(streamed, store, should_stop=lambda: False):
     context = phases.Context(resolved, store, sharding.make_mesh(), QUIET, should_stop)
     context.folder(phase.name).path.mkdir(parents=True, exist_ok=True)
     phases.run_phase(phase, context)
-    return storage.load_tree(context.folder(phase.name).final, None)
+    return trees.load_tree(context.folder(phase.name).final, None)
 
 
 def test_streamed_pretraining_resumes_bit_for_bit(streamed, tmp_path):

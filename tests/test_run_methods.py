@@ -9,17 +9,20 @@ import pytest
 from rich.console import Console
 
 import w2s_jax
-from w2s_jax import artifacts, errors, recipes, sharding, testing, validation
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax import sharding, testing
+from w2s_jax.config import recipes, validation
+from w2s_jax.config.method_options import METHODS
+from w2s_jax.core import errors
 from w2s_jax.data.tokenize import hard_labels
-from w2s_jax.inference import Predictor, probabilities
-from w2s_jax.method_options import METHODS
 from w2s_jax.methods.planning import plan
 from w2s_jax.models import loading
 from w2s_jax.phases import inputs
 from w2s_jax.phases.context import Context
-from w2s_jax.plan_memory import memory_estimate
-from w2s_jax.resolve import resolve
+from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.resolve import resolve
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
+from w2s_jax.training.inference import Predictor, probabilities
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "methods").glob("*.py"))
 #: All that share the slices of a naive run.

@@ -12,17 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, execute, phases, sharding, storage, testing
+from w2s_jax import phases, sharding, testing
 from w2s_jax.config import ProbeSettings, TrainSettings, add_loss
-from w2s_jax.files import read_json
+from w2s_jax.config.validation import validate
+from w2s_jax.core import errors
+from w2s_jax.core.files import read_json
+from w2s_jax.execution import execute
 from w2s_jax.methods.planning import plan
 from w2s_jax.phases import grouping, inputs, running, training
-from w2s_jax.plan_memory import memory_estimate
-from w2s_jax.resolve import resolve
+from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.resolve import resolve
+from w2s_jax.store import artifacts, trees
 from w2s_jax.training import loop
 from w2s_jax.training.population import choose_mode
 from w2s_jax.training.spec import StepSpec
-from w2s_jax.validation import validate
 
 QUIET = Console(quiet=True)
 TOGETHER = ["ceiling", "student xent", "student confidence", "student bold"]
@@ -162,7 +165,7 @@ def test_nothing_of_a_population_is_left_and_what_is_finished_is_not_run_again(
     for stage in result["stages"]:
         folder = artifacts.PhaseFolder(workdir / "phases" / stage["phase"])
         assert not folder.steps.exists() and not folder.population.exists()
-        assert storage.damage(folder.final) is None
+        assert trees.damage(folder.final) is None
         record = json.loads(folder.config.read_text())
         done = json.loads(folder.result.read_text())
         assert record["execution"] == done["execution"] and "population" not in done
@@ -325,11 +328,11 @@ def test_phases_of_other_seeds_keep_their_own_order(alone, data_dir, tmp_path):
         context.folder(phase.name).path.mkdir(exist_ok=True)
     assert phases.train_together(group, context) == {}
     folders = [context.folder(p.name) for p in group.phases]
-    together = [(read_json(f.trained), storage.load_tree(f.final, None)) for f in folders]
+    together = [(read_json(f.trained), trees.load_tree(f.final, None)) for f in folders]
     shutil.rmtree(folders[1].final.parent)
     phases.run_phase(other, context)
     folders[0] = artifacts.PhaseFolder(alone[0] / "phases" / ceiling.name)
-    single = [(read_json(f.trained), storage.load_tree(f.final, None)) for f in folders]
+    single = [(read_json(f.trained), trees.load_tree(f.final, None)) for f in folders]
     for (record, params), (its_record, its_params) in zip(together, single, strict=True):
         assert record["train_loss"] == pytest.approx(its_record["train_loss"], rel=1e-4)
         kernel, its_kernel = params["head"]["kernel"], its_params["head"]["kernel"]

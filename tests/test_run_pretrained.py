@@ -15,17 +15,20 @@ from flax import traverse_util
 from refusals import error
 from rich.console import Console
 
-from w2s_jax import artifacts, cli, execute, models, sharding, testing
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax import models, sharding, testing
+from w2s_jax.cli.main import main
 from w2s_jax.config import default_config
-from w2s_jax.errors import InputError
-from w2s_jax.inference import Predictor
+from w2s_jax.config.validation import validate
+from w2s_jax.core.errors import InputError
+from w2s_jax.execution import execute
 from w2s_jax.methods.planning import plan
 from w2s_jax.models import loading, lora, sources
 from w2s_jax.models.convert import convert
-from w2s_jax.resolve import resolve
+from w2s_jax.planning.resolve import resolve
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training import step as step_module
-from w2s_jax.validation import validate
+from w2s_jax.training.inference import Predictor
 
 QUIET = Console(quiet=True)
 
@@ -166,7 +169,7 @@ def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places, capsys
     convert(str(folder), tmp_path / "whole", "huggingface")
     convert(str(folder), tmp_path / "headless", "huggingface", head=False)
     assert "LlamaForCausalLM" in (tmp_path / "headless" / "config.json").read_text()
-    cli.main(["models", str(folder)])
+    main(["models", str(folder)])
     assert f"{found.config.num_parameters():,}" in capsys.readouterr().out
     assert (tmp_path / "whole" / "tokenizer.json").exists()
     assert "LlamaForSequenceClassification" in (tmp_path / "whole" / "config.json").read_text()

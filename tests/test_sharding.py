@@ -24,20 +24,23 @@ from training_problem import (
     relative,
 )
 
-from w2s_jax import errors, execute, mesh_fit, mesh_shapes, phases, sharding, testing, validation
-from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.config import MeshSettings
+from w2s_jax import phases, sharding, testing
+from w2s_jax.config import MeshSettings, mesh_shapes, validation
+from w2s_jax.core import errors
+from w2s_jax.core.files import read_json
 from w2s_jax.data import packing
-from w2s_jax.files import read_json
-from w2s_jax.inference import Predictor
+from w2s_jax.execution import execute
 from w2s_jax.methods.planning import plan
 from w2s_jax.models import adapting, network
-from w2s_jax.resolve import resolve
+from w2s_jax.planning import mesh_fit
+from w2s_jax.planning.resolve import resolve
 from w2s_jax.sharding import RULES, ShardingRules
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training import loop
 from w2s_jax.training import state as state_module
 from w2s_jax.training import step as step_module
 from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.inference import Predictor
 from w2s_jax.training.state import init_state
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))

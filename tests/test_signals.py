@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import hashlib, sys, time
-from w2s_jax.signals import stop_on_signals
+from w2s_jax.core.signals import stop_on_signals
 
 with stop_on_signals() as stopped:
     print("ready", flush=True)
@@ -76,7 +76,7 @@ def test_a_second_sigint_is_a_keyboard_interrupt(start):
 
 
 def test_all_is_as_before_afterwards():
-    from w2s_jax.signals import stop_on_signals
+    from w2s_jax.core.signals import stop_on_signals
 
     def handlers():
         return [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from w2s_jax.metrics import performance_gap_recovered
-from w2s_jax.statistics import (
+from w2s_jax.metrics.classification import performance_gap_recovered
+from w2s_jax.metrics.intervals import (
     holm,
     mcnemar,
     mean_over_seeds,

@@ -10,17 +10,18 @@ import numpy as np
 import optax
 import pytest
 
-from w2s_jax import errors, models, sharding, testing
+from w2s_jax import models, sharding, testing
 from w2s_jax.config import TrainSettings
+from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
-from w2s_jax.inference import Predictor, soft_labels
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import heads, network
 from w2s_jax.training import dispatch
 from w2s_jax.training import step as step_module
 from w2s_jax.training.batches import put_batches, put_feature_batches
+from w2s_jax.training.inference import Predictor, soft_labels
 from w2s_jax.training.optimizer import learning_rates, make_optimizer
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state, rounded_up

@@ -8,8 +8,10 @@ import pytest
 from cluster_runs import results, sweep_file
 from rich.console import Console
 
-from w2s_jax import cli, errors, phases
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax import phases
+from w2s_jax.cli.main import main
+from w2s_jax.core import errors
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep import commands, on_slurm, planning, points, records, units, worker
 from w2s_jax.sweep.units import Unit
 from w2s_jax.testing import write_tiny_task
@@ -215,7 +217,7 @@ def test_a_dry_run_says_what_would_be_submitted_and_writes_nothing(recipe, tmp_p
 def test_wrong_parameters_of_jobs_are_refused(flag, said, tmp_path, capsys, recipe):
     pytest.importorskip("submitit", reason="submitit is not installed")
     command = ["sweep", f"--config={recipe}", f"--workdir={tmp_path / 'new'}", "--executor=slurm"]
-    assert cli.main([*command, flag]) == 2
+    assert main([*command, flag]) == 2
     text = capsys.readouterr().err
     assert said in text and text.count("\n") == 1 and not (tmp_path / "new").exists()
 

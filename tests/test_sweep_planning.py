@@ -7,11 +7,14 @@ import pytest
 from refusals import error
 from tiny_sweeps import write_sweep
 
-from w2s_jax import cli, errors, resolve, testing, validation
-from w2s_jax.config import with_labels
+from w2s_jax import testing
+from w2s_jax.cli.main import main
+from w2s_jax.config import validation, with_labels
+from w2s_jax.core import errors
 from w2s_jax.methods import planning as methods_planning
 from w2s_jax.models import budget
 from w2s_jax.perf.workloads import model_flops
+from w2s_jax.planning import resolve
 from w2s_jax.sweep import costs, planning
 from w2s_jax.sweep.points import NamedPoint, load_points, with_overrides
 from w2s_jax.sweep.space import over, pairs, product
@@ -187,7 +190,7 @@ def test_a_bad_override_gets_the_command_lines_own_error(
     lines = []
     for command in (["sweep"], ["run", f"--config.{field}={typed or value}"]):
         arguments = [*command, f"--config={path}", f"--workdir={tmp_path / 'new'}"]
-        assert cli.main(arguments) == 2
+        assert main(arguments) == 2
         # What stands on the command line is text.
         text = capsys.readouterr().err.replace(repr(str(value)), "?")
         lines.append(text.replace(repr(value), "?"))
@@ -275,7 +278,7 @@ def test_a_recipe_is_no_sweep_and_a_sweep_is_run_once(data_dir, tmp_path):
 def test_bad_options_are_one_line_and_status_2(options, said, tmp_path, capsys):
     recipe = REPO / "configs/sweeps/digits.py"
     command = ["sweep", f"--config={recipe}", f"--workdir={tmp_path / 'new'}", *options]
-    assert cli.main(command) == 2
+    assert main(command) == 2
     text = capsys.readouterr().err
     assert said in text and text.count("\n") == 1 and not (tmp_path / "new").exists()
 

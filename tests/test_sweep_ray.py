@@ -78,7 +78,7 @@ def test_a_failing_phase_stops_only_what_builds_on_it(recipe, tmp_path, ray_fold
     workdir = tmp_path / "sweep"
     run = command(broken, workdir, "--executor=ray", "--resources=num_cpus=1")
     code = (
-        "import sys; from w2s_jax import cli; from w2s_jax.sweep import on_ray\n"
+        "import sys; from w2s_jax.cli import main as cli; from w2s_jax.sweep import on_ray\n"
         "on_ray.MAX_RETRIES = 1\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )

@@ -17,8 +17,12 @@ import pytest
 from rich.console import Console
 from tiny_sweeps import PAIR, write_sweep
 
-from w2s_jax import artifacts, cli, errors, execute, phases
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax import phases
+from w2s_jax.cli.main import main
+from w2s_jax.core import errors
+from w2s_jax.execution import execute
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep import finishing, records
 from w2s_jax.sweep.commands import sweep
 from w2s_jax.sweep.points import load_points
@@ -57,7 +61,7 @@ def finished(recipe, tmp_path_factory):
         patch.setattr(
             phases, "run_phase", lambda phase, ctx: (names.append(phase.name), original(phase, ctx))
         )
-        assert cli.main(["sweep", f"--config={recipe}", f"--workdir={workdir}"]) == 0
+        assert main(["sweep", f"--config={recipe}", f"--workdir={workdir}"]) == 0
     return workdir, names
 
 
@@ -194,7 +198,7 @@ def test_a_failure_stops_only_what_builds_on_it_until_it_is_retried(
     shutil.rmtree(workdir / "report")
     poisoned |= {("weak", 1), ("student", 0)}
     command = ["sweep", f"--config={recipe}", f"--workdir={workdir}"]
-    assert cli.main(command) == 1
+    assert main(command) == 1
     captured = capsys.readouterr()
     # Both students of the seed 0 fail; those of the seed 1 have no labels to learn.
     line = captured.err.strip().splitlines()[-1]
@@ -209,9 +213,9 @@ def test_a_failure_stops_only_what_builds_on_it_until_it_is_retried(
     assert re.search(r"blocked +by weak-", text)
 
     ran.clear()
-    assert cli.main(command) == 1 and ran == [], "what failed is not tried again by itself"
+    assert main(command) == 1 and ran == [], "what failed is not tried again by itself"
     poisoned.clear()
-    assert cli.main([*command, "--retry_failed"]) == 0
+    assert main([*command, "--retry_failed"]) == 0
     assert results(workdir) == wanted and len(ran) == 5
     assert reports == [([workdir], workdir / "report")]
     assert not list(workdir.glob("phases/*/failed.json"))
@@ -279,14 +283,14 @@ def test_sigterm_stops_at_a_boundary_and_the_same_command_resumes(
         original(phase, context)
 
     monkeypatch.setattr(phases, "run_phase", run_phase)
-    assert cli.main(command) == 75
+    assert main(command) == 75
     assert "the same command resumes" in capsys.readouterr().err
     assert len(ran) == 3
     stopped = workdir / "phases" / ran[-1]
     assert list((stopped / "checkpoints" / "steps").iterdir()), "its state was saved"
     assert not (stopped / "result.json").exists() and not (stopped / "failed.json").exists()
     assert not (stopped / "holder.json").exists()
-    assert cli.main(command) == 0
+    assert main(command) == 0
     assert ran[3] == ran[2] and len(ran) == 6 + 1
     assert results(workdir) == wanted
 
@@ -351,7 +355,7 @@ def test_status_is_watched_until_nothing_is_left_to_run(workdir, finished, monke
             away.rename(done)
 
     monkeypatch.setattr("w2s_jax.sweep.status.time.sleep", wait)
-    assert cli.main(["sweep", "status", str(workdir), "--watch"]) == 0
+    assert main(["sweep", "status", str(workdir), "--watch"]) == 0
     text = capsys.readouterr().out
     assert len(waits) == 3
     # What has been shown last stays: all are done, and none of them has a line of its own.
@@ -363,7 +367,7 @@ def test_status_is_watched_until_nothing_is_left_to_run(workdir, finished, monke
 
 
 def started(recipe, workdir, store, *options):
-    command = [sys.executable, "-m", "w2s_jax.cli", "sweep", f"--config={recipe}"]
+    command = [sys.executable, "-m", "w2s_jax.cli.main", "sweep", f"--config={recipe}"]
     command += [f"--workdir={workdir}", f"--store={store}", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

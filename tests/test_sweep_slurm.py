@@ -53,7 +53,7 @@ def test_a_sweep_is_submitted_requeued_and_ends_as_the_local_one(data_dir, tmp_p
     recipe = sweep_file(tmp_path / "sweep.py", data_dir, points, pretrain_steps=1500)
     workdir = tmp_path / "sweep"
     submit = shlex.join(command(recipe, workdir, "--executor=slurm", "--slurm.time=30"))
-    status = shlex.join([sys.executable, "-m", "w2s_jax.cli", "sweep", "status", str(workdir)])
+    status = shlex.join([sys.executable, "-m", "w2s_jax.cli.main", "sweep", "status", str(workdir)])
     # What Slurm does when the time is nearly over: submitit's signal to a job in mid-phase.
     interrupt = f"""
 until ls -d {workdir}/phases/*/checkpoints/steps/[0-9]* 2>/dev/null; do sleep 0.05; done

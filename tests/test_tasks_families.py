@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 from task_rows import ROWS
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.loading import load
 from w2s_jax.data.task import KINDS
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.mathematics import change_of, corrupted
-from w2s_jax.errors import InputError
 
 # Tasks of which a catalogue has nothing. All others have an origin in both.
 NOT_ON_THE_HUB = {"amazon_blitzer"}

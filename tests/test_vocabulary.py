@@ -10,10 +10,10 @@ from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.inference import soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.training import vocabulary
 from w2s_jax.training.batches import put_batches
+from w2s_jax.training.inference import soft_labels
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state

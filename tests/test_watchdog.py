@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from w2s_jax import watchdog
-from w2s_jax.watchdog import PATIENCE, Watchdog
+from w2s_jax.core import watchdog
+from w2s_jax.core.watchdog import PATIENCE, Watchdog
 
 
 class Clock:
@@ -20,7 +20,9 @@ class Clock:
 
 
 def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "w2s_jax.watchdog"]
+    return [
+        record.getMessage() for record in caplog.records if record.name == "w2s_jax.core.watchdog"
+    ]
 
 
 def test_a_hang_is_told_once_and_again_at_doubling_intervals(tmp_path, caplog):

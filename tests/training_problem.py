@@ -12,11 +12,11 @@ from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
-from w2s_jax.inference import soft_labels
 from w2s_jax.models import network
 from w2s_jax.training import population
 from w2s_jax.training import step as step_module
 from w2s_jax.training.batches import put_batches
+from w2s_jax.training.inference import soft_labels
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
 

@@ -9,20 +9,20 @@ Importing the package imports no JAX.
 """
 
 import os
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from w2s_jax.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ml_collections import config_dict
-
-__version__ = metadata.version("w2s_jax")
 
 
 def run(config: "config_dict.ConfigDict", workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Runs the experiment that `config` describes in `workdir` and returns its result.json.
 
-    See `w2s_jax.execute.run`, which has more options, for what is resumed and what is refused.
+    See `w2s_jax.execution.execute.run`, which has more options, for what is resumed and what is
+    refused.
     """
-    from w2s_jax import execute
+    from w2s_jax.execution import execute
 
     return execute.run(config, workdir)

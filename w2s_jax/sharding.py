@@ -12,9 +12,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from w2s_jax import errors, processes
 from w2s_jax.config import MeshSettings
-from w2s_jax.mesh_shapes import MESH_AXES, Shape, hybrid_shapes, mesh_shape, nearest_divisor
+from w2s_jax.config.mesh_shapes import MESH_AXES, Shape, hybrid_shapes, mesh_shape, nearest_divisor
+from w2s_jax.core import errors, processes
 
 #: Logical axes of an array, from the first to the last.
 Axes = tuple[str, ...]

@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import config_dict
 
 from w2s_jax.config import LOSS_OPTIONS
-from w2s_jax.method_options import METHODS
+from w2s_jax.config.method_options import METHODS
 from w2s_jax.recipes import other_recipe
 
 DIGITS = Path(__file__).parents[1] / "quickstart.py"

@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data import check
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
@@ -13,7 +14,6 @@ from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
-from w2s_jax.errors import InputError, unknown
 
 
 def list_tasks(console: Console) -> None:

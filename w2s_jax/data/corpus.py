@@ -8,9 +8,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import sha256
 from w2s_jax.data.tfds import read_info, read_prepared, version_folder
-from w2s_jax.errors import InputError
-from w2s_jax.files import sha256
 
 _SCAN_BYTES = 1 << 22
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.documents import Document, hash_keys, stable_id
 from w2s_jax.data.sources import RECORD_SOURCES, Reader, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import get_task
-from w2s_jax.errors import InputError, unknown
 
 SOURCES = (*RECORD_SOURCES, "embedded")
 ITEM_EXPANSION = {"paper": "all", "released": "one"}

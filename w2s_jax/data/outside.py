@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError, nearest
 from w2s_jax.data.records import read_records
-from w2s_jax.errors import InputError, nearest
 
 _DECIMAL, _HEX = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9a-fA-F]{1,16}")
 _IDS = "an integer from 0 to 2^64 - 1, or its decimal or hexadecimal digits as a string"

@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import hash_order
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.errors import InputError
 
 FILL = -1  # stands for "no document" in an order
 

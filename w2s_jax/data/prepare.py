@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-import w2s_jax
+from w2s_jax.core.errors import InputError, StorageError, unknown
+from w2s_jax.core.files import write_json
+from w2s_jax.core.version import __version__
 from w2s_jax.data import records, tfds
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.loading import load
@@ -29,8 +31,6 @@ from w2s_jax.data.records import OpenedRecords, Place, Reader
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tfds import read_prepared
-from w2s_jax.errors import InputError, StorageError, unknown
-from w2s_jax.files import write_json
 
 __all__ = ["Prepared", "prepare", "read_prepared", "record_json"]
 
@@ -296,7 +296,7 @@ def _info(
         },
         "sha256": hashlib.sha256(together.encode()).hexdigest(),
         "versions": {
-            "w2s_jax": w2s_jax.__version__,
+            "w2s_jax": __version__,
             "tensorflow_datasets": tfds.import_tfds().__version__,
         },
     }

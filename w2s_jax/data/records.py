@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from w2s_jax.errors import InputError, nearest
+from w2s_jax.core.errors import InputError, nearest
 
 Place = str  # names a record in errors: file and line, or split and row
 Reader = Callable[[], Iterator[tuple[Place, dict[str, Any]]]]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.data import hub, records, tfds
+from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.hf_hub import INSTALL
+from w2s_jax.data import hf_datasets, records, tfds
 from w2s_jax.data.records import OpenedRecords, Place, Reader
 from w2s_jax.data.task import Origin, Task
-from w2s_jax.errors import InputError, unknown
-from w2s_jax.hub import INSTALL
 
 __all__ = ["OpenedRecords", "Place", "Reader", "open_records", "read_corpus"]
 
@@ -42,9 +42,11 @@ def open_records(task: Task, source: str, data_dir: str | None) -> OpenedRecords
     if source == "auto" and _files_name(task, data_dir) is not None:
         return _open_files(task, data_dir)
     if source in ("auto", "hub") and task.hub is not None:
-        folder = hub.clone_folder(task.hub, data_dir)
+        folder = hf_datasets.clone_folder(task.hub, data_dir)
         if folder is not None:
-            return _as_ours(task, "hub", str(folder), hub.open_clone(task.hub, folder), task.hub)
+            return _as_ours(
+                task, "hub", str(folder), hf_datasets.open_clone(task.hub, folder), task.hub
+            )
     if source in ("auto", "tfds"):
         folder = tfds.prepared_folder((task.name, task.folder), data_dir, task.tfds)
         if folder is not None:
@@ -67,7 +69,7 @@ def _open_remote(task: Task, source: str, data_dir: str | None) -> OpenedRecords
             return _open_catalogue(task, data_dir)
         except InputError as error:
             failures.append(f"tfds: {error}")
-    clone = f", or a clone ({hub.how_to_clone(task.hub)})" if task.hub is not None else ""
+    clone = f", or a clone ({hf_datasets.how_to_clone(task.hub)})" if task.hub is not None else ""
     tried = "; ".join(failures)
     if source == "auto":
         try:
@@ -84,7 +86,9 @@ def _open_hub(task: Task, source: str) -> OpenedRecords:
         raise InputError(_no_origin(task))
     if source == "auto" and importlib.util.find_spec("datasets") is None:
         raise InputError(f"the package datasets is not installed; {INSTALL}")
-    return _as_ours(task, "hub", hub.place_of(task.hub), hub.open_hub(task.hub), task.hub)
+    return _as_ours(
+        task, "hub", hf_datasets.place_of(task.hub), hf_datasets.open_hub(task.hub), task.hub
+    )
 
 
 def _open_catalogue(task: Task, data_dir: str | None) -> OpenedRecords:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document, hash_order, stable_id
-from w2s_jax.errors import InputError
 
 # Above this share of the majority, training documents are rebalanced (the paper's rule).
 MAJORITY_LIMIT = 0.55

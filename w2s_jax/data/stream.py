@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.tokenizers import Tokenizer
-from w2s_jax.errors import InputError
 
 MIN_ROW_LENGTH = 8
 MAX_ROW_LENGTH = 2**16 - 1  # segment ids are uint16

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.records import Reader, data_root, is_folder, is_local, reaching, short
 from w2s_jax.data.task import Origin
-from w2s_jax.errors import InputError, unknown
 
 INFO_FILE = "dataset_info.json"
 OUR_INFO_FILE = "w2s.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from w2s_jax.core.files import cache_folder
 from w2s_jax.data.tokenizer_files import one_line
 from w2s_jax.data.tokenizers import ByteTokenizer, Tokenizer
-from w2s_jax.files import cache_folder
 
 log = logging.getLogger(__name__)
 

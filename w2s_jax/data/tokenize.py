@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.documents import Document, stable_id
 from w2s_jax.data.token_cache import encode_cached
 from w2s_jax.data.tokenizers import Tokenizer
-from w2s_jax.errors import InputError, unknown
 
 OVERLONG = ("truncate", "drop", "chunk", "error")
 SIDES = ("end", "start")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.errors import InputError
-from w2s_jax.hub import INSTALL
+from w2s_jax.core.errors import InputError
+from w2s_jax.core.hf_hub import INSTALL
 
 # What a user can name besides 'bytes'.
 OTHERS = (

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from w2s_jax import hub
+from w2s_jax.core import hf_hub
+from w2s_jax.core.errors import InputError, nearest, unknown
 from w2s_jax.data.tokenizer_files import (
     OTHERS,
     begins_inside,
@@ -30,7 +31,6 @@ from w2s_jax.data.tokenizer_files import (
     single_token,
     without_specials,
 )
-from w2s_jax.errors import InputError, nearest, unknown
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ def load_tokenizer(path_or_id: str) -> Tokenizer:
         raise unknown("task.tokenizer", path_or_id, ["bytes", *OTHERS])
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path_or_id) or path.suffix == ".json":
         raise refused(path_or_id, "no such file or folder")
-    return _load(path_or_id, path_or_id, local_only=not hub.answers("model", path_or_id))
+    return _load(path_or_id, path_or_id, local_only=not hf_hub.answers("model", path_or_id))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from w2s_jax import config as config_lib
-from w2s_jax import errors
+from w2s_jax.core import errors
 
 Array = jax.Array
 LossFn = Callable[..., Array]

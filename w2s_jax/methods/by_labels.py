@@ -5,7 +5,7 @@ from typing import Any
 
 from w2s_jax.methods.filtering import kept_count
 from w2s_jax.methods.making import Making, Students, refused, require_full, require_label_tokens
-from w2s_jax.plan import Builder
+from w2s_jax.planning.plan import Builder
 
 #: Seeds of an ensemble's members lie so far apart.
 _SEED_STEP = 1_000_003

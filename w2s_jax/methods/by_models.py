@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from w2s_jax.methods.making import Making, Students, refused, require_full, require_label_tokens
-from w2s_jax.phase_making import ceiling_slice
-from w2s_jax.plan import Student
+from w2s_jax.planning.build import ceiling_slice
+from w2s_jax.planning.plan import Student
 
 
 def generative(making: Making, options: dict[str, Any]) -> Students:

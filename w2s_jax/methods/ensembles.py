@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
 from w2s_jax.methods.labels import log_odds, p_of, soft_labels
 
 # Probabilities and error rates stay this far from 0 and 1, so that logarithms are finite.

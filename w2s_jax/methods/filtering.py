@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.methods.labels import p_of, soft_labels
 
 # A class with fewer examples than this is too small to train a network on.

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax import errors
 from w2s_jax.config import LossSettings
-from w2s_jax.plan import Builder, Plan, Student
+from w2s_jax.core import errors
+from w2s_jax.planning.plan import Builder, Plan, Student
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from w2s_jax.methods import by_labels, by_models
 from w2s_jax.methods.making import Making, Method
-from w2s_jax.plan import Builder, Plan, Student, base
-from w2s_jax.resolve import Resolved
+from w2s_jax.planning.plan import Builder, Plan, Student, base
+from w2s_jax.planning.resolve import Resolved
 
 _METHODS: dict[str, Method] = {
     "bootstrapping": by_labels.bootstrapping,

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import hash_order
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
-from w2s_jax.errors import InputError
 
 _NO_WEIGHTS = np.zeros(0, np.float32)
 

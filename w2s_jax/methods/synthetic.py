@@ -7,7 +7,7 @@ whether it matters for the student where a supervisor errs, and not only how oft
 import numpy as np
 from numpy.typing import ArrayLike
 
-from w2s_jax.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.methods.labels import p_of, soft_labels
 
 #: structure -> where the labels are wrong

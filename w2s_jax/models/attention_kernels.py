@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from w2s_jax import errors, sharding
+from w2s_jax import sharding
+from w2s_jax.core import errors
 
 Array = jax.Array
 

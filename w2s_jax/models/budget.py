@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from w2s_jax import errors
 from w2s_jax.config import ADAPTS, REMATS, LoraSettings, TrainSettings
+from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
 
 GIB = 2**30

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.errors import InputError, nearest
+from w2s_jax.core.errors import InputError, nearest
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.encoder_files import completed

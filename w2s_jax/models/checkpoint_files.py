@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import errors
-from w2s_jax.errors import InputError
-from w2s_jax.files import read_json, write_json
+from w2s_jax.core import errors
+from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import read_json, write_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax.errors import InputError, nearest
-from w2s_jax.files import read_json
+from w2s_jax.core.errors import InputError, nearest
+from w2s_jax.core.files import read_json
 from w2s_jax.models import budget, ladders, sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.families import FAMILIES, family_of

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax import errors
+from w2s_jax.config.schema import READ_OUTS
+from w2s_jax.core import errors
 
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rope", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 ROPE_SCALINGS = ("none", "linear", "llama3")
-READ_OUTS = ("last", "first", "mean", "pooler")
 
 # Fields of which only the one kind of model knows more than the default.
 _ENCODER_ONLY = ("token_types", "pooler")

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2s_jax import errors
-from w2s_jax.files import write_json
+from w2s_jax.core import errors
+from w2s_jax.core.files import write_json
 from w2s_jax.models import checkpoint_files as files
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def convert(
 
 
 def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | None) -> None:
-    from w2s_jax import storage
     from w2s_jax.models.sources import CONVERTED
+    from w2s_jax.store import trees
 
     tree = {"backbone": model.params}
     spec: dict[str, Any] = {"model": model.config.to_dict()}
@@ -106,7 +106,7 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
         "huggingface": model.huggingface,
     }
     with files.new_folder(folder) as new:
-        storage.save_tree(new / "checkpoints" / "final", tree)
+        trees.save_tree(new / "checkpoints" / "final", tree)
         if tokenizer is not None and files.tokenizer_files(tokenizer):
             (new / "tokenizer").mkdir()
             files.copy_tokenizer(tokenizer, new / "tokenizer")

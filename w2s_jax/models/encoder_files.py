@@ -8,8 +8,8 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from w2s_jax.errors import InputError
-from w2s_jax.files import read_json
+from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import read_json
 from w2s_jax.models.checkpoint_files import POOLING
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, file_names

@@ -15,8 +15,8 @@ import numpy as np
 from flax import traverse_util
 
 from w2s_jax import sharding
-from w2s_jax.errors import InputError
-from w2s_jax.files import write_json
+from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import write_json
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import FAMILIES, Family, TensorView, classifier_name

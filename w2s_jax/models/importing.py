@@ -18,7 +18,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.errors import unknown
+from w2s_jax.core.errors import unknown
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import network
 from w2s_jax.models.checking import Stored, check_folder

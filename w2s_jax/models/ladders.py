@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax import errors
 from w2s_jax.config import ADAPTS
+from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import family_of
 

@@ -9,14 +9,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from w2s_jax import errors, sharding, storage
+from w2s_jax import sharding
 from w2s_jax.config import TrainSettings
+from w2s_jax.core import errors
 from w2s_jax.models import adapting, network, sources
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.heads import abstract_class_head
-from w2s_jax.models.hub import local_folder
+from w2s_jax.models.hf_models import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
 from w2s_jax.models.sources import final_of, is_huggingface, read_ours
+from w2s_jax.store import trees
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,10 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         target = adapting.abstract_params(train, config, mesh, num_texts)
         if record.get("head_bias"):
             target["head"] = abstract_class_head(config, mesh, num_texts or 1, bias=True)
-        params = storage.load_tree(final_of(folder), target)
+        params = trees.load_tree(final_of(folder), target)
     else:
         target = adapting.abstract_trained(train, config, mesh, num_texts)
-        trained = storage.load_tree(final_of(folder), target)
+        trained = trees.load_tree(final_of(folder), target)
         base = _base(record["base"], folder, config.without_adapters(), mesh, own_dtype)
         tree = {"backbone": base, "head": trained["head"]}
         params = adapting.join(trained, adapting.split(train, config, tree)[1])

@@ -19,8 +19,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.errors import InputError
-from w2s_jax.files import write_json
+from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import write_json
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import exporting, network
 from w2s_jax.models.config import ModelConfig

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
-from w2s_jax import errors, sharding
+from w2s_jax import sharding
 from w2s_jax.config import REMATS
+from w2s_jax.core import errors
 from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.decoder import Decoder

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax import checksums, hub
-from w2s_jax.errors import InputError, nearest
-from w2s_jax.files import read_json
+from w2s_jax.core import hf_hub
+from w2s_jax.core.errors import InputError, nearest
+from w2s_jax.core.files import read_json
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
 from w2s_jax.models.families import FAMILIES, file_names
-from w2s_jax.models.hub import local_folder, split_id
+from w2s_jax.models.hf_models import local_folder, split_id
+from w2s_jax.store import checksums
 
 #: `kind` of a folder that `w2s convert` wrote; other kinds are those of phases.
 CONVERTED = "converted"
@@ -68,11 +69,11 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
     given = os.fspath(path_or_hub_id)
     try:
         folder = local_folder(given)
-    except hub.NotFound as error:
+    except hf_hub.NotFound as error:
         match = nearest(given, EMBEDDED_MODELS)
         if match is None or "/" in given:
             raise
-        raise hub.NotFound(f"{error} (did you mean {match!r}?)") from error
+        raise hf_hub.NotFound(f"{error} (did you mean {match!r}?)") from error
     weights: Any
     huggingface: dict[str, Any] | None
     if is_huggingface(folder):

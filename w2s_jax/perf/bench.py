@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from ml_collections import config_dict
 from rich.console import Console
 
-from w2s_jax import errors
 from w2s_jax.config import DTYPES
+from w2s_jax.core import errors
 from w2s_jax.perf import data, peer, workloads
 from w2s_jax.perf.measuring import Record
 from w2s_jax.perf.workloads import Workload
@@ -131,12 +131,12 @@ def _checkpoint(options: Options, console: Console) -> list[Record]:
 
 
 def _population(options: Options, console: Console) -> list[Record]:
-    from w2s_jax.perf import populations, throughput
+    from w2s_jax.perf import population_bench, throughput
 
     found = _mix_workloads("train", options, throughput.backend_is_accelerated())
     assert options.repeats is not None
-    records = [populations.measure(workload, repeats=options.repeats) for workload in found]
-    populations.print_records(records, console)
+    records = [population_bench.measure(workload, repeats=options.repeats) for workload in found]
+    population_bench.print_records(records, console)
     return records
 
 

@@ -171,9 +171,9 @@ def _trained_records(texts: Sequence[str]) -> list[Record]:
 
 def _config_records(config: config_dict.ConfigDict) -> tuple[list[Record], list[Record]]:
     """The same of a config's own task: its slices, as its models are trained on them."""
+    from w2s_jax.config.validation import validate
     from w2s_jax.data.loading import load
-    from w2s_jax.resolve import resolve
-    from w2s_jax.validation import validate
+    from w2s_jax.planning.resolve import resolve
 
     settings = validate(config)
     strong = resolve(settings).roles["strong"]

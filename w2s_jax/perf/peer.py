@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 from w2s_jax.data.packing import steps_per_epoch
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.measuring import Record

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
-from w2s_jax.inference import Predictor, fits_on_one_device, soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
@@ -20,6 +19,7 @@ from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.training.batches import ResidentBatches, put_batches
 from w2s_jax.training.dispatch import runner
+from w2s_jax.training.inference import Predictor, fits_on_one_device, soft_labels
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state

@@ -7,13 +7,14 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax import errors, parameters
+from w2s_jax.config.validation import validate
+from w2s_jax.core import errors
 from w2s_jax.methods.planning import plan
 from w2s_jax.models import adapting, lora, network
 from w2s_jax.perf.workloads import Workload
-from w2s_jax.phase import Phase
-from w2s_jax.resolve import Resolved, resolve
-from w2s_jax.validation import validate
+from w2s_jax.phases import parameters
+from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.resolve import Resolved, resolve
 
 
 def recipe_workload(config: config_dict.ConfigDict) -> Workload:

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax import sharding
-from w2s_jax.perf import devices, measuring, programs
+from w2s_jax.perf import measuring, programs
 from w2s_jax.perf.measuring import Record
 from w2s_jax.perf.peer import Peer, check_workload
 from w2s_jax.perf.programs import Program
 from w2s_jax.perf.workloads import Workload, model_flops
+from w2s_jax.profiling import devices
 
 #: How far the first loss, or the logits, of a peer may lie from ours.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import errors
 from w2s_jax.config import DTYPES, LOSS_OPTIONS, TrainSettings
+from w2s_jax.core import errors
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models import budget, ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model

@@ -10,11 +10,11 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from w2s_jax import files, watchdog
-from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import Settings
-from w2s_jax.phase import Phase
-from w2s_jax.resolve import Resolved, RoleInput
+from w2s_jax.core import files, watchdog
+from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.resolve import Resolved, RoleInput
+from w2s_jax.store.artifacts import PhaseFolder
 
 
 @dataclass(frozen=True)

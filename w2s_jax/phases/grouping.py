@@ -15,13 +15,14 @@ from typing import Any
 
 import jax
 
-from w2s_jax import artifacts, processes
-from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.files import read_json, remove_folder, write_json
-from w2s_jax.phase import Phase
+from w2s_jax.core import processes
+from w2s_jax.core.files import read_json, remove_folder, write_json
 from w2s_jax.phases import inputs
 from w2s_jax.phases.context import Context
-from w2s_jax.plan_memory import memory_estimate
+from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.phase import Phase
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training.population import choose_mode
 
 log = logging.getLogger(__name__)

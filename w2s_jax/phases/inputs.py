@@ -6,22 +6,23 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from w2s_jax import artifacts, sharding
+from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.stream import stream_batches
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.inference import soft_labels
 from w2s_jax.methods.prompting import with_suffix
 from w2s_jax.models.attention import row_preferences
-from w2s_jax.phase import Phase
 from w2s_jax.phases.context import Context
+from w2s_jax.planning.phase import Phase
+from w2s_jax.store import artifacts
 from w2s_jax.training.batches import (
     ResidentBatches,
     StreamedBatches,
     put_batches,
     put_feature_batches,
 )
+from w2s_jax.training.inference import soft_labels
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.vocabulary import Vocabulary, occurring
 

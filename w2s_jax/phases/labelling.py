@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import artifacts, compilation, metrics, parameters
-from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.data.outside import matched, read_outside
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
-from w2s_jax.inference import Predictor, fits_on_one_device, probabilities, soft_labels
 from w2s_jax.methods import contrast, ensembles, filtering, posterior, prompting, synthetic
+from w2s_jax.metrics import classification
 from w2s_jax.models import heads
-from w2s_jax.phase import Phase
-from w2s_jax.phases import prediction
+from w2s_jax.phases import parameters, prediction
 from w2s_jax.phases.context import Context
+from w2s_jax.planning.phase import Phase
+from w2s_jax.profiling import compilation
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
+from w2s_jax.training.inference import Predictor, fits_on_one_device, probabilities, soft_labels
 
 #: split -> (ids_N uint64, soft float32 [N, 2])
 Labels = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -88,7 +90,7 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
     result |= prediction.store(phase, context, folder, evaluated)
     for split, (_, soft_NC) in labels.items():
         truth_N = _truth_of(phase, context, split, labels[split][0])
-        result.setdefault("label_accuracy", {})[split] = metrics.classification_metrics(
+        result.setdefault("label_accuracy", {})[split] = classification.classification_metrics(
             soft_NC[:, 1], truth_N
         )["accuracy"]
     return result | {

@@ -7,19 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import artifacts, compilation, errors, metrics, parameters, processes
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.core import errors, processes
 from w2s_jax.data.tokenize import hard_labels
-from w2s_jax.inference import (
+from w2s_jax.metrics import classification
+from w2s_jax.phases import parameters
+from w2s_jax.phases.context import Context
+from w2s_jax.phases.inputs import split_documents, split_features, targets_of
+from w2s_jax.phases.parameters import Parameters
+from w2s_jax.planning.phase import Phase
+from w2s_jax.profiling import compilation
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
+from w2s_jax.training.inference import (
     Predictor,
     fits_on_one_device,
     logits_of_features,
     probabilities,
 )
-from w2s_jax.parameters import Parameters
-from w2s_jax.phase import Phase
-from w2s_jax.phases.context import Context
-from w2s_jax.phases.inputs import split_documents, split_features, targets_of
 
 
 def predictor(
@@ -87,7 +91,7 @@ def store(
         columns["label"].append(targets_of(phase, context, split)[:, 1])
         truth_N = hard_labels(documents.labels_N)
         columns["ground_truth"].append(truth_N)
-        result["metrics"][split] = metrics.classification_metrics(p[split][:, 1], truth_N)
+        result["metrics"][split] = classification.classification_metrics(p[split][:, 1], truth_N)
     merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}
     processes.on_first(
         "predictions", lambda: artifacts.write_predictions(folder.predictions, merged)

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 
-from w2s_jax import parameters, processes, storage
-from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.files import read_json, remove_folder, sha256, write_json
-from w2s_jax.parameters import Parameters
-from w2s_jax.phase import STARTS, Phase
-from w2s_jax.phases import labelling, prediction, training
+from w2s_jax.core import processes
+from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
+from w2s_jax.phases import labelling, parameters, prediction, training
 from w2s_jax.phases.context import Context
+from w2s_jax.phases.parameters import Parameters
+from w2s_jax.planning.phase import STARTS, Phase
+from w2s_jax.store import trees
+from w2s_jax.store.artifacts import PhaseFolder
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _trained_before(folder: PhaseFolder) -> dict[str, Any] | None:
     """The record of a training whose final parameters are whole, or None."""
     if not folder.trained.exists():
         return None
-    problem = storage.damage(folder.final)
+    problem = trees.damage(folder.final)
     if problem is None:
         record: dict[str, Any] = read_json(folder.trained)
         return record
@@ -127,6 +128,6 @@ def keep(phase: Phase, folder: PhaseFolder, params: Parameters, trained: dict[st
     Raises:
       StorageError: if the disk is full.
     """
-    with storage.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
+    with trees.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
         parameters.save(phase, params, folder)
         processes.on_first("keep", lambda: write_json(folder.trained, trained))

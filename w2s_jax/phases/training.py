@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import errors, processes, sharding
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax import sharding
+from w2s_jax.core import errors, processes
 from w2s_jax.data.tokenize import hard_labels
-from w2s_jax.inference import probabilities
-from w2s_jax.logs import NoProfiler, PhaseLog, ProcessLog
-from w2s_jax.parameters import Parameters
-from w2s_jax.perf import hlo
-from w2s_jax.perf.profile import Profiler
-from w2s_jax.phase import Phase
 from w2s_jax.phases import inputs, prediction
 from w2s_jax.phases.context import Context
+from w2s_jax.phases.logs import NoProfiler, PhaseLog, ProcessLog
+from w2s_jax.phases.parameters import Parameters
+from w2s_jax.planning.phase import Phase
+from w2s_jax.profiling import hlo
+from w2s_jax.profiling.profile import Profiler
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training import loop
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import runner
+from w2s_jax.training.inference import probabilities
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.state import init_state
 from w2s_jax.training.vocabulary import Vocabulary, embedding

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2s_jax import metrics
+from w2s_jax.metrics import classification
 from w2s_jax.report.charts import student_labels
 from w2s_jax.report.drawing import (
     INK,
@@ -54,7 +54,7 @@ def calibration_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
             p_N = np.concatenate([f["p"] for f in found])
             truth_N = np.concatenate([f["ground_truth"] for f in found])
             head = dict(setting=group.title, role=role, label=label, seeds=len(found))
-            bins = metrics.calibration_curve(p_N, truth_N, CALIBRATION_BINS)
+            bins = classification.calibration_curve(p_N, truth_N, CALIBRATION_BINS)
             rows += [head | row for row in bins]
     return rows
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import statistics
+from w2s_jax.metrics import intervals
 from w2s_jax.report.charts import point
 from w2s_jax.report.groups import Group, Key, pgr_rows
 from w2s_jax.report.words import (
@@ -79,7 +79,7 @@ def _over_groups(groups: Sequence[Group]) -> list[str]:
         pairs = [(g, table) for g in groups if ("student", label) in (table := g.entries)]
         scored = [(_mean(t, ("student", label)), _mean(t, ("weak", "weak"))) for _, t in pairs]
         above = sum(s is not None and w is not None and s > w for s, w in scored)
-        pgr = statistics.median_pgr({g.title: _pgr_of_means(g, label) for g, _ in pairs})
+        pgr = intervals.median_pgr({g.title: _pgr_of_means(g, label) for g, _ in pairs})
         sentence = (
             f"The {label} student is above the weak model in {above} of {len(pairs)} settings"
         )
@@ -98,7 +98,7 @@ def _mean(table: dict[Key, list[Entry]], key: Key) -> float | None:
 
 def _pgr_of_means(group: Group, label: str) -> float | None:
     rows = pgr_rows(group.seeds.values(), label)
-    return statistics.pgr_over_seeds(rows, resamples=1)["of_means"]["pgr"]
+    return intervals.pgr_over_seeds(rows, resamples=1)["of_means"]["pgr"]
 
 
 def group_cautions(group: Group) -> list[tuple[str, str]]:
@@ -167,7 +167,7 @@ def _over_seeds(
     errors = [error for gap, error in gaps if gap is not None and error is not None]
     if not values:
         return None, None
-    summary = statistics.mean_over_seeds(values)
+    summary = intervals.mean_over_seeds(values)
     sampling = float(np.mean(errors)) / math.sqrt(len(errors)) if errors else None
     known = [error for error in (summary["se"], sampling) if error is not None]
     return summary["mean"], max(known, default=None)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from w2s_jax import statistics
 from w2s_jax.config import flatten
+from w2s_jax.metrics import intervals
 from w2s_jax.report.runs import Predictions, Run
 from w2s_jax.report.words import Entry, number, roles, setting, strong_model
 
@@ -137,8 +137,8 @@ def compare_students(group: Group) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for label in labels:
         row: dict[str, Any] = {"label": label, "paired": None, "documents": None}
-        row["accuracy"] = statistics.mean_over_seeds(_accuracies(seeds, label))
-        row["pgr"] = statistics.pgr_over_seeds(pgr_rows(seeds, label))
+        row["accuracy"] = intervals.mean_over_seeds(_accuracies(seeds, label))
+        row["pgr"] = intervals.pgr_over_seeds(pgr_rows(seeds, label))
         only = seeds[0].get(("student", label), {}) if len(seeds) == 1 else {}
         row["document_interval"] = (only.get("pgr_low"), only.get("pgr_high"))
         row["n"] = only.get("n")
@@ -146,12 +146,12 @@ def compare_students(group: Group) -> dict[str, Any]:
             both = [s for s in seeds if _accuracies([s], label) and _accuracies([s], reference)]
             if len(both) > 1:
                 first, second = _accuracies(both, label), _accuracies(both, reference)
-                row["paired"] = statistics.paired_over_seeds(first, second)
+                row["paired"] = intervals.paired_over_seeds(first, second)
             elif both:
                 row["documents"] = _on_documents(group, both[0], label, reference)
         rows.append(row)
     tested = {r["label"]: _p(r) for r in rows}
-    corrected = statistics.holm(tested)
+    corrected = intervals.holm(tested)
     for row in rows:
         row["p_holm"] = corrected[row["label"]]
     comparisons = sum(p is not None for p in tested.values())
@@ -192,4 +192,4 @@ def _on_documents(
     )
     if first is None or second is None or list(first["id"]) != list(second["id"]):
         return None
-    return statistics.mcnemar(first["p"], second["p"], first["ground_truth"])
+    return intervals.mcnemar(first["p"], second["p"], first["ground_truth"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from w2s_jax.errors import StorageError
+from w2s_jax.core.errors import StorageError
 from w2s_jax.report import tables
 from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
 from w2s_jax.report.findings import overview

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import metrics, statistics
-from w2s_jax.artifacts import read_predictions
-from w2s_jax.errors import InputError
+from w2s_jax.core.errors import InputError
+from w2s_jax.metrics import classification, intervals
 from w2s_jax.report.words import Entry, Result, roles
+from w2s_jax.store.artifacts import read_predictions
 
 #: Columns of a phase's predictions on the test documents.
 Predictions = dict[str, np.ndarray]
@@ -161,7 +161,9 @@ def _measure(run: Run) -> None:
         if own is None:
             continue
         if "overconfidence" not in entry:
-            entry["overconfidence"] = metrics.overconfidence_error(own["p"], own["ground_truth"])
+            entry["overconfidence"] = classification.overconfidence_error(
+                own["p"], own["ground_truth"]
+            )
         if role != "student" or weak is None or not np.array_equal(own["id"], weak["id"]):
             continue
         if "misfit" not in entry:
@@ -169,7 +171,7 @@ def _measure(run: Run) -> None:
         ceiling = _predictions(run, entry.get("ceiling") or run.result.get("ceiling") or {})
         if "pgr_low" in entry or ceiling is None or not np.array_equal(own["id"], ceiling["id"]):
             continue
-        interval = statistics.pgr_interval(weak["p"], own["p"], ceiling["p"], own["ground_truth"])
+        interval = intervals.pgr_interval(weak["p"], own["p"], ceiling["p"], own["ground_truth"])
         entry |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
 
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from w2s_jax.metrics import paired_difference_se
+from w2s_jax.metrics.classification import paired_difference_se
 
 DASH = "–"
 #: More students than this are not all told of in a summary.

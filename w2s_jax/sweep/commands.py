@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 from w2s_jax.sweep import costs, local, records
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
 from w2s_jax.sweep.points import load_points, source

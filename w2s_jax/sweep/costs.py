@@ -9,10 +9,10 @@ import numpy as np
 from w2s_jax.config import PretrainSettings
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models import budget
-from w2s_jax.perf.devices import peak_flops
-from w2s_jax.phase import Phase
-from w2s_jax.plan_memory import memory_estimate
-from w2s_jax.resolve import Resolved, RoleInput
+from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.resolve import Resolved, RoleInput
+from w2s_jax.profiling.devices import peak_flops
 
 #: Model FLOP/s utilisation that is planned with where nothing else is said.
 MFU = 0.4

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, execute
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.core import errors
+from w2s_jax.execution import execute
 from w2s_jax.report import write_report
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep import records
 from w2s_jax.sweep.planning import SweepPlan, SweepRun
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from w2s_jax import execute, signals
+from w2s_jax.core import signals
+from w2s_jax.execution import execute
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import Results
 from w2s_jax.sweep.planning import SweepPlan

@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from w2s_jax import errors, execute, signals
+from w2s_jax.core import errors, signals
+from w2s_jax.execution import execute
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import Results
 from w2s_jax.sweep.planning import SweepPlan

@@ -22,8 +22,9 @@ from typing import Any
 
 from rich.console import Console
 
-from w2s_jax import errors, execute
-from w2s_jax.files import write_json
+from w2s_jax.core import errors
+from w2s_jax.core.files import write_json
+from w2s_jax.execution import execute
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import Results
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax import errors
-from w2s_jax.artifacts import PhaseFolder
 from w2s_jax.config import CheckpointSettings, LogSettings, MeshSettings, Settings
+from w2s_jax.core import errors
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.execute import Prepared, prepare
-from w2s_jax.phase import Phase
-from w2s_jax.resolve import Resolved, RoleInput, resolve
+from w2s_jax.execution.execute import Prepared, prepare
+from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep.points import NamedPoint
 
 

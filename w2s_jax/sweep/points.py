@@ -18,11 +18,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax import errors, student_settings
-from w2s_jax.config import default_config, flatten
-from w2s_jax.recipes import load_config
+from w2s_jax.config import default_config, flatten, student_settings
+from w2s_jax.config.recipes import load_config
+from w2s_jax.config.validation import unknown_field
+from w2s_jax.core import errors
 from w2s_jax.sweep import space
-from w2s_jax.validation import unknown_field
 
 #: The module that ml_collections makes of a recipe.
 _RECIPE = "config_config"

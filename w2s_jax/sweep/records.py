@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax import errors, workdirs
-from w2s_jax.artifacts import PhaseFolder
-from w2s_jax.files import read_json, write_json
+from w2s_jax.core import errors
+from w2s_jax.core.files import read_json, write_json
+from w2s_jax.execution import workdirs
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep.planning import SweepPlan
 from w2s_jax.sweep.points import Source
 

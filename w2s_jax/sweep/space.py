@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 
 Point = dict[str, Any]
 Space = list[Point]

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from w2s_jax.artifacts import PhaseFolder
+from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep import records
 
 #: How much of the end of a metrics.jsonl is read for its last row.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax.phase import Phase
+from w2s_jax.planning.phase import Phase
 from w2s_jax.sweep.planning import SweepPlan
 from w2s_jax.sweep.worker import context_key
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from w2s_jax import artifacts, errors, execute, signals
 from w2s_jax.config import MeshSettings
-from w2s_jax.phase import Phase
-from w2s_jax.resolve import Resolved
+from w2s_jax.core import errors, signals
+from w2s_jax.execution import execute
+from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.resolve import Resolved
+from w2s_jax.store import artifacts
 from w2s_jax.sweep import records
 from w2s_jax.sweep.planning import SharedResolver, SweepPlan, plan_sweep
 from w2s_jax.sweep.points import NamedPoint, Source
@@ -127,7 +129,8 @@ class Worker:
         Raises:
           InputError: for a mesh that these devices do not make.
         """
-        from w2s_jax import compilation, phases, sharding
+        from w2s_jax import phases, sharding
+        from w2s_jax.profiling import compilation
 
         compilation.enable_cache()
         meshes: dict[MeshSettings, list[Phase]] = {}

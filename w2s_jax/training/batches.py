@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.packing import PackedBatches, Stack
 from w2s_jax.data.stream import TextStream
-from w2s_jax.errors import InputError
 from w2s_jax.models.attention_cpu import FirstKeys
 from w2s_jax.training.state import rounded_up
 

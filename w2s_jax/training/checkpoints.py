@@ -17,10 +17,10 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from w2s_jax import errors, processes
-from w2s_jax.checksums import damage, manifest_path, write_manifest
-from w2s_jax.files import is_remote, remove_folder
-from w2s_jax.storage import storage_errors
+from w2s_jax.core import errors, processes
+from w2s_jax.core.files import is_remote, remove_folder
+from w2s_jax.store.checksums import damage, manifest_path, write_manifest
+from w2s_jax.store.trees import storage_errors
 
 log = logging.getLogger(__name__)
 

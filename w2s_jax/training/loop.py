@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2s_jax import errors, processes, watchdog
-from w2s_jax.compilation import compile_clock
+from w2s_jax.core import errors, processes, watchdog
+from w2s_jax.profiling.compilation import compile_clock
 from w2s_jax.sharding import put
-from w2s_jax.storage import abstract, free
+from w2s_jax.store.trees import abstract, free
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.dispatch import Runner
 from w2s_jax.training.state import HISTORY, TrainState, result_of

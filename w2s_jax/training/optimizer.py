@@ -3,8 +3,8 @@
 import numpy as np
 import optax
 
-from w2s_jax import errors
 from w2s_jax.config import MAX_LEARNING_RATE, TrainSettings
+from w2s_jax.core import errors
 
 
 def learning_rates(train: TrainSettings, total_steps: int) -> np.ndarray:

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from w2s_jax import errors, sharding
+from w2s_jax import sharding
+from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.packing import PackedBatches
 from w2s_jax.data.tokenize import TokenizedDocuments

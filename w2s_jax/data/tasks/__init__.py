@@ -8,9 +8,9 @@ tasks has a file of its own here.
 from collections.abc import Mapping
 from typing import Any
 
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data import records
 from w2s_jax.data.task import KINDS, Candidate, Task
-from w2s_jax.errors import InputError, unknown
 
 TASKS: dict[str, Task] = {}
 

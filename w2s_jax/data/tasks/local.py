@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import text_of
-from w2s_jax.errors import InputError
 
 LABEL_FIELDS = ("label", "soft_label")
 

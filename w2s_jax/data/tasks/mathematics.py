@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks import text_of
-from w2s_jax.errors import InputError
 
 FINAL = "####"
 # What a calculator was asked while the answer was written.

@@ -8,9 +8,9 @@ order, with label -1.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks import UNLABELLED, index_of, one_of, part_of, text_of, texts_of
-from w2s_jax.errors import InputError
 
 SCIQ_FIELDS = ("question", "correct_answer", "distractor1", "distractor2", "distractor3")
 LICENCE_SCIQ = "CC BY-NC 3.0"

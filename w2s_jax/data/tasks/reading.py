@@ -7,11 +7,11 @@ another. Records with answers to choose from become candidates as in `multiple_c
 from collections.abc import Mapping
 from typing import Any
 
+from w2s_jax.core.errors import InputError, nearest
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks import UNLABELLED, index_of, one_of, text_of, texts_of
 from w2s_jax.data.tasks.multiple_choice import answer_candidates, key_of, question_text
-from w2s_jax.errors import InputError, nearest
 
 YES_NO = {"true": 1, "false": 0, "1": 1, "0": 0}
 # An answer of Cosmos QA that says something about the other answers, which an item does not show.

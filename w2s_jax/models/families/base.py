@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
 
 Params = dict[str, Any]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
 
 HF = Mapping[str, Any]

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from w2s_jax import errors, sharding
+from w2s_jax import sharding
 from w2s_jax.config import MeshSettings
+from w2s_jax.core import errors
 from w2s_jax.perf.aot.collectives import collectives
 from w2s_jax.perf.aot.costs import Compiled
 from w2s_jax.perf.aot.programs import Program

@@ -6,12 +6,12 @@ Pure arithmetic on sizes; nothing here compiles.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from w2s_jax.mesh_shapes import Shape
+from w2s_jax.config.mesh_shapes import Shape
 from w2s_jax.models import attention_kernels, budget
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.aot.collectives import Collectives
 from w2s_jax.perf.aot.programs import Program
-from w2s_jax.perf.devices import Bandwidth
+from w2s_jax.profiling.devices import Bandwidth
 
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from w2s_jax import errors
 from w2s_jax.config import Settings
+from w2s_jax.core import errors
 from w2s_jax.data.tasks import get_task
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import load_tokenizer
@@ -19,8 +19,8 @@ from w2s_jax.models import ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import Source
 from w2s_jax.perf.workloads import VOCABULARY
-from w2s_jax.resolve import Resolved, RoleInput, resolve
-from w2s_jax.role_settings import check_model, with_defaults
+from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
+from w2s_jax.planning.role_settings import check_model, with_defaults
 
 #: Documents of a task that is not there, and of its test and validation splits.
 DOCUMENTS, TEST_DOCUMENTS, VALIDATION_DOCUMENTS = 20_000, 1_000, 500

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax import errors
 from w2s_jax.config import Settings
+from w2s_jax.config.recipes import load_config
+from w2s_jax.config.validation import validate
+from w2s_jax.core import errors
 from w2s_jax.perf.aot import search, topology
-from w2s_jax.recipes import load_config
-from w2s_jax.resolve import Resolved
-from w2s_jax.validation import validate
+from w2s_jax.planning.resolve import Resolved
 
 
 def run(request: dict[str, Any]) -> int:

@@ -15,22 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from w2s_jax import inference, sharding
+from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings, TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.inference import soft_labels
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import adapting, budget
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf import workloads
 from w2s_jax.perf.aot.inputs import is_made_up
-from w2s_jax.phase import Phase
 from w2s_jax.phases.inputs import num_microbatches, step_spec
-from w2s_jax.plan import Plan
-from w2s_jax.resolve import Resolved
+from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.plan import Plan
+from w2s_jax.planning.resolve import Resolved
+from w2s_jax.training import inference
 from w2s_jax.training.batches import feature_arrays, packed_arrays
+from w2s_jax.training.inference import soft_labels
 from w2s_jax.training.objectives import microbatch_features, microbatch_logits
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.spec import StepSpec

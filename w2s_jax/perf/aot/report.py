@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from w2s_jax.perf import devices
 from w2s_jax.perf.aot import costs
 from w2s_jax.perf.aot.costs import Compiled
 from w2s_jax.perf.aot.programs import Program
+from w2s_jax.profiling import devices
 
 GIB = 2**30
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 from w2s_jax.perf.aot import topology
 
 #: The columns.
@@ -61,10 +61,10 @@ def cell(recipe: str, model: str, slice_: str, *, compiles: bool) -> Cell:
     Raises:
       InputError: there is no such recipe, model or slice.
     """
+    from w2s_jax.config.recipes import load_config
+    from w2s_jax.config.validation import validate
     from w2s_jax.perf.aot import inputs
     from w2s_jax.perf.aot.main import Session
-    from w2s_jax.recipes import load_config
-    from w2s_jax.validation import validate
 
     found = topology.find(slice_)
     settings = validate(load_config(f"{recipe}:{model},{model}", ()))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from w2s_jax import errors
+from w2s_jax.core import errors
 from w2s_jax.models import budget
 
 #: Slices that are offered, by generation: chips along each axis of the torus.

@@ -1,0 +1,299 @@
+"""The `w2s` command: dispatch only. Imports no JAX before a phase runs.
+
+Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and resumable, 1 otherwise.
+"""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+
+from w2s_jax.cli import parser
+from w2s_jax.config.recipes import load_config
+from w2s_jax.core import errors, processes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's) and returns the exit status."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # A failed write is reported once, by us; asyncio would add a traceback for each array.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        # Before and after training SIGTERM acts as Ctrl-C; in training `execute` asks for both.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        status = _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("w2s: stopped by a signal; the same command resumes", file=sys.stderr)
+        status = errors.Interrupted.exit_status
+    except errors.W2SError as error:
+        print(f"w2s: {error}", file=sys.stderr)
+        status = error.exit_status
+    except Exception:
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()
+        status = 1
+    return processes.leave(status)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    options, rest = parser.parser().parse_known_args(arguments)
+    if options.command == "report":
+        if rest:
+            raise errors.InputError(f"report: unknown argument {rest[0]!r}; see w2s report --help")
+        return _report(options)
+    if options.command == "sweep":
+        return _sweep(options, rest)
+    if options.command == "data":
+        if rest:
+            raise errors.InputError(f"data: unknown argument {rest[0]!r}; see w2s data --help")
+        return _data(options)
+    if options.command == "bench":
+        return _bench(options, rest)
+    if options.command == "compile":
+        return _compile(options, rest)
+    if options.command == "convert":
+        if rest:
+            raise errors.InputError(
+                f"convert: unknown argument {rest[0]!r}; see w2s convert --help"
+            )
+        return _convert(options)
+    if options.command == "gc":
+        if rest:
+            raise errors.InputError(f"gc: unknown argument {rest[0]!r}; see w2s gc --help")
+        return _gc(options)
+    if options.command == "models":
+        if rest:
+            raise errors.InputError(f"models: unknown argument {rest[0]!r}; see w2s models --help")
+        return _models(options)
+    return _run(options, rest)
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    profile = None if options.profile is None else _step_range(options.profile)
+    config = load_config(options.config, overrides)
+    how = processes.how_to_join(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        options.distributed,
+        os.environ,
+    )
+    if how is not None and not options.dry_run:
+        processes.join(how)
+    from w2s_jax.execution import execute
+
+    if options.debug_nans:
+        import jax
+
+        jax.config.update("jax_debug_nans", True)
+    execute.run(
+        config,
+        options.workdir,
+        store=options.store,
+        dry_run=options.dry_run,
+        profile=profile,
+        dump_hlo=options.dump_hlo,
+    )
+    return 0
+
+
+def _step_range(text: str) -> tuple[int, int]:
+    """START and STOP of --profile."""
+    numbers = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    if numbers is None or int(numbers[1]) >= int(numbers[2]):
+        raise errors.InputError(
+            f"--profile: {text!r}; allowed: START:STOP, two integers with 0 <= START < STOP"
+        )
+    return int(numbers[1]), int(numbers[2])
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from w2s_jax.report import write_report
+
+    dirs = [Path(d) for d in options.dirs]
+    page = write_report(dirs, Path(options.out) if options.out else dirs[0] / "report")
+    print(page)
+    return 0
+
+
+def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    # Names of phases and runs must not be broken in a pipe.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
+    overrides = [o for o in overrides if o not in slurm]
+    foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
+    if foreign:
+        raise errors.InputError(f"sweep: unknown argument {foreign[0]!r}; see w2s sweep --help")
+    if options.action:
+        from w2s_jax.sweep.status import print_status, watch_status
+
+        if options.action[0] != "status" or len(options.action) != 2:
+            raise errors.InputError(
+                f"sweep: {' '.join(options.action)!r}; allowed: status DIR, or --config and "
+                "--workdir; see w2s sweep --help"
+            )
+        (watch_status if options.watch else print_status)(Path(options.action[1]), console)
+        return 0
+    for name in ("config", "workdir"):
+        if getattr(options, name) is None:
+            raise errors.InputError(f"sweep: --{name} is missing; see w2s sweep --help")
+    from w2s_jax.sweep import commands
+
+    commands.sweep(
+        options.config,
+        overrides,
+        options.workdir,
+        console,
+        store=options.store,
+        executor=options.executor,
+        ray_address=options.ray_address,
+        resources=options.resources,
+        slurm=slurm,
+        dry_run=options.dry_run,
+        retry_failed=options.retry_failed,
+        mfu=options.mfu,
+    )
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from w2s_jax.data import commands
+
+    if options.config:
+        load_config(options.config, [])  # its tasks are registered by that
+    if options.action == "list":
+        # Names must not be broken: a narrow terminal wraps what a pipe gets as one line.
+        commands.list_tasks(Console(width=220))
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    where = {"source": options.source, "data_dir": options.data_dir}
+    if options.action == "prepare":
+        commands.prepare_task(options.task, options.to, console, **where)
+        return 0
+    where |= {
+        "item_expansion": options.item_expansion,
+        "seed": options.seed,
+        "tokenizer_name": options.tokenizer,
+    }
+    if options.action == "check":
+        commands.check_task(options.task, console, **where)
+        return 0
+    commands.show_task(
+        options.task,
+        console,
+        n=options.n,
+        split=options.split,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        **where,
+    )
+    return 0
+
+
+def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from w2s_jax.core.files import write_json
+    from w2s_jax.perf import bench
+
+    if overrides and options.config is None:
+        raise errors.InputError(f"bench: unknown argument {overrides[0]!r}; see w2s bench --help")
+    target = None if options.json is None else Path(options.json)
+    if target is not None and not target.parent.is_dir():
+        raise errors.InputError(f"--json: {target}: there is no folder {target.parent}")
+    asked = bench.Options(
+        model=options.model,
+        dtype=options.dtype,
+        loss=options.loss,
+        documents=options.documents,
+        repeats=options.repeats,
+        peer=options.peer,
+        **({} if options.mix is None else {"mixes": (options.mix,)}),
+    )
+    config = None if options.config is None else load_config(options.config, overrides)
+    # Rows of numbers must not be broken in a pipe.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    records = bench.run(options.what, asked, console, config)
+    if target is not None:
+        write_json(target, {"records": records})
+    return 0
+
+
+def _compile(options: argparse.Namespace, overrides: list[str]) -> int:
+    from w2s_jax.perf.aot import main as aot
+
+    request = {name: getattr(options, name) for name in ("config", "topology", "search")}
+    request |= {name: getattr(options, name) for name in ("documents", "tokens")}
+    return aot.run(request | {"overrides": overrides})
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from w2s_jax.models.convert import convert
+
+    print(
+        convert(
+            options.source,
+            options.to,
+            options.format,
+            dtype=options.dtype,
+            tokenizer=options.tokenizer,
+            head=not options.without_head,
+        )
+    )
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from w2s_jax.execution import storage_gc
+
+    def confirm() -> bool:
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            print("to remove it: --yes")
+            return False
+        return input("remove? [y/N] ").strip().lower() in ("y", "yes")
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from w2s_jax.models import commands
+
+    if options.name is None:
+        # Names must not be broken: a narrow terminal wraps what a pipe gets as one line.
+        commands.list_models(Console(width=220))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        commands.show_model(options.name, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

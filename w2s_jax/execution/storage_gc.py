@@ -1,0 +1,282 @@
+"""`w2s gc`: what no result needs is listed, and then removed. Imports no JAX.
+
+In a run's folder, or in a folder of runs (DIR/runs/*) that share DIR/phases, that is:
+
+- phases that no run there refers to, by its config.json (`phases`) or its result.json (`stages`),
+  and from which nothing that they refer to was made;
+- mid-phase checkpoints of complete phases, in `checkpoint.dir` too;
+- temporary files and folders of writes that were killed;
+- if asked for, the final parameters of complete runs, as `checkpoint.keep_final=False` would have
+  left none: parameters from which phases start stay.
+
+A phase that a process has claimed is never touched, nor anything outside of DIR but what its phases
+have in the run's `checkpoint.dir`. What is removed is
+looked for anew after the question, so that a run that has begun meanwhile keeps what it has.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from w2s_jax.core import errors, files
+from w2s_jax.core.files import read_json
+from w2s_jax.planning.phase import STARTS
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
+
+_PHASE = re.compile(r"[a-z]+-[0-9a-f]{16}")
+#: What writes leave that are killed: `files.write_json`, predictions, Orbax's folders.
+_TEMPORARY = (".*.tmp", "*.parquet.tmp", "*.orbax-checkpoint-tmp*")
+#: Nobody claims a run's own folder: what a process may just be writing there is left alone.
+_SETTLED_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something to be removed: a file or a folder, why, and the phase that it is of, if any."""
+
+    path: Path
+    why: str
+    phase: PhaseFolder | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files in it."""
+        if files.is_remote(self.path):
+            import fsspec
+
+            return int(fsspec.filesystem("gs").du(str(self.path)))
+        if not self.path.is_dir():
+            return self.path.lstat().st_size
+        return sum(p.lstat().st_size for p in self.path.rglob("*") if not p.is_dir())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and the phases that it refers to; None: its config.json does not say.
+
+    `saves`: its `checkpoint.dir`.
+    """
+
+    folder: Path
+    phases: frozenset[str] | None
+    complete: bool
+    store: Path
+    saves: str | None = None
+
+
+def collect(
+    folder: Path, console: Console, confirm: Callable[[], bool], *, finals: bool = False
+) -> int:
+    """Prints what no result needs in `folder`, and removes it if `confirm` says so.
+
+    Args:
+      folder: a run's folder, or one of runs.
+      console: where to print.
+      confirm: asked once, if there is anything.
+      finals: final parameters of complete runs too.
+
+    Returns:
+      The number of bytes that were removed.
+
+    Raises:
+      InputError: if there is no run.
+    """
+    found, notes = find(folder, finals=finals)
+    for note in notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+    if not found:
+        console.print(f"{folder}: nothing to remove", highlight=False, markup=False)
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for column in ("path", "why", "size"):
+        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
+    for item in found:
+        table.add_row(str(_below(item.path, folder)), item.why, _size(item.num_bytes))
+    console.print(table)
+    total = sum(item.num_bytes for item in found)
+    console.print(f"{len(found)} to remove, {_size(total)}", highlight=False)
+    if not confirm():
+        console.print("nothing was removed", highlight=False)
+        return 0
+    removed = _remove(found, set(find(folder, finals=finals)[0]))
+    console.print(f"removed {_size(removed)}", highlight=False)
+    return removed
+
+
+def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str]]:
+    """(what no result needs, what is left alone and why); see `collect`."""
+    runs = _runs(folder)
+    root = folder.resolve()
+    stores = {folder / "phases", *(run.folder / "phases" for run in runs)}
+    stores |= {run.store for run in runs}
+    inside = sorted({s for s in stores if s.is_dir() and s.resolve().is_relative_to(root)})
+    notes = [
+        f"{store}: outside of {folder}, left alone"
+        for store in sorted(stores - set(inside))
+        if store.is_dir()
+    ]
+    phases: dict[Path, PhaseFolder] = {}
+    for store in inside:
+        for path in sorted(store.iterdir()):
+            if _PHASE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                phases.setdefault(path.resolve(), PhaseFolder(path))
+    unknown = [run for run in runs if run.phases is None]
+    notes += [
+        f"{run.folder}: its config.json names no phases (of an earlier version), so no whole phase "
+        "is removed; `w2s run` with the same config adds them once it has something to write"
+        for run in unknown
+    ]
+    kept = _with_parents({n for r in runs for n in r.phases or ()}, list(phases.values()))
+    done = _finals(runs, list(phases.values())) if finals else set()
+    found = [g for run in runs for g in _settled(run.folder)]
+    saved = _saved(runs, notes)
+    for phase in phases.values():
+        name = phase.path.name
+        saves = [folder / name for folder, names in saved.items() if name in names]
+        with artifacts.claim_if_free(phase) as free:
+            if not free:
+                notes.append(f"{phase.path}: claimed by a process, left alone")
+                continue
+            unused = name not in kept and not unknown
+            if unused or phase.complete:
+                why = "mid-phase checkpoints of a phase that is complete, or of no run"
+                found += [Garbage(path, why, phase) for path in saves]
+            if unused:
+                found.append(Garbage(phase.path, "no run refers to it", phase))
+            else:
+                found += _within(phase, name in done)
+    return found, notes
+
+
+def _runs(folder: Path) -> list[Run]:
+    """The run in `folder`, or those in its runs/."""
+    places = [folder, *sorted((folder / "runs").glob("*"))]
+    runs = [_run(place) for place in places if (place / "config.json").is_file()]
+    if not runs:
+        raise errors.InputError(
+            f"gc: {folder} holds no run; allowed: a run's folder, or a folder with runs/<name>"
+        )
+    return runs
+
+
+def _run(folder: Path) -> Run:
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not {"config", "data"} <= config.keys():
+        raise errors.InputError(f"gc: {folder / 'config.json'} is not a run's record")
+    phases: frozenset[str] | None = None
+    if "phases" in config:
+        phases = frozenset(config["phases"])
+    path = folder / "result.json"
+    if path.exists() and phases is not None:
+        phases |= {stage["phase"] for stage in read_json(path)["stages"]}
+    store = Path(config["store"]) if "store" in config else folder / "phases"
+    saves = config["config"].get("checkpoint", {}).get("dir")
+    return Run(folder, phases, path.exists(), store, saves)
+
+
+def _saved(runs: list[Run], notes: list[str]) -> dict[Path, set[str]]:
+    """Each `checkpoint.dir` of the runs, and the phases that have something there."""
+    found = {}
+    for text in sorted({run.saves for run in runs if run.saves is not None}):
+        try:
+            folder = files.place(text)
+            found[folder] = {p.name for p in folder.iterdir()} if folder.exists() else set()
+        except Exception as error:  # whatever a store's client says
+            notes.append(f"checkpoint.dir {text}: cannot be looked at ({error}), left alone")
+    return found
+
+
+def _with_parents(names: set[str], phases: list[PhaseFolder]) -> set[str]:
+    """The names, and those of all phases that they were made from, as far as these are there."""
+    parents = {phase.path.name: _parents(phase) for phase in phases}
+    reached: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        reached |= waiting
+        waiting = {p for n in waiting for p in parents.get(n, {}).values()} - reached
+    return reached
+
+
+def _parents(phase: PhaseFolder) -> dict[str, str]:
+    return artifacts.read_parents(phase) if phase.config.exists() else {}
+
+
+def _finals(runs: list[Run], phases: list[PhaseFolder]) -> set[str]:
+    """Phases whose final parameters nothing starts from, of complete runs alone."""
+    open_runs = [run for run in runs if not run.complete]
+    if any(run.phases is None for run in open_runs):
+        return set()
+    needed = _with_parents({n for run in open_runs for n in run.phases or ()}, phases)
+    starts = {_parents(phase).get("init") for phase in phases}
+    return {
+        phase.path.name
+        for phase in phases
+        if phase.complete
+        and phase.path.name not in needed | starts
+        and phase.path.name.split("-")[0] not in STARTS
+    }
+
+
+def _within(phase: PhaseFolder, finals: bool) -> Iterator[Garbage]:
+    """What of an unclaimed phase that stays is of no use."""
+    checkpoints = phase.final.parent
+    searched = [phase.path, checkpoints, phase.steps]
+    if finals and checkpoints.exists():
+        yield Garbage(checkpoints, "final parameters of a complete run", phase)
+        searched = [phase.path]
+    elif phase.complete:
+        for path in (phase.steps, phase.population):
+            if path.exists():
+                yield Garbage(path, "mid-phase checkpoints of a complete phase", phase)
+        searched = [phase.path, checkpoints]
+    for place in searched:
+        for path in _temporary(place):
+            yield Garbage(path, "a write that was killed", phase)
+
+
+def _settled(folder: Path) -> Iterator[Garbage]:
+    """Temporary files of a run's own folder that nobody is writing any more."""
+    for path in _temporary(folder) + _temporary(folder / "report"):
+        if time.time() - path.lstat().st_mtime > _SETTLED_SECONDS:
+            yield Garbage(path, "a write that was killed")
+
+
+def _temporary(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _TEMPORARY for path in folder.glob(pattern)})
+
+
+def _remove(listed: list[Garbage], still: set[Garbage]) -> int:
+    removed = 0
+    for item in listed:
+        if item not in still:
+            continue
+        size = item.num_bytes
+        if item.phase is None:
+            item.path.unlink()
+        else:
+            with artifacts.claim_if_free(item.phase) as free:
+                if not free:
+                    continue
+                if files.is_remote(item.path):
+                    files.remove_folder(item.path)
+                elif item.path.is_dir():
+                    shutil.rmtree(item.path)
+                else:
+                    item.path.unlink()
+        removed += size
+    return removed
+
+
+def _below(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,148 @@
+"""A phase's parameters: where they start, what of them is trained, and how the result is stored.
+
+config.json          'trained': what of the model `final` holds; 'base': where the rest is from
+checkpoints/final/   everything, or what was trained of it
+tokenizer/           the files of a pretrained model's tokenizer
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from w2s_jax import sharding
+from w2s_jax.core import processes
+from w2s_jax.core.files import read_json
+from w2s_jax.data.tokenizers import Tokenizer
+from w2s_jax.models import adapting, heads, loading, lora, network
+from w2s_jax.models.checkpoint_files import copy_tokenizer, tokenizer_files
+from w2s_jax.models.sources import Source
+from w2s_jax.planning.phase import Phase
+from w2s_jax.store import artifacts, trees
+from w2s_jax.store.artifacts import PhaseFolder
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The trained and the frozen part of a model (see `models.adapting`)."""
+
+    trained: Any
+    frozen: Any
+
+    def joined(self) -> Any:
+        """As predictors take them: {'backbone', 'head'}, of a probe just the head."""
+        return adapting.join(self.trained, self.frozen)
+
+
+def record(phase: Phase, source: Source | None, store: Path) -> dict[str, Any]:
+    """What a phase's config.json says of its parameters."""
+    found: dict[str, Any] = {"name": phase.model.name, "trained": phase.train.adapt}
+    if "features" in phase.parents:
+        # A probe is one of the model that its features come from.
+        parent = read_json(PhaseFolder(store / phase.parents["features"]).config)
+        found |= {"dtype": parent["dtype"], "base": parent["base"]}
+    else:
+        found |= {"dtype": phase.train.param_dtype, "base": _base(phase, source)}
+    if source is not None and source.huggingface is not None:
+        found["huggingface"] = source.huggingface
+    return found
+
+
+def _base(phase: Phase, source: Source | None) -> dict[str, Any]:
+    if "init" in phase.parents:
+        return {"phase": phase.parents["init"]}
+    if source is not None:
+        local = Path(source.given).expanduser().is_dir()
+        place = str(source.folder)
+        return {
+            "model": place if local else source.given,
+            "folder": place,
+            "digest": source.digest,
+        }
+    return {"seed": phase.seed}
+
+
+def keep_tokenizer(tokenizer: Tokenizer | None, folder: PhaseFolder) -> None:
+    """Copies the files of the tokenizer that the model reads with, if it is one of files."""
+    source = Path(getattr(tokenizer, "source", ""))
+    place = source.parent if source.is_file() else source
+    if processes.is_first() and place.is_absolute() and tokenizer_files(place):
+        folder.tokenizer.mkdir(exist_ok=True)
+        copy_tokenizer(place, folder.tokenizer)
+
+
+def backbone(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Any:
+    """The parameters that the phase starts from, without adapters, in its `param_dtype`."""
+    config, dtype = phase.model.without_adapters(), phase.train.param_dtype or "float32"
+    if "init" in phase.parents:
+        target = adapting.abstract_params(phase.train, config, mesh, None)
+        final = PhaseFolder(store / phase.parents["init"]).final
+        # A finetuned one has a head besides.
+        return trees.load_part(final, target)["backbone"]
+    if source is not None:
+        return loading.load(source.folder, mesh, dtype)[1]
+    fresh = network.init_params(config, phase.seed, mesh)
+    return adapting.cast(fresh, dtype)
+
+
+def initial(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Parameters:
+    """What the phase starts from: pretrained parameters or fresh ones, adapters, a head."""
+    if phase.train.adapt == "probe":
+        return Parameters({"head": _head(phase, None, store, mesh)}, {})
+    params = backbone(phase, source, store, mesh)
+    tree = {"backbone": params}
+    if phase.loss is not None:
+        tree["head"] = _head(phase, params, store, mesh)
+    if phase.model.lora_rank:
+        tree["backbone"] = lora.add(phase.model, params, phase.seed, mesh)
+    return Parameters(*adapting.split(phase.train, phase.model, tree))
+
+
+def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
+    """A probed head, else one from the unembedding, else zeros."""
+    target = heads.abstract_class_head(phase.model, mesh, phase.spec.get("texts", 1))
+    if "head" in phase.parents:
+        final = PhaseFolder(store / phase.parents["head"]).final
+        return trees.load_tree(final, {"head": target})["head"]
+    how = phase.spec["head_init"]
+    if how == "unembedding" and params is None:
+        stored = artifacts.load_features_head(PhaseFolder(store / phase.parents["features"]))
+        return sharding.put(stored, sharding.replicated(mesh))
+    return heads.init_class_head(
+        how,
+        phase.model,
+        params,
+        tuple(phase.spec["label_tokens"]),
+        mesh,
+        phase.spec.get("texts", 1),
+    )
+
+
+def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray]:
+    """The head that probes on these features start from."""
+    tokens = tuple(phase.spec["label_tokens"])
+    how = "unembedding" if tokens else "zeros"
+    head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.spec["texts"])
+    return {name: sharding.on_host(x).astype(jnp.float32) for name, x in head.items()}
+
+
+def save(phase: Phase, params: Parameters, folder: PhaseFolder) -> None:
+    """Stores the result: everything if everything may have changed, else what was trained."""
+    full = phase.train.adapt == "full"
+    tree = params.joined() if full else params.trained
+    trees.save_tree(folder.final, tree)
+
+
+def load(phase: Phase, start: Parameters, folder: PhaseFolder) -> Parameters:
+    """What `save` stored, in the places of `start`."""
+    if phase.train.adapt != "full":
+        trained = trees.load_tree(folder.final, trees.abstract(start.trained))
+        return Parameters(trained, start.frozen)
+    tree = trees.abstract(start.joined())
+    # Two models may not fit beside each other.
+    trees.free(start.trained)
+    params = trees.load_tree(folder.final, tree)
+    return Parameters(*adapting.split(phase.train, phase.model, params))

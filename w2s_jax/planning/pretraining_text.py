@@ -1,0 +1,116 @@
+"""The text that a run's models are pretrained on: read whole, or opened as a stream. No JAX."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from w2s_jax.config import PretrainSettings, TaskSettings
+from w2s_jax.core import errors
+from w2s_jax.data import records
+from w2s_jax.data.corpus import Corpus, open_corpus
+from w2s_jax.data.documents import Document, stable_id
+from w2s_jax.data.sources import read_corpus
+from w2s_jax.data.stream import check_stream
+from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
+from w2s_jax.data.tokenizers import Tokenizer
+
+
+def read_chunks(
+    pretrain: PretrainSettings,
+    raw: Mapping[str, list[Document]],
+    tokenizer: Tokenizer | None,
+    task: TaskSettings,
+    notes: list[str],
+) -> TokenizedDocuments:
+    """Tokenised pretraining text of a role, in chunks of `pretrain.chunk_length` tokens.
+
+    Args:
+      pretrain: what to read.
+      raw: the task's documents; 'pretrain' may be among them.
+      tokenizer: of texts; None if the task's documents are tokens.
+      task: where to look.
+      notes: gets a line.
+
+    Raises:
+      InputError: if there is no such text, or it cannot be cut so.
+    """
+    if pretrain.source == "task":
+        if "pretrain" not in raw:
+            raise errors.InputError(
+                f"pretrain.source: 'task', but task {task.name!r} brings no pretraining "
+                "documents; allowed: a folder of task.data_dir, or a file"
+            )
+        documents = raw["pretrain"]
+    else:
+        assert pretrain.source is not None
+        if tokenizer is None:
+            raise errors.InputError(
+                f"pretrain.source: {pretrain.source!r}, but the documents of task "
+                f"{task.name!r} are tokens, not text; allowed: 'task' or None"
+            )
+        texts = read_corpus(pretrain.source, task.data_dir)
+        documents = [
+            Document(id=stable_id("corpus", i, text), text=text) for i, text in enumerate(texts)
+        ]
+    longest = max((len(d.tokens) for d in documents if d.tokens is not None), default=0)
+    if longest > pretrain.chunk_length:
+        raise errors.InputError(
+            f"pretrain.chunk_length: {pretrain.chunk_length} is less than the {longest} tokens of "
+            f"a document of task {task.name!r}, which cannot be cut; allowed: at least "
+            f"{longest}"
+        )
+    tokenized, counts = tokenize(
+        documents, tokenizer, max_length=pretrain.chunk_length, overlong="chunk"
+    )
+    notes.append(
+        f"pretraining on {pretrain.source}: {counts['documents']} documents, "
+        f"{len(tokenized)} chunks of at most {pretrain.chunk_length} tokens, "
+        f"{counts['tokens']:,} tokens"
+    )
+    return tokenized
+
+
+def open_stream(
+    pretrain: PretrainSettings,
+    tokenizer: Tokenizer | None,
+    task: TaskSettings,
+    notes: list[str],
+) -> Corpus:
+    """Text that a role is pretrained on as it is read; `pretrain.chunk_length` is a row.
+
+    Raises:
+      InputError: if there is no such text, or no number of steps.
+    """
+    source = pretrain.source
+    assert source is not None
+    if tokenizer is None or source == "task":
+        raise errors.InputError(
+            f"pretrain.streaming: True, but the pretraining documents of task "
+            f"{task.name!r} are not a corpus of text; allowed: False"
+        )
+    if pretrain.steps is None:
+        raise errors.InputError(
+            "pretrain.steps: None; a stream has no end, so allowed with pretrain.streaming: a "
+            "number of steps"
+        )
+    corpus = open_corpus(_corpus_place(source, task.data_dir))
+    check_stream(corpus, tokenizer, row_length=pretrain.chunk_length)
+    notes.append(f"pretraining streams {len(corpus):,} texts from {corpus.name}")
+    return corpus
+
+
+def _corpus_place(source: str, data_dir: str | None) -> str:
+    """The file or folder itself, else what lies below the data folder under that name."""
+    root = records.data_root(data_dir)
+    if Path(source).expanduser().exists() or root is None:
+        return source
+    if records.task_folder(source, data_dir) is None:
+        return str(root / source)
+    files = records.find_files(source, data_dir)
+    return str(files.get("train", next(iter(files.values()))))
+
+
+def stream_digest(corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Of all that decides the stream's tokens but its seed and the length of its rows."""
+    parts = f"stream 1;{corpus.digest};{tokenizer.digest}"
+    return hashlib.sha256(parts.encode()).hexdigest()

@@ -1,0 +1,400 @@
+"""resolve(settings): the only input read before work starts.
+
+Loads the task and cuts it into splits; finds the models; tokenises the splits for each of them,
+reads pretraining text, and digests it all, so that `plan` is pure and bad input is answered before
+anything is written or compiled. No JAX.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from w2s_jax.config import Role, Settings, TaskSettings
+from w2s_jax.core import errors
+from w2s_jax.core.files import sha256
+from w2s_jax.data.corpus import Corpus
+from w2s_jax.data.documents import Document
+from w2s_jax.data.loading import load
+from w2s_jax.data.outside import matched, read_outside
+from w2s_jax.data.splits import make_splits
+from w2s_jax.data.task import Task
+from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels, tokenize
+from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
+from w2s_jax.models import sources
+from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.sources import Source
+from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
+from w2s_jax.planning.role_settings import check_model, with_defaults
+
+
+@dataclass(frozen=True)
+class RoleInput:
+    """What the model of a role is, and what it works on.
+
+    Attributes:
+      model: its config, without adapters.
+      source: where its parameters come from; None: they are made in the run.
+      tokenizer: of the task's texts; None if its documents are tokens.
+      label_tokens: ids of the tokens that spell the labels 0 and 1, of which the model has an
+        unembedding; (): there are none.
+      head_init: 'unembedding' (a head starts from the rows of these tokens) or 'zeros'.
+      prefix, suffix: the tokens that begin and end each text.
+      splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
+      streams: 'pretrain' -> text that is read while it is used.
+      digests: split or stream -> sha256 of its tokenised contents.
+    """
+
+    model: ModelConfig
+    source: Source | None
+    tokenizer: Tokenizer | None
+    label_tokens: tuple[int, ...]
+    head_init: str
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    splits: Mapping[str, TokenizedDocuments]
+    streams: Mapping[str, Corpus]
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a run works on.
+
+    Attributes:
+      settings: the validated config, with what depends on the models filled in.
+      roles: 'weak', 'strong' -> model and data.
+      notes: what a user should know about the data (counts, over-long documents) and the models.
+      outside: sha256 of the file of the supervisor's labels, if they are from outside.
+    """
+
+    settings: Settings
+    roles: Mapping[str, RoleInput]
+    notes: tuple[str, ...]
+    outside: str | None = None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What the run is made of: split -> sha256; of the strong role only where it differs."""
+        flat: dict[str, str] = {} if self.outside is None else {"labels": self.outside}
+        for role, data in self.roles.items():
+            found = dict(data.digests)
+            if data.source is not None:
+                found["model"] = data.source.digest
+            for name, digest in found.items():
+                own = name in ("pretrain", "model") or flat.get(name, digest) != digest
+                flat[f"{name}:{role}" if own else name] = digest
+        return flat
+
+
+def resolve(settings: Settings) -> Resolved:
+    """Reads and checks all input of a run.
+
+    Raises:
+      InputError: for a model, tokenizer or data that are bad or do not fit together, or data that
+        are too few for the config.
+    """
+    task_settings, protocol = settings.task, settings.protocol
+    loaded = load(
+        task_settings.name,
+        task_settings.source,
+        task_settings.data_dir,
+        protocol.item_expansion,
+        seed=settings.seed,
+        split_seed=task_settings.split_seed,
+    )
+    task = loaded.task
+    notes = [*loaded.notes]
+    found = {role: _source(role, settings) for role in settings.roles}
+    for role in settings.roles:
+        check_model(role, found[role], settings)
+    readers = {role: _reader(role, task, found[role], settings, notes) for role in settings.roles}
+    different = {reader.key: reader for reader in readers.values()}
+    documents: Mapping[str, list[Document]] = loaded.documents
+    for reader in different.values():
+        documents = _without_overlong(documents, reader, notes)
+    raw = make_splits(
+        documents,
+        train_docs=task_settings.train_docs,
+        test_docs=task_settings.test_docs,
+        validation_docs=task_settings.validation_docs,
+        num_slices=settings.num_slices,
+        balance=protocol.balance,
+        balance_test=protocol.balance_test,
+        grouping=protocol.grouping,
+        split_seed=task_settings.split_seed,
+    )
+    sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
+    notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.place}): {sizes}")
+    tokenized = {
+        key: {
+            name: _tokenize_split(name, docs, reader, notes)
+            for name, docs in raw.items()
+            if name != "pretrain" and docs
+        }
+        for key, reader in different.items()
+    }
+    roles = {
+        role: _role_input(role, found[role], reader, tokenized[reader.key], raw, settings, notes)
+        for role, reader in readers.items()
+    }
+    weak, *middle, strong = (
+        with_defaults(settings.roles[role], data.model) for role, data in roles.items()
+    )
+    settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
+    for role, data in roles.items():
+        _check(role, data, settings)
+    outside = None
+    if settings.weak.labels is not None:
+        outside = _check_outside(settings.weak.labels, roles["weak"])
+    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside)
+
+
+def _check_outside(path: str, data: RoleInput) -> str:
+    """The sha256 of a file of labels, after seeing that it has all that are needed."""
+    found = read_outside(path)
+    for split, documents in data.splits.items():
+        if split not in ("slice1", "pretrain"):
+            matched(found, documents.ids_N, f"weak.labels: {path}: {split}")
+    return sha256(Path(path))
+
+
+def _source(role: str, settings: Settings) -> Source | None:
+    """Where a role's parameters come from; None for an embedded model."""
+    model = settings.roles[role].model
+    if model in EMBEDDED_MODELS:
+        return None
+    try:
+        return sources.find(model)
+    except errors.InputError as error:
+        raise errors.InputError(f"{role}.model: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How a role's texts become tokens; roles with the same `key` share their documents.
+
+    `limit`: tokens of a document, at most. `tokenizer` None: the documents are tokens.
+    """
+
+    task: Task
+    tokenizer: Tokenizer | None
+    limit: int | None
+    overlong: str
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        return "" if self.tokenizer is None else self.tokenizer.digest, self.limit
+
+
+def _reader(
+    role: str, task: Task, source: Source | None, settings: Settings, notes: list[str]
+) -> _Reader:
+    limit, overlong = settings.task.max_length, settings.task.overlong
+    tokenizer = _tokenizer(role, task, source, settings)
+    if source is not None:
+        if tokenizer is None:
+            _check_vocabulary(role, task, source)
+        else:
+            sources.check_fits(source, tokenizer.vocab_size, tokenizer.name)
+        longest = source.config.max_positions
+        if source.config.positions == "learned" and (limit is None or limit > longest):
+            notes.append(f"{role}: {source.name} takes at most {longest} tokens: that is the limit")
+            limit = longest
+    return _Reader(task, tokenizer, limit, overlong)
+
+
+def _tokenizer(
+    role: str, task: Task, source: Source | None, settings: Settings
+) -> Tokenizer | None:
+    """The tokenizer of a role's texts; None if the task's documents are tokens."""
+    given = settings.roles[role].tokenizer
+    if task.token_space is not None:
+        field = "task.tokenizer" if given is None else f"{role}.tokenizer"
+        if (given or settings.task.tokenizer) != TaskSettings.tokenizer:
+            raise errors.InputError(
+                f"{field}: {given or settings.task.tokenizer!r}, but the documents of task "
+                f"{task.name!r} are tokens already; allowed: {TaskSettings.tokenizer!r}, which is "
+                "not used"
+            )
+        return None
+    if given is None and source is None:
+        return load_tokenizer(settings.task.tokenizer)
+    if given is None and source is not None and source.tokenizer is not None:
+        given = str(source.tokenizer)
+    if given is None:
+        raise errors.InputError(
+            f"{role}.tokenizer: None, and {settings.roles[role].model} has no tokenizer.json; "
+            "allowed: 'bytes', or a folder, file or hub id of a fast Hugging Face tokenizer"
+        )
+    try:
+        return load_tokenizer(given)
+    except errors.InputError as error:
+        reason = str(error).removeprefix("task.tokenizer: ")
+        raise errors.InputError(f"{role}.tokenizer: {reason}") from error
+
+
+def _check_vocabulary(role: str, task: Task, source: Source) -> None:
+    """A model for a task of tokens must know them all."""
+    assert task.token_space is not None
+    if source.config.vocab_size < task.token_space.vocab_size:
+        raise errors.InputError(
+            f"{role}.model: {source.given}: its vocabulary has {source.config.vocab_size} tokens; "
+            f"allowed: at least the {task.token_space.vocab_size} of task {task.name!r}"
+        )
+
+
+def _role_input(
+    role: str,
+    source: Source | None,
+    reader: _Reader,
+    splits: Mapping[str, TokenizedDocuments],
+    raw: Mapping[str, list[Document]],
+    settings: Settings,
+    notes: list[str],
+) -> RoleInput:
+    """A role's model, and its documents with those for pretraining."""
+    own = settings.roles[role]
+    splits, streams, tokenizer = dict(splits), {}, reader.tokenizer
+    if own.pretrain.source is not None and own.pretrain.streaming:
+        streams["pretrain"] = open_stream(own.pretrain, tokenizer, settings.task, notes)
+    elif own.pretrain.source is not None:
+        splits["pretrain"] = read_chunks(own.pretrain, raw, tokenizer, settings.task, notes)
+    vocabulary = reader.task.token_space or tokenizer
+    assert vocabulary is not None
+    if source is None:
+        model = embedded_model(
+            own.model,
+            vocab_size=vocabulary.vocab_size,
+            max_positions=_longest(own, settings, splits),
+        )
+    else:
+        model = dataclasses.replace(source.config, name=source.name)
+    if own.read_out is not None:
+        model = dataclasses.replace(model, read_out=own.read_out)
+    head_init = settings.protocol.head_init
+    if model.bidirectional and head_init != "zeros":
+        notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
+        head_init = "zeros"
+    label_tokens: tuple[int, ...] = ()
+    if not model.bidirectional:
+        # A tokenizer may spell them with several tokens; that matters if they are needed.
+        with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
+            label_tokens = vocabulary.label_tokens
+    digests = {name: documents.digest() for name, documents in splits.items()}
+    for name, corpus in streams.items():
+        assert tokenizer is not None
+        digests[name] = stream_digest(corpus, tokenizer)
+    if tokenizer is not None:
+        prefix, suffix = tokenizer.prefix, tokenizer.suffix
+    else:
+        assert reader.task.token_space is not None
+        prefix, suffix = (reader.task.token_space.bos_id,), ()
+    return RoleInput(
+        model,
+        source,
+        tokenizer,
+        label_tokens,
+        head_init,
+        tuple(prefix),
+        tuple(suffix),
+        splits,
+        streams,
+        digests,
+    )
+
+
+def _without_overlong(
+    documents: Mapping[str, list[Document]], reader: _Reader, notes: list[str]
+) -> Mapping[str, list[Document]]:
+    """With task.overlong='drop' the documents that are short enough, by split.
+
+    They are dropped before anything is balanced, counted or halved.
+    """
+    if reader.overlong != "drop" or reader.limit is None:
+        return documents
+    kept = dict(documents)
+    for name, docs in documents.items():
+        if name != "pretrain":
+            short = _tokenize_split(name, docs, reader, notes)
+            ids = set(short.ids_N.tolist())
+            kept[name] = [document for document in docs if document.id in ids]
+    return kept
+
+
+def _tokenize_split(
+    name: str, documents: list[Document], reader: _Reader, notes: list[str]
+) -> TokenizedDocuments:
+    tokenized, counts = tokenize(
+        documents,
+        reader.tokenizer,
+        max_length=reader.limit,
+        overlong=reader.overlong,
+        truncate=reader.task.truncate,
+    )
+    if counts["overlong"]:
+        notes.append(
+            f"{name}: {counts['overlong']} of {counts['documents']} documents exceed "
+            f"task.max_length={reader.limit} tokens; policy: {reader.overlong}"
+        )
+    return tokenized
+
+
+def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> int:
+    """Tokens that an embedded model must take: `task.max_length` or the longest document, chunks.
+
+    With `task.max_length` set it does not depend on which documents were drawn, so that pretrained
+    models with learned positions can be shared.
+    """
+    longest = settings.task.max_length or 0
+    if own.pretrain.source is not None and own.pretrain.streaming:
+        longest = max(longest, own.pretrain.chunk_length)
+    for name, documents in splits.items():
+        if name == "pretrain" or settings.task.max_length is None:
+            longest = max(longest, documents.longest)
+    return longest
+
+
+def _check(role: str, data: RoleInput, settings: Settings) -> None:
+    """Enough documents for a batch, both classes, and a validation set where one is needed."""
+    own = settings.roles[role]
+    splits = data.splits
+    slices = [f"slice{number}" for number in range(1, settings.num_slices + 1)]
+    for name in (*slices, "test"):
+        if name not in splits:
+            raise errors.InputError(f"task.{name}_docs: leaves no document in {name}")
+        classes = np.unique(hard_labels(splits[name].labels_N))
+        if len(classes) < 2:
+            raise errors.InputError(
+                f"task.name: all documents of {name} are of one class ({classes.tolist()}); both "
+                "classes 0 and 1 are needed"
+            )
+    used = [slices[list(settings.roles).index(role)]]
+    if role == "strong":
+        used.append("slice2")
+    if role == "strong" and settings.protocol.halves == "separate":
+        used.append("slice1")
+    parts = {
+        "full": ["train"],
+        "probe": ["probe"],
+        "probe_then_full": ["probe", "train"],
+    }.get(own.train.adapt, ["train"])
+    wanted = [(name, part) for name in used for part in parts]
+    wanted += [("pretrain", "pretrain")] if "pretrain" in splits else []
+    for name, part in wanted:
+        batch, available = getattr(own, part).batch_size, len(splits[name])
+        if available < batch:
+            raise errors.InputError(
+                f"{role}.{part}.batch_size: {batch} is more than the {available} documents of "
+                f"{'pretrain:' + role if name == 'pretrain' else name}; allowed: at most "
+                f"{available} (or raise task.train_docs)"
+            )
+    if settings.protocol.early_stopping != "none" and "validation" not in splits:
+        raise errors.InputError(
+            f"task.validation_docs: {settings.task.validation_docs} leaves no validation set, but "
+            f"protocol.early_stopping={settings.protocol.early_stopping!r} needs one; "
+            "allowed: at least 2, or protocol.early_stopping=none"
+        )

@@ -1,0 +1,74 @@
+"""What of a role's settings depends on its model: what it can do, and its defaults. No JAX."""
+
+import dataclasses
+from typing import Any
+
+from w2s_jax.config import Role, Settings
+from w2s_jax.core import errors
+from w2s_jax.models import ladders
+from w2s_jax.models.config import ModelConfig, embedded_model
+from w2s_jax.models.sources import Source
+
+
+def check_model(role: str, source: Source | None, settings: Settings) -> None:
+    """Sees that a role's model can be trained as asked, before any document is read for it.
+
+    Args:
+      role: 'weak' or 'strong'.
+      source: where its parameters come from; None: an embedded model.
+      settings: the config.
+
+    Raises:
+      InputError: for a read-out, layers, adapters or pretraining that the model does not have.
+    """
+    own = settings.roles[role]
+    if source is None:
+        model = embedded_model(own.model, vocab_size=2, max_positions=2)
+    else:
+        model = source.config
+    if own.read_out == "pooler" and not model.pooler:
+        raise errors.InputError(
+            f"{role}.read_out: 'pooler', but {own.model} has none; allowed: last, first, mean"
+        )
+    if own.train.adapt == "last_layers" and own.train.last_layers > model.num_layers:
+        raise errors.InputError(
+            f"{role}.train.last_layers: {own.train.last_layers}; allowed: at most the "
+            f"{model.num_layers} layers of {own.model}"
+        )
+    if own.train.adapt == "lora":
+        try:
+            model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
+        except errors.InputError as error:
+            raise errors.InputError(f"{role}.{error}") from error
+    pretrain = own.pretrain
+    if pretrain.source is None or source is None:
+        return
+    if model.bidirectional:
+        raise errors.InputError(
+            f"{role}.pretrain.source: {pretrain.source!r}, but {own.model} is an encoder, which "
+            "predicts no next token; allowed: None"
+        )
+    if model.positions == "learned" and pretrain.chunk_length > model.max_positions:
+        raise errors.InputError(
+            f"{role}.pretrain.chunk_length: {pretrain.chunk_length}; allowed: at most the "
+            f"{model.max_positions} tokens that {own.model} takes"
+        )
+
+
+def with_defaults(own: Role, model: ModelConfig) -> Role:
+    """The settings of a role with learning rates and parameter dtypes by its model."""
+    parameters = model.num_parameters()
+    # An embedded model that a phase has trained is still one.
+    embedded = not model.family
+    parts = {}
+    for part in ("train", "pretrain", "probe"):
+        values = getattr(own, part)
+        changes: dict[str, Any] = {}
+        if values.learning_rate is None:
+            changes["learning_rate"] = ladders.default_learning_rate(
+                own.model, parameters, embedded=embedded, adapt=values.adapt
+            )
+        if values.param_dtype is None:
+            changes["param_dtype"] = ladders.default_param_dtype(parameters)
+        parts[part] = dataclasses.replace(values, **changes)
+    return dataclasses.replace(own, **parts)

@@ -1,0 +1,1 @@
+"""Profiles, compiler dumps, device peaks, and the cache of compiled programs."""

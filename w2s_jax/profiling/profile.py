@@ -1,0 +1,248 @@
+"""A profile of some training steps: a trace for TensorBoard, and what it says in short.
+
+The summary names where devices spent their time: by operation, by named scope of the model, and
+split into computing, communicating and waiting.
+"""
+
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from w2s_jax.core.files import write_json
+from w2s_jax.profiling import xplane
+from w2s_jax.profiling.xplane import Op
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Interval = tuple[float, float]
+
+#: So many rows the terminal shows of each table; summary.json has all.
+ROWS_SHOWN = 12
+
+_COMMUNICATION = re.compile(
+    r"(all-reduce|all-gather|reduce-scatter|collective-permute|collective-broadcast|all-to-all"
+    r"|ragged-all-to-all|async-collective|send|recv)\b|nccl",
+    re.IGNORECASE,
+)
+
+
+class Profiler:
+    """Traces the steps [`start`, `stop`) of a phase; the training loop calls `begin` and `end`.
+
+    `folder` receives the trace, in the layout of TensorBoard's profile plugin, and summary.json.
+    """
+
+    def __init__(self, start: int, stop: int, folder: Path, console: "Console"):
+        self.start, self.stop = start, stop
+        self.folder, self.console = folder, console
+
+    def begin(self) -> None:
+        """Waits until all devices have done what they were given, and begins to trace."""
+        import jax
+
+        jax.block_until_ready(jax.live_arrays())
+        shutil.rmtree(self.folder, ignore_errors=True)
+        options = jax.profiler.ProfileOptions()
+        # Each Python call would be an event: large files, and slower steps than without a profile.
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(self.folder, profiler_options=options)
+
+    def end(self) -> None:
+        """Waits for all devices, ends the trace, and writes and prints its summary."""
+        import jax
+
+        # A caller that has fetched a result has waited for one device only.
+        jax.block_until_ready(jax.live_arrays())
+        jax.profiler.stop_trace()
+        path = max(self.folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime_ns)
+        summary = {"steps": [self.start, self.stop], **summarize(xplane.read(path))}
+        write_json(self.folder / "summary.json", summary)
+        print_summary(summary, self.console)
+        self.console.print(f"profile: {self.folder}", highlight=False, soft_wrap=True)
+
+
+# --- intervals -----------------------------------------------------------------------------------
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same points as disjoint intervals in order, empty ones left out."""
+    merged: list[Interval] = []
+    for start, stop in sorted(intervals):
+        if stop <= start:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def length(intervals: Iterable[Interval]) -> float:
+    """How long disjoint intervals are together."""
+    return sum(stop - start for start, stop in intervals)
+
+
+# --- the summary ---------------------------------------------------------------------------------
+
+
+def summarize(ops_of: Mapping[str, Sequence[Op]]) -> dict[str, Any]:
+    """What a trace says.
+
+    Args:
+      ops_of: device -> what it ran (see `xplane.read`).
+
+    Returns:
+      window_seconds: from the start of the first operation on any device to the end of the last.
+      devices: for each, seconds that add up to the window: `compute`, in which some operation ran
+        that is no communication; `communication`, in which only communication ran; `idle`. And
+        `hidden_communication`: how much of `compute` communication ran beside.
+      scopes: a row for each path of named scopes, with seconds of the forward and the backward
+        pass and its share of all operations.
+      operations: a row for each operation: seconds, how often it ran, opcode, scope, share.
+
+      Seconds of scopes and operations are durations added up over all devices; operations that ran
+      side by side count each. Rows are in descending order of seconds.
+    """
+    everything = [op for ops in ops_of.values() for op in ops]
+    if not everything:
+        return {"window_seconds": 0.0, "devices": {}, "scopes": [], "operations": []}
+    begin = min(op.start_ns for op in everything)
+    end = max(op.stop_ns for op in everything)
+    total = sum(op.stop_ns - op.start_ns for op in everything) or 1.0
+    return {
+        "window_seconds": (end - begin) / 1e9,
+        "devices": {name: _split(ops, end - begin) for name, ops in ops_of.items()},
+        "scopes": _scopes(everything, total),
+        "operations": _operations(everything, total),
+    }
+
+
+def is_communication(op: Op) -> bool:
+    """Whether an operation moves data between devices."""
+    # Asynchronous ones have a general opcode and a telling name, kernels of NCCL only the name.
+    return any(_COMMUNICATION.match(text) for text in (op.opcode, op.name))
+
+
+def scope_of(path: str) -> tuple[str, bool]:
+    """The named scopes in JAX's name stack, and whether it belongs to the backward pass.
+
+    `jit(step)/transpose(jvp(block))/mlp/while/body/dot_general` is ("block/mlp", True). The scope
+    of what the compiler has made of several, as when it joins all-reduces, is "(several)".
+    """
+    if "/(" in path:
+        return "(several)", "transpose(" in path
+    scopes = []
+    # Of an operation that took in its neighbours; and the last part is the primitive.
+    for part in path.split(";")[0].split("/")[:-1]:
+        while wrapped := re.fullmatch(r"(?:jvp|transpose|vmap|checkpoint|remat)\((.*)\)", part):
+            part = wrapped[1]
+        # Transformations and the like have brackets, einsum's formula has commas.
+        if re.fullmatch(r"\w+", part) and not _STRUCTURE.fullmatch(part):
+            scopes.append(part)
+    return "/".join(scopes), "transpose(" in path
+
+
+#: Parts of a name stack that stand for how a program is built and not for what it computes.
+_STRUCTURE = re.compile(
+    r"while|body|cond|scan|closed_call|core_call|pjit|checkpoint|remat\d?|rematted_computation"
+    r"|shard_map|custom_[jv]{2}p_call\w*|branch_\d+_fun"
+)
+
+
+def _split(ops: Sequence[Op], window_ns: float) -> dict[str, float]:
+    moving = union((op.start_ns, op.stop_ns) for op in ops if is_communication(op))
+    computing = union((op.start_ns, op.stop_ns) for op in ops if not is_communication(op))
+    busy = length(union([*moving, *computing]))
+    compute, communication = length(computing), busy - length(computing)
+    return {
+        "compute": compute / 1e9,
+        "communication": communication / 1e9,
+        "idle": (window_ns - busy) / 1e9,
+        "hidden_communication": (length(moving) - communication) / 1e9,
+    }
+
+
+def _scopes(ops: Sequence[Op], total_ns: float) -> list[dict[str, Any]]:
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for op in ops:
+        scope, backward = scope_of(op.path)
+        sums[scope][backward] += op.stop_ns - op.start_ns
+    return [
+        {
+            "scope": scope,
+            "forward_seconds": forward / 1e9,
+            "backward_seconds": backward / 1e9,
+            "share": (forward + backward) / total_ns,
+        }
+        for scope, (forward, backward) in sorted(sums.items(), key=lambda x: -sum(x[1]))
+    ]
+
+
+def _operations(ops: Sequence[Op], total_ns: float) -> list[dict[str, Any]]:
+    runs: dict[tuple[str, str], list[Op]] = defaultdict(list)
+    for op in ops:
+        runs[op.program, op.name].append(op)
+    rows = []
+    for (program, name), same in runs.items():
+        nanoseconds = sum(op.stop_ns - op.start_ns for op in same)
+        scope, backward = scope_of(same[0].path)
+        rows.append(
+            {
+                "operation": name,
+                "program": program,
+                "opcode": same[0].opcode,
+                "scope": scope,
+                "backward": backward,
+                "communication": is_communication(same[0]),
+                "count": len(same),
+                "seconds": nanoseconds / 1e9,
+                "share": nanoseconds / total_ns,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+# --- the terminal --------------------------------------------------------------------------------
+
+
+def print_summary(summary: Mapping[str, Any], console: "Console") -> None:
+    """Prints the devices, and the largest scopes and operations, of a `summarize`."""
+    from rich.table import Table
+
+    def table(title: str, first: int, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for number, column in enumerate(columns):
+            justify: Any = "left" if number < first else "right"
+            made.add_column(column, justify=justify, overflow="fold")
+        return made
+
+    window = summary["window_seconds"]
+    if not summary["devices"]:
+        console.print("the trace shows no operation of any device", highlight=False)
+        return
+    steps = "steps {}-{}".format(summary["steps"][0], summary["steps"][1] - 1)
+    devices = table(
+        f"{steps}: {1e3 * window:.2f} ms", 1, "device", "compute", "communication", "idle"
+    )
+    for name, split in summary["devices"].items():
+        parts = (split[part] / window for part in ("compute", "communication", "idle"))
+        devices.add_row(name, *(f"{part:.1%}" for part in parts))
+    scopes = table("by scope", 1, "scope", "forward ms", "backward ms", "share")
+    for row in summary["scopes"][:ROWS_SHOWN]:
+        passes = (f"{1e3 * row[f'{p}_seconds']:.2f}" for p in ("forward", "backward"))
+        scopes.add_row(row["scope"] or "(none)", *passes, f"{row['share']:.1%}")
+    operations = table("by operation", 2, "operation", "scope", "runs", "ms", "share")
+    for row in summary["operations"][:ROWS_SHOWN]:
+        operations.add_row(
+            row["operation"],
+            (row["scope"] or "(none)") + (", backward" if row["backward"] else ""),
+            str(row["count"]),
+            f"{1e3 * row['seconds']:.2f}",
+            f"{row['share']:.1%}",
+        )
+    for made in (devices, scopes, operations):
+        console.print(made, highlight=False, markup=False)

@@ -1,0 +1,1 @@
+"""Everything on disk: phase folders, trees of arrays, checksums."""
