@@ -15,7 +15,8 @@ it compares, a line each, and exits 1 on any difference:
 
 What OLD has finished in DIR/old is used again; DIR/new is removed first, unless --keep_new is
 given (then an interrupted comparison resumes). Without --out everything is in a folder that is
-removed at the end. About two and a half minutes on two cores, half of that with old results. A run is bitwise the same on the same machine only: keep DIR where it was made.
+removed at the end. About two and a half minutes on two cores, half of that with old results. A run
+is bitwise the same on the same machine only: keep DIR where it was made.
 
 Recipes are named as RECIPES has them: --recipes=quickstart,generative runs those alone.
 """

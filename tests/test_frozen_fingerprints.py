@@ -1,15 +1,14 @@
 """Fingerprints, literally: results that lie on disks are found by them.
 
 They must not change with machines, Python or library versions, nor when code moves. All plans here
-are of the embedded digits, of the tiny task's files, or of a model whose weights are written below.
+are of the embedded digits, of the tiny task's files, or of the models of frozen_models.py.
 """
 
-import itertools
 import json
 
-import numpy as np
 import pytest
 from frozen_files import check, frozen
+from frozen_models import write_model
 
 from w2s_jax import testing
 from w2s_jax.config import default_config
@@ -143,41 +142,14 @@ def test_labels_from_outside(data_dir, tmp_path):
     check("fingerprints", {"labels from outside": phases_of(config)})
 
 
-def write_gpt2(folder):
-    """A model of GPT-2's family in Hugging Face's layout, its weights counted up."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir()
-    record = {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 259, "n_embd": 8,
-        "n_layer": 1, "n_head": 2, "n_positions": 64, "n_inner": None,
-        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "torch_dtype": "float32",
-        "tie_word_embeddings": True, "bos_token_id": 257, "eos_token_id": 257,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(record))
-    shapes = {"wte.weight": (259, 8), "wpe.weight": (64, 8)}
-    for name, shape in (
-        ("ln_1", None), ("attn.c_attn", (8, 24)), ("attn.c_proj", (8, 8)), ("ln_2", None),
-        ("mlp.c_fc", (8, 32)), ("mlp.c_proj", (32, 8)),
-    ):  # fmt: skip
-        shapes[f"h.0.{name}.weight"] = shape or (8,)
-        shapes[f"h.0.{name}.bias"] = (8,) if shape is None else shape[1:]
-    shapes |= {"ln_f.weight": (8,), "ln_f.bias": (8,)}
-    numbers = itertools.count(1)
-    tensors = {
-        f"transformer.{name}": np.full(shape, next(numbers) / 64, np.float32)
-        for name, shape in shapes.items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.mark.parametrize("adapt", ["full", "lora"])
-def test_a_pretrained_model(data_dir, tmp_path, adapt):
+@pytest.mark.parametrize(
+    "model_type,adapt", [("gpt2", "full"), ("gpt2", "lora"), ("llama", "full"), ("bert", "full")]
+)
+def test_a_pretrained_model(data_dir, tmp_path, model_type, adapt):
     config = tiny(data_dir, pretrain__source=None, strong__train__adapt=adapt)
-    config.strong.model = str(write_gpt2(tmp_path / "gpt2"))
+    config.strong.model = str(write_model(model_type, tmp_path / model_type))
     config.strong.tokenizer = "bytes"
-    check("fingerprints", {f"pretrained gpt2, {adapt}": phases_of(config)})
+    check("fingerprints", {f"pretrained {model_type}, {adapt}": phases_of(config)})
 
 
 def test_all_kinds_are_frozen():
