@@ -60,11 +60,14 @@ RECIPES: dict[str, tuple[str, ...]] = {
 #: that of a file's checksums.
 LEFT_OUT = {"timing", "versions", "seconds", "sha256"}
 AUROC_TOLERANCE = 1e-12
-MAIN = (
-    "import sys\n"
-    "from w2s_jax.cli import main\n"
-    "sys.exit(getattr(main, 'main', main)(sys.argv[1:]))\n"
-)
+MAIN = """
+import sys
+try:
+    from w2s_jax.cli.main import main
+except ModuleNotFoundError:  # where w2s_jax.cli is a module
+    from w2s_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def run_all(checkout: Path, out: Path, names: list[str]) -> None:

@@ -10,9 +10,9 @@ from frozen_files import check, frozen
 
 def the_parser():
     """The whole command line's parser: all that is asked of the package's insides."""
-    from w2s_jax import command_line
+    from w2s_jax.cli import parser
 
-    return command_line.parser()
+    return parser.parser()
 
 
 def name_of(kind):

@@ -29,9 +29,9 @@ METHODS = (
 
 def phases_of(config):
     """{title: names of the phases of that title}: all that is asked of the package's insides."""
+    from w2s_jax.config.validation import validate
     from w2s_jax.methods.planning import plan
-    from w2s_jax.resolve import resolve
-    from w2s_jax.validation import validate
+    from w2s_jax.planning.resolve import resolve
 
     found = {}
     for phase in plan(resolve(validate(config))).phases:
@@ -130,8 +130,8 @@ def test_digits(name, changes):
 
 
 def test_labels_from_outside(data_dir, tmp_path):
-    from w2s_jax.resolve import resolve
-    from w2s_jax.validation import validate
+    from w2s_jax.config.validation import validate
+    from w2s_jax.planning.resolve import resolve
 
     config = tiny(data_dir)
     splits = resolve(validate(config)).roles["weak"].splits

@@ -36,9 +36,9 @@ def step_programs(config, devices, documents=None, tokens=None):
     This is how `w2s compile` gets at them: `documents` of so many `tokens` are made up, if given.
     """
     from w2s_jax import sharding
+    from w2s_jax.config.validation import validate
     from w2s_jax.methods.planning import plan
     from w2s_jax.perf.aot import inputs, programs
-    from w2s_jax.validation import validate
 
     resolved = inputs.find_inputs(validate(config), documents, tokens)
     mesh = sharding.make_mesh(resolved.settings.mesh, devices)
@@ -156,7 +156,7 @@ def test_a_step_on_a_cpu(run, tmp_path):
 @pytest.mark.parametrize("run", ["embedded_rotary", "llama_lora"])
 def test_it_is_the_step_that_a_run_dispatches(run, tmp_path):
     """`w2s run --dump_hlo` on one device; it needs nothing of the package's insides."""
-    from w2s_jax.cli import main
+    from w2s_jax.cli.main import main
 
     RECIPES[run] = config_of(run, tmp_path)
     RECIPES[run].mesh.data = 1
