@@ -2,8 +2,9 @@
 
     w2s run --config=configs/quickstart.py --workdir=runs/quickstart
 
-About 40 s on two CPU cores, including compilation; the same command prints the finished result in 2
-s. `--config=configs/quickstart.py:3` runs seed 3 (of model initialisation, data order and splits).
+Takes about 40 s on two CPU cores, including compilation. The same command prints the result of a
+finished run in 2 s. `--config=configs/quickstart.py:3` runs seed 3 (of model initialisation, data
+order and splits).
 
 The data are scikit-learn's 1,797 images of 8 x 8 pixels, as sequences of 64 tokens. The strong
 model (`gpt-d32`) is pretrained on other images with captions that name the digit, but nothing about
