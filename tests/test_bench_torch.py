@@ -32,9 +32,9 @@ def make(bench="train", dtype="float32", loss="xent"):
 @pytest.fixture
 def handed_over(tmp_path):
     def hand(bench, workload, program, which="torch"):
-        path = tmp_path / "task.npz"
-        peer.write_task(path, bench, which, workload, program)
-        return torch_peer.read_task(str(path))
+        path = tmp_path / "job.npz"
+        peer.write_job(path, bench, which, workload, program)
+        return torch_peer.read_job(str(path))
 
     return hand
 
@@ -67,11 +67,11 @@ def test_first_loss_and_gradient_norm_are_ours(handed_over, variant):
 @pytest.mark.parametrize("loss", ["xent", "confidence"])
 def test_training_goes_on_as_ours_does(handed_over, which, loss):
     workload, program = make(loss=loss)
-    task = handed_over("train", workload, program, which)
+    job = handed_over("train", workload, program, which)
     if which == "torch":
-        trainer = torch_programs.Trainer(task, torch_programs.Variant("packed", 2, "float32"))
+        trainer = torch_programs.Trainer(job, torch_programs.Variant("packed", 2, "float32"))
     else:
-        trainer = torch_programs.ReleasedTrainer(task)
+        trainer = torch_programs.ReleasedTrainer(job)
     _, losses_S = trainer.run()
     assert len(losses_S) == 3
     np.testing.assert_allclose(losses_S, program.outputs[0][:, 0], rtol=2e-5)
@@ -83,12 +83,12 @@ def test_training_goes_on_as_ours_does(handed_over, which, loss):
 )
 def test_labels_are_ours(handed_over, which, dtype):
     workload, program = make("label", dtype)
-    task = handed_over("label", workload, program, which)
+    job = handed_over("label", workload, program, which)
     if which == "torch":
         precision = "float32" if dtype == "float32" else "manual"
-        labeller = torch_programs.Labeller(task, torch_programs.Variant("packed", 16, precision))
+        labeller = torch_programs.Labeller(job, torch_programs.Variant("packed", 16, precision))
     else:
-        labeller = torch_programs.ReleasedLabeller(task)
+        labeller = torch_programs.ReleasedLabeller(job)
     _, logits_NC = labeller.run()
     (ours_NC,) = program.outputs
     limit = {"float32": 2e-5, "bfloat16": 2e-2}[dtype]
@@ -111,15 +111,15 @@ def test_nested_attention_is_the_same_where_it_runs():
 
 def test_the_strongest_variant_is_the_one_with_the_shortest_trial(handed_over, monkeypatch):
     workload, program = make(dtype="bfloat16")
-    task = handed_over("train", workload, program)
+    job = handed_over("train", workload, program)
     times = {"packed 2, manual, fused": 1.0, "packed 2, manual, foreach": 0.5}
 
     def tried(make, variant, trials):
         trials[variant.name] = times.get(variant.name, 2.0)
         return trials[variant.name]
 
-    monkeypatch.setattr(torch_programs, "_tried", tried)
-    _, best, trials = torch_programs.strongest(task)
+    monkeypatch.setattr(torch_programs, "_trial_seconds", tried)
+    _, best, trials = torch_programs.fastest_variant(job)
     assert best == torch_programs.Variant("packed", 2, "manual", "foreach")
     assert {"packed 1", "padded 8", "nested 1"} <= {name.split(",")[0] for name in trials}
     assert any("autocast" in name for name in trials)
@@ -127,9 +127,9 @@ def test_the_strongest_variant_is_the_one_with_the_shortest_trial(handed_over, m
 
 def test_the_child_answers_one_line_a_request(tmp_path):
     workload, program = make()
-    peer.write_task(tmp_path / "task.npz", "train", "torch-released", workload, program)
+    peer.write_job(tmp_path / "job.npz", "train", "torch-released", workload, program)
     requests = [
-        {"command": "prepare", "task": str(tmp_path / "task.npz")},
+        {"command": "prepare", "job": str(tmp_path / "job.npz")},
         {"command": "run"},
         {"command": "outputs", "to": str(tmp_path / "out.npy")},
     ]
@@ -155,7 +155,7 @@ def test_a_peer_that_computes_something_else_is_no_peer():
 def test_models_that_the_peers_do_not_know_are_refused():
     for name in ("rotary-d64", "facebook/opt-125m", "EleutherAI/pythia-70m", "bert-base-uncased"):
         workload = workloads.mix_workload(workloads.find_model(name), "short", dtype="float32")
-        with pytest.raises(errors.InputError, match="not of GPT-2's form"):
+        with pytest.raises(errors.InputError, match="does not have GPT-2's architecture"):
             peer.check_workload("torch", workload)
 
 
