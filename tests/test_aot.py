@@ -106,7 +106,7 @@ def test_a_program_on_one_chip_has_no_collectives():
 
 
 @pytest.mark.parametrize(
-    "name,jax_name,chips,sold_as,gib",
+    "name,jax_name,chips,product_name,gib",
     [
         ("v5e:4x4", "v5e:4x4", 16, "v5e-16", 15.75),
         ("v5e-256", "v5e:16x16", 256, "v5e-256", 15.75),
@@ -117,9 +117,9 @@ def test_a_program_on_one_chip_has_no_collectives():
         ("v4:2x2x1", "v4:2x2x1", 4, "v4-8", 32.0),
     ],
 )
-def test_slices_have_their_chips_and_memory(name, jax_name, chips, sold_as, gib):
+def test_slices_have_their_chips_and_memory(name, jax_name, chips, product_name, gib):
     found = topology.find(name)
-    assert (found.name, found.chips, found.sold_as) == (jax_name, chips, sold_as)
+    assert (found.name, found.chips, found.product_name) == (jax_name, chips, product_name)
     assert found.memory == pytest.approx(gib * GIB)
 
 
@@ -150,20 +150,20 @@ def test_every_slice_has_peak_rates_and_bandwidths():
     assert devices.bandwidth("NVIDIA H200") is None
 
 
-def test_the_last_line_says_what_fits_in_gib():
+def test_the_last_line_shows_what_fits_in_gib():
     assert search.verdict(True, 3.15 * GIB, 15.75 * GIB) == (
         "fits: 3.15 GiB of 15.75 GiB a chip (20% of its memory)"
     )
     line = search.verdict(False, 20 * GIB, 15.75 * GIB, ["--config.mesh.fsdp=4"])
     assert line == (
-        "does not fit: needs 20.00 GiB of 15.75 GiB a chip; by the memory formula it would with "
-        "--config.mesh.fsdp=4"
+        "does not fit: needs 20.00 GiB of 15.75 GiB a chip; according to the memory formula, it "
+        "would with --config.mesh.fsdp=4"
     )
     assert "fits:" not in search.verdict(False, 20 * GIB, 15.75 * GIB)
 
 
 def test_search_tries_remat_then_microbatches_then_fsdp_then_tensor():
-    now = search.start(TrainSettings(batch_size=32), (4, 1, 1))
+    now = search.current_options(TrainSettings(batch_size=32), (4, 1, 1))
     tried = [dataclasses.astuple(c) for c in search.candidates(now, chips=4, heads=6)]
     assert tried == [
         ("dots", 32, 1, 1),
@@ -185,12 +185,12 @@ def test_search_tries_remat_then_microbatches_then_fsdp_then_tensor():
 
 def test_a_change_reaches_the_settings_of_its_role_only():
     settings = validate(default_config())
-    change = search.Change("block", 8, 2, 1)
-    new = search.changed(settings, "strong.train", change)
+    change = search.MemoryOptions("block", 8, 2, 1)
+    new = search.apply_options(settings, "strong.train", change)
     assert (new.strong.train.remat, new.strong.train.microbatch_size) == ("block", 8)
     assert new.weak == settings.weak and new.strong.pretrain == settings.strong.pretrain
     assert (new.mesh.data, new.mesh.fsdp, new.mesh.tensor) == (-1, 2, 1)
-    new = search.changed(settings, "weak.pretrain", change)
+    new = search.apply_options(settings, "weak.pretrain", change)
     assert new.weak.pretrain.remat == "block" and new.weak.train == settings.weak.train
 
 
@@ -230,7 +230,7 @@ def settings_of(**fields):
 def test_models_and_documents_need_not_be_there():
     settings = settings_of(weak__model="gpt2", strong__model="EleutherAI/pythia-12b")
     resolved = inputs.find_inputs(settings, 1000, 100)
-    assert inputs.is_made_up(resolved)
+    assert inputs.is_synthetic(resolved)
     strong = resolved.roles["strong"]
     known = ladders.find("pythia-12b").config()
     assert strong.model.num_parameters() == known.num_parameters()
@@ -244,11 +244,13 @@ def test_models_and_documents_need_not_be_there():
 
 
 def test_bad_models_and_lengths_are_named():
-    with pytest.raises(errors.InputError, match=r"strong.model: 'pythia-12bb' .*'pythia-12b'"):
+    with pytest.raises(
+        errors.InputError, match=r"strong.model: unknown model 'pythia-12bb' .*'pythia-12b'"
+    ):
         inputs.find_inputs(settings_of(strong__model="pythia-12bb"), 1000, 100)
-    with pytest.raises(errors.InputError, match=r"--tokens: 2000; allowed with gpt2: .*1024"):
+    with pytest.raises(errors.InputError, match=r"--tokens: 2000; allowed: at most 1024, .* gpt2"):
         inputs.find_inputs(settings_of(strong__model="gpt2"), 1000, 2000)
-    with pytest.raises(errors.InputError, match=r"--documents: 40, 20 of them in slice1"):
+    with pytest.raises(errors.InputError, match=r"--documents: 40 leaves 20 for slice1"):
         inputs.find_inputs(settings_of(strong__model="gpt2"), 40, 100)
 
 
@@ -288,10 +290,10 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     cast = costs.estimate(dataclasses.replace(step, train=half), shape)
     # The embedding is looked up, never multiplied with. Positions count as if they were.
     multiplied = model.num_parameters() - 50257 * 768
-    assert cast["weights as computed with"] == 2 * multiplied // 4
+    assert cast["weights in the compute dtype"] == 2 * multiplied // 4
     assert cast["gathered layers"] == layer
     # Weights are float32 and so computed with; 8 row shards: 4 rows of 64 slots each.
-    assert "weights as computed with" not in estimate
+    assert "weights in the compute dtype" not in estimate
     flops = budget.train_flops_per_token(model, 64, last_only=True)
     assert step.flops == pytest.approx(32 * 64 * flops)
     assert step.evaluates is not None
@@ -302,7 +304,7 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     alone = costs.estimate(labels, shape)
     assert alone["activations"] == labels.slots * 8 * (2 * 768 + 3072)
     assert alone["gathered layers"] == 0 and "gradients" not in alone
-    assert alone["weights as computed with"] == 4 * (model.num_parameters() - 50257 * 768)
+    assert alone["weights in the compute dtype"] == 4 * (model.num_parameters() - 50257 * 768)
 
 
 def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp_path, monkeypatch):
@@ -344,7 +346,7 @@ def test_the_least_time_of_a_step_is_that_of_its_slowest_part():
         shape=(1, 4, 30), trained=100, passes=2, loss="xent",
     )  # fmt: skip
     sent = {"all-reduce": Collectives(1, 100, 200)}
-    least = costs.bound(program, sent, 1e6, devices.Bandwidth(1e12, 2e3), tensor=1)
+    least = costs.time_bound(program, sent, 1e6, devices.Bandwidth(1e12, 2e3), tensor=1)
     # 9000 FLOPs and a third for recomputing, a fifth for padding, on 4 chips.
     assert least.compute == pytest.approx(9000 * 4 / 3 * 1.2 / 4e6)
     assert least.communication == pytest.approx(0.1)
@@ -402,7 +404,7 @@ def test_a_tiny_run_fits_on_four_chips(tmp_path):
     assert lines[0].startswith("v5e:2x2 (v5e-4): 4 chips of 15.75 GiB; mesh data=2 fsdp=2 tensor=1")
     assert lines[-1].startswith("fits: 0.0") and "of 15.75 GiB a chip" in lines[-1]
     assert any("weak" in line and "4 chips, compiled" in line for line in lines)
-    assert any("each chip by itself" in line for line in lines)
+    assert any("each chip separately" in line for line in lines)
     gathers = [line for line in lines if "collectives:" in line and "all-gather" in line]
     assert gathers, "parameters split over fsdp are gathered"
 
@@ -418,5 +420,5 @@ def test_what_is_too_large_is_told_with_what_would_help(tmp_path):
     assert status == 1, stderr
     assert lines[-1].startswith("does not fit: needs ") and "of 15.75 GiB a chip" in lines[-1]
     assert float(lines[-1].split()[4]) > 17.4
-    assert any("the compiler: RESOURCE_EXHAUSTED" in line for line in lines)
+    assert any("compiler message: RESOURCE_EXHAUSTED" in line for line in lines)
     assert "Traceback" not in stderr
