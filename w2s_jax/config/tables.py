@@ -70,7 +70,7 @@ class Table(Mapping[str, Spec]):
         Raises:
           InputError: if there is none; with `field`, the nearest name, and all names.
         """
-        if name not in self:
+        if not isinstance(name, str) or name not in self:
             raise errors.unknown(field, name, self)
         return self[name]
 

@@ -6,24 +6,25 @@ of earlier batches included; and the labels may be balanced within a batch.
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jax, jnp
 from w2s_jax.losses.common import (
     linear_warmup,
+    own_weight,
     quantile,
     soft_cross_entropy,
     taken,
+    warmup,
     weighted_mean,
 )
 from w2s_jax.losses.registry import register
 
-Array = jax.Array
 State = dict[str, Any]
 
 
-def init_buffer(targets_NC: np.ndarray | None, *, buffer_size: int = 32, **options: Any) -> State:
+def init_buffer(targets_NC: np.ndarray | None, *, buffer_size: int, **options: Any) -> State:
     """An empty buffer: {"p0_Q": float32 [buffer_size], "count": int32 scalar}.
 
     `p0_Q` holds P(label 0) of the documents seen last, the newest at its end; its last `count`
@@ -69,6 +70,15 @@ def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
     traced=("aux_coef", "warmup_fraction"),
     init_state=init_buffer,
     update=update_buffer,
+    summary="CE(f, (1 - a) w + a f_t), a = aux_coef * ramp; t: quantile of P(label 0) over the "
+    "last `buffer_size` predictions, this batch's included, at the mean weak label",
+    source="EleutherAI/w2s, 'logconf'",
+    aux_coef=own_weight(0.5),
+    warmup_fraction=warmup(0.1),
+    buffer_size=Option(32, "Predictions that the threshold is taken over", low=1, high=65536),
+    balance_batch=Option(
+        False, "Shift the labels' log-odds in a batch to the mean 0; the threshold is the median"
+    ),
 )
 def buffered_confidence(
     logits_BC: Array,
@@ -77,10 +87,10 @@ def buffered_confidence(
     *,
     weights_B: Array | None = None,
     state: State | None = None,
-    aux_coef: Array | float = 0.5,
-    warmup_fraction: Array | float = 0.1,
-    buffer_size: int = 32,
-    balance_batch: bool = False,
+    aux_coef: Array | float,
+    warmup_fraction: Array | float,
+    buffer_size: int,
+    balance_batch: bool,
 ) -> Array:
     """L = CE(f, (1 - a) w + a f_t), with f_t from a threshold over the last predictions.
 
@@ -121,16 +131,24 @@ def buffered_confidence(
     return soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
 
-@register("soft_buffered_confidence", traced=("aux_coef", "warmup_fraction"))
+@register(
+    "soft_buffered_confidence",
+    traced=("aux_coef", "warmup_fraction"),
+    summary="CE(f, (1 - a) w + a sg(f)), a = aux_coef * ramp",
+    source="EleutherAI/w2s, 'entropy'",
+    aux_coef=own_weight(0.5),
+    warmup_fraction=warmup(0.1),
+    balance_batch=Option(False, "Shift the labels' log-odds in a batch to the mean 0"),
+)
 def soft_buffered_confidence(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    aux_coef: Array | float = 0.5,
-    warmup_fraction: Array | float = 0.1,
-    balance_batch: bool = False,
+    aux_coef: Array | float,
+    warmup_fraction: Array | float,
+    balance_batch: bool,
 ) -> Array:
     """`buffered_confidence` with the student's distribution f itself in place of f_t.
 

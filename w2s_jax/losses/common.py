@@ -1,9 +1,19 @@
-"""What several losses are made of: weighted means, thresholds, warm-ups."""
+"""Parts of several losses: weighted means, thresholds, warm-ups."""
 
-import jax
-import jax.numpy as jnp
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jax, jnp
 
-Array = jax.Array
+
+def own_weight(default: float) -> Option:
+    """The option of how much a student learns from its own predictions."""
+    return Option(
+        default, "Weight of the student's own predictions after the warm-up", low=0, high=1
+    )
+
+
+def warmup(default: float) -> Option:
+    """The option of how long that weight rises."""
+    return Option(default, "Share of training in which that weight rises", low=0, high=1)
 
 
 def log_probabilities(logits_BC: Array) -> Array:

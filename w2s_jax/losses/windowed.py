@@ -2,18 +2,17 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jnp
 from w2s_jax.losses.common import log_probabilities, taken, weighted_mean
 from w2s_jax.losses.registry import register
 
-Array = jax.Array
 State = dict[str, Any]
 
 
-def init_window(targets_NC: np.ndarray, *, radius: float | None = None) -> State:
+def init_window(targets_NC: np.ndarray, *, radius: float | None) -> State:
     """The radius of the window: `radius`, or the median weak confidence |w - 1/2|.
 
     Args:
@@ -37,7 +36,20 @@ def _radius_of_batch(targets_BC: Array, weights_B: Array | None) -> Array:
     return ordered_B[jnp.maximum(jnp.sum(taken_B) - 1, 0) // 2]
 
 
-@register("window", coupled=False, init_state=init_window)
+@register(
+    "window",
+    coupled=False,
+    init_state=init_window,
+    summary="CE(f, w) where max f < 1/2 + radius, else 0",
+    source="EleutherAI/w2s, 'window'",
+    radius=Option(
+        None,
+        "How far the student may be from 1/2; None: the median of abs(w - 1/2) over the training "
+        "documents",
+        low=0,
+        high=1,
+    ),
+)
 def window(
     logits_BC: Array,
     targets_BC: Array,
@@ -45,7 +57,7 @@ def window(
     *,
     weights_B: Array | None = None,
     state: State | None = None,
-    radius: float | None = None,
+    radius: float | None,
 ) -> Array:
     """Cross-entropy only where the student is uncertain: max f < 1/2 + radius, else 0.
 

@@ -1,9 +1,11 @@
-"""Soft labels and what is read from them."""
+"""Soft labels, probabilities and counts that several methods use."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from w2s_jax.core.errors import InputError
 
 
 def soft_labels(p_N: ArrayLike) -> np.ndarray:
@@ -33,3 +35,14 @@ def log_odds(p_N: ArrayLike, clip: float) -> NDArray[np.float64]:
     """log(p / (1 - p)), float64, of probabilities clipped to [clip, 1 - clip]."""
     values_N = np.clip(np.asarray(p_N, np.float64), clip, 1 - clip)
     return np.log(values_N) - np.log1p(-values_N)
+
+
+def kept_count(num: int, share: float) -> int:
+    """Documents kept of `num` when the share `share` is: rounded, at least 2 (or all of fewer).
+
+    Raises:
+      InputError: a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share: {share}; allowed: from 0 to 1")
+    return min(num, max(2, round(num * share)))

@@ -4,11 +4,19 @@ Burns et al. 2023 (arXiv 2312.09390) compare weak models' own errors with such l
 whether it matters for the student where a supervisor errs, and not only how often.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.methods.labels import p_of, soft_labels
+from w2s_jax.methods.registry import Students, register
+from w2s_jax.planning.plan import MethodPlanner
+
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
 
 #: structure -> where the labels are wrong
 STRUCTURES = {
@@ -19,6 +27,56 @@ STRUCTURES = {
     "strong_unconfident": "where a strong model trained on ground truth is the least confident",
     "strong_confident": "where a strong model trained on ground truth is the most confident",
 }
+
+
+def _synthetic(work: "LabelWork", *, structure: str) -> "Labels":
+    """Ground truth with as many errors as the weak model makes, of one structure."""
+    made: Labels = {}
+    for number, split in enumerate(work.phase.label_splits):
+        truth_N, weak_NC = work.truth(split), work.labels(split)
+        strong = "strong" in work.phase.parents
+        soft_NC = synthetic_labels(
+            structure,
+            truth_N,
+            error_rate=float(np.mean((weak_NC[:, 1] > 0.5) != (truth_N > 0.5))),
+            seed=work.phase.seed + number,
+            lengths_N=work.documents(split).lengths_N,
+            strong_p_N=work.labels(split, "strong")[:, 1] if strong else None,
+            weak_soft_NC=weak_NC,
+        )
+        made |= work.of_all(split, soft_NC)
+    return made
+
+
+@register(
+    "synthetic",
+    label_makers={"synthetic": _synthetic},
+    students="`+synthetic_<structure>`",
+    summary="Supervisors made of ground truth with exactly as many errors as the weak model makes: "
+    "its own, at random, on the longest or shortest documents, or where a strong model is least or "
+    "most confident. Hard labels",
+    source="Burns et al. 2023, appendix on synthetic supervisors",
+    structures=Option(tuple(STRUCTURES), "Where the errors are", choices=tuple(STRUCTURES)),
+)
+def synthetic(planner: MethodPlanner, *, structures: tuple[str, ...]) -> Students:
+    """Students of a synthetic supervisor for each structure."""
+    builder, splits = planner.builder, planner.label_splits
+    strong = builder.trained("ceiling", "strong", "slice1", label="on slice1", label_splits=splits)
+    students: Students = {}
+    for structure in structures:
+        parents = {"labels": planner.naive.weak}
+        if structure.startswith("strong"):
+            parents["strong"] = strong
+        labels = builder.labels(
+            "synthetic",
+            "strong",
+            splits,
+            parents,
+            label=f"errors {structure}",
+            structure=structure,
+        )
+        students |= planner.students(f"synthetic_{structure}", labels)
+    return students
 
 
 def synthetic_labels(

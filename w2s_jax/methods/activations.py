@@ -1,57 +1,96 @@
-"""Which weak labels to learn from: thresholds, filters on activations, and a trust model.
+"""Filters on activations: weak labels that the pretrained student's activations contradict.
 
-Shapes in names: N documents, M documents with ground truth, K neighbours, D features, C classes.
-
-Confidence thresholding and the filters by nearest neighbours, by logistic regression and by
-topology are those that Burns et al. 2023 (arXiv 2312.09390) try on a student's activations. The
-number of documents kept depends on N and the share alone (`kept_count`), so that a plan knows the
-number of training steps before there are any labels.
+The filters by nearest neighbours, by logistic regression and by topology are those that Burns et
+al. 2023 (arXiv 2312.09390) try on a student's activations. The number of documents kept depends on
+N and the share alone (`kept_count`), so that a plan knows the number of training steps before there
+are any labels. In names also: K neighbours.
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError, unknown
-from w2s_jax.methods.labels import p_of, soft_labels
+from w2s_jax.methods.labels import kept_count, p_of, soft_labels
+from w2s_jax.methods.registry import Students, register
+from w2s_jax.planning.plan import MethodPlanner
 
-# A class with fewer examples than this is too small to train a network on.
-_MIN_CLASS = 5
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
 
-
-def kept_count(num: int, share: float) -> int:
-    """Documents kept of `num` when the share `share` is: rounded, at least 2 (or all of fewer).
-
-    Raises:
-      InputError: a share outside [0, 1].
-    """
-    if not 0 <= share <= 1:
-        raise InputError(f"share: {share}; allowed: from 0 to 1")
-    return min(num, max(2, round(num * share)))
+JUDGES = ("knn", "logistic", "topological")
+_JUDGE = Option("knn", "How labels are judged (see `suspicious`)", choices=JUDGES)
+_NEIGHBOURS = Option(50, "Neighbours of 'knn' and 'topological'", low=1)
 
 
-def most_confident(soft_NC: np.ndarray, share: float) -> np.ndarray:
-    """Confidence thresholding: the most confident top share of each predicted class.
+def _filtered(work: "LabelWork", *, judge: str, share: float, neighbours: int) -> "Labels":
+    """Labels without the most suspicious."""
+    return work.of_some("slice2", drop_suspicious(_suspicion(work, judge, neighbours), share))
 
-    Of the `kept_count(N, share)` documents kept, each class has its share of the N (rounded), so
-    that no class crowds out the other. Confidence is max(p, 1 - p); the earlier of equals is kept.
 
-    Returns:
-      Keep mask, bool [N].
-    """
-    p_N = p_of(soft_NC)
-    predicted_N = p_N > 0.5
-    num, ones = len(p_N), int(predicted_N.sum())
-    kept = kept_count(num, share)
-    kept_ones = (2 * kept * ones + num) // (2 * num) if num else 0
-    order_N = np.argsort(-np.abs(p_N - 0.5), kind="stable")
-    keep_N = np.zeros(num, bool)
-    for label, count in ((True, kept_ones), (False, kept - kept_ones)):
-        keep_N[order_N[predicted_N[order_N] == label][:count]] = True
-    return keep_N
+def _relabelled(work: "LabelWork", *, judge: str, share: float, neighbours: int) -> "Labels":
+    """Labels of which the activations have replaced the most suspicious."""
+    score_N = _suspicion(work, judge, neighbours)
+    p_N, soft_NC = _judged(work, judge, neighbours), work.labels("slice2")
+    return work.of_all("slice2", relabel_suspicious(score_N, p_N, soft_NC, share))
+
+
+def _suspicion(work: "LabelWork", judge: str, k: int) -> np.ndarray:
+    options: dict[str, Any] = {} if judge == "logistic" else {"k": k}
+    return suspicious(judge, work.features("slice2"), work.labels("slice2"), **options)
+
+
+def _judged(work: "LabelWork", judge: str, k: int) -> np.ndarray:
+    """P(label 1) by the student's activations, float [N]."""
+    features_ND, soft_NC = work.features("slice2"), work.labels("slice2")
+    if judge == "logistic":
+        return logistic(features_ND, soft_NC, seed=work.phase.seed)
+    return neighbours(features_ND, soft_NC, k=k)
+
+
+@register(
+    "probe_filter",
+    label_makers={"filtered": _filtered},
+    students="`+probe_filter`",
+    summary="Without the documents whose weak labels the pretrained student's activations "
+    "contradict most",
+    source="Burns et al. 2023, appendix; 'topological': Wu et al. 2020",
+    judge=_JUDGE,
+    share=Option(0.1, "Share of the documents that is dropped", above=0, below=1),
+    neighbours=_NEIGHBOURS,
+)
+def probe_filter(planner: MethodPlanner, **options: Any) -> Students:
+    """Students on the labels that the activations do not contradict."""
+    labels = with_features(planner, "filtered", **options)
+    count = kept_count(planner.size("slice2"), 1 - options["share"])
+    return planner.students("probe_filter", labels, supervisor=planner.naive.weak, subset=count)
+
+
+@register(
+    "probe_relabel",
+    label_makers={"relabelled": _relabelled},
+    students="`+probe_relabel`",
+    summary="With the labels that the activations suggest for these documents",
+    judge=_JUDGE,
+    share=Option(0.1, "Share of the documents that is relabelled", above=0, below=1),
+    neighbours=_NEIGHBOURS,
+)
+def probe_relabel(planner: MethodPlanner, **options: Any) -> Students:
+    """Students on weak labels of which the activations have replaced some."""
+    labels = with_features(planner, "relabelled", **options)
+    return planner.students("probe_relabel", labels, supervisor=planner.naive.weak)
+
+
+def with_features(planner: MethodPlanner, kind: str, **options: Any) -> str:
+    """A 'labels' phase that has the weak labels and the strong model's features."""
+    parents = {
+        "labels": planner.naive.weak,
+        "features": planner.builder.features("strong"),
+    }
+    return planner.builder.labels(kind, "strong", ("slice2",), parents, **options)
 
 
 def _nearest(features_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,11 +152,11 @@ def logistic(
     out_N = np.zeros(len(p_N), np.float32)
     for fold in range(folds):
         held_N = fold_N == fold
-        out_N[held_N] = _regress(features_ND[~held_N], p_N[~held_N], features_ND[held_N])
+        out_N[held_N] = regress(features_ND[~held_N], p_N[~held_N], features_ND[held_N])
     return out_N
 
 
-def _regress(features_MD: np.ndarray, p_M: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
+def regress(features_MD: np.ndarray, p_M: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
     """P(label 1) [N] of a regression on soft labels: each document once as a 1 and once as a 0."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -246,49 +285,3 @@ def relabel_suspicious(
     """
     keep_N = drop_suspicious(score_N, share)
     return np.where(keep_N[:, None], np.asarray(soft_NC, np.float32), soft_labels(p_of(p_N)))
-
-
-def trust(
-    features_MD: np.ndarray, correct_M: np.ndarray, features_ND: np.ndarray, seed: int = 0
-) -> np.ndarray:
-    """P(the supervisor is right) by a model of the supervisor's last hidden state.
-
-    A network of one hidden layer (64 units, L2 of 10: documents with ground truth are few) on
-    standardised features, fitted to documents with ground truth; logistic regression where it was
-    right, or wrong, fewer than 5 times; the one outcome there is where it was always right or
-    always wrong.
-
-    Args:
-      features_MD: the supervisor's hidden state at the end of documents with ground truth, which
-        it was not trained on.
-      correct_M: bool; whether it is right on them.
-      features_ND: its hidden states for the documents to be judged.
-      seed: of the network's start and batches.
-
-    Returns:
-      float32 [N].
-
-    Raises:
-      InputError: there is no document with ground truth.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    correct_M = np.asarray(correct_M, bool)
-    if not len(correct_M):
-        raise InputError("trust: no document has ground truth; allowed: at least one")
-    if min(correct_M.sum(), (~correct_M).sum()) < _MIN_CLASS:
-        return _regress(features_MD, correct_M.astype(np.float64), features_ND).astype(np.float32)
-    network = MLPClassifier((64,), alpha=10.0, max_iter=100, random_state=seed)
-    model = make_pipeline(StandardScaler(), network)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(features_MD, correct_M)
-    return np.asarray(model.predict_proba(features_ND)[:, 1], np.float32)
-
-
-def drop_untrusted(p_N: np.ndarray, share: float) -> np.ndarray:
-    """Keep mask (bool [N]) without the share that `trust` is lowest for, as `drop_suspicious`."""
-    return drop_suspicious(-np.asarray(p_N), share)

@@ -7,9 +7,9 @@ import pytest
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document, hash_order
+from w2s_jax.data.prompts import few_shot, with_suffix
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
-from w2s_jax.methods.prompting import few_shot, with_suffix
 
 BYTES = ByteTokenizer()
 ENDS = {"prefix": BYTES.prefix, "suffix": BYTES.suffix}

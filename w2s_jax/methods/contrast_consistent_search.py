@@ -1,20 +1,68 @@
 """Contrast-consistent search: a truth direction from pairs of completions, without labels.
 
 Burns et al. 2022, "Discovering latent knowledge in language models without supervision". A document
-is completed by each of two labels; a probe of the hidden states shall give probabilities that add
-up to one and are not both a half. Shapes in names: N documents, D features, t tries.
+is completed by each of two labels; a probe of the hidden states is trained to give probabilities
+that add up to one and are not both a half. In names also: t tries.
 """
 
-import functools
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from w2s_jax.methods.labels import p_of
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jax, jnp
+from w2s_jax.data.prompts import with_suffix
+from w2s_jax.methods.labels import p_of, soft_labels
+from w2s_jax.methods.registry import Students, register, require_label_tokens
+from w2s_jax.planning.plan import MethodPlanner, Student
 
-Array = jax.Array
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
+
+
+def _contrast(work: "LabelWork", *, tries: int, iterations: int) -> "Labels":
+    """Predictions of a probe that is fitted on slice 2 without its labels.
+
+    Which of its two ends is label 1 is chosen by agreement with the weak labels.
+    """
+    label_0, label_1 = work.data.label_tokens
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for split in ("slice2", *work.phase.label_splits):
+        sides = []
+        for token in (label_1, label_0):
+            completed = with_suffix(
+                work.documents(split), token, work.max_length, suffix=work.data.suffix
+            )
+            sides.append(normalised(work.model_features(completed)))
+        pairs[split] = (sides[0], sides[1])
+    probe = fit_ccs(*pairs["slice2"], seed=work.phase.seed, tries=tries, steps=iterations)
+    p_N = predict_ccs(probe, *pairs["slice2"])
+    flipped = not np.allclose(oriented(p_N, work.labels("slice2")[:, 1]), p_N)
+    made: Labels = {}
+    for split in work.phase.label_splits:
+        p_N = predict_ccs(probe, *pairs[split])
+        made |= work.of_all(split, soft_labels(1 - p_N if flipped else p_N))
+    return made
+
+
+@register(
+    "contrast_consistent_search",
+    label_makers={"contrast_consistent_search": _contrast},
+    students="`contrast_consistent_search`",
+    summary="A direction in the features of each document completed by either label token. Labels "
+    "only tell its two ends apart. Decoders only",
+    source="Burns et al. 2022",
+    tries=Option(10, "Random starts, of which the best is taken", low=1),
+    iterations=Option(1000, "Steps of the optimizer", low=1),
+)
+def contrast_consistent_search(planner: MethodPlanner, **options: Any) -> Students:
+    """A student that is a direction in the strong model's features."""
+    builder, naive = planner.builder, planner.naive
+    name = "contrast_consistent_search"
+    require_label_tokens(planner, name)
+    parents = builder.init("strong") | {"labels": naive.weak}
+    phase = builder.labels(name, "strong", builder.evaluated, parents, **options)
+    return {name: Student(phase, "", name, naive.weak, naive.ceiling)}
 
 
 def normalised(features_ND: np.ndarray) -> np.ndarray:
@@ -61,7 +109,8 @@ def fit_ccs(
     kernels_tD = jax.random.normal(jax.random.key(seed), (tries, plus.shape[1]))
     kernels_tD = kernels_tD / jnp.linalg.norm(kernels_tD, axis=1, keepdims=True)
     params_t = {"kernel": kernels_tD, "bias": jnp.zeros(tries)}
-    params_t, loss_t = _fit_all(params_t, plus, minus, learning_rate, weight_decay, steps)
+    fit = jax.jit(_fit_all, static_argnums=5)
+    params_t, loss_t = fit(params_t, plus, minus, learning_rate, weight_decay, steps)
     # A try that diverged is never the best.
     best = int(np.argmin(np.nan_to_num(np.asarray(loss_t), nan=np.inf)))
     return {name: np.asarray(value_t[best]) for name, value_t in params_t.items()}
@@ -78,7 +127,6 @@ def _p(params: dict[str, Array], features_ND: Array) -> Array:
     return jax.nn.sigmoid(logits_N + params["bias"])
 
 
-@functools.partial(jax.jit, static_argnums=5)
 def _fit_all(
     params_t: dict[str, Array],
     plus_ND: Array,
@@ -88,6 +136,8 @@ def _fit_all(
     steps: int,
 ) -> tuple[dict[str, Array], Array]:
     """All tries' parameters after training, and their losses [t]."""
+    import optax
+
     optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
 
     def fit(params: dict[str, Array]) -> tuple[dict[str, Array], Array]:
