@@ -52,19 +52,20 @@ class Option:
 
     @property
     def range(self) -> str:
-        """The allowed values in words: 'at least 0 and below 1', 'half, prior', ''."""
+        """The allowed values in words: 'from 0 to 1', 'at least 1, or -1', 'half, prior', ''."""
         if self.choices:
             return ", ".join(map(str, self.choices))
-        bounds = [
-            f"{word} {bound}"
-            for word, bound in (
+        high = None if self.high == math.inf else self.high
+        if self.low is not None and high is not None:
+            bounds = [f"from {self.low} to {high}"]
+        else:
+            words = (
                 ("at least", self.low),
                 ("above", self.above),
-                ("at most", None if self.high == math.inf else self.high),
+                ("at most", high),
                 ("below", self.below),
             )
-            if bound is not None
-        ]
+            bounds = [f"{word} {bound}" for word, bound in words if bound is not None]
         return " and ".join(bounds) + "".join(f", or {value}" for value in self.also)
 
     def check(self, field: str, value: Any) -> Any:

@@ -83,6 +83,9 @@ class Settings:
         return 2 + len(self.middle)
 
 
+_EVERY = "Steps between evaluations; None: none, or ten in all where a step is selected"
+
+
 def config_options() -> dict[str, Option]:
     """Returns the fields of a config without `config.loss`: 'train.epochs' -> its `Option`."""
     return flatten(_options())
@@ -103,11 +106,11 @@ def _options() -> dict[str, Any]:
         "strong": strong,
         "losses": Option(("xent", "confidence"), "Labels of the students' losses"),
         "method": {
-            "name": Option("naive", "Methods, separated by commas"),
+            "name": Option("naive", "Names of methods, separated by commas; 'naive': none"),
             "losses": Option((), "Losses of methods' students; empty: all of `losses`"),
             **{name: dict(spec.options) for name, spec in METHODS.items() if spec.options},
         },
-        "eval": {"every": Option(None, "Steps between evaluations", low=1, value_type=int)},
+        "eval": {"every": Option(None, _EVERY, low=1, value_type=int)},
         "mesh": options_of(MeshSettings),
         "checkpoint": options_of(CheckpointSettings),
         "log": options_of(LogSettings),

@@ -184,7 +184,9 @@ class TaskSettings:
 
     name: str = option("digits_even", meaning="Task; `w2s data list` shows all")
     source: str = option(
-        "auto", meaning="Origin of the data: 'auto' (local files first), or one that the task has"
+        "auto",
+        meaning="Origin of the data: 'files', 'hub', 'tfds', 'embedded', or 'auto' (the first that "
+        "is available, local files before others)",
     )
     data_dir: str | None = option(
         None, meaning="Folder with local data; None: the environment variable W2S_DATA_DIR"
@@ -192,8 +194,12 @@ class TaskSettings:
     train_docs: int | None = option(
         None, low=2, meaning="Training documents, counted before halving; None: all"
     )
-    test_docs: int | None = option(None, low=2, meaning="Test documents; None: all")
-    validation_docs: int | None = option(None, low=0, meaning="Validation documents; None: all")
+    test_docs: int | None = option(
+        None, low=2, meaning="Test documents; None: all of the official split"
+    )
+    validation_docs: int | None = option(
+        None, low=0, meaning="Validation documents; None: all of the official split"
+    )
     tokenizer: str = option(
         "bytes",
         meaning="Tokenizer of embedded models (pretrained models bring their own): 'bytes', or a "
@@ -311,7 +317,11 @@ class CheckpointSettings:
 
     every_minutes: float = option(3.0, low=0, high=math.inf, meaning="Minutes between checkpoints")
     keep: int = option(2, low=1, meaning="Checkpoints kept of a phase in training")
-    keep_final: bool = option(True, meaning="Keep the parameters of finished phases")
+    keep_final: bool = option(
+        True,
+        meaning="Keep the parameters of all finished phases, not only of those that others "
+        "start from",
+    )
     dir: str | None = option(
         None,
         meaning="Folder of the checkpoints of phases in training, local or gs://bucket/path, so "
@@ -330,6 +340,6 @@ class LogSettings:
     hang_minutes: float = option(
         10.0,
         low=0,
-        high=1e6,
+        high=1_000_000,
         meaning="Minutes without progress until the stacks of all threads are printed; 0: never",
     )

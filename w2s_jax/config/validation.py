@@ -46,13 +46,14 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         if not isinstance(entry, config_dict.ConfigDict):
             raise errors.InputError(f"loss.{label}: {entry!r} has no options; use config.add_loss")
         loss_settings(label, entry.to_dict())
-    strong, methods, losses = _role(config, "strong"), _methods(config), _losses(config)
+    weak, strong = _role(config, "weak"), _role(config, "strong")
+    methods, losses = _methods(config), _losses(config)
     return Settings(
         name=config.name,
         seed=config.seed,
         task=TaskSettings(**config.task.to_dict()),
         protocol=_protocol(config.protocol),
-        weak=_role(config, "weak"),
+        weak=weak,
         strong=strong,
         losses=losses,
         methods=methods,

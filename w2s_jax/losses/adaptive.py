@@ -21,7 +21,7 @@ from w2s_jax.losses.registry import register
     summary="CE(f, (1 - a) w + a f1), a = ramp * sg(softmax of CE(f, f1) / T against "
     "CE(f, w1) / T); f1, w1: the likelier classes of f and w",
     source='Guo et al. 2024, "Vision superalignment"',
-    temperature=Option(1.0, "T", low=0.001, high=1000),
+    temperature=Option(1.0, "T; the higher, the closer a is to 1/2", low=0.001, high=1000),
     warmup_fraction=Option(0.25, "Share of training in which a rises", low=0, high=1),
 )
 def adaptive_confidence(

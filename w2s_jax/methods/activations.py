@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from w2s_jax.phases.labelling import Labels, LabelWork
 
 JUDGES = ("knn", "logistic", "topological")
-_JUDGE = Option("knn", "How labels are judged (see `suspicious`)", choices=JUDGES)
+_JUDGE = Option(
+    "knn",
+    "Judge of the labels: nearest neighbours, logistic regression, or a topological filter",
+    choices=JUDGES,
+)
 _NEIGHBOURS = Option(50, "Neighbours of 'knn' and 'topological'", low=1)
 
 
@@ -73,7 +77,8 @@ def probe_filter(planner: MethodPlanner, **options: Any) -> Students:
     "probe_relabel",
     label_makers={"relabelled": _relabelled},
     students="`+probe_relabel`",
-    summary="With the labels that the activations suggest for these documents",
+    summary="With the labels that the activations suggest for the documents that `probe_filter` "
+    "drops",
     judge=_JUDGE,
     share=Option(0.1, "Share of the documents that is relabelled", above=0, below=1),
     neighbours=_NEIGHBOURS,

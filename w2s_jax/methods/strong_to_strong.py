@@ -9,7 +9,7 @@ from w2s_jax.planning.plan import MethodPlanner
     "strong_to_strong",
     students="`+strong_to_strong`",
     summary="The student labels its own slice again, for a fresh student",
-    iterations=Option(2, "How often it does", low=1),
+    iterations=Option(2, "Number of times", low=1),
 )
 def strong_to_strong(planner: MethodPlanner, *, iterations: int) -> Students:
     """A chain of students, each on the labels of the one before."""
