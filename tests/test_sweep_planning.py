@@ -14,6 +14,7 @@ from w2s_jax.core import errors
 from w2s_jax.models import budget
 from w2s_jax.perf.workloads import model_flops
 from w2s_jax.planning import resolve
+from w2s_jax.planning.plan import plan as plan_of
 from w2s_jax.sweep import costs, planning
 from w2s_jax.sweep.points import NamedPoint, load_points, with_overrides
 from w2s_jax.sweep.space import over, pairs, product
