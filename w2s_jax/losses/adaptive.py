@@ -35,11 +35,11 @@ def adaptive_confidence(
 ) -> Array:
     """L_i = (1 - a_i) CE(f, w) + a_i CE(f, f1): Guo et al. 2024 ("Vision superalignment").
 
-    f1 and w1 are the classes that f and w hold for likelier (1/2 each where these tie), and
+    f1 and w1 are the likelier classes of f and w (1/2 each for ties), and
     a_i = exp(CE(f, f1) / T) / (exp(CE(f, f1) / T) + exp(CE(f, w1) / T)), without gradient: at most
-    1/2, which it is where the student agrees with the label. a_i is multiplied by a factor that
-    rises linearly from 0 to 1 over the first `warmup_fraction` of training, as in code in use that
-    has the formula (with KL(w || f) for CE(f, w): the gradient is the same).
+    1/2, the value where the student agrees with the label. a_i is multiplied by a factor that rises
+    linearly from 0 to 1 over the first `warmup_fraction` of training, as in published
+    implementations (which take KL(w || f) for CE(f, w): the gradient is the same).
     """
     targets_BC = targets_BC.astype(jnp.float32)
     log_p_BC = jax.lax.stop_gradient(log_probabilities(logits_BC))

@@ -1,7 +1,7 @@
 """Divergences between student and weak labels other than cross-entropy.
 
 f is the student's distribution over the two classes, w the soft label. Where a formula has log w,
-w is at least 1e-7: hard labels would make it infinite.
+w is at least 1e-7, as hard labels would make it infinite.
 """
 
 from w2s_jax.config.options import Option
@@ -48,7 +48,7 @@ def kl(
 ) -> Array:
     """Forward divergence KL(w || f) = CE(f, w) - H(w): the gradient is that of `xent`.
 
-    As 'kl' of EleutherAI's code. Its value is 0 where the student repeats the labels.
+    This is 'kl' of EleutherAI's code. It is 0 where the student's distribution is the label.
     """
     del step_fraction
     targets_BC = targets_BC.astype(jnp.float32)
@@ -101,7 +101,7 @@ def reverse_xent(
 ) -> Array:
     """Reverse cross-entropy -sum_c f_c log w_c (Wang et al. 2019; Xu et al. 2026 for weak labels).
 
-    An uncertain label (w near 1/2) has hardly any gradient. `label_smoothing` as in `reverse_kl`.
+    An uncertain label (w near 1/2) has almost no gradient. `label_smoothing` as in `reverse_kl`.
     """
     del step_fraction
     targets_BC = _smoothed(targets_BC, label_smoothing)
@@ -127,8 +127,8 @@ def cace(
 ) -> Array:
     """Confidence-adaptive cross-entropy (Xu et al. 2026).
 
-    Cross-entropy where the label is certain, |w - 1/2| >= c, and reverse cross-entropy where it is
-    not. With c = 0 it is `xent`.
+    Cross-entropy where the label is certain, |w - 1/2| >= c, reverse cross-entropy elsewhere. With
+    c = 0 it is `xent`.
     """
     del step_fraction
     targets_BC = targets_BC.astype(jnp.float32)

@@ -24,8 +24,8 @@ def generalized_xent(
 ) -> Array:
     """Generalized cross-entropy sum_c w_c (1 - f_c^q) / q (Zhang & Sabuncu 2018).
 
-    Between cross-entropy (q to 0) and the mean absolute error (q = 1); the paper has hard labels,
-    for which this is (1 - f_y^q) / q.
+    It is between cross-entropy (q to 0) and the mean absolute error (q = 1). The paper has hard
+    labels, for which this is (1 - f_y^q) / q.
     """
     del step_fraction
     terms_BC = -jnp.expm1(q * log_probabilities(logits_BC)) / q

@@ -46,9 +46,9 @@ def confidence(
     """The paper's auxiliary confidence loss (Burns et al. 2023, section 4.3.1 and appendix A.4).
 
     L = (1 - a) CE(f, w) + a CE(f, f_t) with f_t = 1[f > t] without gradient, which is the
-    cross-entropy to (1 - a) w + a f_t. The threshold t is chosen in each batch so that exactly half
-    of it is positive ('half'), or the share that the mean weak label gives ('prior'); ties and odd
-    batches as in `hardened_share`. a rises linearly from 0 to `alpha_max` over the first
+    cross-entropy to (1 - a) w + a f_t. The threshold t makes exactly half of the batch positive
+    ('half'), or the share of the mean weak label ('prior'); see `hardened_share` for ties and odd
+    batches. a rises linearly from 0 to `alpha_max` over the first
     `warmup_fraction` of training. With alpha_max = 0 it is `xent`.
     """
     logits_BC = logits_BC.astype(jnp.float32)
@@ -83,12 +83,12 @@ def logconf(
     aux_coef: Array | float,
     warmup_fraction: Array | float,
 ) -> Array:
-    """The confidence loss of the code released with the paper, its jump included.
+    """The confidence loss of the code released with the paper, including its jump.
 
     The coefficient is aux_coef * step_fraction up to `warmup_fraction` and aux_coef after it (with
     the defaults it jumps from 0.05 to 0.5). The threshold is the quantile (linear interpolation) of
     P(label 0) at the mean weak label; a document at or above it is hardened to 0, one below to 1.
-    Documents of weight 0 take no part in either.
+    Documents of weight 0 are left out of both.
     """
     logits_BC = logits_BC.astype(jnp.float32)
     targets_BC = targets_BC.astype(jnp.float32)
@@ -121,10 +121,10 @@ def product(
     alpha: Array | float,
     beta: Array | float,
 ) -> Array:
-    """Cross-entropy to w^alpha f^beta, renormalised and without gradient (the released code's).
+    """Cross-entropy to w^alpha f^beta, renormalized and without gradient (released code).
 
-    With alpha = 1 and beta = 0 it is `xent`. Powers are taken in logarithms: where those of the
-    original underflow to 0 in both classes it gives NaN, and here the limit is right.
+    With alpha = 1 and beta = 0 it is `xent`. Powers are taken in logarithms: where they underflow
+    to 0 in both classes, the original gives NaN, and this the limit.
     """
     del step_fraction
     targets_BC = targets_BC.astype(jnp.float32)
@@ -154,7 +154,7 @@ def entropy(
     weights_B: Array | None = None,
     coef: Array | float,
 ) -> Array:
-    """CE(f, w) + coef H(f): entropy regularisation (Burns et al. 2023, appendix)."""
+    """CE(f, w) + coef H(f): entropy regularization (Burns et al. 2023, appendix)."""
     del step_fraction
     log_p_BC = log_probabilities(logits_BC)
     entropy_B = -jnp.sum(jnp.exp(log_p_BC) * log_p_BC, axis=-1)

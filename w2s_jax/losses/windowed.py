@@ -13,15 +13,15 @@ State = dict[str, Any]
 
 
 def init_window(targets_NC: np.ndarray, *, radius: float | None) -> State:
-    """The radius of the window: `radius`, or the median weak confidence |w - 1/2|.
+    """Return the radius of the window: `radius`, or the median weak confidence |w - 1/2|.
 
     Args:
       targets_NC: soft labels of all training documents.
       radius: the option of the loss.
 
     Returns:
-      {"radius": float32 scalar}. Of an even number of documents the median is the lower of the two
-      in the middle, as torch takes it.
+      {"radius": float32 scalar}. The median of an even number of documents is the lower of the two
+      in the middle, as in torch.
     """
     if radius is None:
         confidence_N = np.sort(np.abs(np.asarray(targets_NC, np.float32)[:, 1] - np.float32(0.5)))
@@ -30,7 +30,7 @@ def init_window(targets_NC: np.ndarray, *, radius: float | None) -> State:
 
 
 def _radius_of_batch(targets_BC: Array, weights_B: Array | None) -> Array:
-    """The lower median of |w - 1/2| over the documents that take part."""
+    """Return the lower median of |w - 1/2| over the documents with a weight above 0."""
     taken_B = taken(weights_B, targets_BC.shape[0])
     ordered_B = jnp.sort(jnp.where(taken_B, jnp.abs(targets_BC[:, 1] - 0.5), jnp.inf))
     return ordered_B[jnp.maximum(jnp.sum(taken_B) - 1, 0) // 2]
@@ -61,8 +61,8 @@ def window(
 ) -> Array:
     """Cross-entropy only where the student is uncertain: max f < 1/2 + radius, else 0.
 
-    The sum is divided by the weight of all documents, not of the uncertain ones. As 'window' of
-    EleutherAI's code, whose `radius` "midweak" is None here: the median of |w - 1/2| over the
+    The sum is divided by the weight of all documents, not of the uncertain ones. This is 'window'
+    of EleutherAI's code, where `radius` None is called "midweak": the median of |w - 1/2| over the
     training documents. A radius above 1/2 makes it `xent`.
 
     Args:
@@ -70,8 +70,8 @@ def window(
       targets_BC: soft labels.
       step_fraction: not used.
       weights_B: weights of the documents.
-      state: {"radius": float32 scalar} by `init_window`; None: `radius`, or without one the median
-        of this batch.
+      state: {"radius": float32 scalar} from `init_window`; None: `radius`, or if that is None the
+        median of this batch.
       radius: how far from 1/2 the student may be.
     """
     del step_fraction
