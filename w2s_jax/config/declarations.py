@@ -69,7 +69,7 @@ class LossSpec:
         state: Any = None,
         **options: Any,
     ) -> "Array":
-        """Returns the loss of a batch.
+        """Return the loss of a batch.
 
         Args:
           logits_BC: logits of two classes.

@@ -19,13 +19,13 @@ _TABLE = re.compile(r"(<!-- table: ([\w. ]+) -->\n).*?(<!-- end of table -->)", 
 
 
 def losses() -> str:
-    """Returns the table of losses: name, definition, source."""
+    """Return the table of losses: name, definition, source."""
     rows = [(f"`{spec.name}`", spec.summary, spec.source) for spec in LOSSES.values()]
     return _table(("name", "definition", "source"), rows)
 
 
 def methods() -> str:
-    """Returns the table of methods: name, students, what it does, source."""
+    """Return the table of methods: name, students, what it does, source."""
     rows = [
         (f"`{spec.name}`", spec.students, spec.summary, spec.source) for spec in METHODS.values()
     ]
@@ -33,17 +33,17 @@ def methods() -> str:
 
 
 def loss_options() -> str:
-    """Returns the table of the options of losses."""
+    """Return the table of the options of losses."""
     return _options("loss", {name: spec.options for name, spec in LOSSES.items()})
 
 
 def method_options() -> str:
-    """Returns the table of the options of methods."""
+    """Return the table of the options of methods."""
     return _options("method", {name: spec.options for name, spec in METHODS.items()})
 
 
 def fields() -> str:
-    """Returns the table of all config fields but options of losses and methods.
+    """Return the table of all config fields but options of losses and methods.
 
     `pretrain` and `probe` have the fields of `train` too, `weak` and `strong` all four sections:
     they are listed where they differ.
@@ -72,7 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def updated(text: str) -> str:
-    """Returns a Markdown text with its tables as they are declared now."""
+    """Return a Markdown text with its tables as they are declared now."""
     return _TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
 
 
@@ -102,7 +102,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def main(paths: Iterable[str]) -> None:
-    """Rewrites the tables in files."""
+    """Rewrite the tables in files."""
     for name in paths:
         path = Path(name)
         path.write_text(updated(path.read_text()))

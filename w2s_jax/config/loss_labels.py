@@ -11,7 +11,7 @@ from w2s_jax.core import errors
 
 
 def add_loss(config: config_dict.ConfigDict, label: str, kind: str, **options: Any) -> None:
-    """Defines the loss `label` as `kind` with `options` and appends it to `config.losses`.
+    """Define the loss `label` as `kind` with `options` and append it to `config.losses`.
 
     Raises:
       InputError: for an unknown kind. `validation.validate` checks the options.
@@ -23,7 +23,7 @@ def add_loss(config: config_dict.ConfigDict, label: str, kind: str, **options: A
 
 
 def loss_section(kind: str, options: Mapping[str, Any]) -> config_dict.ConfigDict:
-    """Returns the entry of `config.loss` with `options`, the others at their defaults."""
+    """Return the entry of `config.loss` with `options`, the others at their defaults."""
     section = config_dict.ConfigDict({"kind": kind})
     for option, value in (LOSSES[kind].defaults | dict(options)).items():
         section[option] = config_dict.placeholder(float) if value is None else value
@@ -31,7 +31,7 @@ def loss_section(kind: str, options: Mapping[str, Any]) -> config_dict.ConfigDic
 
 
 def with_labels(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """Returns a config whose `losses` are all labels; mappings become entries of `config.loss`.
+    """Return a config whose `losses` are all labels; mappings become entries of `config.loss`.
 
     {'kind': 'confidence', 'alpha_max': 0.75} becomes the loss with the label
     'confidence(alpha_max=0.75)', or entry['label'] if it has one; options that it does not name are
@@ -56,7 +56,7 @@ def with_labels(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 
 def _add_entry(config: config_dict.ConfigDict, field: str, entry: dict[str, Any]) -> str:
-    """Adds a mapping among `losses` to `config.loss`, and returns its label."""
+    """Add a mapping among `losses` to `config.loss`, and return its label."""
     options = {name: value for name, value in entry.items() if name not in ("kind", "label")}
     if "kind" not in entry:
         raise errors.InputError(f"{field}: {entry!r} has no 'kind'; allowed: {', '.join(LOSSES)}")

@@ -69,7 +69,7 @@ class Option:
         return " and ".join(bounds) + "".join(f", or {value}" for value in self.also)
 
     def check(self, field: str, value: Any) -> Any:
-        """Returns the value; a tuple that the command line left as ('a,b',) split at its commas.
+        """Return the value; a tuple that the command line left as ('a,b',) split at its commas.
 
         Raises:
           InputError: for a wrong type, a value out of range, or an empty tuple where the default
@@ -158,7 +158,7 @@ def defaults(options: Mapping[str, Option]) -> dict[str, Any]:
 
 
 def check_type(field: str, value: Any, expected: type, may_be_none: bool) -> None:
-    """Refuses a value of a wrong type; an int is a float too, a bool is no int.
+    """Refuse a value of a wrong type; an int is a float too, a bool is no int.
 
     Raises:
       InputError: with the field, the value and the expected type.
@@ -181,7 +181,7 @@ def check_type(field: str, value: Any, expected: type, may_be_none: bool) -> Non
 
 
 def choice(field: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Refuses a value that is not among the allowed ones.
+    """Refuse a value that is not among the allowed ones.
 
     Raises:
       InputError: with the nearest match.

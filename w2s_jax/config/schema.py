@@ -87,7 +87,7 @@ _EVERY = "Steps between evaluations; None: none, or ten in all where a step is s
 
 
 def config_options() -> dict[str, Option]:
-    """Returns the fields of a config without `config.loss`: 'train.epochs' -> its `Option`."""
+    """Return the fields of a config without `config.loss`: 'train.epochs' -> its `Option`."""
     return flatten(_options())
 
 
@@ -138,7 +138,7 @@ def _section(options: Mapping[str, Any]) -> config_dict.ConfigDict:
 
 
 def default_config() -> config_dict.ConfigDict:
-    """Returns a new config with every field at its default, locked.
+    """Return a new config with every field at its default, locked.
 
     `weak.train` and `strong.train` inherit `train` where they are None, and so do their sections
     `pretrain`, `probe` and `lora`. `loss` has an entry for each kind; `add_loss` adds one, and so
@@ -154,7 +154,7 @@ def default_config() -> config_dict.ConfigDict:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {'task.name': ..., 'train.epochs': ...}, with one entry for each leaf."""
+    """Return {'task.name': ..., 'train.epochs': ...}, with one entry for each leaf."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping | config_dict.ConfigDict):

@@ -34,7 +34,7 @@ from w2s_jax.core import errors, files
 
 
 def validate(config: config_dict.ConfigDict) -> Settings:
-    """Checks a config and returns it as frozen dataclasses.
+    """Check a config and return it as frozen dataclasses.
 
     Raises:
       InputError: for an unknown field, model, loss or method, a value of a wrong type or out of
@@ -67,7 +67,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
 
 
 def _check_fields(config: config_dict.ConfigDict) -> None:
-    """Checks each field of a config but those of `config.loss` by itself."""
+    """Check each field of a config but those of `config.loss` by itself."""
     if not isinstance(config, config_dict.ConfigDict):
         raise errors.InputError(
             f"config: expected an ml_collections.ConfigDict, got {type(config).__name__}"
@@ -83,7 +83,7 @@ def _check_fields(config: config_dict.ConfigDict) -> None:
 
 
 def unknown_field(field: str, value: Any) -> errors.InputError:
-    """Returns the error for a config field that does not exist, with the nearest one."""
+    """Return the error for a config field that does not exist, with the nearest one."""
     default = default_config()
     section, path = default, []
     for key in field.split(".")[:-1]:
@@ -120,7 +120,7 @@ def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
 
 
 def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
-    """Checks an entry of `config.loss`: {'kind': ..., option: value, ...}.
+    """Check an entry of `config.loss`: {'kind': ..., option: value, ...}.
 
     Raises:
       InputError: for an unknown kind or option, or an option of a wrong type or out of range.
@@ -142,7 +142,7 @@ def _methods(config: config_dict.ConfigDict) -> tuple[MethodSettings, ...]:
 
 
 def method_settings(name: str, options: Mapping[str, Any]) -> MethodSettings:
-    """Checks the options of a method.
+    """Check the options of a method.
 
     Raises:
       InputError: for an unknown method or option, or an option of a wrong type or out of range.
@@ -242,7 +242,7 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
 
 
 def _check_training(section: str, values: dict[str, Any]) -> None:
-    """Refuses fields of a section that do not go together."""
+    """Refuse fields of a section that do not go together."""
     batch, microbatch = values["batch_size"], values["microbatch_size"]
     if microbatch is not None and batch % microbatch:
         raise errors.InputError(

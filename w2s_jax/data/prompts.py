@@ -1,10 +1,9 @@
 """Prompts made of tokens: a token after each document, solved examples before it.
 
-A tokenizer may begin each text with some tokens and end it with others (`Tokenizer.prefix` and
-`Tokenizer.suffix`; BOS and EOS, say). The functions take both: text that is added belongs between
-them, and a beginning in the middle of a prompt, or an end before what should follow, would be
-nothing that a model has seen. Ids, labels and soft labels of the documents stay; added tokens have
-loss weight 0 where there are loss weights. Shapes in names: N documents, E examples, T tokens.
+A tokenizer may add tokens before and after each text (`Tokenizer.prefix` and `Tokenizer.suffix`,
+for example BOS and EOS). The functions insert text between them, as models have seen no prompt with
+BOS or EOS in the middle. Documents keep their ids, labels and soft labels; added tokens have loss
+weight 0 if there are loss weights. Shapes in names: N documents, E examples, T tokens.
 """
 
 import dataclasses
@@ -27,21 +26,20 @@ def with_suffix(
     *,
     suffix: Sequence[int] = (),
 ) -> TokenizedDocuments:
-    """Each document with one more token at the end of its text.
+    """Return each document with one more token at the end of its text.
 
-    For contrast pairs (each document completed by each label's token), and for labels that can be
-    read off the document itself (the trivial imitation of Burns et al. 2023).
+    This makes contrast pairs (each document completed by each label's token), and documents that
+    contain their own labels (the trivial imitation of Burns et al. 2023).
 
     Args:
       documents: of one text each.
       token_ids_N: the token for each document, or one for all.
-      max_length: documents that would have more tokens lose the last ones of their text, never the
-        added one.
-      suffix: the tokens that end each document, which stay its end.
+      max_length: longer documents lose the last tokens of their text, but not the added one.
+      suffix: the tokens that end each document; they remain its end.
 
     Raises:
-      InputError: pairs, a document that does not end in `suffix`, or a `max_length` that leaves
-        nothing of a document's text.
+      InputError: for pairs, a document that does not end in `suffix`, or a `max_length` that leaves
+        no text of a document.
     """
     _check_single(documents, "with_suffix")
     _check_ends(documents, suffix, "suffix")
@@ -51,8 +49,8 @@ def with_suffix(
         room = max_length - len(suffix) - 1
         if room < 1:
             raise InputError(
-                f"max_length: {max_length}; allowed: at least {len(suffix) + 2}, for a token of "
-                f"the document, the added one, and the {len(suffix)} that end it"
+                f"max_length: {max_length}; allowed: at least {len(suffix) + 2} (a token of the "
+                f"document, the added token, and {len(suffix)} that end it)"
             )
         body_N = body_N.clip(max=room)
     end = np.asarray(suffix, np.int32)
@@ -75,28 +73,29 @@ def few_shot(
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
 ) -> TokenizedDocuments:
-    """Prompts: solved examples, each followed by its label's token, and then the document.
+    """Return prompts: solved examples, each followed by its label's token, then the document.
 
     A prompt is `prefix`, then text and label token of each example, then the document's text. It
-    does not end in `suffix`: what a language model predicts next is the document's label, in the
-    place where the examples have theirs.
+    does not end in `suffix`: the next token that a language model predicts is the document's label,
+    as in the examples.
 
-    The order of the examples is pseudo-random, and depends on the seed and the document's id only.
-    Where not all fit into `max_length`, the first are left out; a document is never cut, and stands
-    alone if nothing fits. A document is no example for itself.
+    The order of the examples is pseudo-random, and depends only on the seed and the document's id.
+    If not all fit into `max_length`, the first are left out. A document is never cut, and is no
+    example for itself.
 
     Args:
       documents: of one text each.
       examples: likewise, from the same tokenizer.
-      labels_E: their labels, or P(label 1), of which the likelier is taken.
+      labels_E: their labels, or P(label 1), rounded to a label.
       label_tokens: the tokens for label 0 and label 1.
-      max_length: tokens of a prompt at most (None: no limit), but for longer documents.
-      seed: of the order of the examples.
+      max_length: largest number of tokens of a prompt, unless its document is longer; None: no
+        limit.
+      seed: seed of the order of the examples.
       prefix, suffix: the tokens that begin and end each document and example.
 
     Raises:
-      InputError: pairs, an example without a label, labels of another number than the examples, or
-        a text that does not begin with `prefix` or does not end in `suffix`.
+      InputError: for pairs, examples without labels, or a text that does not begin with `prefix` or
+        does not end in `suffix`.
     """
     for texts in (documents, examples):
         _check_single(texts, "few_shot")
@@ -106,7 +105,7 @@ def few_shot(
     if labels_E.shape != (len(examples),) or np.isnan(labels_E).any():
         raise InputError(
             f"few_shot: {len(examples)} examples with {np.count_nonzero(~np.isnan(labels_E))} "
-            "labels; allowed: a label for each example"
+            "labels; each example needs a label"
         )
     start, end = len(prefix), len(suffix)
     solved = [
@@ -121,7 +120,7 @@ def few_shot(
         body = documents.document(n)[start : documents.lengths_N[n] - end]
         chosen: list[np.ndarray] = []
         total = start + len(body)
-        # From the document backwards, so that the first ones are those left out.
+        # Backwards from the document, so that the first ones are left out.
         for e in hash_order(examples.ids_N, "few_shot", seed, id_)[::-1].tolist():
             if examples.ids_N[e] == id_:
                 continue
@@ -139,29 +138,29 @@ def few_shot(
 def _check_single(documents: TokenizedDocuments, what: str) -> None:
     if documents.num_texts != 1:
         raise InputError(
-            f"{what}: documents of {documents.num_texts} texts; allowed: documents of one text"
+            f"{what}: documents of {documents.num_texts} texts; only documents of one text work"
         )
 
 
 def _check_ends(documents: TokenizedDocuments, special: Sequence[int], name: str) -> None:
-    """Refuses documents that do not begin ('prefix') or end ('suffix') with the special tokens."""
+    """Refuse documents that do not begin ('prefix') or end ('suffix') with the special tokens."""
     count = len(special)
     first = documents.offsets[:-1] if name == "prefix" else documents.offsets[1:] - count
-    # A document too short for them would be compared to its neighbour's tokens.
+    # The tokens of a document that is too short would be those of its neighbour.
     wrong_N = documents.lengths_N < count
     for i, token in enumerate(special):
         at_N = (first + i).clip(0, len(documents.tokens_T) - 1)
         wrong_N |= documents.tokens_T[at_N] != token
     if wrong_N.any():
         raise InputError(
-            f"{name}: {tuple(special)} is not what {wrong_N.sum()} of {len(documents)} documents "
-            f"have (the first: document {documents.ids_N[np.argmax(wrong_N)]}); allowed: the "
-            f"{name} of the tokenizer they come from"
+            f"{name}: {wrong_N.sum()} of {len(documents)} documents do not have {tuple(special)} "
+            f"(the first: document {documents.ids_N[np.argmax(wrong_N)]}); give the {name} of "
+            "their tokenizer"
         )
 
 
 def _weights(documents: TokenizedDocuments, n: int) -> np.ndarray:
-    """Loss weights of document `n`; what stands for them where there are none is never used."""
+    """Loss weights of document `n`; an empty array if there are none."""
     if documents.loss_weights_T is None:
         return _NO_WEIGHTS
     return documents.loss_weights_T[documents.offsets[n] : documents.offsets[n + 1]]
@@ -173,7 +172,7 @@ def _replaced(
     weights: list[np.ndarray],
     lengths_N: np.ndarray,
 ) -> TokenizedDocuments:
-    """The documents with other tokens."""
+    """Return the documents with other tokens."""
     weighted = documents.loss_weights_T is not None
     return dataclasses.replace(
         documents,

@@ -20,7 +20,7 @@ def register(
     source: str = "",
     **options: Any,
 ) -> Callable[[LossFn], LossSpec]:
-    """Returns a decorator that registers a loss function under `name`.
+    """Return a decorator that registers a loss function under `name`.
 
     Args:
       name: the kind, as `loss.<label>.kind` names it.

@@ -99,7 +99,7 @@ def with_features(planner: MethodPlanner, kind: str, **options: Any) -> str:
 
 
 def _nearest(features_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Euclidean distances and indices [N, K] of the nearest others, nearest first."""
+    """Return Euclidean distances and indices [N, K] of the nearest others, nearest first."""
     from sklearn.neighbors import NearestNeighbors
 
     k = min(k, len(features_ND) - 1)
@@ -108,18 +108,18 @@ def _nearest(features_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             f"k: {k} neighbours of {len(features_ND)} documents; allowed: at least 1 of 2"
         )
     finder = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features_ND)
-    # Without an argument a document is not its own neighbour, not even where it has a double.
+    # Without an argument a document is not its own neighbour, even if it has a duplicate.
     distance_NK, index_NK = finder.kneighbors()
     return distance_NK, index_NK
 
 
 def neighbours(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.ndarray:
-    """What the documents nearby are labelled: the mean weak P(label 1) of the k nearest others.
+    """Return the mean weak P(label 1) of the k nearest other documents.
 
     Args:
       features_ND: activations; distances are Euclidean.
       soft_NC: weak labels.
-      k: neighbours; at most N - 1 are taken.
+      k: number of neighbours, at most N - 1.
 
     Returns:
       float32 [N].
@@ -131,23 +131,23 @@ def neighbours(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.
 def logistic(
     features_ND: np.ndarray, soft_NC: np.ndarray, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """P(label 1) by logistic regressions that never saw the document's own weak label.
+    """Return P(label 1) by logistic regressions that never saw the document's own weak label.
 
-    Documents fall into `folds` random parts; for each part a regression (L2, C = 1, on features
-    standardised by its training documents) is fitted to the soft labels of the others, by
-    cross-entropy. Where those are all of one class, their mean label is predicted.
+    Documents are cut into `folds` random parts. For each part a regression (L2, C = 1, on features
+    standardized by its training documents) is fitted to the soft labels of the others, by
+    cross-entropy. If those are all of one class, their mean label is predicted.
 
     Args:
       features_ND: activations.
       soft_NC: weak labels.
-      folds: parts; at most N are made.
-      seed: of the parts.
+      folds: number of parts, at most N.
+      seed: seed of the parts.
 
     Returns:
       float32 [N].
 
     Raises:
-      InputError: fewer than two folds.
+      InputError: for fewer than two folds.
     """
     p_N = p_of(soft_NC)
     folds = min(folds, len(p_N))
@@ -162,7 +162,7 @@ def logistic(
 
 
 def regress(features_MD: np.ndarray, p_M: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
-    """P(label 1) [N] of a regression on soft labels: each document once as a 1 and once as a 0."""
+    """Return P(label 1) [N] of a regression on soft labels, with each document as a 1 and a 0."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -221,7 +221,7 @@ def _by_topology(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> n
     return np.where(clean_N, other_N / 2, 1 + distance_N / farthest * (1 - relative_size_N))
 
 
-#: kind of filter -> (features, soft labels, options) -> score
+#: Kind of filter -> (features, soft labels, options) -> score.
 _SUSPICIONS: dict[str, Callable[..., np.ndarray]] = {
     "knn": _by_neighbours,
     "logistic": _by_logistic,
@@ -232,29 +232,29 @@ _SUSPICIONS: dict[str, Callable[..., np.ndarray]] = {
 def suspicious(
     kind: str, features_ND: np.ndarray, soft_NC: np.ndarray, **options: Any
 ) -> np.ndarray:
-    """How far each weak label is from what the activations say; the higher, the more suspicious.
+    """Return how strongly the activations contradict each weak label; high is suspicious.
 
     Kinds:
       'knn' (option `k`, 50): |p - `neighbours`|.
       'logistic' (options `folds`, 5, and `seed`, 0): |p - `logistic`|.
       'topological' (option `k`, 50; Wu et al. 2020): documents are joined when each is among the
-        other's k nearest and both have one weak class. The largest component of each class is
-        taken to be clean: its documents score half the share of their neighbours in the other
-        class, in [0, 1/2]. The others score 1 and what they are away from their class's largest
-        component (over the farthest's distance), times 1 - the size of their component over the
-        largest's: in [1, 2].
+        other's k nearest and both have one weak class. The largest component of each class counts
+        as clean: its documents score half the share of their neighbours in the other class, in
+        [0, 1/2]. The others score in [1, 2]: 1 + d (1 - s), where d is the distance from the
+        largest component of their class over that of the farthest document, and s the size of
+        their component over that of the largest.
 
     Args:
-      kind: above.
+      kind: see above.
       features_ND: activations.
       soft_NC: weak labels.
-      **options: above.
+      **options: see above.
 
     Returns:
       float32 [N].
 
     Raises:
-      InputError: an unknown kind or option.
+      InputError: for an unknown kind or option.
     """
     if kind not in _SUSPICIONS:
         raise unknown("kind", kind, _SUSPICIONS)
@@ -267,9 +267,9 @@ def suspicious(
 
 
 def drop_suspicious(score_N: np.ndarray, share: float = 0.1) -> np.ndarray:
-    """Keep mask (bool [N]) without the highest scores: `kept_count(N, 1 - share)` documents stay.
+    """Return a keep mask (bool [N]) of the `kept_count(N, 1 - share)` lowest scores.
 
-    Of equal scores the earlier stays.
+    Of equal scores the earlier is kept.
     """
     keep_N = np.zeros(len(score_N), bool)
     order_N = np.argsort(score_N, kind="stable")
@@ -280,13 +280,13 @@ def drop_suspicious(score_N: np.ndarray, share: float = 0.1) -> np.ndarray:
 def relabel_suspicious(
     score_N: np.ndarray, p_N: np.ndarray, soft_NC: np.ndarray, share: float = 0.1
 ) -> np.ndarray:
-    """Soft labels in which what `drop_suspicious` would drop is labelled `p_N` instead.
+    """Return soft labels, with `p_N` for the documents that `drop_suspicious` would drop.
 
     Args:
       score_N: from `suspicious`.
       p_N: P(label 1) by the activations, from `neighbours` or `logistic`.
       soft_NC: weak labels.
-      share: of the documents that are relabelled.
+      share: share of the documents that is relabelled.
     """
     keep_N = drop_suspicious(score_N, share)
     return np.where(keep_N[:, None], np.asarray(soft_NC, np.float32), soft_labels(p_of(p_N)))

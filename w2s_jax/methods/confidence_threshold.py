@@ -37,10 +37,10 @@ def confidence_threshold(planner: MethodPlanner, *, share: float) -> Students:
 
 
 def most_confident(soft_NC: np.ndarray, share: float) -> np.ndarray:
-    """Confidence thresholding: the most confident top share of each predicted class.
+    """Return a mask of the most confident share of each predicted class.
 
-    Of the `kept_count(N, share)` documents kept, each class has its share of the N (rounded), so
-    that no class crowds out the other. Confidence is max(p, 1 - p); the earlier of equals is kept.
+    It keeps `kept_count(N, share)` documents, with each class in proportion to its number
+    (rounded). Confidence is max(p, 1 - p); of equal ones the earlier is kept.
 
     Returns:
       Keep mask, bool [N].

@@ -66,15 +66,15 @@ def contrast_consistent_search(planner: MethodPlanner, **options: Any) -> Studen
 
 
 def normalised(features_ND: np.ndarray) -> np.ndarray:
-    """Features of mean 0 and standard deviation 1 in each dimension, float32.
+    """Return features with mean 0 and standard deviation 1 in each dimension, float32.
 
-    To be applied to the features of each completion apart, so that the probe cannot tell by them
-    which of the two completions it sees. A constant dimension becomes 0.
+    It is applied to the features of each completion separately, so that the probe cannot tell the
+    two completions apart. A constant dimension becomes 0.
     """
     features_ND = np.asarray(features_ND, np.float64)
     centred_ND = features_ND - features_ND.mean(0)
     std_D = centred_ND.std(0)
-    # A constant dimension is left with rounding errors only.
+    # A constant dimension has only rounding errors left.
     constant_D = std_D <= 1e-6 * np.abs(features_ND).max(0, initial=0)
     return np.where(constant_D, 0, centred_ND / np.where(constant_D, 1, std_D)).astype(np.float32)
 
@@ -89,18 +89,18 @@ def fit_ccs(
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-2,
 ) -> dict[str, np.ndarray]:
-    """The probe of the least loss among several random starts.
+    """Fit a probe from several random starts, and return the one of the least loss.
 
     Minimises the mean of (p+ - (1 - p-))^2 + min(p+, p-)^2, p = sigmoid(features @ kernel + bias),
-    by AdamW on all documents at once. All tries are one program. Which end of the direction means
-    label 1 is not identified; see `oriented`.
+    by AdamW on all documents at once. All tries are one program. The loss does not determine which
+    end of the direction is label 1; see `oriented`.
 
     Args:
       plus_ND, minus_ND: `normalised` features of the documents completed by label 1 and by label 0.
-      seed: of the starts.
-      tries: random starts.
-      steps: of the optimiser.
-      learning_rate, weight_decay: of the optimiser.
+      seed: seed of the starts.
+      tries: number of random starts.
+      steps: optimizer steps.
+      learning_rate, weight_decay: of AdamW.
 
     Returns:
       {'kernel': float32 [D], 'bias': float32 []}.
@@ -117,7 +117,7 @@ def fit_ccs(
 
 
 def ccs_loss(params: dict[str, Array], plus_ND: Array, minus_ND: Array) -> Array:
-    """Consistency and confidence of a probe, float32 scalar: what `fit_ccs` minimises."""
+    """Return the loss that `fit_ccs` minimizes: consistency and confidence, float32 scalar."""
     plus_N, minus_N = _p(params, plus_ND), _p(params, minus_ND)
     return jnp.mean((plus_N - (1 - minus_N)) ** 2 + jnp.minimum(plus_N, minus_N) ** 2)
 
@@ -135,7 +135,7 @@ def _fit_all(
     weight_decay: float,
     steps: int,
 ) -> tuple[dict[str, Array], Array]:
-    """All tries' parameters after training, and their losses [t]."""
+    """Return all tries' parameters after training, and their losses [t]."""
     import optax
 
     optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
@@ -156,7 +156,7 @@ def _fit_all(
 def predict_ccs(
     params: dict[str, np.ndarray], plus_ND: np.ndarray, minus_ND: np.ndarray
 ) -> np.ndarray:
-    """P(label 1) = 1/2 (p+ + 1 - p-), float32 [N]; features as in `fit_ccs`."""
+    """Return P(label 1) = 1/2 (p+ + 1 - p-), float32 [N]; features as in `fit_ccs`."""
     from scipy.special import expit
 
     plus_N, minus_N = (
@@ -167,7 +167,7 @@ def predict_ccs(
 
 
 def oriented(p_N: np.ndarray, weak_N: np.ndarray) -> np.ndarray:
-    """`p_N` or 1 - `p_N`, whichever predicts more of what the weak labels predict; float32 [N].
+    """Return `p_N` or 1 - `p_N`, whichever agrees more with the weak labels, float32 [N].
 
     Args:
       p_N: P(label 1) or P(label 0).

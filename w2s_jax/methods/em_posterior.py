@@ -1,7 +1,7 @@
-"""The posterior of the truth, given a weak label and what a base model holds.
+"""The posterior of the truth, given a weak label and the prediction of a base model.
 
-The model. Of each document a base model's margin m is known (its log-odds of label 1 against label
-0, on any scale), and the weak model's P(label 1) = p, which is a label w = 1[p > 1/2] of certainty
+The model. Each document has a base model's margin m (its log-odds of label 1 against label 0, on
+any scale), and the weak model's P(label 1) = p, that is a label w = 1[p > 1/2] of certainty
 s = |log(p / (1 - p))|. The truth y is hidden, and
 
   prior     P(y = 1 | m)          = sigmoid(a m + b)      Platt scaling of the margin
@@ -66,15 +66,15 @@ def em_posterior(planner: MethodPlanner, *, rounds: int) -> Students:
 
 
 def posterior(margin_N: np.ndarray, soft_NC: np.ndarray, rounds: int = 2) -> np.ndarray:
-    """Soft labels float32 [N, 2]: P(y | margin, weak label) after `rounds` rounds of EM.
+    """Return soft labels float32 [N, 2]: P(y | margin, weak label) after `rounds` rounds of EM.
 
     Args:
       margin_N: the base model's log-odds of label 1, finite, on any scale and of either sign.
       soft_NC: weak labels.
-      rounds: of an M-step and an E-step each; 0 gives the start.
+      rounds: number of M-steps and E-steps; 0 gives the start.
 
     Raises:
-      ValueError: shapes that differ, or a margin that is not finite.
+      ValueError: for shapes that differ, or a margin that is not finite.
     """
     from scipy.special import expit
 
@@ -100,10 +100,11 @@ def posterior(margin_N: np.ndarray, soft_NC: np.ndarray, rounds: int = 2) -> np.
 
 
 def _fitted(x_N: np.ndarray, target_N: np.ndarray, weights_N: np.ndarray) -> np.ndarray:
-    """Log-odds [N] that a logistic regression on one variable gives, fitted to soft targets.
+    """Return the log-odds [N] of a logistic regression on one variable, fitted to soft targets.
 
-    Newton's method on the weighted cross-entropy with a penalty of half the squared slope (of the
-    standardised variable); the faint one on the intercept bounds it where all targets are equal.
+    It is Newton's method on the weighted cross-entropy with a penalty of half the squared slope (of
+    the standardized variable) and a small one on the intercept, which bounds it where all targets
+    are equal.
     """
     from scipy.special import expit
 

@@ -25,7 +25,7 @@ def register(
     source: str = "",
     **options: Any,
 ) -> Callable[[PlanFn], PlanFn]:
-    """Returns a decorator that registers the planning function of a method under `name`.
+    """Return a decorator that registers the planning function of a method under `name`.
 
     The function is called as `plan(planner, **options)` with a `MethodPlanner`, adds phases to it,
     and returns its students by their keys in result.json. It must import no JAX.
@@ -66,7 +66,7 @@ def register(
 
 
 def require_full(builder: Builder, role: str, method: str) -> None:
-    """Refuses a method where a role's model is not finetuned in full.
+    """Refuse a method where a role's model is not finetuned in full.
 
     Raises:
       InputError: see above.
@@ -78,7 +78,7 @@ def require_full(builder: Builder, role: str, method: str) -> None:
 
 
 def require_validation(builder: Builder, method: str) -> None:
-    """Refuses a method where there is no validation set.
+    """Refuse a method where there is no validation set.
 
     Raises:
       InputError: see above.
@@ -88,7 +88,7 @@ def require_validation(builder: Builder, method: str) -> None:
 
 
 def require_label_tokens(planner: MethodPlanner, method: str) -> None:
-    """Refuses a method where label tokens cannot follow the strong model's documents.
+    """Refuse a method where label tokens cannot follow the strong model's documents.
 
     Raises:
       InputError: for an encoder, or pairs of texts.
@@ -101,5 +101,5 @@ def require_label_tokens(planner: MethodPlanner, method: str) -> None:
 
 
 def refused(method: str, needed: str, found: str) -> errors.InputError:
-    """Returns the error for a method that the rest of the config does not allow."""
+    """Return the error for a method that the rest of the config does not allow."""
     return errors.InputError(f"method.name: {method!r} needs {needed}; {found}")

@@ -1,7 +1,7 @@
-"""Synthetic supervisors: labels of one accuracy whose errors lie in different places.
+"""Synthetic supervisors: labels of one accuracy with errors on different documents.
 
 Burns et al. 2023 (arXiv 2312.09390) compare weak models' own errors with such labels, to see
-whether it matters for the student where a supervisor errs, and not only how often.
+whether it matters to the student where a supervisor errs, not only how often.
 """
 
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ from w2s_jax.planning.plan import MethodPlanner
 if TYPE_CHECKING:
     from w2s_jax.phases.labelling import Labels, LabelWork
 
-#: structure -> where the labels are wrong
+#: Structure -> where the labels are wrong.
 STRUCTURES = {
-    "weak": "where the weak model is, then where it is the least sure of what is right",
+    "weak": "where the weak model is wrong, then where it is least certain of the right label",
     "random": "at random",
     "longest": "on the longest documents",
     "shortest": "on the shortest documents",
@@ -90,14 +90,14 @@ def synthetic_labels(
     weak_soft_NC: ArrayLike | None = None,
     confidence: float = 1.0,
 ) -> np.ndarray:
-    """Labels that are wrong on exactly round(error_rate * N) documents, chosen by `structure`.
+    """Return labels that are wrong on round(error_rate * N) documents, chosen by `structure`.
 
     Args:
-      structure: one of `STRUCTURES`. 'weak' takes the weak model's errors first, those it is most
-        sure of before others: at the weak model's own error rate, exactly its errors.
+      structure: one of `STRUCTURES`. 'weak' takes the weak model's errors first, the most certain
+        before others: at the weak model's own error rate, exactly its errors.
       truth_N: ground truth, 0 or 1.
       error_rate: share of wrong labels.
-      seed: of 'random', and of the order of documents that the structure does not tell apart.
+      seed: seed of 'random', and of the order of documents that the structure ranks equal.
       lengths_N: tokens of each document; for 'longest' and 'shortest'.
       strong_p_N: P(label 1) of the strong model; for 'strong_unconfident' and 'strong_confident'.
         Its confidence is max(p, 1 - p).
@@ -108,8 +108,8 @@ def synthetic_labels(
       Soft labels, float32 [N, 2].
 
     Raises:
-      InputError: an unknown structure, one without the array it needs, ground truth other than 0
-        and 1, or an error rate or confidence out of range.
+      InputError: for an unknown structure, one without the array it needs, ground truth other than
+        0 and 1, or an error rate or confidence out of range.
     """
     values_N: np.ndarray = np.asarray(truth_N)
     if not np.all((values_N == 0) | (values_N == 1)):
@@ -135,7 +135,7 @@ def _scores(
     strong_p_N: ArrayLike | None,
     weak_soft_NC: ArrayLike | None,
 ) -> np.ndarray:
-    """float64 [N]; the labels of the highest are wrong."""
+    """Return scores, float64 [N]; the labels of the highest are wrong."""
 
     def given(array: ArrayLike | None, name: str) -> ArrayLike:
         if array is None:

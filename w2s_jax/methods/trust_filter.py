@@ -50,25 +50,24 @@ def trust_filter(planner: MethodPlanner, *, share: float) -> Students:
 def trust(
     features_MD: np.ndarray, correct_M: np.ndarray, features_ND: np.ndarray, seed: int = 0
 ) -> np.ndarray:
-    """P(the supervisor is right) by a model of the supervisor's last hidden state.
+    """Return P(the supervisor is right) by a model of its last hidden state.
 
-    A network of one hidden layer (64 units, L2 of 10: documents with ground truth are few) on
-    standardised features, fitted to documents with ground truth; logistic regression where it was
-    right, or wrong, fewer than 5 times; the one outcome there is where it was always right or
-    always wrong.
+    The model is a network of one hidden layer (64 units, L2 of 10, as documents with ground truth
+    are few) on standardized features. If the supervisor is right, or wrong, on fewer than 5
+    documents, it is a logistic regression; if it is always right, or always wrong, a constant.
 
     Args:
       features_MD: the supervisor's hidden state at the end of documents with ground truth, which
         it was not trained on.
       correct_M: bool; whether it is right on them.
-      features_ND: its hidden states for the documents to be judged.
-      seed: of the network's start and batches.
+      features_ND: its hidden states for the documents to judge.
+      seed: seed of the network's initialization and batches.
 
     Returns:
       float32 [N].
 
     Raises:
-      InputError: there is no document with ground truth.
+      InputError: for no document with ground truth.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
@@ -77,7 +76,7 @@ def trust(
 
     correct_M = np.asarray(correct_M, bool)
     if not len(correct_M):
-        raise InputError("trust: no document has ground truth; allowed: at least one")
+        raise InputError("trust: at least one document needs ground truth")
     if min(correct_M.sum(), (~correct_M).sum()) < _MIN_CLASS:
         return regress(features_MD, correct_M.astype(np.float64), features_ND).astype(np.float32)
     network = MLPClassifier((64,), alpha=10.0, max_iter=100, random_state=seed)
@@ -89,5 +88,5 @@ def trust(
 
 
 def drop_untrusted(p_N: np.ndarray, share: float) -> np.ndarray:
-    """Keep mask (bool [N]) without the share that `trust` is lowest for, as `drop_suspicious`."""
+    """Return a keep mask (bool [N]) without the share of the lowest `trust`."""
     return drop_suspicious(-np.asarray(p_N), share)

@@ -217,7 +217,7 @@ class MethodPlanner:
         split: str = "slice2",
         **more: Any,
     ) -> Student:
-        """Adds a student: the strong model, trained on labels that a phase has made.
+        """Add a student: the strong model, trained on labels that a phase has made.
 
         Args:
           method: name of the method, or of its variant.
@@ -241,7 +241,7 @@ class MethodPlanner:
         return Student(phase, loss.label, method, supervisor or labels, ceiling)
 
     def students(self, method: str, labels: str, **more: Any) -> dict[str, Student]:
-        """Adds a student for each loss, and returns them by their keys in result.json."""
+        """Add a student for each loss, and return them by their keys in result.json."""
         return {
             f"{loss.label}+{method}": self.student(method, labels, loss, **more)
             for loss in self.losses
@@ -249,7 +249,7 @@ class MethodPlanner:
 
 
 def plan(resolved: Resolved) -> Plan:
-    """Returns all phases of a run: naive students, and what its methods add.
+    """Return all phases of a run: naive students, and what its methods add.
 
     Raises:
       InputError: for a method that the models, the data or the other settings do not allow.
@@ -269,7 +269,7 @@ def plan(resolved: Resolved) -> Plan:
 
 
 def _with_ancestors(builder: Builder, names: Iterable[str]) -> set[str]:
-    """The phases of these names, and all that they build on."""
+    """Return the names, and those of all phases that they build on."""
     found: set[str] = set()
     pending = list(names)
     while pending:
