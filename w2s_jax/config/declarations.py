@@ -106,6 +106,7 @@ class MethodSpec:
       options: name -> `Option`; the fields of `config.method.<name>`.
       label_makers: kind of a 'labels' phase -> (work, **options) -> labels, where `work` is a
         `phases.labelling.LabelWork`. The kinds are part of fingerprints.
+      middle_models: the option that lists models between the weak and the strong one; '': none.
       students: the keys of its students, in Markdown.
       summary: what it does, in one line of Markdown.
       source: the paper that it is from.
@@ -115,6 +116,7 @@ class MethodSpec:
     plan: Callable[..., Any]
     options: Mapping[str, Option] = field(default_factory=dict)
     label_makers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    middle_models: str = ""
     students: str = ""
     summary: str = ""
     source: str = ""

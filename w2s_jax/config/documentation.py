@@ -87,7 +87,7 @@ def _options(kind: str, table: Mapping[str, Mapping[str, Option]]) -> str:
 
 def _cells(option: Option) -> tuple[str, str, str]:
     """Default, allowed values and meaning."""
-    allowed = option.range or option.expected_type.__name__
+    allowed = option.allowed or option.expected_type.__name__
     return _shown(option.default), allowed, option.meaning
 
 

@@ -23,14 +23,13 @@ class Option:
     """A named value that a user sets.
 
     Attributes:
-      default: the value where the user gives none. None: the option is optional.
+      default: the value if the user gives none; if it is None, None is always allowed.
       meaning: one line for the documentation.
-      low, high: the smallest and the largest value (of a float: of those that are finite, unless
-        `high` is infinite).
+      low, high: the smallest and the largest value. A float must be finite, unless `high` is not.
       above, below: as `low` and `high`, but excluded.
-      also: values allowed outside that range.
-      choices: the allowed values; of a tuple: the allowed entries. Empty: all.
-      value_type: their type. None: the type of the default; of an optional value: float.
+      also: values that are allowed outside this range.
+      choices: the allowed values, or entries of a tuple; (): all.
+      value_type: the type of the values; None: that of the default, or float if that is None.
     """
 
     default: Any = None
@@ -51,7 +50,7 @@ class Option:
         return float if self.default is None else type(self.default)
 
     @property
-    def range(self) -> str:
+    def allowed(self) -> str:
         """The allowed values in words: 'from 0 to 1', 'at least 1, or -1', 'half, prior', ''."""
         if self.choices:
             return ", ".join(map(str, self.choices))
@@ -69,7 +68,7 @@ class Option:
         return " and ".join(bounds) + "".join(f", or {value}" for value in self.also)
 
     def check(self, field: str, value: Any) -> Any:
-        """Return the value; a tuple that the command line left as ('a,b',) split at its commas.
+        """Return a valid value. Strings in a tuple are split at commas: ('a,b',) on a command line.
 
         Raises:
           InputError: for a wrong type, a value out of range, or an empty tuple where the default
@@ -79,16 +78,18 @@ class Option:
         if value is None:
             return value
         if isinstance(value, tuple | list):
-            return self._check_entries(field, split(value))
+            return self._check_entries(field, tuple(value))
         if self.choices:
             choice(field, value, self.choices)
         elif isinstance(value, float) and not math.isfinite(value) and self.high != math.inf:
             raise errors.InputError(f"{field}: {value!r}; allowed: a finite number")
         elif isinstance(value, int | float) and not self._in_range(value):
-            raise errors.InputError(f"{field}: {value!r}; allowed: {self.range}")
+            raise errors.InputError(f"{field}: {value!r}; allowed: {self.allowed}")
         return value
 
-    def _check_entries(self, field: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_entries(self, field: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if all(isinstance(value, str) for value in values):
+            values = split(values)
         if self.default and not values:
             raise errors.InputError(f"{field}: is empty; list at least one")
         for value in values if self.choices else ():

@@ -177,8 +177,12 @@ def _method_losses(
 
 def middle_roles(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Role, ...]:
     """The models between weak and strong that the methods ask for."""
-    models = [dict(m.options)["models"] for m in methods if m.kind == "bootstrapping"]
-    return tuple(dataclasses.replace(strong, model=name) for names in models for name in names)
+    roles = []
+    for method in methods:
+        option = METHODS[method.kind].middle_models
+        for model in dict(method.options)[option] if option else ():
+            roles.append(dataclasses.replace(strong, model=model))
+    return tuple(roles)
 
 
 # --- sections -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Adds losses to the table."""
+"""Registration of losses."""
 
 from collections.abc import Callable
 from typing import Any

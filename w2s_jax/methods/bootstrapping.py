@@ -7,6 +7,7 @@ from w2s_jax.planning.plan import MethodPlanner
 
 @register(
     "bootstrapping",
+    middle_models="models",
     students="`+bootstrapping`",
     summary="Weak -> M2 -> ... -> strong. Each model learns the labels of the one before on a "
     "slice of its own, so the documents are cut into more slices: it cannot share a working "

@@ -1,4 +1,4 @@
-"""Adds methods to the table, and refuses those that a run does not allow."""
+"""Registration of methods, and refusals of those that a run does not allow."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ def register(
     name: str,
     *,
     label_makers: "Mapping[str, LabelMaker] | None" = None,
+    middle_models: str = "",
     students: str = "",
     summary: str = "",
     source: str = "",
@@ -35,6 +36,8 @@ def register(
       label_makers: kind of a 'labels' phase -> function (work, **options) -> labels, where `work`
         is a `LabelWork` and the options are those given to `Builder.labels`. The kinds are part of
         fingerprints.
+      middle_models: the option that lists models between the weak and the strong one, whose roles
+        are then 'middle1', ...; there is one more slice for each. '': none.
       students: the keys of its students, for the documentation.
       summary: what it does, for the documentation; '': the first line of the docstring.
       source: the paper that it is from.
@@ -55,6 +58,7 @@ def register(
                 plan=plan,
                 options=declared(options),
                 label_makers=makers,
+                middle_models=middle_models,
                 students=students,
                 summary=summary or (plan.__doc__ or "").partition("\n")[0],
                 source=source,
