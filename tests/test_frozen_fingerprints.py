@@ -30,7 +30,7 @@ METHODS = (
 def phases_of(config):
     """Return {title: names of the phases with it}; the only internal functions used here."""
     from w2s_jax.config.validation import validate
-    from w2s_jax.methods.planning import plan
+    from w2s_jax.planning.plan import plan
     from w2s_jax.planning.resolve import resolve
 
     found = {}

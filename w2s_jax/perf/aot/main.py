@@ -80,8 +80,8 @@ class SliceCompiler:
 
     def programs(self, resolved: Resolved) -> MeshPrograms:
         """Return the programs of a run on its mesh."""
-        from w2s_jax.methods.planning import plan
         from w2s_jax.perf.aot import compiler, programs
+        from w2s_jax.planning.plan import plan
 
         mesh = compiler.mesh_on(self.devices, resolved.settings.mesh, self.slice)
         found, left_out = programs.programs_of(
