@@ -15,6 +15,7 @@ from w2s_jax.methods import planning as methods_planning
 from w2s_jax.models import budget
 from w2s_jax.perf.workloads import model_flops
 from w2s_jax.planning import resolve
+from w2s_jax.planning.costs import Flops, phase_flops
 from w2s_jax.sweep import costs, planning
 from w2s_jax.sweep.points import NamedPoint, load_points, with_overrides
 from w2s_jax.sweep.space import over, pairs, product
@@ -103,7 +104,7 @@ def test_costs_are_sums_over_documents(data_dir, tmp_path):
     plan = planned(path, tmp_path, "--config.train.steps=30", "--config.eval.every=7")
     resolved = plan.runs[0].prepared.resolved
     splits = resolved.roles["weak"].splits
-    found = {phase.kind: costs.phase_flops(phase, resolved) for phase in plan.phases.values()}
+    found = {phase.kind: phase_flops(phase, resolved) for phase in plan.phases.values()}
     weak = next(phase for phase in plan.phases.values() if phase.kind == "weak")
 
     def forward(split):
@@ -123,7 +124,7 @@ def test_costs_are_sums_over_documents(data_dir, tmp_path):
     slow = sum(
         n * budget.train_flops_per_token(pretrain.model, n, logits=True) for n in lengths
     ) / len(lengths)
-    assert found["pretrain"] == costs.Flops(pytest.approx(slow * 10 * 16), 0.0)
+    assert found["pretrain"] == Flops(pytest.approx(slow * 10 * 16), 0.0)
 
 
 def test_hours_follow_from_flops_peaks_and_utilisation(data_dir, tmp_path):
@@ -137,7 +138,7 @@ def test_hours_follow_from_flops_peaks_and_utilisation(data_dir, tmp_path):
         if phase.kind == "pretrain"
     }
     total, fast = (
-        sum(costs.phase_flops(phases[name], plan.resolved[name]).total for name in phases)
+        sum(phase_flops(phases[name], plan.resolved[name]).total for name in phases)
         for phases in (plan.phases, halves)
     )
     rows = {row.device: row for row in costs.hours(plan.phases, plan.resolved, 0.25)}
@@ -156,14 +157,14 @@ def test_probes_cost_their_features_once(data_dir, tmp_path):
     plan = planned(path, tmp_path, *options)
     resolved = plan.runs[0].prepared.resolved
     by_kind = {phase.kind: phase for phase in plan.phases.values()}
-    features = costs.phase_flops(by_kind["features"], resolved)
+    features = phase_flops(by_kind["features"], resolved)
     splits = resolved.roles["strong"].splits
     wanted = sum(
         model_flops(by_kind["features"].model, by_kind["weak"].train, splits[name], labels=True)
         for name in ("slice2", "test", "validation")
     )
-    assert features == costs.Flops(0.0, pytest.approx(wanted))
-    assert costs.phase_flops(by_kind["ceiling"], resolved) == costs.Flops(0.0, 0.0)
+    assert features == Flops(0.0, pytest.approx(wanted))
+    assert phase_flops(by_kind["ceiling"], resolved) == Flops(0.0, 0.0)
 
 
 BAD = [

@@ -8,5 +8,10 @@ which a lower package reaches a higher one. Importing such a module imports no J
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "loss": (),
     "method": (),
-    "phase kind": (),
+    "phase kind": (
+        "w2s_jax.phases.kinds.pretrain",
+        "w2s_jax.phases.kinds.features",
+        "w2s_jax.phases.kinds.finetune",
+        "w2s_jax.phases.kinds.labels",
+    ),
 }

@@ -64,7 +64,8 @@ def collect(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
     for phase in plan.phases:
         model = found[phase.name]["model"]
         stage = {"kind": phase.kind, "phase": phase.name, "model": model}
-        if phase.kind == "student" or phase.label not in ("", model):
+        # Phases without a loss are called after their model, which is there already.
+        if phase.label and (phase.loss is not None or phase.label != model):
             stage["label"] = phase.label
         if "test" in found[phase.name].get("metrics", {}):
             stage["accuracy"] = found[phase.name]["metrics"]["test"]["accuracy"]

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json
-from w2s_jax.planning.phase import STARTS
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
 
@@ -220,8 +220,13 @@ def _finals(runs: list[Run], phases: list[PhaseFolder]) -> set[str]:
         for phase in phases
         if phase.complete
         and phase.path.name not in needed | starts
-        and phase.path.name.split("-")[0] not in STARTS
+        and not _keeps_parameters(phase.path.name.partition("-")[0])
     }
+
+
+def _keeps_parameters(kind: str) -> bool:
+    """Whether other phases start from a kind's parameters; assumed of kinds not registered here."""
+    return kind not in PHASE_KINDS or PHASE_KINDS[kind].keeps_parameters
 
 
 def _within(phase: PhaseFolder, finals: bool) -> Iterator[Garbage]:

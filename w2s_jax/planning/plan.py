@@ -3,20 +3,15 @@
 `base` plans what every run has; `methods.planning.plan` adds what its methods do.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from w2s_jax.config import Settings
-from w2s_jax.planning.build import (
-    ceiling_slice,
-    features_phase,
-    finetune_phase,
-    generative_phase,
-    labels_phase,
-    pretrain_phase,
-)
+from w2s_jax.planning.build import ceiling_slice
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase as Phase
 from w2s_jax.planning.resolve import Resolved
 
@@ -68,28 +63,49 @@ class Builder:
         self.evaluated = tuple(sorted({"test", "validation"} & set(weak)))
 
     def add(self, phase: Phase) -> str:
-        """Adds a phase, unless it is there."""
+        """Adds a phase whose parents are there, unless it is there too."""
+        sources = {
+            split: source
+            for split in phase.inputs.values()
+            if (source := self._label_source(phase, split)) is not None
+        }
+        phase = dataclasses.replace(phase, label_sources=sources)
         return self.phases.setdefault(phase.name, phase).name
+
+    def _label_source(self, phase: Phase, split: str) -> str | None:
+        """The nearest phase along the parents 'labels' that labels the split; None: ground truth.
+
+        Labels of training documents alone are evaluated by those that they were made from.
+        """
+        source = phase.parents.get("labels")
+        while source is not None and split not in self.phases[source].label_splits:
+            source = self.phases[source].parents.get("labels")
+        return source
+
+    def make(self, kind: str, **arguments: Any) -> str:
+        """Adds a phase of a kind; `arguments` are those of its `PhaseKind.build`."""
+        return self.add(PHASE_KINDS[kind].build(self.resolved, **arguments))
 
     def init(self, role: str) -> dict[str, str]:
         """{'init': a role's pretraining}, or {}."""
-        pretrain = pretrain_phase(self.resolved, role)
-        return {} if pretrain is None else {"init": self.add(pretrain)}
+        if "pretrain" not in self.resolved.roles[role].digests:
+            return {}
+        return {"init": self.make("pretrain", role=role)}
 
     def generative(self, role: str, split: str, epochs: float) -> dict[str, str]:
         """{'init': a role's model after next-token training on a split's texts}."""
-        return {
-            "init": self.add(generative_phase(self.resolved, role, split, epochs, self.init(role)))
-        }
+        parents = self.init(role)
+        name = self.make("pretrain", role=role, split=split, epochs=epochs, parents=parents)
+        return {"init": name}
 
     def features(self, role: str, init: Mapping[str, str] | None = None) -> str:
-        """What the heads of a role's frozen model see, pretrained or as a phase has left it."""
+        """Features of a role's frozen model, pretrained or as the phase in `init` has left it."""
         parents = self.init(role) if init is None else init
-        return self.add(features_phase(self.resolved, role, parents))
+        return self.make("features", role=role, parents=parents)
 
     def labels(
         self,
-        kind: str,
+        method: str,
         role: str,
         splits: tuple[str, ...],
         parents: Mapping[str, str],
@@ -97,9 +113,16 @@ class Builder:
         label: str = "",
         **options: Any,
     ) -> str:
-        """Labels of some splits, made as `phases.labelling` says of `kind`."""
-        made = labels_phase(self.resolved, kind, role, splits, parents, options, label or kind)
-        return self.add(made)
+        """Labels of some splits, made as `phases.labelling` says of `method`."""
+        return self.make(
+            "labels",
+            method=method,
+            role=role,
+            splits=splits,
+            parents=parents,
+            options=options,
+            label=label,
+        )
 
     def trained(
         self,
@@ -112,43 +135,34 @@ class Builder:
         adapt: str | None = None,
         **more: Any,
     ) -> str:
-        """The phase that trains a role's model, behind those that it starts from.
+        """A phase that finetunes a role's model, after those that it starts from.
 
         Args:
-          kind, role, split: as in `Phase`; the split that it trains on.
-          init: what it starts from; None: the role's pretraining.
+          kind: 'weak', 'student' or 'ceiling'.
+          role: the role.
+          split: the split that it is trained on.
+          init: what it starts from; None for the role's pretraining.
           parents: others, such as 'labels'.
-          adapt: instead of the role's own.
+          adapt: in place of the role's own.
           **more: `loss`, `label`, `label_splits`, `subset`, `suffixed`, `seed`, `select`, `train`
-            (see `finetune_phase`).
+            (see `phases.kinds.finetune.build`).
         """
-        own = self.settings.roles[role].train
-        adapt = adapt or own.adapt
+        adapt = adapt or self.settings.roles[role].train.adapt
         start = self.init(role) if init is None else dict(init)
-        given = dict(parents or {})
+        given, where = dict(parents or {}), {"role": role, "split": split}
         if adapt in ("probe", "probe_then_full"):
             probed = given | {"features": self.features(role, start)}
-            more_of_probe = {k: more[k] for k in ("loss", "subset", "seed") if k in more}
             if adapt == "probe":
-                return self.add(
-                    finetune_phase(self.resolved, kind, role, split, probed, probe=True, **more)
-                )
-            first = finetune_phase(
-                self.resolved,
-                "probe",
-                role,
-                split,
-                probed,
-                probe=True,
-                purpose=kind,
-                **more_of_probe,
+                return self.make(kind, **where, parents=probed, probe=True, **more)
+            shared = {k: more[k] for k in ("loss", "subset", "seed") if k in more}
+            given["head"] = self.make(
+                "probe", **where, parents=probed, probe=True, purpose=kind, **shared
             )
-            given["head"] = self.add(first)
-        return self.add(finetune_phase(self.resolved, kind, role, split, start | given, **more))
+        return self.make(kind, **where, parents=start | given, **more)
 
 
 def base(builder: Builder) -> Plan:
-    """Weak model, ceiling, and a naive student for each loss, behind what they start from."""
+    """Weak model, ceiling, and a naive student for each loss, after what they start from."""
     settings = builder.settings
     for role in ("weak", "strong"):
         start = builder.init(role)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax.core import errors
+from w2s_jax.planning.costs import phase_flops
 from w2s_jax.sweep import costs, local, records
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
 from w2s_jax.sweep.points import load_points, source
@@ -119,7 +120,7 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
 
 
 def _print_costs(plan: SweepPlan, missing: list[str], mfu: float, console: Console) -> None:
-    flops = {n: costs.phase_flops(plan.phases[n], plan.resolved[n]) for n in missing}
+    flops = {n: phase_flops(plan.phases[n], plan.resolved[n]) for n in missing}
     training = sum(own.training for own in flops.values())
     total = sum(own.total for own in flops.values())
     uses = plan.uses
