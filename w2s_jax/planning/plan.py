@@ -53,7 +53,7 @@ class Plan:
         return next(p for p in self.phases if p.name == name)
 
 
-class Builder:
+class PlanBuilder:
     """Collects the phases of a run; each method returns a phase's name."""
 
     def __init__(self, resolved: Resolved):
@@ -161,7 +161,7 @@ class Builder:
         return self.make(kind, **where, parents=start | given, **more)
 
 
-def base(builder: Builder) -> Plan:
+def base(builder: PlanBuilder) -> Plan:
     """Weak model, ceiling, and a naive student for each loss, after what they start from."""
     settings = builder.settings
     for role in ("weak", "strong"):
