@@ -234,8 +234,8 @@ def test_options_of_a_loss_and_names_are_overridden_in_a_copy(data_dir):
     "points,said",
     [
         ("[]", "sweep returns no point"),
-        ("[3]", "sweep returns 3; allowed: dicts"),
-        ("over('seed', 'abc')", "over: seed: 'abc'; allowed: a list of values"),
+        ("[3]", "sweep returns 3; points must be dicts"),
+        ("over('seed', 'abc')", "over: seed: 'abc'; must be a list of values"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
@@ -263,11 +263,11 @@ def test_a_recipe_is_no_sweep_and_a_sweep_is_run_once(data_dir, tmp_path):
             ["--executor=rai"],
             "unknown value 'rai' (did you mean 'ray'?); allowed: local, ray",
         ),
-        (["--resources=num_gpus=1"], "'num_gpus=1' with --executor=local; allowed: with --exec"),
+        (["--resources=num_gpus=1"], "'num_gpus=1' needs --executor=ray, not --executor=local"),
         (["--executor=slurm", "--ray_address=x:1"], "--ray_address: 'x:1' with --executor=slurm"),
         (["--slurm.time=60"], "--slurm: ['--slurm.time=60'] with --executor=local"),
-        (["--executor=ray", "--resources=num_gpus"], "--resources: 'num_gpus'; allowed: NAME="),
-        (["--executor=ray", "--resources=a=1,a=2"], "--resources: 'a=1,a=2'; allowed: NAME="),
+        (["--executor=ray", "--resources=num_gpus"], "--resources: 'num_gpus'; must be NAME="),
+        (["--executor=ray", "--resources=a=1,a=2"], "--resources: 'a=1,a=2'; must be NAME="),
         (["--mfu=0"], "--mfu: 0.0; allowed: above 0 and at most 1"),
         (["--mfu=nan"], "--mfu: nan"),
         (["--dry"], "unknown argument '--dry'"),
@@ -290,9 +290,9 @@ def test_a_foreign_folder_is_refused_and_a_kill_in_the_first_write_is_not(data_d
     (tmp_path / ".sweep.json.4711.tmp").write_text("{")
     check_workdir(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
-    assert "is not empty and holds no sweep" in error(check_workdir, tmp_path)
+    assert "is not a sweep folder" in error(check_workdir, tmp_path)
     (tmp_path / "sweep.json").write_text("[]")
-    assert "is not a sweep's record" in error(check_workdir, tmp_path)
+    assert "is not the record of a sweep" in error(check_workdir, tmp_path)
 
 
 def test_the_two_spaces_of_the_recipes_are_what_they_say():

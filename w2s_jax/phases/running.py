@@ -1,4 +1,4 @@
-"""One phase from its parents to its result: train, keep the parameters, predict, record."""
+"""Run one phase up to its result; keep parameters and records of what is computed."""
 
 import logging
 import shutil
@@ -23,10 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def run_phase(phase: Phase, context: Context) -> None:
-    """Runs a phase whose parents are complete, up to its result.json.
+    """Run a phase whose parents are complete, up to its result.json.
 
-    Whatever an earlier attempt left is used if it is whole: the final parameters, else the newest
-    checkpoint.
+    An earlier attempt is continued from its final parameters or newest checkpoint, if undamaged.
     """
     folder = context.folder(phase.name)
     with context.watched(phase):
@@ -51,7 +50,7 @@ def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
 
 
 def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[str, Any]) -> None:
-    """Writes the result, and removes what is no longer needed."""
+    """Write the result, and remove what is no longer needed."""
     files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
     # The final parameters are stored by now.
@@ -63,9 +62,12 @@ def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[
 
 
 def begin(phase: Phase, context: Context, population: dict[str, Any] | None = None) -> None:
-    """Writes what the phase computes, and how, before it does.
+    """Write config.json: what the phase computes, and how.
 
-    `population` says in which one it is trained; None: in none, or in the one that has trained it.
+    Args:
+      phase: the phase.
+      context: its context.
+      population: the population that trains it; None for the one that has trained it, if any.
     """
     folder, source = context.folder(phase.name), context.data(phase).source
     if population is None and folder.trained.exists():
@@ -82,7 +84,7 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
 
 
 def _execution(phase: Phase, context: Context, population: dict[str, Any] | None) -> dict[str, Any]:
-    """How the phase is computed: recorded, and no part of the fingerprint."""
+    """Return how the phase is computed, which is recorded but not part of the fingerprint."""
     execution = {
         "backend": jax.default_backend(),
         "device_kind": context.mesh.devices.flat[0].device_kind,
@@ -114,7 +116,7 @@ def trained(
 
 
 def _trained_before(folder: PhaseFolder) -> dict[str, Any] | None:
-    """The record of a training whose final parameters are whole, or None."""
+    """Return the record of a training whose final parameters are undamaged, or None."""
     if not folder.trained.exists():
         return None
     problem = trees.damage(folder.final)
@@ -127,10 +129,10 @@ def _trained_before(folder: PhaseFolder) -> dict[str, Any] | None:
 
 
 def keep(phase: Phase, folder: PhaseFolder, params: Parameters, trained: dict[str, Any]) -> None:
-    """Stores final parameters and the record of their training.
+    """Store final parameters and the record of their training.
 
     Raises:
-      StorageError: if the disk is full.
+      StorageError: the disk is full.
     """
     with trees.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
         parameters.save(phase, params, folder)

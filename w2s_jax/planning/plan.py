@@ -18,13 +18,13 @@ from w2s_jax.planning.resolve import Resolved
 
 @dataclass(frozen=True)
 class Student:
-    """Who is compared with the weak model and the ceiling.
+    """A student of a run: what is compared with the weak model and the ceiling.
 
     Attributes:
-      phase: whose predictions they are.
-      loss: label of the loss.
-      method: 'naive', or what made it.
-      supervisor: the phase whose test labels it is held against in agreement.
+      phase: the phase with its predictions.
+      loss: label of its loss.
+      method: the method that adds it, or 'naive'.
+      supervisor: the phase with whose test labels its agreement is measured.
       ceiling: the phase that recovers the whole gap.
     """
 
@@ -37,10 +37,13 @@ class Student:
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases in an order in which each comes after its parents, without duplicates, and the roles.
+    """The phases of a run and what they are to it.
 
-    `weak` and `ceiling` are phase names; `students` maps '<loss>', and '<loss>+<method>', to who
-    they are.
+    Attributes:
+      phases: distinct, each after its parents.
+      weak: the phase of the weak model.
+      ceiling: the phase of the ceiling.
+      students: key in result.json ('<loss>' or '<loss>+<method>') -> student.
     """
 
     phases: tuple[Phase, ...]
@@ -49,12 +52,12 @@ class Plan:
     students: Mapping[str, Student]
 
     def phase(self, name: str) -> Phase:
-        """The phase of that name."""
+        """Return the phase of that name."""
         return next(p for p in self.phases if p.name == name)
 
 
 class PlanBuilder:
-    """Collects the phases of a run; each method returns a phase's name."""
+    """Collects the phases of a run. Methods that add a phase return its name."""
 
     def __init__(self, resolved: Resolved):
         self.resolved, self.settings = resolved, resolved.settings
@@ -63,7 +66,7 @@ class PlanBuilder:
         self.evaluated = tuple(sorted({"test", "validation"} & set(weak)))
 
     def add(self, phase: Phase) -> str:
-        """Adds a phase whose parents are there, unless it is there too."""
+        """Add a phase, unless the builder has it; its parents must have been added."""
         sources = {
             split: source
             for split in phase.inputs.values()
@@ -73,9 +76,10 @@ class PlanBuilder:
         return self.phases.setdefault(phase.name, phase).name
 
     def _label_source(self, phase: Phase, split: str) -> str | None:
-        """The nearest phase along the parents 'labels' that labels the split; None: ground truth.
+        """Return the phase whose labels of a split apply; None for ground truth.
 
-        Labels of training documents alone are evaluated by those that they were made from.
+        Some phases make labels of the training documents only, from other labels. On other splits,
+        these other labels apply.
         """
         source = phase.parents.get("labels")
         while source is not None and split not in self.phases[source].label_splits:
@@ -83,23 +87,23 @@ class PlanBuilder:
         return source
 
     def make(self, kind: str, **arguments: Any) -> str:
-        """Adds a phase of a kind; `arguments` are those of its `PhaseKind.build`."""
+        """Add a phase of a kind; `arguments` are those of its `PhaseKind.build`."""
         return self.add(PHASE_KINDS[kind].build(self.resolved, **arguments))
 
     def init(self, role: str) -> dict[str, str]:
-        """{'init': a role's pretraining}, or {}."""
+        """Return {'init': a role's pretraining phase}, or {} without one."""
         if "pretrain" not in self.resolved.roles[role].digests:
             return {}
         return {"init": self.make("pretrain", role=role)}
 
     def generative(self, role: str, split: str, epochs: float) -> dict[str, str]:
-        """{'init': a role's model after next-token training on a split's texts}."""
+        """Return {'init': a phase of next-token training of a role's model on a split's texts}."""
         parents = self.init(role)
         name = self.make("pretrain", role=role, split=split, epochs=epochs, parents=parents)
         return {"init": name}
 
     def features(self, role: str, init: Mapping[str, str] | None = None) -> str:
-        """Features of a role's frozen model, pretrained or as the phase in `init` has left it."""
+        """Add features of a role's frozen model: pretrained, or that of the phase in `init`."""
         parents = self.init(role) if init is None else init
         return self.make("features", role=role, parents=parents)
 
@@ -113,7 +117,7 @@ class PlanBuilder:
         label: str = "",
         **options: Any,
     ) -> str:
-        """Labels of some splits, made as `phases.labelling` says of `method`."""
+        """Add labels of some splits, made by the label maker `method` (see `phases.labelling`)."""
         return self.make(
             "labels",
             method=method,
@@ -135,7 +139,7 @@ class PlanBuilder:
         adapt: str | None = None,
         **more: Any,
     ) -> str:
-        """A phase that finetunes a role's model, after those that it starts from.
+        """Add a phase that finetunes a role's model, and those that it starts from.
 
         Args:
           kind: 'weak', 'student' or 'ceiling'.
@@ -162,7 +166,7 @@ class PlanBuilder:
 
 
 def base(builder: PlanBuilder) -> Plan:
-    """Weak model, ceiling, and a naive student for each loss, after what they start from."""
+    """Return the plan of every run: weak model, ceiling, and a naive student for each loss."""
     settings = builder.settings
     for role in ("weak", "strong"):
         start = builder.init(role)
@@ -189,5 +193,5 @@ def base(builder: PlanBuilder) -> Plan:
 
 
 def _supervised(settings: Settings) -> tuple[str, ...]:
-    """The slices that the weak model labels."""
+    """Return the slices that the weak model labels."""
     return tuple(f"slice{number}" for number in range(2, settings.num_slices + 1))

@@ -1,4 +1,4 @@
-"""What a sweep costs, by formula: model FLOPs of phases, and hours of devices. Imports no JAX."""
+"""Estimated cost of a sweep in device-hours. Imports no JAX."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved
 from w2s_jax.profiling.devices import peak_flops
 
-#: Model FLOP/s utilisation that is planned with where nothing else is said.
+#: Assumed model FLOP/s utilisation.
 MFU = 0.4
 
 
 @dataclass(frozen=True)
 class Hours:
-    """What some phases take of one kind of device.
+    """Cost of phases on one kind of device.
 
     Attributes:
-      device: its name.
-      devices: how many hold the largest of the phases, sharded; None: it is too small.
-      device_hours: of all phases, at the utilisation that was said.
+      device: name of the device.
+      devices: number of devices that hold the largest phase, sharded; None if none do.
+      device_hours: of all phases.
     """
 
     device: str
@@ -33,12 +33,12 @@ class Hours:
 
 
 def hours(phases: Mapping[str, Phase], resolved: Mapping[str, Resolved], mfu: float) -> list[Hours]:
-    """What phases take of each kind of device whose peaks are known (`perf.devices`).
+    """Return the cost of phases on each kind of device with known peak (`profiling.devices`).
 
     Args:
       phases: by name.
-      resolved: what each works on.
-      mfu: the share of the devices' peak, in the phase's compute dtype, that is reached.
+      resolved: phase name -> its input.
+      mfu: assumed share of the devices' peak FLOP/s in each phase's compute dtype.
     """
     by_dtype: defaultdict[str, float] = defaultdict(float)
     largest = 0
