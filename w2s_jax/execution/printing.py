@@ -1,4 +1,4 @@
-"""What a run prints: its phases in advance, and a line per complete phase. Imports no JAX."""
+"""Output of a run: a table of its phases, and a line per complete phase. Imports no JAX."""
 
 from collections.abc import Collection, Sequence
 from typing import Any

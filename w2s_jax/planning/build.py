@@ -1,4 +1,4 @@
-"""Parts that the kinds of phases share: lengths of training, checks, specs. Imports no JAX."""
+"""Helpers to build phases: number of steps, checks, parts of specs. Imports no JAX."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -23,22 +23,22 @@ _LATE = {
 
 
 def ceiling_slice(settings: Settings) -> str:
-    """The slice whose ground truth the ceiling learns."""
+    """Return the slice whose ground truth the ceiling learns."""
     return "slice2" if settings.protocol.halves == "shared" else "slice1"
 
 
 def num_steps(train: TrainSettings, num_documents: int) -> int:
-    """Training steps: `steps` if given, else `epochs` over so many documents."""
+    """Return the number of training steps: `steps`, or that of `epochs` over the documents."""
     if train.steps is not None:
         return train.steps
     return max(1, int(train.epochs * steps_per_epoch(num_documents, train.batch_size)))
 
 
 def require_a_batch(field: str, train: TrainSettings, count: int, split: str) -> None:
-    """Checks that `count` documents of a split fill a batch.
+    """Check that `count` training documents of a split fill a batch.
 
     Raises:
-      InputError: if they do not.
+      InputError: they do not.
     """
     if count < train.batch_size:
         raise errors.InputError(
@@ -48,12 +48,12 @@ def require_a_batch(field: str, train: TrainSettings, count: int, split: str) ->
 
 
 def weights_digest(data: RoleInput) -> str | None:
-    """The digest of a role's pretrained weights; None for an embedded model."""
+    """Return the digest of a role's pretrained weights; None for an embedded model."""
     return None if data.source is None else data.source.digest
 
 
 def train_spec(train: TrainSettings) -> dict[str, Any]:
-    """The train settings that can change a result, but for the number of steps and the seed."""
+    """Return the train settings that can change a result, except number of steps and seed."""
     fields = {f.name for f in dataclasses.fields(TrainSettings)}
     # Whether text is streamed shows in the digest of the data.
     skipped = {"epochs", "steps", "streaming", "last_layers", *_EXECUTION_ONLY}
@@ -67,11 +67,11 @@ def train_spec(train: TrainSettings) -> dict[str, Any]:
 
 
 def model_spec(phase: Phase, starts: Iterable[str] = ("init",)) -> dict[str, Any]:
-    """A phase's model, and the digest of its weights unless they come from another phase.
+    """Return a phase's model, and the digest of its weights unless a parent has them.
 
     Args:
       phase: the phase.
-      starts: the keys of `parents` whose phases have used the weights already.
+      starts: keys of `parents`: phases whose own specs have the digest.
     """
     model = phase.model.to_dict()
     if phase.weights_digest is None:

@@ -1,4 +1,4 @@
-"""Estimates of a phase's model FLOPs, by the formulas of `models.budget`. Imports no JAX."""
+"""Estimated model FLOPs of a phase, by the formulas of `models.budget`. Imports no JAX."""
 
 from dataclasses import dataclass
 
@@ -14,30 +14,35 @@ from w2s_jax.planning.resolve import Resolved
 
 @dataclass(frozen=True)
 class Flops:
-    """Model FLOPs of a phase: of training, and of forward passes for labels and evaluation."""
+    """Model FLOPs of a phase.
+
+    Attributes:
+      training: forward and backward passes of training.
+      inference: forward passes for labels, features, predictions and evaluations.
+    """
 
     training: float = 0.0
     inference: float = 0.0
 
     @property
     def total(self) -> float:
-        """Both."""
+        """Training and inference."""
         return self.training + self.inference
 
 
 def phase_flops(phase: Phase, resolved: Resolved) -> Flops:
-    """Model FLOPs of a phase."""
+    """Return the model FLOPs of a phase."""
     return PHASE_KINDS[phase.kind].flops(phase, resolved)
 
 
 def no_flops(phase: Phase, resolved: Resolved) -> Flops:
-    """For phases whose cost is not counted."""
+    """Return no FLOPs, for phases whose cost is not counted."""
     del phase, resolved
     return Flops()
 
 
 def training_flops(phase: Phase, resolved: Resolved) -> float:
-    """Steps times documents per batch times the mean over the documents of the training split."""
+    """Return steps times batch size times the mean FLOPs of a document of the training split."""
     data, split = resolved.roles[phase.role], phase.inputs["train"]
     if split in data.streams:
         assert isinstance(phase.train, PretrainSettings)
@@ -54,9 +59,10 @@ def training_flops(phase: Phase, resolved: Resolved) -> float:
 
 
 def forward_flops(phase: Phase, resolved: Resolved) -> dict[str, float]:
-    """Split -> FLOPs of one forward pass over it, for each split that the phase reads out.
+    """Return split -> FLOPs of one forward pass over it.
 
-    These are the splits that it labels (or featurises), and its validation and test documents.
+    The splits are those that the phase labels (or makes features of), and its validation and test
+    documents.
     """
     splits = resolved.roles[phase.role].splits
     evaluated = {"validation", "test"} & set(phase.inputs.values())
@@ -86,6 +92,6 @@ def _training_flops_per_token(phase: Phase, length: int) -> float:
 
 
 def _lengths(documents: TokenizedDocuments) -> tuple[list[int], list[int]]:
-    """Distinct lengths and how many texts have each: attention is not linear in the length."""
+    """Return distinct lengths and their counts, as attention is not linear in the length."""
     lengths_V, counts_V = np.unique(documents.piece_lengths_P, return_counts=True)
     return lengths_V.tolist(), counts_V.tolist()

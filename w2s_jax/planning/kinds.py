@@ -1,4 +1,4 @@
-"""Kinds of phases: what planning, execution and reports know of each. Imports no JAX."""
+"""Kinds of phases: declarations that planning, execution and reports read. Imports no JAX."""
 
 import re
 from collections.abc import Callable
@@ -31,12 +31,12 @@ class PhaseKind:
       memory: (phase, resolved) -> estimated bytes on the devices by what they hold, and their
         'total' (see `planning.memory`).
       flops: (phase, resolved) -> estimated model FLOPs (see `planning.costs`).
-      keeps_parameters: whether other phases start from its parameters, which are then kept with
-        `checkpoint.keep_final=False`, and by `w2s gc --finals`.
+      keeps_parameters: whether other phases start from its parameters. They are then kept also
+        with `checkpoint.keep_final=False` and after `w2s gc --finals`.
       forward: what its forward passes over documents compute: 'logits' of classes, 'features', or
         'none' where it makes no such pass. None if that is not known in advance; `w2s compile`
         leaves its phases out.
-      title: what the terminal and the report call it; '' for its name.
+      title: its name in the terminal and the report; '' for `name`.
     """
 
     name: str
@@ -56,10 +56,10 @@ PHASE_KINDS: Table[PhaseKind] = Table("phase kind")
 
 
 def register_kind(kind: PhaseKind) -> PhaseKind:
-    """Adds a kind of phases and returns it.
+    """Add a kind of phases to `PHASE_KINDS` and return it.
 
     Raises:
-      InputError: if the name is taken, or cannot be the first part of a folder's name.
+      InputError: the name is taken, or is not lowercase letters.
     """
     if not re.fullmatch(r"[a-z]+", kind.name):
         raise errors.InputError(f"phase kind {kind.name!r}: its name must be lowercase letters")
@@ -67,5 +67,5 @@ def register_kind(kind: PhaseKind) -> PhaseKind:
 
 
 def kind_title(name: str) -> str:
-    """What people read for a kind; a kind that is not registered here goes by its name."""
+    """Return the title of a kind; of an unregistered kind, its name."""
     return (PHASE_KINDS[name].title if name in PHASE_KINDS else "") or name

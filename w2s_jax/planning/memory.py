@@ -1,4 +1,4 @@
-"""Estimates of the memory that a phase takes on the devices. Imports no JAX."""
+"""Estimated memory of a phase on the devices. Imports no JAX."""
 
 from w2s_jax.config import PretrainSettings
 from w2s_jax.models import budget
@@ -10,19 +10,19 @@ _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
 def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """Bytes on the devices by what they hold, and their 'total', if one device held the phase."""
+    """Return the bytes of a phase on one device by what they hold, and their 'total'."""
     return PHASE_KINDS[phase.kind].memory(phase, resolved)
 
 
 def forward_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """Memory of a phase that trains nothing: that of its model's 'parameters'."""
+    """Return the memory of a phase that trains nothing: its model's 'parameters'."""
     del resolved
     width = _WIDTHS[phase.train.param_dtype or "float32"]
     return with_total({"parameters": width * phase.model.num_parameters()})
 
 
 def probe_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """Memory of a phase that trains a head on the 'features' of all its documents."""
+    """Return the memory of a phase that trains a head: 'features' of all documents, 'batches'."""
     documents = resolved.roles[phase.role].splits[phase.inputs["train"]]
     features = 4 * len(documents) * documents.num_texts * phase.model.d_model
     batches = 16 * phase.train.batch_size * phase.total_steps
@@ -30,10 +30,10 @@ def probe_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
 
 
 def training_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """Memory of a phase that trains a model.
+    """Return the memory of a phase that trains a model.
 
-    The entries of `budget.training_memory` for a full microbatch of documents of mean length, and
-    the 'batches' that are on the devices.
+    It has the entries of `budget.training_memory`, for a full microbatch of documents of mean
+    length, and the 'batches' that are on the devices.
     """
     train, model = phase.train, phase.model
     data = resolved.roles[phase.role]
@@ -72,5 +72,5 @@ def training_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
 
 
 def with_total(memory: dict[str, int]) -> dict[str, int]:
-    """The same bytes and their 'total'."""
+    """Return the same bytes and their 'total'."""
     return memory | {"total": sum(memory.values())}

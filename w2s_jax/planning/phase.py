@@ -27,7 +27,7 @@ class Phase:
     Attributes:
       kind: a key of `PHASE_KINDS`.
       role: whose model and documents: a key of `Settings.roles`.
-      label: what tells the phase from others of its kind: the loss of a student, the model of a
+      label: distinguishes phases of a kind for people: the loss of a student, the model of a
         pretraining, the purpose of a probe; may be ''.
       model: the model's config; it has adapters if these are trained.
       train: how it is trained; of phases without steps, in which dtypes it computes.

@@ -296,8 +296,8 @@ def _queued(workdir: Path) -> dict[str, str]:
     try:
         found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or error)
-        raise errors.InputError(f"--executor: slurm: squeue: {' '.join(said.split())}") from error
+        message = str(getattr(error, "stderr", None) or error)
+        raise errors.InputError(f"--executor=slurm: squeue: {' '.join(message.split())}") from error
     alive = set(found.stdout.split())
     return {name: job for name, job in jobs.items() if job in alive}
 

@@ -1,4 +1,4 @@
-"""The features of a frozen model: what its heads see of every document; stored for probes."""
+"""Features of a frozen model: the final hidden states at the read-outs of all documents."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
-    """Features of all documents that a role's model meets, and a head for probes to start from.
+    """Return the phase of the features that probes of a role's model are trained on.
+
+    It also stores a head for probes to start from.
 
     Args:
       resolved: the run's input.
       role: the role.
-      parents: {'init': the phase that made the model's parameters}; without it they are the
-        pretrained ones, or fresh ones by `seed`.
+      parents: {'init': the phase that made the model's parameters}; {} for the pretrained ones, or
+        fresh ones made with `seed`.
     """
     settings, data = resolved.settings, resolved.roles[role]
     splits = sorted(name for name in data.splits if name.startswith("slice"))
@@ -47,7 +49,7 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
 
 
 def spec(phase: Phase) -> dict[str, Any]:
-    """What is hashed."""
+    """Return what can change the result (see `PhaseKind.spec`)."""
     found = {
         **model_spec(phase),
         "compute_dtype": phase.train.compute_dtype,
@@ -63,14 +65,14 @@ def spec(phase: Phase) -> dict[str, Any]:
 
 
 def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, Any]:
-    """Computes and stores the features."""
+    """Compute and store the features."""
     from w2s_jax.phases import prediction
 
     return prediction.compute_features(phase, context, folder)
 
 
 def flops(phase: Phase, resolved: Resolved) -> Flops:
-    """Those of a forward pass over each split."""
+    """Return the FLOPs of a forward pass over each split."""
     return Flops(inference=sum(forward_flops(phase, resolved).values()))
 
 

@@ -1,6 +1,7 @@
-"""Classifiers: weak model, student and ceiling, and the probe that may precede one of them.
+"""Finetuning a classifier: the kinds 'weak', 'student', 'ceiling' and 'probe'.
 
-They differ in whose model learns whose labels, which `build` is told, and in the name.
+They differ in role, labels and loss, which are arguments of `build`. A 'probe' trains a head alone,
+before one of the others trains the whole model.
 """
 
 import dataclasses
@@ -48,20 +49,20 @@ def build(
     suffixed: bool = False,
     train: TrainSettings | None = None,
 ) -> Phase:
-    """The finetuning of a role's model on one split.
+    """Return the phase that finetunes a role's model on one split.
 
     Args:
       resolved: the run's input.
       role: the role.
       split: the split that it is trained on.
-      parents: as `Phase.parents`; with 'labels' it learns these, else ground truth.
+      parents: as `Phase.parents`; it learns the labels of parent 'labels', or ground truth.
       kind: 'weak', 'student', 'ceiling' or 'probe'.
-      loss: what it minimises; None for plain cross-entropy.
+      loss: the loss; None for plain cross-entropy.
       label_splits, label, subset, suffixed: as in `Phase`.
       probe: train just a head, on the features of parent 'features'.
       purpose: of a probe that precedes another phase: the kind of that phase.
       seed: None for the run's.
-      select: None to select as the protocol does, which only students do.
+      select: as in `Phase`, or 'none'; None for the protocol's, which applies to students only.
       train: None for the role's settings.
 
     Raises:
@@ -113,7 +114,7 @@ def build(
 
 
 def spec(phase: Phase) -> dict[str, Any]:
-    """What is hashed."""
+    """Return what can change the result (see `PhaseKind.spec`)."""
     assert phase.loss is not None
     stopping = {"by": phase.select, "every": phase.eval_every} if phase.select else None
     found = {
@@ -139,7 +140,7 @@ def spec(phase: Phase) -> dict[str, Any]:
 
 
 def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, Any]:
-    """Trains, predicts validation and test documents, and stores weak labels."""
+    """Train the model, predict validation and test documents, and store weak labels."""
     from w2s_jax.phases import prediction, running
 
     params, record = running.trained(phase, context, folder)
@@ -147,13 +148,13 @@ def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, An
 
 
 def memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """That of training the model, or a head alone."""
+    """Return the memory of training the model, or of a head alone."""
     estimate = probe_memory if phase.train.adapt == "probe" else training_memory
     return estimate(phase, resolved)
 
 
 def flops(phase: Phase, resolved: Resolved) -> Flops:
-    """Training, predictions, labels and evaluations; what trains a head alone is not counted."""
+    """Return the FLOPs of training and of forward passes; 0 where only a head is trained."""
     if phase.train.adapt == "probe":
         return Flops()
     forward = forward_flops(phase, resolved)

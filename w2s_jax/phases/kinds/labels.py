@@ -1,4 +1,4 @@
-"""Weak labels that are made without training a model: from a file, other labels, a frozen model."""
+"""Labels made without training a model: from a file, from other labels, by a frozen model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ def build(
     *,
     label: str = "",
 ) -> Phase:
-    """Labels of some splits.
+    """Return the phase that labels some splits.
 
     Args:
       resolved: the run's input.
       role: the role whose model and documents are used.
-      method: what makes them (see `phases.labelling`).
-      splits: what is labelled.
-      parents: phases whose results it takes.
+      method: the label maker (see `phases.labelling`).
+      splits: the splits to label.
+      parents: the phases whose results it uses.
       options: of the method; `seed` decides what is drawn.
       label: as in `Phase`; '' for the method.
     """
@@ -57,7 +57,7 @@ def build(
 
 
 def spec(phase: Phase) -> dict[str, Any]:
-    """What is hashed."""
+    """Return what can change the result (see `PhaseKind.spec`)."""
     assert phase.method is not None
     method, options = phase.method
     found = {
@@ -76,7 +76,7 @@ def spec(phase: Phase) -> dict[str, Any]:
 
 
 def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, Any]:
-    """Makes and stores the labels."""
+    """Make and store the labels."""
     from w2s_jax.phases import labelling
 
     return labelling.make_labels(phase, context, folder)

@@ -31,13 +31,13 @@ def build(
     epochs: float | None = None,
     parents: Mapping[str, str] | None = None,
 ) -> Phase:
-    """Next-token training of a role's model.
+    """Return the phase of next-token training of a role's model.
 
     Args:
       resolved: the run's input.
       role: the role.
       split: 'pretrain', or a split of the task, whose labels are not used.
-      epochs: over the split, in place of the role's pretraining settings; None to use these.
+      epochs: epochs over the split; None for the role's pretraining settings.
       parents: {'init': the phase to start from}, if there is one.
     """
     data = resolved.roles[role]
@@ -69,7 +69,7 @@ def build(
 
 
 def spec(phase: Phase) -> dict[str, Any]:
-    """What is hashed."""
+    """Return what can change the result (see `PhaseKind.spec`)."""
     split = phase.inputs["train"]
     found = {
         **model_spec(phase),
@@ -87,14 +87,14 @@ def spec(phase: Phase) -> dict[str, Any]:
 
 
 def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, Any]:
-    """Trains and keeps the parameters."""
+    """Train the model and keep its parameters."""
     from w2s_jax.phases import running
 
     return running.trained(phase, context, folder)[1]
 
 
 def flops(phase: Phase, resolved: Resolved) -> Flops:
-    """Those of training."""
+    """Return the FLOPs of training."""
     return Flops(training=training_flops(phase, resolved))
 
 
