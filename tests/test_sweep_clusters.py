@@ -38,7 +38,9 @@ def begun(recipe, tmp_path, monkeypatch):
     """The plan of a sweep whose record is written, but nothing else."""
     monkeypatch.chdir(tmp_path)
     plan = planned(recipe, tmp_path / "sweep")
-    records.begin(tmp_path / "sweep", plan, points.point_source(str(recipe), []), retry_failed=False)
+    records.begin(
+        tmp_path / "sweep", plan, points.point_source(str(recipe), []), retry_failed=False
+    )
     return plan
 
 
