@@ -38,7 +38,8 @@ class LossSpec:
       init_state: (targets_NC, **options) -> state before the first step, made once on the host from
         the soft labels of all training documents (NumPy). None: no state.
       update: (state, logits_BC, targets_BC, *, weights_B, **options) -> state after a step, from
-        the logits that the loss itself was given. None: the state never changes.
+        the logits that the loss itself was given. None: the state never changes. Options that are
+        left out have their defaults, in `init_state` too.
       summary: the definition in one line of Markdown.
       source: the paper or code that it is from.
     """

@@ -1,10 +1,11 @@
 """Registration of losses."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from w2s_jax.config.declarations import LOSSES, LossFn, LossSpec
-from w2s_jax.config.options import declared
+from w2s_jax.config.options import declared, defaults
 from w2s_jax.core import errors
 
 
@@ -50,17 +51,20 @@ def register(
             "or neither"
         )
 
+    declarations = declared(options)
+    given = defaults(declarations)
+
     def wrap(fn: LossFn) -> LossSpec:
         return LOSSES.add(
             LossSpec(
                 name=name,
                 fn=fn,
-                options=declared(options),
+                options=declarations,
                 coupled=coupled,
                 traced=traced,
                 case_of=case_of,
-                init_state=init_state,
-                update=update,
+                init_state=None if init_state is None else functools.partial(init_state, **given),
+                update=None if update is None else functools.partial(update, **given),
                 summary=summary or (fn.__doc__ or "").partition("\n")[0],
                 source=source,
             )
