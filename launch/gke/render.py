@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     command = arguments[split + 1 :]
     chips = math.prod(map(int, options.topology.split("x")))
     if chips % options.chips_per_host:
-        parser.error(f"--topology: {options.topology} is not a multiple of {options.chips_per_host} chips")
+        parser.error(
+            f"--topology: {options.topology} is not a multiple of {options.chips_per_host} chips"
+        )
     values = vars(options) | {"hosts": chips // options.chips_per_host}
     if options.what != "queues":
         if not command:
@@ -63,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", type=_label, help="name of the JobSet")
     parser.add_argument("--image", help="a container image with w2s_jax[tpu]")
     parser.add_argument("--claim", type=_label, help="a PersistentVolumeClaim, ReadWriteMany")
-    parser.add_argument("--accelerator", default="tpu-v5-lite-podslice", help="GKE's name of the accelerator")
+    parser.add_argument(
+        "--accelerator", default="tpu-v5-lite-podslice", help="GKE's name of the accelerator"
+    )
     parser.add_argument("--topology", default="4x4", type=_topology, help="topology of the slice")
     parser.add_argument("--chips_per_host", default=4, type=int, help="chips per node")
     parser.add_argument("--queue", default="w2s", type=_label, help="Kueue's LocalQueue")
