@@ -5,7 +5,7 @@ from typing import Any
 
 from w2s_jax.methods.filtering import kept_count
 from w2s_jax.methods.making import Making, Students, refused, require_full, require_label_tokens
-from w2s_jax.planning.plan import Builder
+from w2s_jax.planning.plan import PlanBuilder
 
 #: Seeds of an ensemble's members lie so far apart.
 _SEED_STEP = 1_000_003
@@ -100,7 +100,7 @@ def boosting(making: Making, options: dict[str, Any]) -> Students:
     return making.students("boosting", labels)
 
 
-def _seed(builder: Builder, number: int) -> int:
+def _seed(builder: PlanBuilder, number: int) -> int:
     """Of a member: the first has the run's own."""
     return (builder.settings.seed + (number - 1) * _SEED_STEP) % 2**32
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from w2s_jax.config import LossSettings
 from w2s_jax.core import errors
-from w2s_jax.planning.plan import Builder, Plan, Student
+from w2s_jax.planning.plan import Plan, PlanBuilder, Student
 
 
 @dataclass(frozen=True)
 class Making:
     """What a method adds to: the builder, and the naive plan that it has made."""
 
-    builder: Builder
+    builder: PlanBuilder
     plan: Plan
 
     @property
@@ -61,7 +61,7 @@ Students = dict[str, Student]
 Method = Callable[[Making, dict[str, Any]], Students]
 
 
-def require_full(builder: Builder, role: str, method: str) -> None:
+def require_full(builder: PlanBuilder, role: str, method: str) -> None:
     """Refuses a method where a role's model is not finetuned in full.
 
     Raises:

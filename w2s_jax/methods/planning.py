@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from w2s_jax.methods import by_labels, by_models
 from w2s_jax.methods.making import Making, Method
-from w2s_jax.planning.plan import Builder, Plan, Student, base
+from w2s_jax.planning.plan import Plan, PlanBuilder, Student, base
 from w2s_jax.planning.resolve import Resolved
 
 _METHODS: dict[str, Method] = {
@@ -40,7 +40,7 @@ def plan(resolved: Resolved) -> Plan:
     Raises:
       InputError: for a method that the models, the data or the other settings do not allow.
     """
-    builder = Builder(resolved)
+    builder = PlanBuilder(resolved)
     naive = base(builder)
     students = dict(naive.students)
     for method in resolved.settings.methods:
@@ -55,7 +55,7 @@ def _named(student: Student) -> tuple[str, str]:
     return student.supervisor, student.ceiling
 
 
-def _ancestors(builder: Builder, names: Iterable[str]) -> set[str]:
+def _ancestors(builder: PlanBuilder, names: Iterable[str]) -> set[str]:
     """The phases of these names, and all that they build on."""
     found: set[str] = set()
     todo = list(names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from w2s_jax.metrics import classification
+from w2s_jax.planning.kinds import kind_title
 from w2s_jax.report.charts import student_labels
 from w2s_jax.report.drawing import (
     INK,
@@ -134,7 +135,7 @@ def training_curves(groups: Sequence[Group]) -> dict[str, list[Curve]]:
                 seen.add(phase)
                 kind, label = str(stage.get("kind", "phase")), str(stage.get("label") or "")
                 own = run.phases.get(phase, {})
-                title = " ".join(filter(None, [kind, label]))
+                title = " ".join(filter(None, [kind_title(kind), label]))
                 title = f"{title}: {stage.get('model', '')}".rstrip(": ")
                 if len(groups) > 1:
                     title += f" ({group.title})"

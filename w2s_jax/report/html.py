@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from w2s_jax.core.errors import StorageError
+from w2s_jax.planning.kinds import kind_title
 from w2s_jax.report import tables
 from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
 from w2s_jax.report.findings import overview
@@ -187,7 +188,10 @@ def _run_context(index: int, run: Run, defaults: dict[str, Any], out: Path) -> d
         "folder": run.name,
         "name": result.get("name") or run.name,
         "seed": result.get("seed"),
-        "stages": result.get("stages") or [],
+        "stages": [
+            stage | {"kind": kind_title(str(stage.get("kind") or "–"))}
+            for stage in result.get("stages") or []
+        ],
         "timing": result.get("timing") or {},
         "versions": result.get("versions") or {},
         "link": link,
