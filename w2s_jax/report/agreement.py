@@ -56,7 +56,7 @@ def agreement_panels(settings: Sequence[Setting]) -> list[Panel]:
             table = {label: [e for f in line.values() for e in f] for label, line in lines.items()}
             alt_text = _alt_text(table)
             draw = partial(_draw_agreement_by_loss, table=table)
-            panels.append(Panel(title, alt_text, draw, 1.4 + 0.32 * len(table), width_for(table)))
+            panels.append(Panel(title, alt_text, draw, 1.55 + 0.32 * len(table), width_for(table)))
     return panels
 
 
@@ -98,7 +98,7 @@ def _draw_agreement_by_loss(ax: "Axes", table: dict[str, list[Entry]]) -> None:
     found = list(table.values())
     ax.set_xlabel(f"{_agreement_label(found)}, {seeds_per_point(map(len, found))}")
     style(ax)
-    legend(ax, 2, below=0.6 / (0.32 * len(table) + 0.3))
+    legend(ax)
 
 
 def _agreement_label(found: Sequence[Sequence[Entry]]) -> str:

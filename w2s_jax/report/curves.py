@@ -158,7 +158,7 @@ def training_panels(curves: dict[str, list[Curve]]) -> list[Panel]:
     panels = []
     for title, members in curves.items():
         losses = [v for c in members for v in series(c.rows, "train", "loss")[1][-1:]]
-        ends = f"; last losses {', '.join(map(show, losses))}" if losses else "; no losses logged"
+        ends = f"; final losses {', '.join(map(show, losses))}" if losses else "; no losses logged"
         alt_text = f"Training loss against step, {plural(len(members), 'phase')}{ends}."
         panels.append(Panel(title, alt_text, partial(_draw_training, curves=members), 3.3))
     return panels

@@ -39,6 +39,8 @@ THEME = {
 MAX_PANELS = 12
 #: Default width of a panel in inches.
 WIDTH = 4.5
+#: Distance in inches from the axes to their legend: the height of the ticks and the axis label.
+LEGEND_OFFSET = 0.42
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,20 @@ def style(ax: "Axes", grid: bool = True) -> None:
         ax.grid(color=RULE, lw=0.5, alpha=0.7)
 
 
-def legend(ax: "Axes", columns: int = 2, below: float = 0.17) -> None:
-    """Add a legend under the axes, at a distance of `below` times their height, if not empty."""
+def legend(ax: "Axes", columns: int = 2) -> None:
+    """Add a legend below the axes, if it has entries."""
+    from matplotlib.transforms import ScaledTranslation
+
     handles, names = ax.get_legend_handles_labels()
     if not handles:
         return
     columns = 1 if max(map(len, names)) > 26 else columns
+    # In inches: a fraction of the axes' height would move the legend when they are laid out.
+    shift = ScaledTranslation(0, -LEGEND_OFFSET, ax.get_figure(root=True).dpi_scale_trans)
     ax.legend(
-        handles, names, loc="upper center", bbox_to_anchor=(0.5, -below), ncols=columns,
-        frameon=False, fontsize=8.5, labelcolor=INK, handlelength=2.4,
+        handles, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns,
+        bbox_transform=ax.transAxes + shift, frameon=False, fontsize=8.5, labelcolor=INK,
+        handlelength=2.4,
     )  # fmt: skip
 
 
