@@ -53,7 +53,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics.jsonl, skipping a last line that an interrupted run left incomplete."""
+    """Read a metrics.jsonl, skipping incomplete lines, which interrupted runs leave behind."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
