@@ -38,7 +38,9 @@ def begun(recipe, tmp_path, monkeypatch):
     """The plan of a sweep whose record is written, but nothing else."""
     monkeypatch.chdir(tmp_path)
     plan = planned(recipe, tmp_path / "sweep")
-    records.begin(tmp_path / "sweep", plan, points.source(str(recipe), []), retry_failed=False)
+    records.begin(
+        tmp_path / "sweep", plan, points.point_source(str(recipe), []), retry_failed=False
+    )
     return plan
 
 
@@ -121,9 +123,9 @@ def test_relative_paths_mean_the_same_to_all_workers(recipe, tmp_path, monkeypat
     monkeypatch.chdir(recipe.parent)
     overrides = ["--config.task.data_dir=data", "--config.pretrain.steps=11"]
     plan = planned("sweep.py", tmp_path / "sweep", *overrides)
-    source = points.source("sweep.py:x", overrides)
+    source = points.point_source("sweep.py:x", overrides)
     assert source.config == f"{recipe}:x"
-    source = points.source("sweep.py", overrides)
+    source = points.point_source("sweep.py", overrides)
     records.begin(tmp_path / "sweep", plan, source, retry_failed=False)
     monkeypatch.chdir("/")
     name = of_kind(plan, "pretrain")[0]
@@ -163,7 +165,7 @@ def test_units_that_may_be_packed_are_packed_by_the_worker(recipe, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     override = "--config.mesh.population=8"
     plan, workdir = planned(recipe, tmp_path / "sweep", override), tmp_path / "sweep"
-    records.begin(workdir, plan, points.source(str(recipe), [override]), retry_failed=False)
+    records.begin(workdir, plan, points.point_source(str(recipe), [override]), retry_failed=False)
     together, original = [], phases.train_together
     monkeypatch.setattr(
         phases, "train_together",

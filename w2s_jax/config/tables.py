@@ -37,7 +37,7 @@ class Table(Mapping[str, Spec]):
         self._loaded = False
 
     def load(self) -> None:
-        """Imports the modules of the built-in entries, once."""
+        """Import the modules of the built-in entries, once."""
         if self._loaded:
             return
         # Set first: the modules' packages call this method while they are imported.
@@ -50,7 +50,7 @@ class Table(Mapping[str, Spec]):
             raise
 
     def add(self, spec: Spec) -> Spec:
-        """Adds an entry under its name and returns it.
+        """Add an entry under its name and return it.
 
         Raises:
           InputError: if the name is taken.
@@ -61,16 +61,16 @@ class Table(Mapping[str, Spec]):
         return spec
 
     def remove(self, name: str) -> None:
-        """Removes an entry, for tests."""
+        """Remove an entry, for tests."""
         del self._entries[name]
 
     def named(self, name: str, field: str) -> Spec:
-        """Returns the entry of that name.
+        """Return the entry of that name.
 
         Raises:
           InputError: if there is none; with `field`, the nearest name, and all names.
         """
-        if name not in self:
+        if not isinstance(name, str) or name not in self:
             raise errors.unknown(field, name, self)
         return self[name]
 

@@ -11,9 +11,9 @@ from ml_collections import config_dict
 from w2s_jax.config import Settings, validation, with_labels
 from w2s_jax.core import errors, processes
 from w2s_jax.execution import workdirs
-from w2s_jax.methods.planning import plan as make_plan
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.plan import Plan
+from w2s_jax.planning.plan import plan as make_plan
 from w2s_jax.planning.resolve import Resolved, resolve
 from w2s_jax.store.artifacts import PhaseFolder
 
