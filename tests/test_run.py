@@ -22,8 +22,8 @@ from w2s_jax.data.loading import load_task
 from w2s_jax.execution import execute
 from w2s_jax.metrics import classification
 from w2s_jax.report import write_report
-from w2s_jax.report.groups import group_runs
 from w2s_jax.report.runs import load_runs
+from w2s_jax.report.settings import settings_of
 from w2s_jax.store import artifacts, trees
 from w2s_jax.training import loop
 
@@ -229,7 +229,7 @@ def test_runs_that_differ_in_seeds_are_one_group_of_a_report(workdir, data_dir, 
     shared = {s["phase"] for s in finished[1]["stages"]} & {s["phase"] for s in other["stages"]}
     assert {name.split("-")[0] for name in shared} == {"pretrain"}
     runs, _ = load_runs([workdir, tmp_path / "seed1"])
-    assert [len(group.runs) for group in group_runs(runs)] == [2]
+    assert [len(setting.runs) for setting in settings_of(runs)] == [2]
     assert all(run.curves for run in runs), "training curves are found in the store too"
     page = write_report([workdir, tmp_path / "seed1"], tmp_path / "both").read_text()
     medians = [
