@@ -100,18 +100,18 @@ def test_tpu_slices_of_several_hosts_are_evident(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tpu_vm = {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"}
         several = {"TPU_WORKER_HOSTNAMES": "a,b"}
-        assert processes.evident_launcher(several) is None  # no chips here
+        assert processes.detected_launcher(several) is None  # no chips here
         monkeypatch.setattr(processes, "_has_tpu", lambda: True)
-        assert processes.evident_launcher(several) == "gke"
-        assert processes.evident_launcher({"TPU_WORKER_HOSTNAMES": "a"}) is None
+        assert processes.detected_launcher(several) == "gke"
+        assert processes.detected_launcher({"TPU_WORKER_HOSTNAMES": "a"}) is None
         slices = {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}
-        assert processes.evident_launcher(slices) == "gke"
-        assert processes.evident_launcher(tpu_vm) is None
+        assert processes.detected_launcher(slices) == "gke"
+        assert processes.detected_launcher(tpu_vm) is None
         Metadata.endpoints = "10.0.0.1,10.0.0.2"
-        assert processes.evident_launcher(tpu_vm) == "gcetpu"
-        assert processes.evident_launcher(tpu_vm | {"TPU_SKIP_MDS_QUERY": "1"}) is None
+        assert processes.detected_launcher(tpu_vm) == "gcetpu"
+        assert processes.detected_launcher(tpu_vm | {"TPU_SKIP_MDS_QUERY": "1"}) is None
         server.shutdown()
-    assert processes.evident_launcher(tpu_vm) is None
+    assert processes.detected_launcher(tpu_vm) is None
 
 
 def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ class Context:
         place = self.settings.checkpoint.dir
         return PhaseFolder(
             self.store / phase_name,
-            saves=None if place is None else files.place(place) / phase_name,
+            saves=None if place is None else files.checkpoint_location(place) / phase_name,
         )
 
     def watched(self, phase: Phase) -> contextlib.AbstractContextManager[None]:

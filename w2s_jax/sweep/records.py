@@ -143,16 +143,10 @@ def _holder_path(folder: PhaseFolder) -> Path:
 
 def write_failure(folder: PhaseFolder, error: Exception) -> None:
     """Records why a phase failed; of what is not an error of this package, where in the code."""
-    record = {"error": first_line(error), "time": time.time()}
+    record = {"error": errors.first_line(error), "time": time.time()}
     if not isinstance(error, errors.W2SError):
         record["traceback"] = "".join(traceback.format_exception(error))
     write_json(_failed_path(folder), record)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says; of a foreign one with its type."""
-    text = str(error) if isinstance(error, errors.W2SError) else f"{type(error).__name__}: {error}"
-    return text.strip().splitlines()[0]
 
 
 def read_failure(folder: PhaseFolder) -> str | None:
