@@ -57,12 +57,12 @@ def test_how_processes_join(flags, environment, wanted):
 @pytest.mark.parametrize(
     "flags,environment,parts",
     [
-        (("host:1234", None, None, False), {}, ["--coordinator", "all three or none"]),
-        ((None, 4, 1, False), {}, ["--num_processes, --process_id", "all three"]),
+        (("host:1234", None, None, False), {}, ["--coordinator", "together"]),
+        ((None, 4, 1, False), {}, ["--num_processes, --process_id", "together"]),
         (("host:1234", 4, 1, True), {}, ["--distributed"]),
         (("host", 4, 1, False), {}, ["--coordinator", "'host'", "HOST:PORT"]),
         (("host:1", 4, 4, False), {}, ["--process_id", "4", "0 to 3"]),
-        (("host:1", 0, 0, False), {}, ["--num_processes", "0", "1 or more"]),
+        (("host:1", 0, 0, False), {}, ["--num_processes", "0", "at least 1"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": ""}, ["JAX_PROCESS_ID"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": "x"}, ["'x'", "integers"]),
     ],
@@ -76,7 +76,7 @@ def test_half_of_an_address_is_refused(flags, environment, parts):
 def test_a_coordinator_that_never_answers_is_one_line(monkeypatch):
     monkeypatch.setattr(processes, "JOIN_SECONDS", 0.3)
     # Nobody listens there: that is the port of the protocol that discards.
-    with pytest.raises(errors.InputError, match=r"127.0.0.1:9: process 0 does not answer there"):
+    with pytest.raises(errors.InputError, match=r"127.0.0.1:9: process 0 does not answer"):
         processes.join(JOINED | {"coordinator_address": "127.0.0.1:9"})
 
 
@@ -123,7 +123,7 @@ def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, mon
     recipe.write_text(tiny)
     run = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     assert main([*run, "--coordinator=host:1"]) == 2
-    assert "all three or none" in capsys.readouterr().err
+    assert "--process_id together" in capsys.readouterr().err
     monkeypatch.setattr(processes, "join", lambda _: pytest.fail("joined"))
     flags = ["--coordinator=host:1", "--num_processes=2", "--process_id=1"]
     assert main([*run, *flags, "--dry_run"]) == 0
