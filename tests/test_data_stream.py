@@ -313,7 +313,7 @@ def test_a_prepared_folder_streams_like_the_file_it_was_made_of(tmp_path):
         batches.close()
     with pytest.raises(InputError, match="split: unknown value 'tain'.*'train'"):
         corpus_module.open_corpus(folder, "tain")
-    with pytest.raises(InputError, match="not a folder that `w2s data prepare` wrote"):
+    with pytest.raises(InputError, match="not written by `w2s data prepare`"):
         corpus_module.open_corpus(tmp_path / "books")
 
 
@@ -349,7 +349,7 @@ def test_bad_input(tmp_path):
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"")
     for make, message in (
-        (lambda: open_stream(path, batch_size=0), "batch_size: 0; allowed: 1 or more"),
+        (lambda: open_stream(path, batch_size=0), "batch_size: 0; must be at least 1"),
         (lambda: open_stream(path, row_length=7), "chunk_length: 7; allowed: 8 to 65535"),
         (lambda: open_stream(path, row_length=2**16), "chunk_length: 65536"),
         (lambda: open_stream(path, Bytes(suffix=())), "without a needed special token"),

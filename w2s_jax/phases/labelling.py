@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.data.outside import matched, read_outside
+from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.methods import contrast, ensembles, filtering, posterior, prompting, synthetic
 from w2s_jax.metrics import classification
@@ -112,10 +112,10 @@ def _outside(work: Work) -> Labels:
     """Labels from a file (people, a judge)."""
     path = work.context.settings.weak.labels
     assert path is not None
-    found = read_outside(path)
+    found = read_external_labels(path)
     made: Labels = {}
     for split in work.phase.label_splits:
-        soft_NC = matched(found, work.documents(split).ids_N, f"{path}: {split}")
+        soft_NC = join_labels(found, work.documents(split).ids_N, f"{path}: {split}")
         made |= work.of_all(split, soft_NC)
     return made
 
