@@ -257,7 +257,7 @@ ROWS = {
         "W: Tea?\nM: No.",
         unlabelled=[{"answer": ""}],
         bad=[
-            ({"answer": "No tea"}, "field 'answer': 'No tea' is none.*mean 'No tea.'"),
+            ({"answer": "No tea"}, "field 'answer': 'No tea' is not one.*mean 'No tea.'"),
             ({"dialogue": "W: Tea?"}, "field 'dialogue': not a list of texts"),
             ({"answer": 1}, "field 'answer': not text: 1"),
         ],

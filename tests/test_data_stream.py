@@ -352,11 +352,11 @@ def test_bad_input(tmp_path):
         (lambda: open_stream(path, batch_size=0), "batch_size: 0; must be at least 1"),
         (lambda: open_stream(path, row_length=7), "chunk_length: 7; allowed: 8 to 65535"),
         (lambda: open_stream(path, row_length=2**16), "chunk_length: 65536"),
-        (lambda: open_stream(path, Bytes(suffix=())), "without a needed special token"),
+        (lambda: open_stream(path, Bytes(suffix=())), "needs a tokenizer with a special token"),
         (lambda: open_stream(empty), "empty.jsonl: the file is empty"),
-        (lambda: open_stream(blank), "no text but white space"),
+        (lambda: open_stream(blank), "all lines are blank"),
         (lambda: open_stream(tmp_path / "none.jsonl"), "none.jsonl: no such file"),
-        (lambda: open_stream(packed), "cannot be read at random.*w2s data prepare"),
+        (lambda: open_stream(packed), "streaming needs random access.*w2s data prepare"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             make()

@@ -391,7 +391,7 @@ def test_tasks_without_code(tmp_path):
             {"text": "a", "soft_label": 0.5}, {"text": "b", "soft_label": "0.5"},
         ],
         r"'soft_label': 1\.5; allowed: 0 to 1": [{"text": "a", "soft_label": 1.5}],
-        "fields 'text' and 'text_a'": [{"text": "a", "text_a": "b", "text_b": "c", "label": 1}],
+        "both 'text' and 'text_a'": [{"text": "a", "text_a": "b", "text_b": "c", "label": 1}],
     }  # fmt: skip
     for message, rows in bad.items():
         write(tmp_path / "bad" / "test.jsonl", rows)
@@ -436,10 +436,10 @@ def test_folders_that_hold_no_data_files(tmp_path):
     ):
         load_task("mine", **load)
     (tmp_path / "mine" / "train.jsonl").mkdir()
-    with pytest.raises(InputError, match="'mine' is no task"):
+    with pytest.raises(InputError, match="'mine' is not a known task"):
         load_task("mine", **load)
     write(tmp_path / "parts" / "train-00000-of-00002.jsonl", [{"text": "a", "label": 1}])
-    with pytest.raises(InputError, match="shards are not joined"):
+    with pytest.raises(InputError, match="shards are not supported"):
         load_task("parts", **load)
     with pytest.raises(InputError, match=rf"task\.data_dir: there is no folder {tmp_path}/none"):
         load_task("sciq", data_dir=str(tmp_path / "none"), source="files")

@@ -324,10 +324,10 @@ def test_broken_folders(tmp_path):
     (folder / "w2s.json").write_text('{"splits": {}}')
     assert "w2s.json: damaged" in error(load_task, "quiz", data_dir=str(tmp_path))
     (folder / "w2s.json").unlink()
-    assert "not a folder that `w2s data prepare` wrote" in error(read_prepared, folder, "train")
+    assert "not written by `w2s data prepare`" in error(read_prepared, folder, "train")
     (folder / "dataset_info.json").write_text("{")
     message = error(load_task, "quiz", data_dir=str(tmp_path))
-    assert message.startswith(f"{folder}: not a folder that TFDS can read")
+    assert message.startswith(f"{folder}: cannot be read by TFDS")
 
 
 def write_official(folder, name, version="2.0.0", config=None, file_format="array_record"):

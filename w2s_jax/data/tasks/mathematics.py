@@ -32,21 +32,21 @@ def _value(number: str) -> Decimal:
     return Decimal(number.replace(",", ""))
 
 
-def _places(number: str) -> dict[int, int]:
+def _indices(number: str) -> dict[int, int]:
     """Return the index in `number` of the digit of each power of ten."""
     whole = number.partition(".")[0]
     power = sum(character.isdigit() for character in whole)
-    places = {}
+    indices = {}
     for index, character in enumerate(number):
         if character.isdigit():
             power -= 1
-            places[power] = index
-    return places
+            indices[power] = index
+    return indices
 
 
 def _put(number: str, power: int, digit: str) -> str:
     """Return `number` with another digit at a power of ten, otherwise unchanged."""
-    index = _places(number)[power]
+    index = _indices(number)[power]
     return number[:index] + digit + number[index + 1 :]
 
 
@@ -63,11 +63,11 @@ def change_of(number: str, key: int) -> tuple[int, str]:
     Returns:
       The power of ten of the digit, and the new digit, which differs from the old one.
     """
-    places = _places(number)
-    significant = [power for power, index in places.items() if number[index] != "0"]
-    first = max(significant, default=min(0, max(places)))
+    indices = _indices(number)
+    significant = [power for power, index in indices.items() if number[index] != "0"]
+    first = max(significant, default=min(0, max(indices)))
     last = min(significant, default=first)
-    digits = 1 + first - min(places)
+    digits = 1 + first - min(indices)
     if digits > 2 and last < first:
         power = first - 1
         # A zero as the last digit before the zeros would make the number rounder.
@@ -75,7 +75,7 @@ def change_of(number: str, key: int) -> tuple[int, str]:
     else:
         power = first
         urn = ONLY_DIGIT if digits == 1 else FIRST_DIGIT
-    urn = urn.replace(number[places[power]], "")
+    urn = urn.replace(number[indices[power]], "")
     return power, urn[key % len(urn)]
 
 
@@ -89,7 +89,7 @@ def corrupted(steps: str, final: str, key: int) -> tuple[str, str]:
 
     def replace(match: re.Match[str]) -> str:
         number = match.group()
-        same = _value(number) == value and power in _places(number)
+        same = _value(number) == value and power in _indices(number)
         return _put(number, power, digit) if same else number
 
     head, newline, last = steps.rpartition("\n")
