@@ -10,7 +10,7 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 HUB, LICENCE = "hendrycks/ethics", "MIT"
 SPLITS = {"train": "train", "test": "validation", "test_hard": "test"}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 
 def expand_cola(record: Mapping[str, Any], where: str) -> list[Candidate]:

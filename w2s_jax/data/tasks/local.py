@@ -13,7 +13,7 @@ from typing import Any
 from w2s_jax.core.errors import InputError
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import Candidate, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 LABEL_FIELDS = ("label", "soft_label")
 

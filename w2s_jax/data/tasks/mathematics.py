@@ -8,7 +8,7 @@ from typing import Any
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 FINAL = "####"
 # Calculator annotations in the answers.

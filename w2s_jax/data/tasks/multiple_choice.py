@@ -9,7 +9,7 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import UNLABELLED, index_of, one_of, part_of, text_of, texts_of
+from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, part_of, text_of, texts_of
 
 SCIQ_FIELDS = ("question", "correct_answer", "distractor1", "distractor2", "distractor3")
 LICENCE_SCIQ = "CC BY-NC 3.0"

@@ -9,7 +9,7 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import index_of, part_of, text_of
+from w2s_jax.data.tasks.fields import index_of, part_of, text_of
 
 HH, HH_FIELDS, LICENCE_HH = "Anthropic/hh-rlhf", ("chosen", "rejected"), "MIT"
 REPLY = "\n\nAssistant:"

@@ -10,7 +10,7 @@ from typing import Any
 from w2s_jax.core.errors import InputError, did_you_mean
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import UNLABELLED, index_of, one_of, text_of, texts_of
+from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, text_of, texts_of
 from w2s_jax.data.tasks.multiple_choice import answer_candidates, key_of, question_text
 
 YES_NO = {"true": 1, "false": 0, "1": 1, "0": 0}

@@ -5,7 +5,7 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import expand_text_and_label, index_of, text_of
+from w2s_jax.data.tasks.fields import expand_text_and_label, index_of, text_of
 
 
 def expand_sst2(record: Mapping[str, Any], where: str) -> list[Candidate]:
