@@ -294,7 +294,7 @@ def test_a_tokenizer_that_fits_is_fine(tmp_path):
 def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
     tiny("llama", tmp_path / "in")
     config, params = models.load(tmp_path / "in", one())
-    assert "something already" in error(models.export_huggingface, config, params, tmp_path / "in")
+    assert "already exists" in error(models.export_huggingface, config, params, tmp_path / "in")
 
     def full(path, tensors):
         raise OSError("No space left on device")

@@ -1,8 +1,10 @@
 """Texts on disk with random access, for streams."""
 
 import functools
+import itertools
 import json
 import os
+from array import array
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -12,8 +14,6 @@ from w2s_jax.core.errors import InputError
 from w2s_jax.core.files import sha256
 from w2s_jax.data.records import text_field
 from w2s_jax.data.tfds import read_info, read_prepared, version_folder
-
-_SCAN_BYTES = 1 << 22
 
 
 class Corpus(Protocol):
@@ -108,50 +108,26 @@ class JsonLines:
 
     @functools.cached_property
     def _offsets(self) -> np.ndarray:
-        """Offsets of the records, and the end of the last one, int64 [N + 1]."""
+        """Offsets of the lines that are not blank, and the end of the file, int64 [N + 1]."""
+        offsets, position = array("q"), 0
         try:
-            starts, odd = self._scan()
+            with self._path.open("rb") as file:
+                for line in file:
+                    if not line.isspace():
+                        offsets.append(position)
+                    position += len(line)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{self._path}: cannot be read ({reason})") from error
-        # Lines that do not begin with a brace are blank, indented or malformed.
-        ends = np.append(starts[1:], self._path.stat().st_size)
-        keep = np.ones(len(starts), bool)
-        for n in odd.tolist():
-            line = self._read(int(starts[n]), int(ends[n]))
-            keep[n] = bool(line.strip())
-            if keep[n] and not line.lstrip().startswith((b"{", b"\xef\xbb\xbf{")):
-                try:
-                    _parse(line, first=n == 0)
-                except InputError as error:
-                    raise InputError(f"{self._path}, line {n + 1}: {error}") from error
         # A blank line is read as the end of the record before it, which JSON allows.
-        return np.append(starts[keep], ends[-1:]) if keep.any() else np.zeros(1, np.int64)
-
-    def _scan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the offsets of lines (int64), and the indices of those without a brace first."""
-        found: list[np.ndarray] = []
-        odd: list[np.ndarray] = []
-        position, count, at_start = 0, 0, True
-        with self._path.open("rb") as file:
-            while block := file.read(_SCAN_BYTES):
-                bytes_B = np.frombuffer(block, np.uint8)
-                starts = np.flatnonzero(bytes_B[:-1] == ord("\n")) + 1
-                if at_start:
-                    starts = np.append(0, starts)
-                odd.append(count + np.flatnonzero(bytes_B[starts] != ord("{")))
-                found.append(position + starts)
-                at_start = block.endswith(b"\n")
-                position += len(block)
-                count += len(starts)
-        none = np.zeros(0, np.int64)
-        return np.concatenate([none, *found]), np.concatenate([none, *odd])
+        offsets.append(position)
+        return np.array(offsets, np.int64)
 
     def _line(self, offset: int) -> int:
         """Return the number, from 1, of the line that begins at `offset`."""
         with self._path.open("rb") as file:
-            blocks = iter(lambda: file.read(min(_SCAN_BYTES, offset - file.tell())), b"")
-            return 1 + sum(block.count(b"\n") for block in blocks)
+            ends = itertools.accumulate(map(len, file))
+            return 1 + sum(1 for _ in itertools.takewhile(lambda end: end <= offset, ends))
 
 
 class PreparedTexts:
