@@ -300,7 +300,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(files, "write_shard", full)
-    with pytest.raises(errors.StorageError, match="out: cannot be written .No space"):
+    with pytest.raises(errors.StorageError, match="out: cannot be written .OSError: No space"):
         models.export_huggingface(config, params, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
