@@ -1,4 +1,4 @@
-"""w2s data and w2s bench data: what they count, against counts made by hand."""
+"""`w2s data` and `w2s bench data` against counts made by hand."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def write(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A task without code, with a double, a contradiction and a leak."""
+    """A task without code, with a duplicate, a conflicting label and a leak."""
     train = [{"text": f"number {i}", "label": int(i < 6)} for i in range(10)]
     train += [{"text": "Number  3", "label": 1}, {"text": "number 9", "label": 1}]
     test = [{"text": "NUMBER 0", "label": 1}, {"text": "new", "label": 0}]

@@ -130,7 +130,7 @@ def test_every_source_gives_the_same_documents(tmp_path, monkeypatch):
     for other in found[1:]:
         assert other.documents == files.documents
         assert list(other.documents) == list(files.documents)
-    # Stable ids of the examples, too, whatever they were prepared from.
+    # The ids of the examples do not depend on the source either.
     first, second = (
         json.loads((tmp_path / d / "verdict/1.0.0/w2s.json").read_text()) for d in ("ready", "too")
     )
@@ -148,7 +148,7 @@ def test_records_of_a_clone(tmp_path, monkeypatch):
     assert place == f"{clone} (plain), split train, row 1"
     assert record == records_of("train")[0] and type(record["label"]) is int
     assert [r for _, r in opened.splits["test_hard"]()] == records_of("test_hard")
-    # Relative paths are no names on the hub.
+    # Relative paths are not names on the hub.
     monkeypatch.chdir(tmp_path)
     assert open_records(task, "hub", ".").location == "some-org/verdicts"
 
@@ -202,7 +202,7 @@ def test_folders_of_one_repository(tmp_path, monkeypatch):
 
 
 def test_a_clone_of_the_converted_revision(tmp_path, monkeypatch):
-    """There a configuration is a folder, and there is no README."""
+    """In this revision a configuration is a folder, and there is no README."""
     for config in ("plain", "other"):
         for split in ("train", "validation"):
             found = [r | {"sentence": r["sentence"] + config} for r in records_of(split)]
@@ -305,7 +305,7 @@ def test_an_unreachable_hub_is_one_line_within_seconds(tmp_path):
 
 
 def test_a_silent_hub_is_given_up_after_the_timeout(monkeypatch):
-    """A server that accepts a connection and says nothing."""
+    """A server that accepts a connection and never answers."""
     import huggingface_hub
 
     from w2s_jax.core import hf_hub
@@ -395,8 +395,8 @@ def test_an_empty_split(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["rewritten", "another clone"])
-def test_a_clone_whose_files_changed_is_read_anew(tmp_path, monkeypatch, how):
-    """`datasets` itself would give what it converted before: it looks at the README only."""
+def test_a_clone_whose_files_changed_is_read_again(tmp_path, monkeypatch, how):
+    """`datasets` alone would return the earlier conversion: it only checks the README."""
     register(monkeypatch, Origin("some-org/verdicts", config="plain"))
     clone = write_clone_with_configs(tmp_path)
     before = load_task("verdict", data_dir=str(tmp_path))["train"]

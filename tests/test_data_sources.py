@@ -1,4 +1,4 @@
-"""Files: what is read, and one clear line for each thing that can be wrong with them."""
+"""Reading files, and one clear line for each kind of bad file."""
 
 import gzip
 import json
@@ -274,7 +274,7 @@ def bucket():
 
 
 def test_other_locations(bucket, tmp_path, monkeypatch):
-    """What is read from a bucket is what is read from a disk, places and errors included."""
+    """A bucket gives the same records and errors as a disk."""
     import pyarrow
     import pyarrow.parquet as parquet
 

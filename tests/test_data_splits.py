@@ -342,7 +342,7 @@ def test_equal_texts_without_a_group_stay_on_one_side():
     assert not texts["slice1"] & texts["slice2"]
     assert not texts["test"] & (texts["slice1"] | texts["slice2"])
     assert len(out["slice1"]) == len(out["slice2"]) == 30
-    # Documents that stand alone are ordered as if there were no such groups.
+    # Ungrouped documents are ordered as if there were no groups.
     alone = [Document(id=d.id, text=str(n), label=d.label) for n, d in enumerate(doubled)]
     plain = [Document(id=d.id, label=d.label) for d in doubled]
     assert ids(split({"train": alone}, test=8)["slice1"]) == ids(

@@ -21,7 +21,7 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 
 
 class Bytes:
-    """Byte b is token 3 + b, so that `end` tells where a document ends."""
+    """Byte b is token 3 + b, so that `end` marks the end of a document."""
 
     name = "bytes of these tests"
 
@@ -99,7 +99,7 @@ def reference(texts, prefix=(1,), end=2, shift=3):
     [
         (Bytes(), (1,), 2),
         (Bytes(prefix=(), suffix=(), end_of_text=0, shift=1), (), 0),
-        # A prefix that stands in texts as well, and one of two tokens.
+        # A prefix that also occurs in texts, and one of two tokens.
         (Bytes(prefix=(ord("x") + 3,)), (ord("x") + 3,), 2),
         (Bytes(prefix=(0, 1)), (0, 1), 2),
     ],
@@ -173,7 +173,7 @@ def test_workers_change_nothing_and_read_each_others_states(tmp_path):
 
 def test_every_position_is_restored(tmp_path):
     """Also where a chunk of documents ends with a row, which grain's own JSON states get wrong."""
-    # 8 tokens a document: 32 documents are 16 rows of 16 tokens behind a prefix.
+    # 8 tokens per document: 32 documents are 16 rows of 16 tokens after a prefix.
     texts = [f"{i:06d}" for i in range(50)]
     path = write(tmp_path / "a.jsonl", texts)
     undisturbed = open_stream(path, batch_size=1, row_length=17)

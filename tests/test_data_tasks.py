@@ -58,8 +58,8 @@ def test_importing_data_is_cheap():
 
 
 def test_registry(tmp_path):
-    def expand(record, place):
-        return [Candidate(record["a"] + record["b"], record["label"], meta={"place": place})]
+    def expand(record, where):
+        return [Candidate(record["a"] + record["b"], record["label"], meta={"where": where})]
 
     task = Task(
         name="joined", description="", licence="", fields=("a", "b", "label"), expand=expand
@@ -75,7 +75,7 @@ def test_registry(tmp_path):
     )
     documents = load_task("joined", data_dir=str(tmp_path))["train"]
     assert [(d.text, d.label) for d in documents] == [("xy", 0), ("z", 1)]
-    assert documents[1].meta["place"] == f"{path}, line 2"
+    assert documents[1].meta["where"] == f"{path}, line 2"
     write(path, [{"a": "x", "b": "y", "label": 0}, {"a": " ", "b": "", "label": 1}])
     with pytest.raises(InputError, match=r"line 2: fields a, b, label: empty document: ' '"):
         load_task("joined", data_dir=str(tmp_path))

@@ -63,12 +63,12 @@ def quiz_record(n, **changes):
 
 
 def dumps(record, sort_keys=True):
-    """JSON as the definition of ids has it."""
+    """JSON as in the definition of ids."""
     return json.dumps(record, sort_keys=sort_keys, ensure_ascii=False, separators=(",", ":"))
 
 
 def write_quiz(root, splits=("train", "validation", "test_hard"), count=40):
-    """Each record stands twice in its split."""
+    """Each record occurs twice in its split."""
     for split in splits:
         path = root / "quiz" / f"{split}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def test_prepared_documents_are_those_of_the_files(tmp_path, monkeypatch):
     assert (a.source, b.source) == ("files", "tfds") and b.location == str(summary.folder)
     assert a.documents == b.documents and list(a.documents) == list(b.documents)
     assert len({d.id for d in b.documents["train"]}) == 40
-    # What the catalogue would need to become ours is ours already.
+    # A prepared folder already has our names and fields.
     monkeypatch.setitem(TASKS, "quiz", replace(TASK, tfds=ORIGIN))
     assert load("quiz", data_dir=str(ready)).documents == a.documents
 

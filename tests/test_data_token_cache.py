@@ -18,7 +18,7 @@ def split(tokens_T, lengths_N):
 
 
 class Spy:
-    """Counts what is really encoded: each text's length, and 300, as tokens."""
+    """Count the calls; the tokens of a text are its length and 300."""
 
     name, vocab_size, prefix, suffix, end_of_text, label_tokens = "spy", 301, (), (), None, (0, 1)
 

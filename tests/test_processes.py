@@ -1,4 +1,4 @@
-"""Several processes: how they join, agree and end, and what starts them on one machine."""
+"""Several processes: joining, agreeing, ending, and the launcher for one machine."""
 
 import http.server
 import json
@@ -37,7 +37,7 @@ JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 
         ((None, None, None, False), EXPLICIT | SLURM, JOINED),
         ((None, None, None, False), SLURM, {}),
         ((None, None, None, False), SLURM | {"SLURM_NTASKS": "1"}, None),
-        # A batch script is no task of its own job.
+        # A batch script is not a task of its own job.
         ((None, None, None, False), {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
         (
             (None, None, None, False),
@@ -133,7 +133,7 @@ def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, mon
 
 
 class Store:
-    """The key-value store of `jax.distributed`, for threads in the place of processes."""
+    """The key-value store of `jax.distributed`, for threads instead of processes."""
 
     def __init__(self):
         self.values, self.changed = {}, threading.Condition()
@@ -355,7 +355,7 @@ FILES = {"config.json": b"{}", "model.safetensors": b"x" * 100_000, "tokenizer.j
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as a download asks for, of one repository; counts what it hands out."""
+    """The part of a hub that a download needs, for one repository; counts the files served."""
 
     asked, tokens = Counter(), set()
 

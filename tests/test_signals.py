@@ -1,4 +1,4 @@
-"""A first signal asks for a stop; a second SIGTERM ends the process at once, wherever it stands."""
+"""A first signal asks for a stop; a second SIGTERM ends the process immediately."""
 
 import signal
 import subprocess
@@ -25,7 +25,7 @@ sys.exit(3)
 
 @pytest.fixture
 def start():
-    """Starts the program; what is left of it at the end is killed."""
+    """Start the program; it is killed at the end of the test."""
     started = []
 
     def start(how):
