@@ -33,12 +33,11 @@ _PACKAGES = {
 # --- locations -----------------------------------------------------------------------------------
 
 
-def location(text: str | os.PathLike[str], **options: Any) -> Path:
+def location(text: str | os.PathLike[str]) -> Path:
     """Return the path of a local file or folder, or of 'protocol://...' as fsspec knows it.
 
     Args:
       text: a local path ('~' is expanded), a URL, or a path that this function returned.
-      **options: options of the fsspec file system.
 
     Raises:
       InputError: the protocol is unknown or needs another package; says what to install.
@@ -53,7 +52,7 @@ def location(text: str | os.PathLike[str], **options: Any) -> Path:
     from upath import UPath
 
     try:
-        path = UPath(text, **options)
+        path = UPath(text)
         _ = path.fs
     except Exception as error:
         raise unreachable(text, error) from error
@@ -74,8 +73,10 @@ def checkpoint_location(text: str) -> Path:
     # Opening a bucket looks for credentials on the network, so only the package is checked here.
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f"{text}: needs the package gcsfs; pip install {_PACKAGES['gs']}")
+    from upath import UPath
+
     # Orbax writes with a client of its own, so listings must not come from this one's cache.
-    return location(text.rstrip("/"), use_listings_cache=False)
+    return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
 
 
 def is_remote(path: Path) -> bool:
