@@ -39,7 +39,7 @@ _SPLIT = re.compile(r"(?!all$)[A-Za-z0-9_]+")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDataset:
     """A dataset written by `prepare`.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Scan:
 
 def prepare(
     name: str, to: str | os.PathLike[str], *, source: str = "auto", data_dir: str | None = None
-) -> Prepared:
+) -> PreparedDataset:
     """Write all splits of a task, or of a folder of texts, to `<to>/<name>/<version>/`.
 
     Records are read twice, as a stream: memory grows by 8 bytes per record. The folder appears
@@ -122,7 +122,7 @@ def prepare(
         info = _info(name, opened, scans, digests)
         write_json(temporary / tfds.OUR_INFO_FILE, info)
     counts = {split: scan.records for split, scan in scans.items()}
-    return Prepared(folder, name, opened.source, opened.location, counts, info["sha256"])
+    return PreparedDataset(folder, name, opened.source, opened.location, counts, info["sha256"])
 
 
 def record_json(record: Mapping[str, Any], where: str) -> str:
