@@ -214,7 +214,9 @@ def test_damaged_predictions_are_refused_by_name(workdir, data_dir, finished):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(errors.StorageError, match=r"predictions.parquet: does not match.*command again"):
+    with pytest.raises(
+        errors.StorageError, match=r"predictions.parquet: does not match.*command again"
+    ):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     (path.parent / "result.json").write_text("{}")
     with pytest.raises(errors.StorageError, match=r"result.json: damaged.*command again"):
@@ -423,7 +425,7 @@ def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished,
 @pytest.mark.parametrize("halves", ["shared", "separate"])
 def test_the_released_protocol_moves_the_ceiling_to_slice_one(data_dir, halves):
     from w2s_jax.config.validation import validate
-    from w2s_jax.methods.planning import plan
+    from w2s_jax.planning.plan import plan
     from w2s_jax.planning.resolve import resolve
 
     config = testing.tiny_config(data_dir)
