@@ -100,9 +100,13 @@ def test_a_folder_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, cap
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(compilation, "_remove_unfinished", read_only)
-    before = jax.config.jax_compilation_cache_dir
-    assert compilation.enable_cache() is None
-    assert jax.config.jax_compilation_cache_dir == before
+    given = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert compilation.enable_cache() is None
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", given)
     assert len(caplog.records) == 1 and "W2S_CACHE_DIR" in caplog.text
 
 
