@@ -23,7 +23,7 @@ def init_class_head(
     how: str,
     config: ModelConfig,
     params: Params,
-    label_tokens: tuple[int, int],
+    label_tokens: tuple[int, ...],
     mesh: Mesh,
     num_texts: int = 1,
 ) -> dict[str, Array]:

@@ -41,7 +41,7 @@ def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
         train=phase.train,
         total_steps=phase.total_steps,
         loss=None if phase.loss is None else (phase.loss.kind, phase.loss.options),
-        num_texts=phase.spec.get("texts", 1),
+        num_texts=phase.num_texts,
         seed=phase.seed,
     )
 

@@ -103,11 +103,11 @@ def initial(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Par
 
 def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
     """A probed head, else one from the unembedding, else zeros."""
-    target = heads.abstract_class_head(phase.model, mesh, phase.spec.get("texts", 1))
+    target = heads.abstract_class_head(phase.model, mesh, phase.num_texts)
     if "head" in phase.parents:
         final = PhaseFolder(store / phase.parents["head"]).final
         return trees.load_tree(final, {"head": target})["head"]
-    how = phase.spec["head_init"]
+    how = phase.head_init
     if how == "unembedding" and params is None:
         stored = artifacts.load_features_head(PhaseFolder(store / phase.parents["features"]))
         return sharding.put(stored, sharding.replicated(mesh))
@@ -115,17 +115,17 @@ def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
         how,
         phase.model,
         params,
-        tuple(phase.spec["label_tokens"]),
+        phase.label_tokens,
         mesh,
-        phase.spec.get("texts", 1),
+        phase.num_texts,
     )
 
 
 def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray]:
     """The head that probes on these features start from."""
-    tokens = tuple(phase.spec["label_tokens"])
+    tokens = phase.label_tokens
     how = "unembedding" if tokens else "zeros"
-    head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.spec["texts"])
+    head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.num_texts)
     return {name: sharding.on_host(x).astype(jnp.float32) for name, x in head.items()}
 
 

@@ -196,6 +196,8 @@ def features_phase(resolved: Resolved, role: str, parents: Mapping[str, str]) ->
         label_splits=tuple(splits),
         select="",
         eval_every=None,
+        num_texts=data.splits["test"].num_texts,
+        label_tokens=data.label_tokens,
     )
 
 
@@ -243,6 +245,7 @@ def labels_phase(
         select="",
         eval_every=None,
         method=(kind, tuple(sorted(options.items()))),
+        label_tokens=data.label_tokens,
     )
 
 
@@ -332,4 +335,7 @@ def finetune_phase(
         eval_every=eval_every,
         subset=subset,
         suffixed=suffixed,
+        num_texts=data.splits[train_split].num_texts,
+        head_init=data.head_init,
+        label_tokens=data.label_tokens,
     )

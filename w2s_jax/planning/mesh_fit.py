@@ -73,7 +73,7 @@ def idle_slots(phases: Sequence[Phase], shape: Shape) -> list[Idle]:
         if not phase.total_steps or phase.train.adapt == "probe":
             continue
         documents = phase.train.microbatch_size or phase.train.batch_size
-        texts = documents * phase.spec.get("texts", 1)
+        texts = documents * phase.num_texts
         if texts < row_shards:
             found.setdefault(texts, []).append(phase.title)
     return [Idle(texts, row_shards, tuple(titles)) for texts, titles in sorted(found.items())]

@@ -43,6 +43,9 @@ class Phase:
       method: (kind, options) of 'labels'.
       subset: it trains on just those documents that its labels are of, so many (None: on all).
       suffixed: each document is followed by the token of its weak label.
+      num_texts: read-outs per document: 1, or 2 for pairs.
+      head_init: how a class head starts: 'unembedding' or 'zeros'; '' without one.
+      label_tokens: ids of the tokens that spell the labels 0 and 1; () if there are none.
     """
 
     kind: str
@@ -62,6 +65,9 @@ class Phase:
     method: tuple[str, tuple[tuple[str, Any], ...]] | None = None
     subset: int | None = None
     suffixed: bool = False
+    num_texts: int = 1
+    head_init: str = ""
+    label_tokens: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:

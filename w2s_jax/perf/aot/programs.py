@@ -363,7 +363,7 @@ def _label_passes(
     if phase.train.adapt == "probe" or phase.kind == "pretrain":
         return []
     features = phase.kind == "features"
-    texts = phase.spec.get("texts", 1)
+    texts = phase.num_texts
     params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
     if not features:
         params = adapting.join(*adapting.split(phase.train, phase.model, params))
