@@ -247,7 +247,7 @@ def test_a_batch_smaller_than_the_mesh_gives_the_same_step(monkeypatch):
     after = one_step(spec, (2, 4, 1), order_SB=few)
     assert relative(before - flat(after.params), gradient) < 1e-5
     packed = packing.pack(problem()[1], few, row_multiple=8)
-    empty = (packed.stacks[0].segment_ids_SMRL == 0).all(axis=(1, 3)).mean()
+    empty = (packed.buckets[0].segment_ids_SMRL == 0).all(axis=(1, 3)).mean()
     assert empty == 0.5 and packed.real_token_share < 0.5
 
 
