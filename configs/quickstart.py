@@ -1,17 +1,16 @@
-"""Handwritten digits: does a small model's idea of "even" elicit it from one that knows digits?
+"""Handwritten digits: a small model teaches "is it even?" to a model that knows digits.
 
     w2s run --config=configs/quickstart.py --workdir=runs/quickstart
 
-About 40 s on two CPU cores, compilation included; the same command again prints the result in 2 s.
-`--config=configs/quickstart.py:3` runs seed 3 (model initialisation, data order and splits alike).
+Takes about 40 s on two CPU cores, including compilation. The same command prints the result of a
+finished run in 2 s. `--config=configs/quickstart.py:3` runs seed 3 (of model initialisation, data
+order and splits).
 
-scikit-learn's 1,797 images of 8 x 8 pixels, as sequences of 64 tokens. The strong model (`gpt-d32`)
-has been pretrained on other images with captions that name the digit; nobody told it about even and
-odd. The weak model (`gpt-d8`) starts from nothing and is finetuned on 300 labelled images; it then
+The data are scikit-learn's 1,797 images of 8 x 8 pixels, as sequences of 64 tokens. The strong
+model (`gpt-d32`) is pretrained on other images with captions that name the digit, but nothing about
+even and odd. The weak model (`gpt-d8`) is trained from scratch on 300 labelled images; it then
 labels 300 others, on which the students and the ceiling are finetuned. The recipe was chosen on
-seeds 100 to 107. Measured on seeds 0 to 7, which were not used for that (medians; docs/results.md):
-
-    weak .771   student .844 (xent), .843 (confidence)   ceiling .931   PGR .32, .35
+seeds 100 to 107; docs/results.md has the results of seeds 0 to 7, which were not used for that.
 """
 
 from ml_collections import config_dict
@@ -20,7 +19,7 @@ from w2s_jax.config import default_config
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The recipe, with all seeds set to `seed`."""
+    """Return the recipe, with all seeds set to `seed`."""
     config = default_config()
     config.name = f"quickstart-{seed}"
     config.seed = config.pretrain.seed = config.task.split_seed = int(seed)

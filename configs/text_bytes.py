@@ -4,11 +4,11 @@
 
 DIR holds `sst2/train.jsonl[.gz]`, `validation` and `test` in the dataset's official fields, and
 `corpus_imdb_unsup/train.jsonl[.gz]` with unlabelled texts (`text`); README.md describes the layout.
-`:NAME` is any known task, or the name of a folder with rows of `text` and `label`; other text for
-pretraining is named by `--config.pretrain.source=FOLDER_OR_FILE`.
+The argument is the name of a known task, or of a folder of records with `text` and `label`.
+`--config.pretrain.source=FOLDER_OR_FILE` chooses another text for pretraining.
 
-About 15 to 20 minutes on two CPU cores. Measured on SST-2, seed 0 (docs/results.md): weak .571,
-student .566 (xent) and .556 (confidence), ceiling .603 (SE .012): models this small hardly read.
+About 15 to 20 minutes on two CPU cores. Models this small learn little: docs/results.md has results
+on SST-2.
 """
 
 from ml_collections import config_dict
@@ -17,7 +17,7 @@ from w2s_jax.config import default_config
 
 
 def get_config(task: str = "sst2") -> config_dict.ConfigDict:
-    """The recipe for one task."""
+    """Return the recipe for a task."""
     config = default_config()
     config.name = f"bytes-{task}"
     config.task.name = task

@@ -270,7 +270,7 @@ def test_a_recipe_is_no_sweep_and_a_sweep_is_run_once(data_dir, tmp_path):
         (["--mfu=0"], "--mfu: 0.0; allowed: above 0 and at most 1"),
         (["--mfu=nan"], "--mfu: nan"),
         (["--dry"], "unknown argument '--dry'"),
-        (["status"], "sweep: 'status'; allowed: status DIR"),
+        (["status"], "sweep: unknown action 'status'; use status DIR"),
         (["status", "nowhere"], "nowhere: no sweep.json here"),
         (["status", "nowhere", "--config.seed=1"], "unknown argument '--config.seed=1'"),
     ],

@@ -1,11 +1,11 @@
-"""The GPT-2 ladder: which of its models can teach which?
+"""The GPT-2 ladder: any of its models supervises any other.
 
     w2s run --config=configs/ladders/gpt2.py:gpt2,gpt2-xl --workdir=DIR
     w2s compile --config=configs/ladders/gpt2.py:gpt2,gpt2-xl --topology=v5e:4x4 --tokens=256
 
-`:WEAK,STRONG`, of gpt2, gpt2-medium, gpt2-large, gpt2-xl.
-Any hub id or folder will do. SST-2 by default (`--config.task.name`); a model that is not there is
-downloaded by `w2s run`, not by `w2s compile`. docs/pods.md says what fits where.
+The argument is WEAK,STRONG, out of gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+Any hub id or folder works too. The task is SST-2 unless `--config.task.name` is set. `w2s run`
+downloads missing models; `w2s compile` does not need them. docs/pods.md shows what fits where.
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,7 @@ from w2s_jax.models import ladders
 
 
 def get_config(models: str = "gpt2,gpt2-xl") -> config_dict.ConfigDict:
-    """The recipe for 'WEAK,STRONG'."""
+    """Return the recipe for the models 'WEAK,STRONG'."""
     weak, strong = models.split(",")
     config = default_config()
     config.name = f"gpt2-{weak}-{strong}".replace("/", "-")
@@ -27,6 +27,6 @@ def get_config(models: str = "gpt2,gpt2-xl") -> config_dict.ConfigDict:
         known = ladders.find(model)
         role.model = model if known is None else known.name
         size = 0 if known is None else known.config().num_parameters()
-        # Recomputing costs a third more time; below this, activations of 32 documents are small.
+        # Recomputing takes a third more time; activations of smaller models are small.
         role.train.remat = "block" if size > 1_000_000_000 else "none"
     return config

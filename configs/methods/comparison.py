@@ -1,12 +1,12 @@
-"""All losses, and all methods that need no other slices or prompts, side by side.
+"""All losses, and all methods that need no additional slices or prompts, side by side.
 
     for seed in 10 11 12 13 14; do
         w2s run --config=configs/methods/comparison.py:$seed --workdir=runs/comparison/$seed
     done
     w2s report runs/comparison/* --out=runs/comparison/report
 
-Methods train their students with cross-entropy. docs/results.md has the table over these five
-seeds, which were used for no choice of ours.
+Methods train their students with cross-entropy. docs/results.md has the table for these five seeds,
+which were not used for any choice.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with all losses and methods, all seeds set to `seed`."""
+    """Return the quickstart's recipe with all losses and methods, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"comparison-{seed}"
     config.losses = tuple(LOSS_OPTIONS)

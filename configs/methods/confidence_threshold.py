@@ -15,7 +15,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"confidence_threshold-{seed}"
     config.losses = ("xent",)

@@ -1,9 +1,9 @@
-"""Contrast-consistent search: a direction that gives opposite completions opposite truth.
+"""Contrast-consistent search: a direction along which opposite completions have opposite truth.
 
     w2s run --config=configs/methods/contrast_consistent_search.py --workdir=runs/contrast
 
-Burns et al. 2022. No label is used but to tell its two ends apart. Each document is completed
-with either label token.
+Burns et al. 2022. Each document is completed with either label token. Labels only decide which end
+of the direction means "true".
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"contrast_consistent_search-{seed}"
     config.losses = ("xent",)

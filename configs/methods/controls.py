@@ -2,7 +2,7 @@
 
     w2s run --config=configs/methods/controls.py --workdir=runs/controls
 
-Burns et al. 2023 found none of the regularisers to help. The ceiling is trained without them.
+Burns et al. 2023 found that none of the regularisers helps. The ceiling is trained without them.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"controls-{seed}"
     config.losses = ("xent", "generalized_xent")

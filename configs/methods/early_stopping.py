@@ -1,9 +1,9 @@
-"""When to stop: at the last step, by agreement with weak labels, or by ground truth (an oracle).
+"""Early stopping: at the last step, by agreement with weak labels, or by ground truth (an oracle).
 
     w2s run --config=configs/methods/early_stopping.py --workdir=runs/early_stopping
 
-Burns et al. 2023, section 5.1.1 on overfitting to weak labels. Agreement is what the naive
-students do in any case, by `protocol.early_stopping`.
+Burns et al. 2023, section 5.1.1 on overfitting to weak labels. The naive students already stop by
+agreement (`protocol.early_stopping`).
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"early_stopping-{seed}"
     config.losses = ("xent", "confidence")

@@ -2,7 +2,7 @@
 
     w2s run --config=configs/methods/em_posterior.py --workdir=runs/em_posterior
 
-The prior comes from a cross-fitted probe of the strong model's activations.
+The prior is a cross-fitted probe of the strong model's activations.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"em_posterior-{seed}"
     config.losses = ("xent",)

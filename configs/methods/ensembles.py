@@ -2,8 +2,8 @@
 
     w2s run --config=configs/methods/ensembles.py --workdir=runs/ensembles
 
-The students learn from the mean of the members' logits, or from their weighted vote. With
-`method.bagging.resample=False` the members differ in their seeds alone.
+The students learn from the mean of the members' logits (bagging), or from their weighted vote. With
+`method.bagging.resample=False` the members differ only in their seeds.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"ensembles-{seed}"
     config.losses = ("xent",)

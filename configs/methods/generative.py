@@ -2,7 +2,7 @@
 
     w2s run --config=configs/methods/generative.py --workdir=runs/generative
 
-Burns et al. 2023, section 4.3.3. The method has a ceiling of its own, which gets the same.
+Burns et al. 2023, section 4.3.3. The method has its own ceiling, with the same training first.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"generative-{seed}"
     config.losses = ("xent",)

@@ -2,7 +2,7 @@
 
     w2s run --config=configs/methods/losses.py --workdir=runs/losses
 
-docs/losses.md defines them; docs/results.md has what came of it on five seeds.
+docs/losses.md defines them; docs/results.md has results on five seeds.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with all losses, all seeds set to `seed`."""
+    """Return the quickstart's recipe with all losses, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"losses-{seed}"
     config.losses = tuple(LOSS_OPTIONS)

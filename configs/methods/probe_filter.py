@@ -1,9 +1,9 @@
-"""Weak labels that the student's own activations contradict are dropped, or replaced.
+"""Drop, or replace, weak labels that the student's own activations contradict.
 
     w2s run --config=configs/methods/probe_filter.py --workdir=runs/probe_filter
 
-The judge is `knn`, `logistic` or `topological` (Wu et al. 2020); features are those of the
-pretrained strong model.
+The judge is `knn`, `logistic` or `topological` (Wu et al. 2020), on features of the pretrained
+strong model.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"probe_filter-{seed}"
     config.losses = ("xent",)

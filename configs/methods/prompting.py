@@ -2,8 +2,8 @@
 
     w2s run --config=configs/methods/prompting.py --workdir=runs/prompting
 
-Nothing is trained. With these documents of 65 tokens and a model that takes 400 tokens, five
-examples fit; a model that was never pretrained on such prompts need not make anything of them.
+Nothing is trained. With documents of 65 tokens and a model that takes 400 tokens, five examples
+fit. A model that was never pretrained on such prompts cannot be expected to make use of them.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"prompting-{seed}"
     config.losses = ("xent",)

@@ -1,8 +1,8 @@
-"""Strong-to-strong: the student labels its own slice again, for a fresh student.
+"""Strong-to-strong: the student relabels its own slice for a fresh student.
 
     w2s run --config=configs/methods/strong_to_strong.py --workdir=runs/strong_to_strong
 
-Burns et al. 2023: iterated `method.strong_to_strong.iterations` times.
+Burns et al. 2023. Repeated `method.strong_to_strong.iterations` times.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"strong_to_strong-{seed}"
     config.losses = ("xent", "confidence")

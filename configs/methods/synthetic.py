@@ -3,8 +3,8 @@
     w2s run --config=configs/methods/synthetic.py --workdir=runs/synthetic
 
 Burns et al. 2023, appendix on error structures. All documents of this task are equally long, so
-that 'longest' and 'shortest' are random ones here. Random flips are averaged out; errors of the
-student's own kind are imitated.
+'longest' and 'shortest' are random here. Random flips average out; errors of the student's own kind
+are imitated.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"synthetic-{seed}"
     config.losses = ("xent", "confidence")

@@ -1,9 +1,9 @@
-"""A probe of the supervisor's last hidden state says where it errs; those labels are dropped.
+"""Drop weak labels where a probe of the supervisor's last hidden state predicts an error.
 
     w2s run --config=configs/methods/trust_filter.py --workdir=runs/trust_filter
 
-The probe is fitted on validation documents with ground truth, of which the method has that much
-more than the others.
+The probe is fitted on validation documents with ground truth: the method uses that much more ground
+truth than the others.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGITS = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe with this method, all seeds set to `seed`."""
+    """Return the quickstart's recipe with this method, all seeds set to `seed`."""
     config = other_recipe(DIGITS, seed)
     config.name = f"trust_filter-{seed}"
     config.losses = ("xent",)

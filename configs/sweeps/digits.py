@@ -2,10 +2,10 @@
 
     w2s sweep --config=configs/sweeps/digits.py --workdir=runs/digits --dry_run
     w2s sweep --config=configs/sweeps/digits.py --workdir=runs/digits
-    w2s run --config=configs/sweeps/digits.py --workdir=runs/one       # what all points start from
+    w2s run --config=configs/sweeps/digits.py --workdir=runs/one       # the base config alone
 
 18 runs of 4 phases each, of which 33 are distinct: the seed changes neither the documents nor the
-pretraining, and the supervisor of a seed is that of all sizes and losses.
+pretraining, and all sizes and losses share the supervisor of a seed.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ QUICKSTART = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe."""
+    """Return the quickstart's recipe."""
     return other_recipe(QUICKSTART, seed)
 
 
 def sweep() -> Space:
-    """What each run overrides."""
+    """Return the fields that each run overrides."""
     return product(
         over("strong.model", ("gpt-d16", "gpt-d32", "gpt-d64")),
         over("losses", (("xent",), ("confidence",))),

@@ -1,12 +1,12 @@
-"""A ladder: every model as the supervisor of itself and of all larger ones.
+"""A ladder: every model supervises itself and all larger ones.
 
     w2s sweep --config=configs/sweeps/ladder.py --workdir=runs/ladder --dry_run
     w2s sweep --config=configs/sweeps/ladder.py --workdir=runs/ladder
-    w2s run --config=configs/sweeps/ladder.py --workdir=runs/one       # what all points start from
+    w2s run --config=configs/sweeps/ladder.py --workdir=runs/one       # the base config alone
 
 On handwritten digits, with all models pretrained on captioned images for the same number of steps:
-10 runs, each with both losses. A ladder of your own is a file like this one with other models and
-another task.
+10 runs, each with both losses. For a ladder of your own, copy this file and change the models and
+the task.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ MODELS = ("gpt-d8", "gpt-d16", "gpt-d32", "gpt-d64")
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe, but that supervisors are pretrained and trained as students are."""
+    """Return the quickstart's recipe, with supervisors pretrained and trained like students."""
     config = other_recipe(QUICKSTART, seed)
     config.name = f"ladder-{seed}"
     for part in ("pretrain", "train"):
@@ -30,5 +30,5 @@ def get_config(seed: str = "0") -> config_dict.ConfigDict:
 
 
 def sweep() -> Space:
-    """What each run overrides."""
+    """Return the fields that each run overrides."""
     return pairs(MODELS)

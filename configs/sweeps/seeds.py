@@ -1,11 +1,11 @@
-"""The quickstart under eight seeds: how much of a result is the draw of the training?
+"""The quickstart with eight seeds: how much do results vary between trainings?
 
     w2s sweep --config=configs/sweeps/seeds.py --workdir=runs/seeds
     w2s run --config=configs/sweeps/seeds.py --workdir=runs/one       # seed 0 alone
 
-The seed changes initialisation and the order of documents, for supervisor, students and ceiling; it
-changes neither the documents nor the pretraining, so of 40 phases 33 are distinct. docs/pods.md
-compares meshes with it.
+The seed changes the initialisation and the order of documents of supervisor, students and ceiling,
+but neither the documents nor the pretraining: of 40 phases 33 are distinct. docs/pods.md uses this
+sweep to compare meshes.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ QUICKSTART = Path(__file__).parents[1] / "quickstart.py"
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
-    """The quickstart's recipe."""
+    """Return the quickstart's recipe."""
     return other_recipe(QUICKSTART, seed)
 
 
 def sweep() -> Space:
-    """What each run overrides."""
+    """Return the fields that each run overrides."""
     return over("seed", range(8))

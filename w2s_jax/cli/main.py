@@ -1,4 +1,4 @@
-"""The `w2s` command: dispatch only. Imports no JAX before a phase runs.
+"""The `w2s` command. Only dispatches; imports no JAX before it is needed.
 
 Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and resumable, 1 otherwise.
 """
@@ -19,18 +19,20 @@ from w2s_jax.core import errors, processes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line `argv` (default: the process's) and returns the exit status."""
+    """Run the command line `argv` (default: that of the process) and return the exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # A failed write is reported once, by us; asyncio would add a traceback for each array.
+    # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if threading.current_thread() is threading.main_thread():
-        # Before and after training SIGTERM acts as Ctrl-C; in training `execute` asks for both.
+        # Outside of training SIGTERM acts like Ctrl-C; `execute` handles both during training.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = _dispatch(arguments)
     except KeyboardInterrupt:
-        print("w2s: stopped by a signal; the same command resumes", file=sys.stderr)
+        resumable = arguments[:1] in (["run"], ["sweep"])
+        hint = "; run the same command to resume" if resumable else ""
+        print(f"w2s: interrupted{hint}", file=sys.stderr)
         status = errors.Interrupted.exit_status
     except errors.W2SError as error:
         print(f"w2s: {error}", file=sys.stderr)
@@ -44,36 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    """Run the command that `arguments` name and return the exit status."""
+    with_overrides = {"run": _run, "sweep": _sweep, "bench": _bench, "compile": _compile}
+    without = {
+        "report": _report,
+        "data": _data,
+        "convert": _convert,
+        "models": _models,
+        "gc": _gc,
+    }
     options, rest = parser.parser().parse_known_args(arguments)
-    if options.command == "report":
-        if rest:
-            raise errors.InputError(f"report: unknown argument {rest[0]!r}; see w2s report --help")
-        return _report(options)
-    if options.command == "sweep":
-        return _sweep(options, rest)
-    if options.command == "data":
-        if rest:
-            raise errors.InputError(f"data: unknown argument {rest[0]!r}; see w2s data --help")
-        return _data(options)
-    if options.command == "bench":
-        return _bench(options, rest)
-    if options.command == "compile":
-        return _compile(options, rest)
-    if options.command == "convert":
-        if rest:
-            raise errors.InputError(
-                f"convert: unknown argument {rest[0]!r}; see w2s convert --help"
-            )
-        return _convert(options)
-    if options.command == "gc":
-        if rest:
-            raise errors.InputError(f"gc: unknown argument {rest[0]!r}; see w2s gc --help")
-        return _gc(options)
-    if options.command == "models":
-        if rest:
-            raise errors.InputError(f"models: unknown argument {rest[0]!r}; see w2s models --help")
-        return _models(options)
-    return _run(options, rest)
+    if options.command in with_overrides:
+        return with_overrides[options.command](options, rest)
+    if rest:
+        raise _unknown_argument(options.command, rest[0])
+    return without[options.command](options)
+
+
+def _unknown_argument(command: str, argument: str) -> errors.InputError:
+    return errors.InputError(f"{command}: unknown argument {argument!r}; see w2s {command} --help")
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -106,11 +97,11 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _step_range(text: str) -> tuple[int, int]:
-    """START and STOP of --profile."""
+    """Return START and STOP of --profile."""
     numbers = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
     if numbers is None or int(numbers[1]) >= int(numbers[2]):
         raise errors.InputError(
-            f"--profile: {text!r}; allowed: START:STOP, two integers with 0 <= START < STOP"
+            f"--profile: {text!r}; use START:STOP, two integers with 0 <= START < STOP"
         )
     return int(numbers[1]), int(numbers[2])
 
@@ -131,26 +122,26 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from rich.console import Console
 
-    # Names of phases and runs must not be broken in a pipe.
+    # In a pipe, do not break the names of phases and runs.
     console = Console(width=None if sys.stdout.isatty() else 160)
     slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
     overrides = [o for o in overrides if o not in slurm]
     foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
     if foreign:
-        raise errors.InputError(f"sweep: unknown argument {foreign[0]!r}; see w2s sweep --help")
+        raise _unknown_argument("sweep", foreign[0])
     if options.action:
         from w2s_jax.sweep.status import print_status, watch_status
 
         if options.action[0] != "status" or len(options.action) != 2:
             raise errors.InputError(
-                f"sweep: {' '.join(options.action)!r}; allowed: status DIR, or --config and "
-                "--workdir; see w2s sweep --help"
+                f"sweep: unknown action {' '.join(options.action)!r}; use status DIR, or --config "
+                "and --workdir"
             )
         (watch_status if options.watch else print_status)(Path(options.action[1]), console)
         return 0
     for name in ("config", "workdir"):
         if getattr(options, name) is None:
-            raise errors.InputError(f"sweep: --{name} is missing; see w2s sweep --help")
+            raise errors.InputError(f"sweep: --{name} is required; see w2s sweep --help")
     from w2s_jax.sweep import commands
 
     commands.sweep(
@@ -176,9 +167,9 @@ def _data(options: argparse.Namespace) -> int:
     from w2s_jax.data import commands
 
     if options.config:
-        load_config(options.config, [])  # its tasks are registered by that
+        load_config(options.config, [])  # registers its tasks
     if options.action == "list":
-        # Names must not be broken: a narrow terminal wraps what a pipe gets as one line.
+        # Wide enough not to break names, in a pipe and in a narrow terminal.
         commands.list_tasks(Console(width=220))
         return 0
     console = Console(width=None if sys.stdout.isatty() else 100)
@@ -215,10 +206,10 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from w2s_jax.perf import bench
 
     if overrides and options.config is None:
-        raise errors.InputError(f"bench: unknown argument {overrides[0]!r}; see w2s bench --help")
+        raise _unknown_argument("bench", overrides[0])
     target = None if options.json is None else Path(options.json)
     if target is not None and not target.parent.is_dir():
-        raise errors.InputError(f"--json: {target}: there is no folder {target.parent}")
+        raise errors.InputError(f"--json: {target}: the folder {target.parent} does not exist")
     asked = bench.Options(
         model=options.model,
         dtype=options.dtype,
@@ -229,7 +220,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
         **({} if options.mix is None else {"mixes": (options.mix,)}),
     )
     config = None if options.config is None else load_config(options.config, overrides)
-    # Rows of numbers must not be broken in a pipe.
+    # In a pipe, do not break rows of numbers.
     console = Console(width=None if sys.stdout.isatty() else 160)
     records = bench.run(options.what, asked, console, config)
     if target is not None:
@@ -272,9 +263,9 @@ def _gc(options: argparse.Namespace) -> int:
         if options.yes:
             return True
         if not sys.stdin.isatty():
-            print("to remove it: --yes")
+            print("nothing removed; use --yes to remove these files")
             return False
-        return input("remove? [y/N] ").strip().lower() in ("y", "yes")
+        return input("Remove these files? [y/N] ").strip().lower() in ("y", "yes")
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
@@ -287,7 +278,7 @@ def _models(options: argparse.Namespace) -> int:
     from w2s_jax.models import commands
 
     if options.name is None:
-        # Names must not be broken: a narrow terminal wraps what a pipe gets as one line.
+        # Wide enough not to break names, in a pipe and in a narrow terminal.
         commands.list_models(Console(width=220))
     else:
         console = Console(width=None if sys.stdout.isatty() else 100)

@@ -1,51 +1,28 @@
-"""The commands of `w2s` and their arguments; what they do is in `cli`."""
+"""The commands of `w2s` and their arguments. `cli.main` runs them."""
 
 import argparse
 from typing import Any, NoReturn
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a usage error in one line, as every other bad input."""
+    """Reports a usage error on one line, like any other bad input."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"w2s: {message}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    found = _Parser(
-        prog="w2s", description="Weak-to-strong generalization in JAX.", allow_abbrev=False
-    )
-    commands = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    run = commands.add_parser(
-        "run",
-        help="run an experiment, or what of it is missing",
+    """Return the parser of the whole command line."""
+    root = _Parser(
+        prog="w2s",
+        description="Weak-to-strong generalization in JAX.",
+        epilog="Use w2s COMMAND --help for the options of a command. Exit status: 0 success, 2 bad "
+        "input, 75 interrupted (the same command resumes), 1 any other failure.",
         allow_abbrev=False,
-        epilog="--config.FIELD=VALUE overrides a field of the config; fields and defaults: "
-        "w2s_jax/config/schema.py. The same command resumes an interrupted run, and prints the "
-        "result of a finished one.",
     )
-    run.add_argument("--config", required=True, metavar="FILE", help="a recipe: configs/*.py")
-    run.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    run.add_argument("--store", metavar="DIR", help="where phases live (default: WORKDIR/phases)")
-    run.add_argument("--dry_run", action="store_true", help="print the phases and stop")
-    run.add_argument(
-        "--debug_nans", action="store_true", help="raise where a NaN is first computed (slow)"
-    )
-    run.add_argument(
-        "--profile",
-        metavar="START:STOP",
-        help="trace the steps START to STOP-1 of each phase that trains, counted from 0",
-    )
-    run.add_argument(
-        "--dump_hlo", action="store_true", help="write each phase's step programs (HLO)"
-    )
-    _add_processes(run)
-    report = commands.add_parser(
-        "report", help="one page on any number of runs", allow_abbrev=False
-    )
-    report.add_argument("dirs", nargs="+", metavar="DIR", help="folders of finished runs")
-    report.add_argument("--out", metavar="DIR", help="where to (default: the first DIR's report/)")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_report(commands)
     _add_sweep(commands)
     _add_data(commands)
     _add_bench(commands)
@@ -53,199 +30,309 @@ def parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_models(commands)
     _add_gc(commands)
-    return found
+    return root
 
 
-def _add_processes(run: argparse.ArgumentParser) -> None:
-    """How one of several processes finds the others."""
+def _add_run(commands: Any) -> None:
+    """Add `w2s run`."""
+    run = commands.add_parser(
+        "run",
+        help="run an experiment, or resume it",
+        description="Run an experiment. The same command resumes an interrupted run and prints "
+        "the result of a finished one.",
+        allow_abbrev=False,
+        epilog="--config.FIELD=VALUE overrides a field of the config. All fields and their "
+        "defaults are in w2s_jax/config/schema.py.",
+    )
+    run.add_argument("--config", required=True, metavar="FILE", help="recipe: configs/*.py")
+    run.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    run.add_argument("--store", metavar="DIR", help="folder of phases (default: WORKDIR/phases)")
+    run.add_argument(
+        "--dry_run", action="store_true", help="print phases and memory estimates, then stop"
+    )
+    run.add_argument(
+        "--debug_nans", action="store_true", help="raise an error at the first NaN (slow)"
+    )
+    run.add_argument(
+        "--profile",
+        metavar="START:STOP",
+        help="profile steps START to STOP-1 (counted from 0) of each phase that trains",
+    )
+    run.add_argument(
+        "--dump_hlo", action="store_true", help="write the HLO of each phase's step programs"
+    )
     several = run.add_argument_group(
         "several processes",
-        "Each gets the same command. On TPU slices, GKE, Slurm and Open MPI they find each other; "
-        "elsewhere three flags (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) "
-        "say where and who they are. See docs/pods.md.",
+        "Start the same command in every process. On TPU slices, GKE, Slurm and Open MPI the "
+        "processes find each other; elsewhere set the first three flags, or "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. See docs/pods.md.",
     )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    several.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process_id", type=int, metavar="I", help="which this is, from 0")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    several.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
     several.add_argument(
-        "--distributed", action="store_true", help="let JAX find the others, whatever this is"
+        "--process_id", type=int, metavar="I", help="index of this process, from 0"
+    )
+    several.add_argument(
+        "--distributed", action="store_true", help="use JAX's automatic cluster detection"
+    )
+
+
+def _add_report(commands: Any) -> None:
+    """Add `w2s report`."""
+    report = commands.add_parser(
+        "report",
+        help="write one report on any number of runs",
+        description="Write one self-contained page, with figures and tables, on any number of "
+        "runs.",
+        allow_abbrev=False,
+    )
+    report.add_argument("dirs", nargs="+", metavar="DIR", help="folders of finished runs")
+    report.add_argument(
+        "--out", metavar="DIR", help="output folder (default: report/ in the first DIR)"
     )
 
 
 def _add_sweep(commands: Any) -> None:
-    """`w2s sweep` and `w2s sweep status DIR`."""
+    """Add `w2s sweep` and `w2s sweep status DIR`."""
     sweep = commands.add_parser(
         "sweep",
-        help="run many experiments that share phases, or tell how they stand",
+        help="run many experiments that share phases, or show their status",
+        description="Run many experiments that share phases, or show their status. The same "
+        "command resumes an interrupted sweep.",
         allow_abbrev=False,
         usage="w2s sweep --config=FILE --workdir=DIR [options]\n"
         "       w2s sweep status DIR [--watch]",
-        epilog="--config.FIELD=VALUE overrides a field of what all points start from. The same "
-        "command resumes an interrupted sweep. slurm: --slurm.NAME=VALUE is a parameter of the "
-        "jobs, as partition, time (minutes) or gpus_per_node.",
+        epilog="--config.FIELD=VALUE overrides a field in all runs. With --executor=slurm, "
+        "--slurm.NAME=VALUE sets a parameter of the jobs, such as partition, time (minutes) or "
+        "gpus_per_node.",
     )
-    sweep.add_argument("action", nargs="*", metavar="status DIR", help="how the sweep stands")
-    sweep.add_argument("--watch", action="store_true", help="status: again and again, to the end")
-    sweep.add_argument("--config", metavar="FILE", help="a sweep: configs/sweeps/*.py")
-    sweep.add_argument("--workdir", metavar="DIR", help="the sweep's folder")
-    sweep.add_argument("--store", metavar="DIR", help="where phases live (default: WORKDIR/phases)")
+    sweep.add_argument("action", nargs="*", metavar="status DIR", help="show a sweep's status")
     sweep.add_argument(
-        "--executor", default="local", help="what runs the phases: local, ray or slurm"
+        "--watch", action="store_true", help="with status: refresh until the sweep is finished"
     )
+    sweep.add_argument("--config", metavar="FILE", help="sweep file: configs/sweeps/*.py")
+    sweep.add_argument("--workdir", metavar="DIR", help="folder of the sweep")
+    sweep.add_argument("--store", metavar="DIR", help="folder of phases (default: WORKDIR/phases)")
+    sweep.add_argument("--executor", default="local", help="local, ray or slurm (default: local)")
     sweep.add_argument(
         "--ray_address",
         metavar="ADDRESS",
-        help="ray: HOST:PORT of a cluster's head (default: RAY_ADDRESS, or one on this machine)",
+        help="ray: HOST:PORT of the cluster's head node (default: RAY_ADDRESS, else a cluster on "
+        "this machine)",
     )
     sweep.add_argument(
         "--resources",
         metavar="NAME=NUMBER,...",
-        help="ray: what a phase takes, as num_gpus=1 (default: a GPU, a host's TPU chips or a CPU)",
+        help="ray: resources of each phase, such as num_gpus=1 (default: one GPU, all TPU chips "
+        "of a host, or one CPU)",
     )
     sweep.add_argument(
-        "--dry_run", action="store_true", help="print runs, phases and their cost, and stop"
+        "--dry_run", action="store_true", help="print runs, phases and their cost, then stop"
     )
-    sweep.add_argument("--retry_failed", action="store_true", help="try failed phases again")
+    sweep.add_argument("--retry_failed", action="store_true", help="retry failed phases")
     sweep.add_argument(
         "--mfu",
         type=float,
         default=0.4,
-        help="utilisation at which device-hours are told (default: 0.4)",
+        help="assumed utilisation for device-hours (default: 0.4)",
     )
 
 
 def _add_data(commands: Any) -> None:
-    """`w2s data list | show | check | prepare`."""
-    data = commands.add_parser("data", help="tasks and their data", allow_abbrev=False)
-    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    recipe = "a recipe that registers tasks"
-    listing = actions.add_parser(
-        "list", help="all tasks: kind, sources, licence", allow_abbrev=False
+    """Add `w2s data list | show | check | prepare`."""
+    data = commands.add_parser(
+        "data",
+        help="list, show, check or prepare tasks and their data",
+        description="List, show, check or prepare tasks and their data.",
+        allow_abbrev=False,
     )
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    recipe = "recipe that registers further tasks"
+    text = "list all tasks with their kind, sources and licence"
+    listing = actions.add_parser("list", help=text, description=_sentence(text), allow_abbrev=False)
     listing.add_argument("--config", metavar="FILE", help=recipe)
     helps = {
-        "show": "documents as the model sees them",
-        "check": "counts, balance, lengths, doubles, leaks between splits",
+        "show": "show documents as the model sees them",
+        "check": "show counts, class balance, lengths, duplicates and leaks between splits",
         "prepare": "write a task or a corpus as a TFDS ArrayRecord dataset",
     }
     for name, text in helps.items():
-        action = actions.add_parser(name, help=text, allow_abbrev=False)
-        action.add_argument("task", metavar="TASK", help="a task, or a folder of task.data_dir")
+        action = actions.add_parser(
+            name, help=text, description=_sentence(text), allow_abbrev=False
+        )
+        action.add_argument("task", metavar="TASK", help="name of a task or of a data folder")
         action.add_argument("--config", metavar="FILE", help=recipe)
-        action.add_argument("--source", default="auto", help="auto, files, hub, tfds or embedded")
-        action.add_argument("--data_dir", metavar="DIR", help="local data (default: W2S_DATA_DIR)")
+        action.add_argument(
+            "--source",
+            default="auto",
+            help="auto, files, hub, tfds or embedded (default: auto)",
+        )
+        action.add_argument(
+            "--data_dir", metavar="DIR", help="folder of local data (default: W2S_DATA_DIR)"
+        )
         if name == "prepare":
-            action.add_argument("--to", required=True, metavar="DIR", help="where to")
+            action.add_argument("--to", required=True, metavar="DIR", help="output folder")
             continue
-        action.add_argument("--item_expansion", default="all", help="all (paper) or one (released)")
-        action.add_argument("--seed", type=int, default=0, help="matters for item_expansion=one")
-        action.add_argument("--tokenizer", default="bytes", help="bytes, a folder or a hub id")
+        action.add_argument(
+            "--item_expansion",
+            default="all",
+            help="items per record: all (paper) or one (released code) (default: all)",
+        )
+        action.add_argument(
+            "--seed", type=int, default=0, help="seed of --item_expansion=one (default: 0)"
+        )
+        action.add_argument(
+            "--tokenizer", default="bytes", help="bytes, a folder or a hub id (default: bytes)"
+        )
         if name == "show":
-            action.add_argument("--n", type=int, default=3, help="how many documents")
-            action.add_argument("--split", help="of which split (default: the first)")
-            action.add_argument("--max_length", type=int, help="tokens of a text, at most")
-            action.add_argument("--overlong", default="truncate", help="truncate, drop or error")
+            action.add_argument("--n", type=int, default=3, help="number of documents (default: 3)")
+            action.add_argument("--split", help="split to show (default: the first)")
+            action.add_argument("--max_length", type=int, help="maximum tokens per text")
+            action.add_argument(
+                "--overlong",
+                default="truncate",
+                help="longer texts: truncate, drop or error (default: truncate)",
+            )
 
 
 def _add_bench(commands: Any) -> None:
-    """`w2s bench train | label | data | population | compile | checkpoint | all`."""
-    bench = commands.add_parser("bench", help="measure speed", allow_abbrev=False)
+    """Add `w2s bench`."""
+    bench = commands.add_parser(
+        "bench",
+        help="measure speed",
+        description="Measure speed. docs/performance.md explains the columns.",
+        allow_abbrev=False,
+    )
     bench.add_argument(
         "what",
         choices=("train", "label", "data", "population", "compile", "checkpoint", "all"),
         help="train: the train step; label: the label pass; data: tokenising and packing; "
-        "population: several seeds, one after another and together; compile: from a process's "
-        "start to its first step, cold and warm; checkpoint: how long training stands still for a "
-        "save; all: all of it, quickly",
+        "population: several seeds, one after another and together; compile: from process start "
+        "to the first step, cold and warm; checkpoint: how long a save stalls training; all: a "
+        "quick run of all of these",
     )
-    bench.add_argument("--config", metavar="FILE", help="measure this recipe's model and task")
-    bench.add_argument("--json", metavar="FILE", help="write the records there as well")
-    bench.add_argument("--model", default="16m", help="16m, or a name that w2s models knows")
-    bench.add_argument("--mix", metavar="MIX", help="lengths: short or long (default: both)")
-    bench.add_argument("--dtype", default="bfloat16", help="of the computation, or float32")
-    bench.add_argument("--loss", default="xent", help="xent or confidence")
-    bench.add_argument("--documents", type=int, metavar="N", help="default: for about a second")
-    bench.add_argument("--repeats", type=int, metavar="N", help="default: 7; with all, 3")
+    bench.add_argument("--config", metavar="FILE", help="measure the model and task of this recipe")
+    bench.add_argument("--json", metavar="FILE", help="also write the records to this file")
     bench.add_argument(
-        "--peer", metavar="PEER", help="compare with: torch (the strongest) or torch-released"
+        "--model", default="16m", help="16m, or a model that w2s models lists (default: 16m)"
+    )
+    bench.add_argument(
+        "--mix", metavar="MIX", help="document lengths: short or long (default: both)"
+    )
+    bench.add_argument(
+        "--dtype", default="bfloat16", help="compute dtype: bfloat16 or float32 (default: bfloat16)"
+    )
+    bench.add_argument("--loss", default="xent", help="xent or confidence (default: xent)")
+    bench.add_argument(
+        "--documents",
+        type=int,
+        metavar="N",
+        help="documents per repetition (default: about one second's worth)",
+    )
+    bench.add_argument(
+        "--repeats", type=int, metavar="N", help="repetitions (default: 7; 3 for all)"
+    )
+    bench.add_argument(
+        "--peer",
+        metavar="PEER",
+        help="compare with PyTorch: torch (the fastest variant) or torch-released (the code "
+        "released with the paper)",
     )
 
 
 def _add_compile(commands: Any) -> None:
-    """`w2s compile`."""
+    """Add `w2s compile`."""
     compile_ = commands.add_parser(
         "compile",
-        help="whether a run fits on a TPU slice, by its compiler, without a TPU",
+        help="check whether a run fits on a TPU slice, without a TPU",
+        description="Compile a run for a TPU slice and report memory, collectives and a lower "
+        "bound on the time of a step. Needs the package libtpu, but no TPU. Exit status 1: does "
+        "not fit.",
         allow_abbrev=False,
-        epilog="Needs the package libtpu, no TPU. Models that w2s models lists need not be there; "
-        "nor does the data, with --documents and --tokens. Exit status 1: does not fit.",
+        epilog="Models that w2s models lists are not downloaded. With --documents and --tokens "
+        "no data is needed either. --config.FIELD=VALUE overrides a field of the config.",
     )
-    compile_.add_argument("--config", required=True, metavar="FILE", help="a recipe: configs/*.py")
+    compile_.add_argument("--config", required=True, metavar="FILE", help="recipe: configs/*.py")
     compile_.add_argument(
-        "--topology", required=True, metavar="NAME", help="v5e:4x4, or as it is sold: v5e-16"
+        "--topology", required=True, metavar="NAME", help="v5e:4x4, or its product name, v5e-16"
     )
-    compile_.add_argument("--documents", type=int, metavar="N", help="make up so many documents")
-    compile_.add_argument("--tokens", type=int, metavar="L", help="of so many tokens each")
     compile_.add_argument(
-        "--search", action="store_true", help="if it does not fit, try what would make it fit"
+        "--documents", type=int, metavar="N", help="number of synthetic documents"
+    )
+    compile_.add_argument("--tokens", type=int, metavar="L", help="length of synthetic documents")
+    compile_.add_argument(
+        "--search", action="store_true", help="if the run does not fit, look for settings that do"
     )
 
 
 def _add_convert(commands: Any) -> None:
-    """`w2s convert`."""
+    """Add `w2s convert`."""
     convert = commands.add_parser(
         "convert",
-        help="models between Hugging Face's folders and ours",
+        help="convert models to and from Hugging Face's format",
+        description="Convert a model to a new folder.",
         allow_abbrev=False,
-        epilog="orbax: what w2s_jax.models.load reads; huggingface: what transformers reads. Both "
-        "load what the other wrote, and a trained phase: DIR/phases/<kind>-<fingerprint>.",
+        epilog="orbax is read by w2s_jax.models.load, huggingface by transformers, peft (the "
+        "adapters of a LoRA phase alone) by PEFT. --from also accepts a trained phase: "
+        "DIR/phases/<kind>-<fingerprint>.",
     )
     convert.add_argument(
         "--from",
         dest="source",
         required=True,
         metavar="PATH_OR_HUB_ID",
-        help="a model's folder, or a hub id, perhaps with @revision",
+        help="folder of a model, or a hub id, optionally with @revision",
     )
-    convert.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    convert.add_argument("--to", required=True, metavar="DIR", help="new folder")
     convert.add_argument(
         "--format", required=True, metavar="FORMAT", help="orbax, huggingface or peft"
     )
-    convert.add_argument("--without_head", action="store_true", help="leave out a class head")
-    convert.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16")
-    convert.add_argument("--tokenizer", metavar="DIR", help="take the tokenizer's files from there")
+    convert.add_argument("--without_head", action="store_true", help="leave out the class head")
+    convert.add_argument(
+        "--dtype",
+        metavar="DTYPE",
+        help="float32 or bfloat16 (default: as stored, or float32 from Hugging Face)",
+    )
+    convert.add_argument(
+        "--tokenizer", metavar="DIR", help="copy the tokenizer's files from this folder"
+    )
 
 
 def _add_models(commands: Any) -> None:
-    """`w2s models [NAME]`."""
+    """Add `w2s models [NAME]`."""
     models = commands.add_parser(
         "models",
-        help="models: families, ladders, sizes, FLOPs and memory",
+        help="list models, or show one's size, FLOPs and memory",
+        description="List models, or show one's size, FLOPs and memory. All numbers are computed "
+        "by formula; nothing is downloaded.",
         allow_abbrev=False,
-        epilog="Everything is by formula; nothing is downloaded.",
     )
     models.add_argument(
         "name",
         nargs="?",
         metavar="NAME",
-        help="an embedded or known model, or a folder with a config.json (default: list them)",
+        help="an embedded or known model, or a folder with a config.json (default: list all)",
     )
 
 
 def _add_gc(commands: Any) -> None:
-    """`w2s gc DIR`."""
+    """Add `w2s gc DIR`."""
     gc = commands.add_parser(
         "gc",
-        help="remove what no result needs; says what first",
+        help="remove files that no result needs, after listing them",
+        description="List phases that no run in DIR refers to, mid-phase checkpoints of complete "
+        "phases and files left by interrupted writes; then ask, and remove them. Without a "
+        "terminal nothing is removed unless --yes is given.",
         allow_abbrev=False,
-        epilog="Lists phases that no run in DIR refers to, mid-phase checkpoints of complete "
-        "phases and what killed writes left; then asks. Without a terminal to ask on, nothing is "
-        "removed unless --yes is given.",
     )
-    gc.add_argument("dir", metavar="DIR", help="a run's folder, or one with runs/<name>")
+    gc.add_argument("dir", metavar="DIR", help="folder of a run, or one with runs/<name>")
     gc.add_argument("--yes", action="store_true", help="remove without asking")
     gc.add_argument(
         "--finals",
         action="store_true",
-        help="also the final parameters of complete runs that no phase starts from",
+        help="also remove final parameters of complete runs that no phase starts from",
     )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."

@@ -1,0 +1,58 @@
+"""The documentation names files and commands that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from w2s_jax.cli.parser import parser
+
+REPO = Path(__file__).parent.parent
+PAGES = [
+    *(REPO / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
+    *sorted((REPO / "docs").rglob("*.md")),
+]
+#: A path to a module, a recipe or a page in backticks or in a link; not RECIPE.py and the like.
+PATH = re.compile(r"[`(]((?:\.\./)*(?:[\w.]+/)*[a-z_]\w*\.(?:py|md))[`)#:]")
+#: Folders to which paths on a page may be relative, besides the page's own.
+ROOTS = (REPO, REPO / "w2s_jax", REPO / "w2s_jax" / "models", REPO / "launch")
+
+
+def name_of(page):
+    return str(page.relative_to(REPO))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_exist(page):
+    missing = [
+        name
+        for name in PATH.findall(page.read_text())
+        if not any((root / name).is_file() for root in (page.parent, *ROOTS))
+    ]
+    assert not missing
+
+
+def commands(page):
+    """The `w2s` commands of a page's code blocks, without comments and output."""
+    for block in re.findall(
+        r"^```(?:sh)?\n(.*?)^```|((?:^    .*\n)+)", page.read_text(), re.M | re.S
+    ):
+        text = "".join(block).replace("\\\n", " ")
+        for line in text.splitlines():
+            line = re.sub(r"^.*?(?:XLA_FLAGS=\S+|do) +(?=w2s )", "", line.strip())
+            if line.startswith("w2s ") and "..." not in line and "|" not in line:
+                yield shlex.split(line.partition(";")[0], comments=True)[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_on_a_page_parse(page):
+    for arguments in commands(page):
+        _, rest = parser().parse_known_args(arguments)
+        unknown = [a for a in rest if not a.startswith(("--config.", "--slurm."))]
+        assert not unknown, f"w2s {' '.join(arguments)}"
+
+
+def test_commands_are_found():
+    found = [c[0] for c in commands(REPO / "README.md")]
+    assert {"run", "sweep", "report", "data", "models", "convert", "bench"} <= set(found)

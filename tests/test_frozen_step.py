@@ -1,0 +1,193 @@
+"""The operations of the train step, counted: moving code must not change what is computed.
+
+For each phase that trains, of a few runs: how often each operation is there with its operands' and
+results' types, all functions inlined (see `stablehlo_counts`), as a sha256 and, to tell where a
+difference comes from, by the operation's name. Where one differs, W2S_STEP_TEXTS=DIR writes all
+counts there, one file a program, to be compared with those of a checkout where it does not.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from frozen_files import check, frozen
+from frozen_models import write_model
+from stablehlo_counts import by_name, operations
+
+from w2s_jax import testing
+
+JAX_VERSION = "0.10.2"
+
+pytestmark = pytest.mark.skipif(
+    jax.__version__ != JAX_VERSION,
+    reason=f"counted with jax {JAX_VERSION}; another lowers otherwise ({jax.__version__})",
+)
+
+# --- all that is asked of the package's insides --------------------------------------------------
+
+
+def step_programs(config, devices, documents=None, tokens=None):
+    """{title of a phase: its train step as StableHLO} of a run on devices, which may be absent.
+
+    This is how `w2s compile` gets at them: `documents` of so many `tokens` are made up, if given.
+    """
+    from w2s_jax import sharding
+    from w2s_jax.config.validation import validate
+    from w2s_jax.methods.planning import plan
+    from w2s_jax.perf.aot import inputs, programs
+
+    resolved = inputs.find_inputs(validate(config), documents, tokens)
+    mesh = sharding.make_mesh(resolved.settings.mesh, devices)
+    made = programs.programs_of(plan(resolved), resolved, mesh, 2**34, devices)[0]
+    texts = {}
+    with sharding.over(mesh):
+        for program in made:
+            if program.trains:
+                lowered = program.function.lower(*program.args).as_text()
+                texts |= dict.fromkeys(program.title.split(", "), lowered)
+    return texts
+
+
+def tpu_devices(monkeypatch):
+    """Eight chips of a slice that is not there, once their compiler is told so."""
+    from w2s_jax.perf.aot import compiler, topology
+
+    for name, value in topology.environment().items():
+        monkeypatch.setenv(name, value)
+    return compiler.devices_of(topology.find("v5e:2x4"))
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def embedded_gpt(config, root):
+    """Learned positions; both losses; the whole batch at once."""
+    config.strong.model = "gpt-d32"
+
+
+def embedded_rotary(config, root):
+    """Rotary positions; batch-coupled losses in microbatches, with dropout: two passes."""
+    config.strong.model = "rotary-d32"
+    config.losses = ("confidence", "buffered_confidence")
+    config.train.microbatch_size = 4
+    config.strong.train.dropout = 0.1
+    config.strong.train.ema = 0.9
+    config.train.optimizer, config.train.clip_norm = "adamw", 1.0
+
+
+def llama_lora(config, root):
+    """Grouped queries, adapters in bfloat16; an uncoupled loss, accumulated over microbatches."""
+    config.strong.model = str(write_model("llama", root / "llama"))
+    config.strong.tokenizer = "bytes"
+    config.pretrain.source = None
+    config.losses = ("xent", "logconf")
+    config.strong.train.update(adapt="lora", microbatch_size=8, compute_dtype="bfloat16")
+    config.strong.lora.rank = 2
+    config.train.remat = "block"
+
+
+def bert(config, root):
+    """An encoder; losses with state and with an option; bfloat16 parameters for Adafactor."""
+    config.strong.model = str(write_model("bert", root / "bert"))
+    config.strong.tokenizer = "bytes"
+    config.pretrain.source = None
+    config.losses = ("kl", "window")
+    config.strong.train.update(optimizer="adafactor", param_dtype="bfloat16")
+    config.weak.train.adapt = "probe"
+    config.probe.steps, config.probe.batch_size = 4, 16
+
+
+def large(config, root):
+    """Made-up documents, long enough for the kernels of TPUs; models that need not be there."""
+    config.weak.model, config.strong.model = "gpt2", "Qwen/Qwen2.5-0.5B"
+    config.pretrain.source = None
+    config.losses = ("confidence",)
+    config.train.update(compute_dtype="bfloat16", batch_size=16, microbatch_size=8, remat="dots")
+
+
+RUNS = {run.__name__: run for run in (embedded_gpt, embedded_rotary, llama_lora, bert)}
+#: Configs that recipes return.
+RECIPES = {}
+
+
+def config_of(run, root):
+    """The config of a run on the tiny task, of few steps."""
+    data_dir = root / "data"
+    if not data_dir.exists():
+        testing.write_tiny_task(data_dir)
+    config = testing.tiny_config(data_dir)
+    config.train.steps, config.pretrain.steps, config.eval.every = 4, 4, 4
+    (RUNS | {"large": large})[run](config, root)
+    return config
+
+
+def counted(texts):
+    """{title: what is frozen of its program}; equal programs are counted once."""
+    counts = {text: operations(text) for text in set(texts.values())}
+    return {title: summary(title, counts[text]) for title, text in texts.items()}
+
+
+def summary(title, counts):
+    lines = [f"{key}: {count}" for key, count in sorted(counts.items())]
+    if folder := os.environ.get("W2S_STEP_TEXTS"):
+        name = f"{os.environ['PYTEST_CURRENT_TEST'].split('::')[-1].split(' ')[0]} {title}.txt"
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / name.replace("/", "_")).write_text("\n".join(lines) + "\n")
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return {"sha256": digest, "total": sum(counts.values()), "by name": by_name(counts)}
+
+
+# --- tests ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_step_on_a_cpu(run, tmp_path):
+    config = config_of(run, tmp_path)
+    config.mesh.data = 1
+    texts = step_programs(config, jax.devices())
+    check("step", {f"cpu, {run}": counted(texts)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["embedded_rotary", "llama_lora"])
+def test_it_is_the_step_that_a_run_dispatches(run, tmp_path):
+    """`w2s run --dump_hlo` on one device; it needs nothing of the package's insides."""
+    from w2s_jax.cli.main import main
+
+    RECIPES[run] = config_of(run, tmp_path)
+    RECIPES[run].mesh.data = 1
+    recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
+    recipe.write_text(
+        f"from test_frozen_step import RECIPES\ndef get_config():\n    return RECIPES[{run!r}]\n"
+    )
+    main = getattr(main, "main", main)
+    assert main(["run", f"--config={recipe}", f"--workdir={workdir}", "--dump_hlo"]) == 0
+    texts = {}
+    for stage in json.loads((workdir / "result.json").read_text())["stages"]:
+        name = stage["model"] if stage["kind"] == "pretrain" else stage.get("label", "")
+        folder = workdir / "phases" / stage["phase"] / "hlo"
+        for number, path in enumerate(sorted(folder.glob("*.stablehlo.mlir"))):
+            assert number == 0, "one program a phase"
+            texts[f"{stage['kind']} {name}".strip()] = path.read_text()
+    wanted = {f"cpu, {run}": counted(texts)}
+    assert texts.keys() == frozen("step")[f"cpu, {run}"].keys()
+    check("step", wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler, libtpu, is not installed: pip install 'libtpu==0.0.42.*'",
+)
+@pytest.mark.parametrize("run", [*RUNS, "large"])
+def test_a_step_on_a_tpu_slice(run, tmp_path, monkeypatch):
+    """As `w2s compile` compiles it for eight chips, parameters split over fsdp and tensor."""
+    config = config_of(run, tmp_path)
+    config.mesh.fsdp, config.mesh.tensor = 2, 2
+    made_up = dict(documents=400, tokens=512) if run == "large" else {}
+    texts = step_programs(config, tpu_devices(monkeypatch), **made_up)
+    check("step", {f"v5e:2x4, {run}": counted(texts)})
