@@ -269,7 +269,7 @@ def _row_candidates(lengths_GP: np.ndarray, row_multiple: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Positions of all microbatches' texts (row, first slot, segment id), and slots used per row."""
+    """Positions of texts (row, first slot, segment id), and slots used per row."""
 
     row_GP: np.ndarray
     start_GP: np.ndarray

@@ -5,7 +5,7 @@ G = H / K, E head size.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -236,11 +236,7 @@ def rotary(x_RLHE: Array, positions_RL: Array, frequency_E: Array) -> Array:
     return jnp.concatenate(turned, axis=-1).astype(x_RLHE.dtype)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["window", "frequency_E"],
-    meta_fields=["first_keys"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Reach:
     """The slots to which an attention layer attends; layers of one stack may differ in it.
@@ -253,7 +249,7 @@ class Reach:
 
     window: Array | int
     frequency_E: Array | None
-    first_keys: tuple[int, ...] = ()
+    first_keys: tuple[int, ...] = field(default=(), metadata={"static": True})
 
 
 def reaches(

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from w2s_jax.store.artifacts import PhaseFolder
 class Context:
     """What every phase of a run shares.
 
-    `starts` are the phases from whose parameters others start.
+    `starts` are the phases from whose parameters others start; `training_inputs` are kept by
+    `phases.inputs`.
     """
 
     resolved: Resolved
@@ -33,6 +34,7 @@ class Context:
     profile: tuple[int, int] | None = None
     dump_hlo: bool = False
     starts: frozenset[str] = frozenset()
+    training_inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:

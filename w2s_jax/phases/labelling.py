@@ -22,7 +22,7 @@ from w2s_jax.planning.phase import Phase
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training.inference import Predictor, fits_on_one_device, probabilities, soft_labels
+from w2s_jax.training.prediction import Predictor, fits_on_one_device, probabilities, soft_labels
 
 #: split -> (ids_N uint64, soft float32 [N, 2])
 Labels = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -8,7 +8,7 @@ a result (mesh, microbatch, rematerialisation, logging, paths). Imports no JAX.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from w2s_jax.config import LossSettings, TrainSettings
@@ -46,6 +46,8 @@ class Phase:
       num_texts: read-outs per document: 1, or 2 for pairs.
       head_init: how a class head starts: 'unembedding' or 'zeros'; '' without one.
       label_tokens: ids of the tokens that spell the labels 0 and 1; () if there are none.
+      label_sources: split -> phase whose labels apply to its documents, for splits in `inputs`;
+        others have ground truth. It follows from the parents, so the fingerprint omits it.
     """
 
     kind: str
@@ -68,6 +70,7 @@ class Phase:
     num_texts: int = 1
     head_init: str = ""
     label_tokens: tuple[int, ...] = ()
+    label_sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 `base` plans what every run has; `methods.planning.plan` adds what its methods do.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,22 @@ class Builder:
         self.evaluated = tuple(sorted({"test", "validation"} & set(weak)))
 
     def add(self, phase: Phase) -> str:
-        """Adds a phase, unless it is there."""
-        return self.phases.setdefault(phase.name, phase).name
+        """Adds a phase, unless it is there, and returns its name."""
+        if phase.name not in self.phases:
+            sources = self._label_sources(phase)
+            self.phases[phase.name] = dataclasses.replace(phase, label_sources=sources)
+        return phase.name
+
+    def _label_sources(self, phase: Phase) -> dict[str, str]:
+        """Returns, for each split of a phase, the nearest phase behind it that labels the split."""
+        found = {}
+        for split in phase.inputs.values():
+            source = phase.parents.get("labels")
+            while source is not None and split not in self.phases[source].label_splits:
+                source = self.phases[source].parents.get("labels")
+            if source is not None:
+                found[split] = source
+        return found
 
     def init(self, role: str) -> dict[str, str]:
         """{'init': a role's pretraining}, or {}."""
