@@ -36,11 +36,10 @@ from w2s_jax.planning import mesh_fit
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.sharding import RULES, ShardingRules
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training import loop
+from w2s_jax.training import loop, optimizer, programs
 from w2s_jax.training import state as state_module
-from w2s_jax.training import step as step_module
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.inference import Predictor
+from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.state import init_state
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
@@ -194,13 +193,13 @@ def state_on(spec, mesh, params=None):
         problem()[2] if params is None else params,
         where,
     )
-    return init_state(params, step_module.make_optimizer(spec.train), spec.total_steps, mesh)
+    return init_state(params, optimizer.make_optimizer(spec.train), spec.total_steps, mesh)
 
 
 def one_step(spec, shape, **options):
     mesh = sharding.mesh_of(shape)
     batches = placed(spec, mesh, **options)
-    return step_module.train_step(spec, mesh)(state_on(spec, mesh), batches.at(0))
+    return programs.compile_step(spec, mesh)(state_on(spec, mesh), batches.at(0))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
     meshes = [sharding.mesh_of(shape) for shape in ((8, 1, 1), (1, 8, 1))]
     state = state_on(spec, meshes[0])
     for number in range(2):
-        state = step_module.train_step(spec, meshes[0])(state, placed(spec, meshes[0]).at(number))
+        state = programs.compile_step(spec, meshes[0])(state, placed(spec, meshes[0]).at(number))
     saved = Checkpoints(tmp_path / "steps", 1)
     saved.save(2, {"state": state}, {})
     saved.finish()
@@ -273,7 +272,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
     up = restored.params["backbone"]["blocks"]["mlp"]["up"]["kernel"]
     assert up.sharding.shard_shape(up.shape) == (1, 2, 32)
     afters = [
-        step_module.train_step(spec, mesh)(start, placed(spec, mesh).at(2))
+        programs.compile_step(spec, mesh)(start, placed(spec, mesh).at(2))
         for mesh, start in zip(meshes, (state, restored), strict=True)
     ]
     rows = [np.asarray(after.history)[2] for after in afters]
@@ -319,9 +318,9 @@ def compiled_step(shape):
     """(the state, the compiled train step) of Adam on a mesh."""
     spec, mesh = make_spec(), sharding.mesh_of(shape)
     state = state_on(spec, mesh)
-    program = step_module.programs(spec.program_key(), mesh)[0]
-    bound = step_module._bound(spec, mesh, None)
-    return state, program.lower(*bound, state, placed(spec, mesh, rows=8).at(0)).compile()
+    program = programs.compile_step(spec, mesh)
+    bucket = placed(spec, mesh, rows=8).at(0)
+    return state, program.func.lower(*program.args, state, bucket).compile()
 
 
 def parts(state, shardings):
