@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.ensembles import adaboost_round, mean_logits, resample, vote
-from w2s_jax.methods.labels import soft_labels
 
 
 def test_a_bootstrap_sample_leaves_out_a_share_of_one_in_e():
@@ -85,9 +85,9 @@ def test_a_vote_of_one_gives_its_accuracy_as_confidence():
 
 
 def test_bad_members_and_weights_are_refused():
-    with pytest.raises(InputError, match="no members"):
+    with pytest.raises(InputError, match="at least one member"):
         mean_logits([])
-    with pytest.raises(InputError, match="at least one other than 0"):
+    with pytest.raises(InputError, match="at least one must not be 0"):
         mean_logits([[0.5]], [0.0])
     with pytest.raises(ValueError, match=r"weights: expected shape \(1,\)"):
         vote([[0.5]], [1.0, 2.0])

@@ -14,12 +14,11 @@ from w2s_jax.config import TrainSettings
 from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
-from w2s_jax.data.tokenize import tokenize
+from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.models import network
 from w2s_jax.training import loop, optimizer, population
 from w2s_jax.training.batch_sources import put_batches, put_feature_batches
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.prediction import soft_labels
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
 

@@ -18,9 +18,9 @@ from w2s_jax.config.validation import validate
 from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
 from w2s_jax.execution import execute
-from w2s_jax.methods.planning import plan
 from w2s_jax.phases import grouping, inputs, running, training
 from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import artifacts, trees
 from w2s_jax.training import loop
@@ -322,7 +322,7 @@ def test_phases_of_other_seeds_keep_their_own_order(alone, data_dir, tmp_path):
     with grouped(workdir, config_of(data_dir, 1)) as (_, _, context, missing):
         pass
     ceiling = missing[0]
-    other = dataclasses.replace(ceiling, seed=1, spec={**ceiling.spec, "seed": 1})
+    other = dataclasses.replace(ceiling, seed=1)
     group = phases.Group((ceiling, other), "loop", 2)
     for phase in group.phases:
         context.folder(phase.name).path.mkdir(exist_ok=True)

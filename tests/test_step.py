@@ -17,7 +17,7 @@ from w2s_jax.config import TrainSettings
 from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
-from w2s_jax.data.tokenize import tokenize
+from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import heads, network
 from w2s_jax.training import programs
@@ -25,7 +25,7 @@ from w2s_jax.training import step as step_module
 from w2s_jax.training.batch_sources import put_batches, put_feature_batches
 from w2s_jax.training.batches import Batch
 from w2s_jax.training.optimizer import learning_rates, make_optimizer
-from w2s_jax.training.prediction import Predictor, soft_labels
+from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.programs import compile_step
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state, rounded_up

@@ -9,12 +9,11 @@ import pytest
 from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
-from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.training import vocabulary
 from w2s_jax.training.batch_sources import put_batches
 from w2s_jax.training.optimizer import make_optimizer
-from w2s_jax.training.prediction import soft_labels
 from w2s_jax.training.programs import compile_step
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state

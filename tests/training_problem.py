@@ -11,12 +11,11 @@ from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
-from w2s_jax.data.tokenize import tokenize
+from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.models import network
 from w2s_jax.training import optimizer, population, programs
 from w2s_jax.training import step as step_module
 from w2s_jax.training.batch_sources import compile_for, put_batches
-from w2s_jax.training.prediction import soft_labels
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
 

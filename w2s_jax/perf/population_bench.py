@@ -13,13 +13,13 @@ from rich.table import Table
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.models import adapting, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.perf import measuring, programs
 from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.training import population
-from w2s_jax.training.prediction import soft_labels
 
 #: Number of seeds that are trained.
 MEMBERS = 8

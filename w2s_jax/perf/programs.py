@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
@@ -19,7 +20,7 @@ from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.training.batch_sources import ResidentBatches, compile_for, put_batches
 from w2s_jax.training.optimizer import make_optimizer
-from w2s_jax.training.prediction import Predictor, fits_on_one_device, soft_labels
+from w2s_jax.training.prediction import Predictor, fits_on_one_device
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
 from w2s_jax.training.vocabulary import occurring

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings
 from w2s_jax.data import packing
+from w2s_jax.data.prompts import with_suffix
 from w2s_jax.data.stream import stream_batches
-from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.methods.prompting import with_suffix
+from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
@@ -24,7 +24,6 @@ from w2s_jax.training.batch_sources import (
     put_feature_batches,
 )
 from w2s_jax.training.population import shared_program
-from w2s_jax.training.prediction import soft_labels
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.vocabulary import Vocabulary, occurring
 

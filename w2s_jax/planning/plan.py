@@ -1,36 +1,27 @@
-"""The phases of a run, a DAG, from a resolved config. Pure; imports no JAX.
-
-`base` plans what every run has; `methods.planning.plan` adds what its methods do.
-"""
+"""The phases of a run, a DAG, from a resolved config. Pure; imports no JAX."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.config import Settings
-from w2s_jax.planning.build import (
-    ceiling_slice,
-    features_phase,
-    finetune_phase,
-    generative_phase,
-    labels_phase,
-    pretrain_phase,
-)
+from w2s_jax.config import METHODS, LossSettings, Settings
+from w2s_jax.planning.build import ceiling_slice
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase as Phase
 from w2s_jax.planning.resolve import Resolved
 
 
 @dataclass(frozen=True)
 class Student:
-    """Who is compared with the weak model and the ceiling.
+    """A student of a run: what is compared with the weak model and the ceiling.
 
     Attributes:
-      phase: whose predictions they are.
-      loss: label of the loss.
-      method: 'naive', or what made it.
-      supervisor: the phase whose test labels it is held against in agreement.
+      phase: the phase with its predictions.
+      loss: label of its loss.
+      method: the method that adds it, or 'naive'.
+      supervisor: the phase with whose test labels its agreement is measured.
       ceiling: the phase that recovers the whole gap.
     """
 
@@ -43,10 +34,13 @@ class Student:
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases in an order in which each comes after its parents, without duplicates, and the roles.
+    """The phases of a run and what they are to it.
 
-    `weak` and `ceiling` are phase names; `students` maps '<loss>', and '<loss>+<method>', to who
-    they are.
+    Attributes:
+      phases: distinct, each after its parents.
+      weak: the phase of the weak model.
+      ceiling: the phase of the ceiling.
+      students: key in result.json ('<loss>' or '<loss>+<method>') -> student.
     """
 
     phases: tuple[Phase, ...]
@@ -55,12 +49,12 @@ class Plan:
     students: Mapping[str, Student]
 
     def phase(self, name: str) -> Phase:
-        """The phase of that name."""
+        """Return the phase of that name."""
         return next(p for p in self.phases if p.name == name)
 
 
-class Builder:
-    """Collects the phases of a run; each method returns a phase's name."""
+class PlanBuilder:
+    """Collects the phases of a run. Methods that add a phase return its name."""
 
     def __init__(self, resolved: Resolved):
         self.resolved, self.settings = resolved, resolved.settings
@@ -69,42 +63,50 @@ class Builder:
         self.evaluated = tuple(sorted({"test", "validation"} & set(weak)))
 
     def add(self, phase: Phase) -> str:
-        """Adds a phase, unless it is there, and returns its name."""
-        if phase.name not in self.phases:
-            sources = self._label_sources(phase)
-            self.phases[phase.name] = dataclasses.replace(phase, label_sources=sources)
-        return phase.name
+        """Add a phase, unless the builder has it; its parents must have been added."""
+        sources = {
+            split: source
+            for split in phase.inputs.values()
+            if (source := self._label_source(phase, split)) is not None
+        }
+        phase = dataclasses.replace(phase, label_sources=sources)
+        return self.phases.setdefault(phase.name, phase).name
 
-    def _label_sources(self, phase: Phase) -> dict[str, str]:
-        """Returns, for each split of a phase, the nearest phase behind it that labels the split."""
-        found = {}
-        for split in phase.inputs.values():
-            source = phase.parents.get("labels")
-            while source is not None and split not in self.phases[source].label_splits:
-                source = self.phases[source].parents.get("labels")
-            if source is not None:
-                found[split] = source
-        return found
+    def _label_source(self, phase: Phase, split: str) -> str | None:
+        """Return the phase whose labels of a split apply; None for ground truth.
+
+        Some phases make labels of the training documents only, from other labels. On other splits,
+        these other labels apply.
+        """
+        source = phase.parents.get("labels")
+        while source is not None and split not in self.phases[source].label_splits:
+            source = self.phases[source].parents.get("labels")
+        return source
+
+    def make(self, kind: str, **arguments: Any) -> str:
+        """Add a phase of a kind; `arguments` are those of its `PhaseKind.build`."""
+        return self.add(PHASE_KINDS[kind].build(self.resolved, **arguments))
 
     def init(self, role: str) -> dict[str, str]:
-        """{'init': a role's pretraining}, or {}."""
-        pretrain = pretrain_phase(self.resolved, role)
-        return {} if pretrain is None else {"init": self.add(pretrain)}
+        """Return {'init': a role's pretraining phase}, or {} without one."""
+        if "pretrain" not in self.resolved.roles[role].digests:
+            return {}
+        return {"init": self.make("pretrain", role=role)}
 
     def generative(self, role: str, split: str, epochs: float) -> dict[str, str]:
-        """{'init': a role's model after next-token training on a split's texts}."""
-        return {
-            "init": self.add(generative_phase(self.resolved, role, split, epochs, self.init(role)))
-        }
+        """Return {'init': a phase of next-token training of a role's model on a split's texts}."""
+        parents = self.init(role)
+        name = self.make("pretrain", role=role, split=split, epochs=epochs, parents=parents)
+        return {"init": name}
 
     def features(self, role: str, init: Mapping[str, str] | None = None) -> str:
-        """What the heads of a role's frozen model see, pretrained or as a phase has left it."""
+        """Add features of a role's frozen model: pretrained, or that of the phase in `init`."""
         parents = self.init(role) if init is None else init
-        return self.add(features_phase(self.resolved, role, parents))
+        return self.make("features", role=role, parents=parents)
 
     def labels(
         self,
-        kind: str,
+        method: str,
         role: str,
         splits: tuple[str, ...],
         parents: Mapping[str, str],
@@ -112,9 +114,16 @@ class Builder:
         label: str = "",
         **options: Any,
     ) -> str:
-        """Labels of some splits, made as `phases.labelling` says of `kind`."""
-        made = labels_phase(self.resolved, kind, role, splits, parents, options, label or kind)
-        return self.add(made)
+        """Add labels of some splits, made by the label maker `method` (see `phases.labelling`)."""
+        return self.make(
+            "labels",
+            method=method,
+            role=role,
+            splits=splits,
+            parents=parents,
+            options=options,
+            label=label,
+        )
 
     def trained(
         self,
@@ -127,43 +136,34 @@ class Builder:
         adapt: str | None = None,
         **more: Any,
     ) -> str:
-        """The phase that trains a role's model, behind those that it starts from.
+        """Add a phase that finetunes a role's model, and those that it starts from.
 
         Args:
-          kind, role, split: as in `Phase`; the split that it trains on.
-          init: what it starts from; None: the role's pretraining.
+          kind: 'weak', 'student' or 'ceiling'.
+          role: the role.
+          split: the split that it is trained on.
+          init: what it starts from; None for the role's pretraining.
           parents: others, such as 'labels'.
-          adapt: instead of the role's own.
+          adapt: in place of the role's own.
           **more: `loss`, `label`, `label_splits`, `subset`, `suffixed`, `seed`, `select`, `train`
-            (see `finetune_phase`).
+            (see `phases.kinds.finetune.build`).
         """
-        own = self.settings.roles[role].train
-        adapt = adapt or own.adapt
+        adapt = adapt or self.settings.roles[role].train.adapt
         start = self.init(role) if init is None else dict(init)
-        given = dict(parents or {})
+        given, where = dict(parents or {}), {"role": role, "split": split}
         if adapt in ("probe", "probe_then_full"):
             probed = given | {"features": self.features(role, start)}
-            more_of_probe = {k: more[k] for k in ("loss", "subset", "seed") if k in more}
             if adapt == "probe":
-                return self.add(
-                    finetune_phase(self.resolved, kind, role, split, probed, probe=True, **more)
-                )
-            first = finetune_phase(
-                self.resolved,
-                "probe",
-                role,
-                split,
-                probed,
-                probe=True,
-                purpose=kind,
-                **more_of_probe,
+                return self.make(kind, **where, parents=probed, probe=True, **more)
+            shared = {k: more[k] for k in ("loss", "subset", "seed") if k in more}
+            given["head"] = self.make(
+                "probe", **where, parents=probed, probe=True, purpose=kind, **shared
             )
-            given["head"] = self.add(first)
-        return self.add(finetune_phase(self.resolved, kind, role, split, start | given, **more))
+        return self.make(kind, **where, parents=start | given, **more)
 
 
-def base(builder: Builder) -> Plan:
-    """Weak model, ceiling, and a naive student for each loss, behind what they start from."""
+def base(builder: PlanBuilder) -> Plan:
+    """Return the plan of every run: weak model, ceiling, and a naive student for each loss."""
     settings = builder.settings
     for role in ("weak", "strong"):
         start = builder.init(role)
@@ -190,5 +190,108 @@ def base(builder: Builder) -> Plan:
 
 
 def _supervised(settings: Settings) -> tuple[str, ...]:
-    """The slices that the weak model labels."""
+    """Return the slices that the weak model labels."""
     return tuple(f"slice{number}" for number in range(2, settings.num_slices + 1))
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MethodPlanner:
+    """Where a method adds its phases and students.
+
+    Attributes:
+      builder: collects the phases of the run.
+      naive: the weak model, the ceiling and the naive students.
+    """
+
+    builder: PlanBuilder
+    naive: Plan
+
+    @property
+    def losses(self) -> tuple[LossSettings, ...]:
+        """The losses that a method trains its students with."""
+        return self.builder.settings.method_losses
+
+    @property
+    def label_splits(self) -> tuple[str, ...]:
+        """The splits that a supervisor labels: the student's slice, validation and test."""
+        return ("slice2", *self.builder.evaluated)
+
+    def size(self, split: str) -> int:
+        """Documents of a split."""
+        return len(self.builder.resolved.roles["strong"].splits[split])
+
+    def student(
+        self,
+        method: str,
+        labels: str,
+        loss: LossSettings,
+        *,
+        supervisor: str = "",
+        ceiling: str = "",
+        split: str = "slice2",
+        **more: Any,
+    ) -> Student:
+        """Add a student: the strong model, trained on labels that a phase has made.
+
+        Args:
+          method: name of the method, or of its variant.
+          labels: the phase with the labels.
+          loss: of the student.
+          supervisor: the phase whose test labels agreement is measured against; '': `labels`.
+          ceiling: the phase that recovers the whole gap; '': that of the run.
+          split: the slice that is labelled.
+          **more: as in `PlanBuilder.trained`.
+        """
+        phase = self.builder.trained(
+            "student",
+            "strong",
+            split,
+            loss=loss,
+            parents={"labels": labels},
+            label=f"{loss.label}+{method}",
+            **more,
+        )
+        ceiling = ceiling or self.naive.ceiling
+        return Student(phase, loss.label, method, supervisor or labels, ceiling)
+
+    def students(self, method: str, labels: str, **more: Any) -> dict[str, Student]:
+        """Add a student for each loss, and return them by their keys in result.json."""
+        return {
+            f"{loss.label}+{method}": self.student(method, labels, loss, **more)
+            for loss in self.losses
+        }
+
+
+def plan(resolved: Resolved) -> Plan:
+    """Return all phases of a run: naive students, and what its methods add.
+
+    Raises:
+      InputError: for a method that the models, the data or the other settings do not allow.
+    """
+    builder = PlanBuilder(resolved)
+    naive = base(builder)
+    students = dict(naive.students)
+    for method in resolved.settings.methods:
+        spec = METHODS[method.kind]
+        students |= spec.plan(MethodPlanner(builder, naive), **dict(method.options))
+    used = {naive.weak, naive.ceiling}
+    for student in students.values():
+        used |= {student.phase, student.supervisor, student.ceiling}
+    used = _with_ancestors(builder, used)
+    phases = tuple(phase for phase in builder.phases.values() if phase.name in used)
+    return dataclasses.replace(naive, phases=phases, students=students)
+
+
+def _with_ancestors(builder: PlanBuilder, names: Iterable[str]) -> set[str]:
+    """Return the names, and those of all phases that they build on."""
+    found: set[str] = set()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += builder.phases[name].parents.values()
+    return found

@@ -259,9 +259,3 @@ def probabilities(logits_NC: np.ndarray) -> np.ndarray:
     shifted -= shifted.max(axis=1, keepdims=True)
     p = np.exp(shifted)
     return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def soft_labels(targets_N: np.ndarray) -> np.ndarray:
-    """Return [P(label 0), P(label 1)], float32 [N, 2], from P(label 1)."""
-    targets_N = targets_N.astype(np.float32)
-    return np.stack([1.0 - targets_N, targets_N], axis=1)

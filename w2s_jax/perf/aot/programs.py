@@ -18,14 +18,15 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings, TrainSettings
 from w2s_jax.data import packing
-from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import adapting, budget
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf import workloads
-from w2s_jax.perf.aot.inputs import is_made_up
+from w2s_jax.perf.aot.inputs import is_synthetic
 from w2s_jax.phases.inputs import num_microbatches, step_spec
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.plan import Plan
 from w2s_jax.planning.resolve import Resolved
@@ -39,7 +40,6 @@ from w2s_jax.training.batches import (
     packed_buckets,
 )
 from w2s_jax.training.optimizer import make_optimizer
-from w2s_jax.training.prediction import soft_labels
 from w2s_jax.training.programs import programs
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import HISTORY, TrainState, float32, rounded_up, state_shardings
@@ -109,7 +109,7 @@ def programs_of(
     left_out = []
     with sharding.over(mesh):
         for phase in plan.phases:
-            if phase.kind == "labels":
+            if PHASE_KINDS[phase.kind].forward is None:
                 left_out.append(phase.title)
                 continue
             passes = _label_passes(phase, resolved, mesh, memory, host)
@@ -289,7 +289,7 @@ def _batches(
         assert targets_NC is not None
         return (_abstract(feature_bucket(order_SB, targets_NC), whole),), documents, None
     vocabulary = None
-    if phase.loss is not None and not is_made_up(resolved):
+    if phase.loss is not None and not is_synthetic(resolved):
         vocabulary = occurring(documents, phase.model, train)
     packed = packing.pack(
         documents if vocabulary is None else vocabulary.documents(documents),
@@ -344,9 +344,9 @@ def _label_passes(
     phase: Phase, resolved: Resolved, mesh: Mesh, memory: int, host: Sequence[Any]
 ) -> list[Program]:
     """Return the program of a phase's largest label batch, which takes most memory."""
-    if phase.train.adapt == "probe" or phase.kind == "pretrain":
+    if phase.train.adapt == "probe" or PHASE_KINDS[phase.kind].forward == "none":
         return []
-    features = phase.kind == "features"
+    features = PHASE_KINDS[phase.kind].forward == "features"
     texts = phase.num_texts
     params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
     if not features:
@@ -385,7 +385,8 @@ def _label_pass(
         row_multiple=1 if alone else sharding.row_shards(mesh),
         **row_preferences(phase.model),
     )
-    run = prediction.label_pass(phase.model, phase.train.compute_dtype, phase.kind == "features")
+    forward = PHASE_KINDS[phase.kind].forward
+    run = prediction.label_pass(phase.model, phase.train.compute_dtype, forward == "features")
     rows, whole = sharding.rows(mesh, leading=0), sharding.replicated(mesh)
     if alone:
         batch = jax.tree.map(
@@ -405,10 +406,10 @@ def _label_pass(
     flops = workloads.model_flops(phase.model, phase.train, documents, labels=True)
     share = order_SB.shape[1] / len(documents)
     return Program(
-        title=f"{phase.title}: {'features' if phase.kind == 'features' else 'labels'}",
+        title=f"{phase.title}: {'features' if forward == 'features' else 'labels'}",
         role=phase.role,
         trains=False,
-        key=(phase.model, phase.train.compute_dtype, phase.kind == "features", str(shapes)),
+        key=(phase.model, phase.train.compute_dtype, forward, str(shapes)),
         function=function,
         args=args,
         parts={"parameters": on_chip, "batches": of_batch},
