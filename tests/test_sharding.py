@@ -149,7 +149,7 @@ def test_no_process_is_left_without_a_device():
 
 def test_rules_that_split_two_axes_of_an_array_alike_are_refused():
     assert RULES.spec(("layers", "embed", "mlp")) == jax.P(None, "fsdp", "tensor")
-    with pytest.raises(errors.InputError, match=r"'embed' and 'mlp' .* along 'tensor'"):
+    with pytest.raises(errors.InputError, match=r"'embed' and 'mlp' .* sharded over 'tensor'"):
         dataclasses.replace(RULES, embed="tensor").spec(("layers", "embed", "mlp"))
     with pytest.raises(errors.InputError, match="logical axis: .*'embedd'.*did you mean 'embed'"):
         RULES.spec(("embedd",))
@@ -362,7 +362,7 @@ def test_no_moment_is_gathered_nor_are_the_activations_of_all_rows(shape):
     found = gathered(program)
     assert found and not found & moments(state)
     batch = placed(make_spec(), sharding.mesh_of(shape), rows=8).at(0)
-    rows, length = batch["tokens_SMRL"].shape[-2:]
+    rows, length = batch.batches.microbatches.tokens_RL.shape[-2:]
     assert not {(rows * length, 16), (rows, length, 16)} & found
 
 

@@ -21,6 +21,7 @@ from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training import loop
 from w2s_jax.training.batch_sources import compile_for
 from w2s_jax.training.checkpoints import Checkpoints
+from w2s_jax.training.interfaces import Reporter
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.prediction import probabilities
 from w2s_jax.training.state import init_state
@@ -94,7 +95,7 @@ def schedule_of(phase: Phase, context: Context) -> loop.Schedule:
 
 def phase_log(
     phase: Phase, context: Context, *, shows_bar: bool = True
-) -> contextlib.AbstractContextManager[loop.Reporter]:
+) -> contextlib.AbstractContextManager[Reporter]:
     """Return a context manager of the reporter of a phase's training."""
     if not processes.is_first():
         return ProcessLog(phase.title, phase.total_steps)

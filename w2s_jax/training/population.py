@@ -20,7 +20,6 @@ from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.packing import PackedBatches
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.training import loop
 from w2s_jax.training.batch_sources import ResidentBatches
 from w2s_jax.training.batches import (
     NO_EXTRAS,
@@ -31,6 +30,7 @@ from w2s_jax.training.batches import (
     packed_buckets,
     padded,
 )
+from w2s_jax.training.interfaces import Evaluate
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState
 from w2s_jax.training.step import train_block, train_step
@@ -127,8 +127,8 @@ def member(tree: Any, index: int) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def evaluate_each(evaluates: Sequence[Callable[[Any], dict[str, Any]]]) -> loop.Evaluate:
-    """Return a `loop.Evaluate` of functions that evaluate one member's parameters each."""
+def evaluate_each(evaluates: Sequence[Callable[[Any], dict[str, Any]]]) -> Evaluate:
+    """Return a `Evaluate` of functions that evaluate one member's parameters each."""
     return lambda params: [run(member(params, i)) for i, run in enumerate(evaluates)]
 
 

@@ -3,8 +3,8 @@
 The file reads from top to bottom:
 
   forward    hidden_states, class_features, class_logits
-  loss       next_token_loss, accuracy, updated_loss_state
-  gradient   loss_and_gradient: whole_gradient, additive_gradient or coupled_gradient
+  loss       class_loss, next_token_loss, accuracy, updated_loss_state
+  gradient   loss_and_gradient: whole_, additive_, coupled_ or next_token_gradient
   update     apply_update
   step       train_step, train_block
 
@@ -81,6 +81,24 @@ def class_logits(
 # --- loss ----------------------------------------------------------------------------------------
 
 
+def class_loss(
+    kind: str,
+    options: dict[str, Any],
+    state: Any,
+    step_fraction: Array,
+    logits_BC: Array,
+    targets_BC: Array,
+    weights_B: Array,
+) -> Array:
+    """Return the weighted mean of a classifier's loss over documents."""
+    loss = LOSSES[kind]
+    state = None if loss.init_state is None else state
+    with jax.named_scope("loss"):
+        return loss(
+            logits_BC, targets_BC, step_fraction, weights_B=weights_B, state=state, **options
+        )
+
+
 def next_token_loss(
     model: ModelConfig, params: Any, micro: Microbatch, weights_RL: Array, **how: str
 ) -> tuple[Array, Array]:
@@ -137,9 +155,8 @@ class Gradient(NamedTuple):
     loss_state: Any
 
 
-#: (trained parameters, microbatch) -> class logits [m, C].
+# (trained parameters, microbatch) -> class logits; (logits, targets, weights) -> loss.
 LogitsFn = Callable[[Any, Any], Array]
-#: (logits_BC, targets_BC, weights_B) -> weighted mean of the documents' losses.
 LossFn = Callable[[Array, Array, Array], Array]
 
 
@@ -165,20 +182,14 @@ def loss_and_gradient(
     """
     how = {"compute_dtype": spec.train.compute_dtype, "remat": spec.train.remat}
     if spec.loss is None:
-        return _language_model_gradient(spec.model, how, params, frozen, batch, loss_state)
+        return Gradient(*next_token_gradient(spec.model, how, params, frozen, batch), loss_state)
     kind, static_options = spec.loss
     loss, options = LOSSES[kind], dict(static_options) | loss_options
 
     def logits_fn(params: Any, micro: Microbatch | FeatureMicrobatch) -> Array:
         return class_logits(spec.model, adapting.join(params, frozen), micro, **how)
 
-    def loss_fn(logits_BC: Array, targets_BC: Array, weights_B: Array) -> Array:
-        state = None if loss.init_state is None else loss_state
-        with jax.named_scope("loss"):
-            return loss(
-                logits_BC, targets_BC, step_fraction, weights_B=weights_B, state=state, **options
-            )
-
+    loss_fn = functools.partial(class_loss, kind, options, loss_state, step_fraction)
     # The state of a loss depends on the whole batch.
     additive = not loss.coupled and loss.init_state is None
     if batch.num_microbatches > 1 and additive:
@@ -249,10 +260,10 @@ def coupled_gradient(
     return loss, grads, logits_BC
 
 
-def _language_model_gradient(
-    model: ModelConfig, how: dict[str, str], params: Any, frozen: Any, batch: Batch, loss_state: Any
-) -> Gradient:
-    """Return the gradient of the weighted mean next-token loss, summed over microbatches."""
+def next_token_gradient(
+    model: ModelConfig, how: dict[str, str], params: Any, frozen: Any, batch: Batch
+) -> tuple[Array, Any, Array]:
+    """Return loss, gradients and accuracy of a language model, summed over microbatches."""
     microbatches = batch.microbatches
     assert isinstance(microbatches, Microbatch)
     weights_MRL = next_token_weights(microbatches)
@@ -268,7 +279,7 @@ def _language_model_gradient(
         (loss, right), grads = jax.value_and_grad(term, has_aux=True)(params, *arguments)
     else:
         (loss, right), grads = _summed(term, params, microbatches, weights_MRL)
-    return Gradient(loss, grads, right, loss_state)
+    return loss, grads, right
 
 
 def _summed(term: Callable, params: Any, *microbatches: Any) -> tuple[tuple[Array, Array], Any]:
