@@ -125,10 +125,10 @@ def _points():
     import pyarrow.parquet
 
     from w2s_jax.store import artifacts, trees
-    from w2s_jax.training import checkpoints, dispatch
+    from w2s_jax.training import batch_sources, checkpoints
 
     return (
-        (dispatch.Runner, "run", BLOCK, ""),
+        (batch_sources.ResidentBatches, "advance", BLOCK, ""),
         (checkpoints.Checkpoints, "save", "", WRITING),
         (checkpoints, "write_manifest", COMMITTED, ""),
         (trees, "write_manifest", FINAL, ""),

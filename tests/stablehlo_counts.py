@@ -6,6 +6,8 @@ from collections import Counter
 
 #: What only says where other operations stand.
 LEFT_OUT = {"func.func", "func.call", "func.return", "stablehlo.return", "sdy.return"}
+#: Operations whose operands are what their bodies use, in the order in which tracing meets it.
+UNORDERED = {"stablehlo.while", "sdy.manual_computation"}
 
 
 def operations(text: str) -> Counter[str]:
@@ -14,7 +16,8 @@ def operations(text: str) -> Counter[str]:
     A function's operations count as often as it is called from `main`, by others too, as if all of
     them were inlined; those in regions (bodies of loops, branches, reductions) count once. A custom
     call's target is part of its name; that it is a kernel's, and what it holds, is not looked at.
-    Attributes, shardings, places and the names of values are ignored.
+    Operands and results of `UNORDERED` operations are sorted by type. Attributes, shardings, places
+    and the names of values are ignored.
 
     Raises:
       ValueError: functions call each other in a circle, or one that is not there.
@@ -71,8 +74,10 @@ def _described(op) -> str:
     name = op.name
     if name == "stablehlo.custom_call":
         name += f"@{ir.StringAttr(op.attributes['call_target_name']).value}"
-    operands = ", ".join(str(value.type) for value in op.operands)
-    results = ", ".join(str(value.type) for value in op.results)
+    types = [[str(value.type) for value in values] for values in (op.operands, op.results)]
+    if op.name in UNORDERED:
+        types = [sorted(each) for each in types]
+    operands, results = (", ".join(each) for each in types)
     return f"{name} ({operands}) -> ({results})"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from w2s_jax import sharding
 from w2s_jax.core.errors import InputError
-from w2s_jax.models import attention_cpu, attention_kernels
+from w2s_jax.models import attention_kernels
 from w2s_jax.models.attention import (
     at_slots,
     attention,
@@ -252,7 +252,7 @@ CASE = attention_kernels.Case(
     head_size=64,
     static_window=True,
     softcap=False,
-    parts=(1, 1),
+    shards=(1, 1),
 )
 
 
@@ -272,13 +272,13 @@ CASE = attention_kernels.Case(
         ({"head_size": 60}, "splash", "xla"),
         ({"static_window": False}, "xla", "cudnn"),
         ({"softcap": True}, "splash", "xla"),
-        ({"parts": None}, "xla", "xla"),
-        ({"parts": (8, 4)}, "splash", "cudnn"),
-        ({"parts": (3, 1)}, "xla", "xla"),
-        ({"parts": (1, 3)}, "xla", "xla"),
-        ({"parts": (1, 6), "kv_heads": 12}, "splash", "cudnn"),
-        ({"parts": (1, 6), "kv_heads": 4}, "xla", "xla"),
-        ({"parts": (1, 2), "heads": 3, "kv_heads": 2}, "xla", "xla"),
+        ({"shards": None}, "xla", "xla"),
+        ({"shards": (8, 4)}, "splash", "cudnn"),
+        ({"shards": (3, 1)}, "xla", "xla"),
+        ({"shards": (1, 3)}, "xla", "xla"),
+        ({"shards": (1, 6), "kv_heads": 12}, "splash", "cudnn"),
+        ({"shards": (1, 6), "kv_heads": 4}, "xla", "xla"),
+        ({"shards": (1, 2), "heads": 3, "kv_heads": 2}, "xla", "xla"),
     ],
     ids=str,
 )
@@ -343,7 +343,7 @@ def test_a_kernel_that_cannot_compute_a_shape_is_refused():
     with pytest.raises(InputError, match="unknown value 'splush' .*'splash'.*xla, cudnn, splash"):
         attention_kernels.using("splush")
     with attention_kernels.using("splash"):
-        with pytest.raises(InputError, match="'splash': it cannot take several devices"):
+        with pytest.raises(InputError, match="'splash' does not support several devices"):
             attention(q, k, v, segments)
         uneven = pytest.raises(InputError, match="2 rows, 4 heads .* over 4 and 1 devices")
         with sharding.over(sharding.mesh_of((4, 1, 1))), uneven:
@@ -364,10 +364,10 @@ def test_keys_that_no_query_of_a_chunk_may_see_are_left_out_of_cpu_attention(dty
         for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
             row[start:stop] = number + 1
     segments = jnp.asarray(segments)
-    first_keys = attention_cpu.FirstKeys((0, 96, 224, 224))
-    with attention_cpu.seeing(first_keys), sharding.over(sharding.mesh_of((1, 1, 1))):
-        ours = value_and_gradients(attention, q, k, v, segments)
-        counted = jax.make_jaxpr(lambda *x: attention(*x))(q, k, v, segments)
+    compute = functools.partial(attention, first_keys=(0, 96, 224, 224))
+    with sharding.over(sharding.mesh_of((1, 1, 1))):
+        ours = value_and_gradients(compute, q, k, v, segments)
+        counted = jax.make_jaxpr(lambda *x: compute(*x))(q, k, v, segments)
     padding = np.asarray(segments) == 0
     theirs = truth(q, k, v, segments)
     ours, theirs = ([np.where(padding[..., None, None], 0, x) for x in xs] for xs in (ours, theirs))
@@ -382,7 +382,5 @@ def test_keys_that_no_query_of_a_chunk_may_see_are_left_out_of_cpu_attention(dty
 
 def test_what_a_chunk_sees_is_no_part_of_attention_that_looks_ahead():
     arrays = rows(length=300)
-    first_keys = attention_cpu.FirstKeys((0, 128, 256))
-    with attention_cpu.seeing(first_keys):
-        ours = attention(*arrays, causal=False)
+    ours = attention(*arrays, causal=False, first_keys=(0, 128, 256))
     np.testing.assert_allclose(ours, attention_reference(*arrays, causal=False), atol=2e-5)

@@ -1,14 +1,13 @@
 """The average of the weights, and smoothed labels: against their formulas, and in a whole run."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from training_problem import BATCH, STEPS, fresh, make_spec, order, problem, targets
+from training_problem import BATCH, STEPS, fresh, make_spec, order, problem, runner, targets
 
 from w2s_jax import models, sharding, testing
 from w2s_jax.config.validation import validate
@@ -17,9 +16,9 @@ from w2s_jax.phases import inputs
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training import dispatch, loop
-from w2s_jax.training.batches import put_feature_batches
-from w2s_jax.training.inference import Predictor
+from w2s_jax.training import loop
+from w2s_jax.training.batch_sources import put_feature_batches
+from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.spec import average_weights
 from w2s_jax.training.state import HISTORY, TrainState, result_of, rounded_up
 
@@ -30,7 +29,7 @@ def probe(spec, mesh):
     frozen = {"features_NKD": jax.device_put(features, sharding.replicated(mesh))}
     batches = put_feature_batches(order(), targets(), mesh)
     params = {"head": problem()[2]["head"]}
-    return dispatch.runner(spec, mesh, frozen, batches), fresh(spec, mesh, params=params)
+    return runner(spec, mesh, frozen, batches), fresh(spec, mesh, params=params)
 
 
 @pytest.mark.parametrize("decay,shards", [(0.5, 1), (0.99, 8)])
@@ -43,7 +42,7 @@ def test_the_average_follows_a_recursion_over_the_parameters_of_each_step(decay,
     np.testing.assert_array_equal(state.average["head"]["kernel"], problem()[2]["head"]["kernel"])
     moment, found = 0.0, []
     for step in range(STEPS):
-        state = run.run(state, step, step + 1)
+        state = run(state, step, step + 1)
         params = np.asarray(state.params["head"]["kernel"], np.float64)
         moment = decay * moment + (1 - decay) * params
         wanted = moment / (1 - decay ** (step + 1))
@@ -52,7 +51,7 @@ def test_the_average_follows_a_recursion_over_the_parameters_of_each_step(decay,
         found.append(average)
     assert np.abs(found[-1] - params).max() > 0.1
     run, state = probe(spec, mesh)
-    state = run.run(state, 0, STEPS)
+    state = run(state, 0, STEPS)
     np.testing.assert_allclose(state.average["head"]["kernel"], found[-1], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(result_of(state)["head"]["kernel"], found[-1])
 
@@ -89,8 +88,13 @@ class Silent:
 class Nothing:
     """Data."""
 
+    def advance(self, program, state, first, last):
+        for _ in range(first, last):
+            state = program(state)
+        return state
+
     def at(self, step):
-        return {}
+        return None
 
     def position(self):
         return None
@@ -112,7 +116,7 @@ def test_evaluations_see_the_average_and_the_best_or_last_is_kept(select, kept):
     )
 
     @jax.jit
-    def step(state, batches):
+    def step(state):
         count = state.params["count"] + 1
         return dataclasses.replace(
             state,
@@ -129,18 +133,15 @@ def test_evaluations_see_the_average_and_the_best_or_last_is_kept(select, kept):
         return [{"agreement": score, "score": [score]}]
 
     plan = loop.Schedule(STEPS, batch_size=BATCH, eval_every=1, select=select)
-    runner = dispatch.single_steps(step, Nothing())
-    _, result, _ = loop.train(runner, state, Nothing(), plan, [Silent()], evaluate=evaluate)
+    _, result, _ = loop.train(step, state, Nothing(), plan, [Silent()], evaluate=evaluate)
     assert seen == [10.0, 20.0, 30.0, 40.0]
     assert float(result["count"]) == kept
 
 
-def test_smoothed_labels_have_their_closed_form(monkeypatch):
-    monkeypatch.setattr(inputs, "targets_of", lambda phase, context, role: {"train": soft}[role])
+def test_smoothed_labels_have_their_closed_form():
     soft = targets()
     for epsilon in (0.0, 0.1, 0.5):
-        train = types.SimpleNamespace(label_smoothing=epsilon)
-        found = inputs.training_targets(types.SimpleNamespace(train=train), None)
+        found = inputs.smoothed(soft, epsilon)
         wanted = (1 - epsilon) * soft.astype(float) + epsilon / 2
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
         assert found.dtype == np.float32

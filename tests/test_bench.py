@@ -282,7 +282,7 @@ def padded(workload):
             tokens[s, 0, b, : lengths[i]] = workload.documents.document(i)
     used = np.arange(longest) < lengths[order_SB][:, None, :, None]
     read_outs = np.arange(32) * longest + lengths[order_SB] - 1
-    stack = packing.Stack(
+    bucket = packing.PackedBucket(
         steps_S,
         tokens,
         used.astype(np.uint16),
@@ -291,7 +291,7 @@ def padded(workload):
         (),
         None,
     )
-    return packing.PackedBatches((stack,), order_SB)
+    return packing.PackedBatches((bucket,), order_SB)
 
 
 @pytest.mark.slow

@@ -16,9 +16,11 @@ from w2s_jax.core import errors
 from w2s_jax.models import adapting, budget, heads, lora, network
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.testing import tiny_model
+from w2s_jax.training.batches import Batch, Bucket, Microbatch
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.programs import compile_step
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import StepSpec, train_step
 
 LENGTH = 24
 GATED = dict(norm="rmsnorm", positions="rope", activation="silu", gated_mlp=True, mlp_bias=False)
@@ -272,22 +274,22 @@ def test_activations_are_within_a_factor_of_two_of_the_compiled_step(
     )
     whole = sharding.replicated(mesh)
     params = {"backbone": network.init_params(config, 0, mesh)}
-    batches = {
-        "index_S": np.zeros(1, np.int32),
-        "tokens_SMRL": np.ones((1, 1, rows, length), np.int32),
-        "segment_ids_SMRL": np.ones((1, 1, rows, length), np.int32),
-    }
+    ones = np.ones((1, 1, rows, length), np.int32)
+    batches = Batch(Microbatch(ones, ones))
     if not logits:
         params["head"] = {"kernel": jax.device_put(jnp.zeros((64, 2)), whole)}
-        batches["read_outs_SMmK"] = np.zeros((1, 1, rows, 1), np.int32)
-        batches["slots_SMRQ"] = np.full((1, 1, rows, 1), length - 1, np.int32)
-        batches["targets_SBC"] = np.full((1, rows, 2), 0.5, np.float32)
-        batches["weights_SB"] = np.ones((1, rows), np.float32)
+        slots = np.full((1, 1, rows, 1), length - 1, np.int32)
+        batches = Batch(
+            Microbatch(ones, ones, slots, np.zeros((1, 1, rows, 1), np.int32)),
+            np.full((1, rows, 2), 0.5, np.float32),
+            np.ones((1, rows), np.float32),
+        )
     trained, frozen = adapting.split(train, config, params)
     state = init_state(trained, make_optimizer(train), 1, mesh)
     spec = StepSpec(config, train, 1, None if logits else ("xent", ()))
-    program = train_step(spec, mesh, frozen)
-    step = program.func.lower(*program.args, state, jax.device_put(batches, whole)).compile()
+    bucket = Bucket(batches, np.zeros(1, np.int32))
+    program = compile_step(spec, mesh, frozen)
+    step = program.func.lower(*program.args, state, jax.device_put(bucket, whole)).compile()
     found = memory(
         config,
         tokens=rows * length,

@@ -18,6 +18,7 @@ from training_problem import (
     placed,
     problem,
     relative,
+    runner,
     targets,
 )  # fmt: skip
 
@@ -26,8 +27,8 @@ from w2s_jax.data import packing
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import heads, network
 from w2s_jax.models.dropout import Dropout, make_key, slot_keys
-from w2s_jax.training import dispatch
-from w2s_jax.training.batches import StreamedBatches, packed_arrays
+from w2s_jax.training.batch_sources import StreamedBatches
+from w2s_jax.training.batches import BatchExtras, packed_buckets
 
 __all__ = ["descent"]
 
@@ -40,8 +41,8 @@ def gradient(spec, shards=1, **options):
     state = fresh(spec, mesh)
     start = jax.device_put(np.int32(STEP), sharding.replicated(mesh))
     state = dataclasses.replace(state, step=start)
-    run = dispatch.runner(spec, mesh, None, placed(spec, mesh, **options))
-    state = run.run(state, STEP, STEP + 1)
+    run = runner(spec, mesh, None, placed(spec, mesh, **options))
+    state = run(state, STEP, STEP + 1)
     return float(state.history[STEP, 0]), 2 * (flat(problem()[2]) - flat(state.params))
 
 
@@ -102,8 +103,8 @@ def test_language_models_drop_the_same_in_microbatches(descent):
         mesh = sharding.mesh_of((1, 1, 1))
         params = {"backbone": problem()[2]["backbone"]}
         state = fresh(spec, mesh, params=params)
-        run = dispatch.runner(spec, mesh, None, placed(spec, mesh, labels=False))
-        state = run.run(state, 0, 1)
+        run = runner(spec, mesh, None, placed(spec, mesh, labels=False))
+        state = run(state, 0, 1)
         found.append(flat(params) - flat(state.params))
     assert relative(found[1], found[0]) < 1e-5
 
@@ -186,11 +187,12 @@ def test_each_slot_knows_its_text(num_texts, micro):
     )
     rows = np.random.default_rng(0).permutation(24 // num_texts)[:8].reshape(2, 4).astype(np.int32)
     packed = packing.pack(documents, rows, num_microbatches=micro, max_shapes=1)
-    (arrays,) = packed_arrays(packed, None, {"pieces_SMRL"})
+    (bucket,) = packed_buckets(packed, None, BatchExtras(text_ids=True))
+    micro = bucket.batches.microbatches
     seen = set()
-    for index in np.ndindex(arrays["segment_ids_SMRL"].shape[:3]):
+    for index in np.ndindex(micro.segment_ids_RL.shape[:3]):
         tokens, segments, pieces = (
-            arrays[name][index] for name in ("tokens_SMRL", "segment_ids_SMRL", "pieces_SMRL")
+            x[index] for x in (micro.tokens_RL, micro.segment_ids_RL, micro.text_ids_RL)
         )
         for segment in range(1, segments.max() + 1):
             (piece,) = set(pieces[segments == segment])
@@ -218,15 +220,16 @@ def test_streamed_text_is_told_apart_whatever_the_microbatch_and_mesh():
     found = []
     for micro, shards in ((1, 1), (2, 1), (2, 4)):
         mesh = sharding.mesh_of((shards, 1, 1))
-        batches = StreamedBatches(Stream(), micro, STEPS, mesh, needs={"pieces_SMRL"})
-        pieces = np.asarray(batches.at(0)["pieces_SMRL"])[0]
+        batches = StreamedBatches(Stream(), micro, STEPS, mesh, BatchExtras(text_ids=True))
+        pieces = np.asarray(batches.at(0).batches.microbatches.text_ids_RL)[0]
         found.append(pieces[:, : 4 // micro].reshape(4, 6))
     segments = Stream().segments
     for pieces in found:
         np.testing.assert_array_equal(pieces, found[0])
         runs = {(row, seg) for row in range(4) for seg in segments[row]}
         assert len(np.unique(pieces)) == len(runs)
-    assert "pieces_SMRL" not in StreamedBatches(Stream(), 1, STEPS, mesh).at(0)
+    plain = StreamedBatches(Stream(), 1, STEPS, mesh).at(0)
+    assert plain.batches.microbatches.text_ids_RL is None
 
 
 def test_without_dropout_programs_take_nothing_more():
@@ -234,8 +237,10 @@ def test_without_dropout_programs_take_nothing_more():
     numbers = spec.hyperparameters()
     assert numbers.dropout is numbers.average_S is numbers.seed is None
     assert spec.program_key() == make_spec().program_key()
-    arrays = placed(spec, sharding.mesh_of((1, 1, 1))).stacks[0]
-    assert set(arrays) == {
-        "index_S", "tokens_SMRL", "segment_ids_SMRL", "read_outs_SMmK", "slots_SMRQ", "weights_SB",
-        "targets_SBC",
-    }  # fmt: skip
+    (bucket,) = placed(spec, sharding.mesh_of((1, 1, 1))).buckets
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(bucket)]
+    assert paths == [
+        ".batches.microbatches.tokens_RL", ".batches.microbatches.segment_ids_RL",
+        ".batches.microbatches.slots_RQ", ".batches.microbatches.read_outs_mK",
+        ".batches.targets_BC", ".batches.weights_B", ".index_S",
+    ]  # fmt: skip

@@ -7,6 +7,7 @@ tensor.
 """
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -19,11 +20,13 @@ from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.models import families
-from w2s_jax.training.batches import put_batches
-from w2s_jax.training.inference import Predictor
+from w2s_jax.training.batch_sources import put_batches
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.prediction import Predictor
+from w2s_jax.training.programs import compile_step
+from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import StepSpec, classification, train_step
+from w2s_jax.training.step import loss_and_gradient
 
 SETTINGS = TrainSettings(learning_rate=1e-3, schedule="constant", batch_size=6)
 
@@ -70,12 +73,10 @@ def problem(golden):
 @pytest.fixture(scope="module")
 def objective(problem):
     """(loss, gradients) of the batch, by the function that the training step differentiates."""
-    arrays = problem.batches.at(0)
-    batch = {
-        name.replace("_S", "_", 1): array[0] for name, array in arrays.items() if name != "index_S"
-    }
-    loss, grads, _ = jax.jit(classification(problem.spec))(problem.params, {}, batch, np.float32(0))
-    return float(loss), jax.device_get(grads)
+    batch = jax.tree.map(lambda x: x[0], problem.batches.at(0).batches)
+    gradient = jax.jit(functools.partial(loss_and_gradient, problem.spec))
+    found = gradient({}, problem.params, {}, batch, np.float32(0), ())
+    return float(found.loss), jax.device_get(found.grads)
 
 
 def test_the_class_logits_are_those_of_the_released_code(problem, golden):
@@ -120,7 +121,7 @@ def test_one_adam_step_ends_where_pytorchs_does(problem):
     # The step gives its input's buffers away.
     params = jax.tree.map(lambda x: x.copy(), problem.params)
     state = init_state(params, optimizer, 1, problem.mesh)
-    state = train_step(problem.spec, problem.mesh)(state, problem.batches.at(0))
+    state = compile_step(problem.spec, problem.mesh)(state, problem.batches.at(0))
     assert int(state.step) == 1
     predictor = Predictor(problem.spec.model, problem.documents, problem.mesh)
     before, after = predictor(problem.params), predictor(state.params)

@@ -21,7 +21,8 @@ from w2s_jax.core import errors, watchdog
 from w2s_jax.execution import execute
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
-from w2s_jax.training import dispatch, inference, loop
+from w2s_jax.training import loop, prediction
+from w2s_jax.training.batch_sources import ResidentBatches
 
 QUIET = Console(quiet=True)
 
@@ -73,10 +74,14 @@ def test_checkpoints_in_another_folder_are_resumed_by_another_machine(tmp_path, 
     assert folder.is_dir() and not (folder / "checkpoints").exists()
     shutil.rmtree(tmp_path / "lost")
     first = []
-    tell = loop._tell
-    monkeypatch.setattr(
-        loop, "_tell", lambda run, start, *rest: (tell(run, start, *rest), first.append(run.done))
-    )
+    fetch = loop._fetch
+
+    def noted(run, start):
+        rows = fetch(run, start)
+        first.append(run.done)
+        return rows
+
+    monkeypatch.setattr(loop, "_fetch", noted)
     result = execute.run(config, tmp_path / "found", console=QUIET)
     assert first[0] == 10  # the steps that the other machine took are not taken again
     assert comparable(result) == comparable(wanted)
@@ -125,11 +130,11 @@ def test_a_block_and_a_label_pass_that_hang_are_told(tmp_path, monkeypatch, capl
     context.folder(phase.name).path.mkdir()
     monkeypatch.setattr(watchdog, "PATIENCE", 100.0)
     monkeypatch.setattr(loop, "_next_boundary", lambda done, *_: done + 10)
-    run, get = dispatch.Runner.run, inference.jax.device_get
+    advance, get = ResidentBatches.advance, prediction.jax.device_get
 
-    def hangs(self, state, first, last, **options):
+    def hangs(self, program, state, first, last):
         time.sleep(1.5 if first == 10 else 0)
-        return run(self, state, first, last, **options)
+        return advance(self, program, state, first, last)
 
     def hangs_too(value):
         if isinstance(value, jax.Array) and value.shape[-1] == 2:
@@ -137,8 +142,8 @@ def test_a_block_and_a_label_pass_that_hang_are_told(tmp_path, monkeypatch, capl
             time.sleep(1.5)
         return get(value)
 
-    monkeypatch.setattr(dispatch.Runner, "run", hangs)
-    monkeypatch.setattr(inference.jax, "device_get", hangs_too)
+    monkeypatch.setattr(ResidentBatches, "advance", hangs)
+    monkeypatch.setattr(prediction.jax, "device_get", hangs_too)
     phases.run_phase(phase, context)
     told = [r.getMessage() for r in caplog.records if r.name == "w2s_jax.core.watchdog"]
     assert all(text.startswith("weak: no progress for") for text in told)

@@ -1,6 +1,5 @@
 """The loop with a counting model: what early stopping keeps, what a restart remembers."""
 
-import contextlib
 import dataclasses
 import functools
 import time
@@ -15,7 +14,6 @@ from w2s_jax.store.checksums import damage
 from w2s_jax.store.trees import abstract
 from w2s_jax.training import checkpoints, loop
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.dispatch import BLOCK, Runner, single_steps
 from w2s_jax.training.state import HISTORY, TrainState, rounded_up
 
 STEPS = 12
@@ -35,10 +33,17 @@ class Recorder:
 
 
 class Numbers:
-    """Data that stand where they should only if each step asked once, in order."""
+    """Data that check that each step asks once, in order; a dispatch is one step, or a block."""
 
-    def __init__(self):
-        self.next = 0
+    def __init__(self, blocks=False):
+        self.next, self.blocks = 0, blocks
+
+    def advance(self, step, state, first, last):
+        each = last - first if self.blocks else 1
+        for start in range(first, last, each):
+            for number in range(start, start + each):
+                state = step(state, self.at(number))
+        return state
 
     def at(self, step):
         assert step == self.next
@@ -83,20 +88,8 @@ def scripted(scores):
     return evaluate
 
 
-def in_blocks(step, numbers):
-    """A runner that takes all the steps of a block in one call."""
-
-    def advance(state, first, last):
-        for number in range(first, last):
-            state = step(state, numbers.at(number))
-        return state
-
-    return Runner(advance, BLOCK)
-
-
-def train(step, state, numbers, plan, recorder, *, mode=single_steps, **options):
-    runner = mode(step, numbers)
-    return loop.train(runner, state, numbers, plan, [recorder], **options)
+def train(step, state, numbers, plan, recorder, **options):
+    return loop.train(step, state, numbers, plan, [recorder], **options)
 
 
 def schedule(**changes):
@@ -114,10 +107,10 @@ def schedule(**changes):
 )
 def test_the_parameters_of_the_best_evaluation_are_kept(scores, best):
     recorder = Recorder()
-    state, params, clock = train(
+    state, params, stats = train(
         count_up, fresh_state(), Numbers(), schedule(), recorder, evaluate=scripted(scores)
     )
-    assert int(params["count"]) == clock.members[0].best_step == best
+    assert int(params["count"]) == stats.members[0].best_step == best
     assert int(state.params["count"]) == STEPS
     seen = {r["step"]: r["agreement"] for r in recorder.heard if r["split"] == "validation"}
     assert seen == scores
@@ -136,14 +129,14 @@ def test_without_selection_the_last_parameters_count():
     assert int(params["count"]) == STEPS
 
 
-@pytest.mark.parametrize("mode", [single_steps, in_blocks])
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
-def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at, mode):
+def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at, blocks):
     scores = {3: 0.9, 6: 0.2, 9: 0.3, 12: 0.4}
     whole = Recorder()
     train(
-        count_up, fresh_state(), Numbers(), schedule(), whole,
-        evaluate=scripted(scores), mode=mode,
+        count_up, fresh_state(), Numbers(blocks), schedule(), whole,
+        evaluate=scripted(scores),
     )  # fmt: skip
     asked = []
 
@@ -154,21 +147,21 @@ def test_a_restart_remembers_the_best_step_and_every_row(tmp_path, stop_at, mode
     saved = Checkpoints(tmp_path, keep=2)
     with pytest.raises(errors.Interrupted):
         train(
-            count_up, fresh_state(), Numbers(), schedule(), Recorder(),
-            checkpoints=saved, evaluate=scripted(scores), should_stop=should_stop, mode=mode,
+            count_up, fresh_state(), Numbers(blocks), schedule(), Recorder(),
+            checkpoints=saved, evaluate=scripted(scores), should_stop=should_stop,
         )  # fmt: skip
     saved.close()
     # Were the step that was best evaluated again, it would not be found good.
     later = scripted({n: score for n, score in scores.items() if n > 3})
     again, saved, unused = Recorder(), Checkpoints(tmp_path, keep=2), fresh_state()
-    _, params, clock = train(
-        count_up, unused, Numbers(), schedule(), again,
-        checkpoints=saved, evaluate=later, mode=mode,
+    _, params, stats = train(
+        count_up, unused, Numbers(blocks), schedule(), again,
+        checkpoints=saved, evaluate=later,
     )  # fmt: skip
     saved.close()
     # Two states may not fit into memory, whoever still refers to the one that is not needed.
     assert unused.params["count"].is_deleted() and unused.history.is_deleted()
-    assert int(params["count"]) == clock.members[0].best_step == 3
+    assert int(params["count"]) == stats.members[0].best_step == 3
     assert again.heard == whole.heard
 
 
@@ -230,29 +223,21 @@ class Notebook:
         self.notes.append("end")
 
 
-@pytest.mark.parametrize("mode,named", [(single_steps, [4, 5, 6]), (in_blocks, [4, 6])])
-def test_a_profiler_sees_its_steps_and_no_others(monkeypatch, mode, named):
-    """An evaluation at step 6 cuts the block; each dispatch has the number of its first step."""
-    profiler, seen = Notebook(4, 7), []
-
-    @contextlib.contextmanager
-    def annotation(name, *, step_num):
-        assert name == "train"
-        seen.append(step_num)
-        yield
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_profiler_sees_its_steps_and_no_others(blocks):
+    """An evaluation at step 6 cuts the block."""
+    profiler = Notebook(4, 7)
 
     def noted(state, batches):
         profiler.notes.append(int(state.step))
         return count_up(state, batches)
 
-    monkeypatch.setattr(jax.profiler, "StepTraceAnnotation", annotation)
     scores = dict.fromkeys((3, 6, 9, 12), 0.5)
     train(
-        noted, fresh_state(), Numbers(), schedule(), Recorder(),
-        evaluate=scripted(scores), mode=mode, profiler=profiler,
+        noted, fresh_state(), Numbers(blocks), schedule(), Recorder(),
+        evaluate=scripted(scores), profiler=profiler,
     )  # fmt: skip
     assert profiler.notes == [0, 1, 2, 3, "begin", 4, 5, 6, "end", 7, 8, 9, 10, 11]
-    assert seen == named
 
 
 @pytest.mark.parametrize(
@@ -295,10 +280,10 @@ def test_the_host_s_share_is_dispatching_and_not_evaluating(monkeypatch):
         time.sleep(0.1)
         return [{"agreement": 0.5, "score": [0.5]}]
 
-    _, _, clock = train(
+    _, _, stats = train(
         slow_to_dispatch, fresh_state(), Numbers(), schedule(), Recorder(), evaluate=slow
     )
-    assert 0.1 <= clock.host_seconds < clock.seconds - 0.2
+    assert 0.1 <= stats.host_seconds < stats.seconds - 0.2
 
 
 class SlowCheckpoints:
@@ -330,35 +315,29 @@ def test_what_checkpoints_cost_is_counted_and_nothing_else():
         time.sleep(0.1)
         return [{"agreement": 0.5, "score": [0.5]}]
 
-    _, _, clock = train(
+    _, _, stats = train(
         count_up, fresh_state(), Numbers(), plan, Recorder(), checkpoints=saved, evaluate=slow
     )
-    assert [step for step, _ in saved.metas] == [3, 6, 9] and clock.checkpoints == 3
-    assert 0.29 <= clock.checkpoint_seconds < 0.5
-    # Each knows of those before it, and counts itself.
-    clocks = [meta["clock"] for _, meta in saved.metas]
-    assert [c["checkpoints"] for c in clocks] == [1, 2, 3]
-    assert clocks[0]["checkpoint_seconds"] < 0.05 < 0.1 < clocks[2]["checkpoint_seconds"]
+    assert [step for step, _ in saved.metas] == [3, 6, 9] and stats.checkpoints == 3
+    assert 0.29 <= stats.checkpoint_seconds < 0.5
+    # Each includes itself and the seconds of those before it.
+    stats_of = [meta["stats"] for _, meta in saved.metas]
+    assert [stats["checkpoints"] for stats in stats_of] == [1, 2, 3]
+    assert stats_of[0]["checkpoint_seconds"] < 0.05 < 0.1 < stats_of[2]["checkpoint_seconds"]
 
 
-def test_the_cost_of_checkpoints_survives_a_restart_and_is_not_asked_of_old_ones(tmp_path):
+def test_the_cost_of_checkpoints_survives_a_restart(tmp_path):
     plan = schedule(eval_every=None, select=False)
-    for old in (False, True):
-        saved = Checkpoints(tmp_path / str(old), keep=2)
-        clock = {"seconds": 5.0, "compile_seconds": 1.0, "host_seconds": 1.0, "members": [{}]}
-        if not old:
-            clock |= {"checkpoint_seconds": 100.0, "checkpoints": 7}
-        state = dataclasses.replace(fresh_state(), step=jnp.int32(4))
-        run = loop._Run(state, None, loop.Clock())
-        saved.save(4, loop._trees(run), {"clock": clock, "data": {"next": 4}})
-        saved.finish()
-        _, _, after = train(
-            count_up, fresh_state(), Numbers(), plan, Recorder(), checkpoints=saved
-        )  # fmt: skip
-        saved.close()
-        assert after.checkpoints == (0 if old else 7)
-        assert 0 <= after.checkpoint_seconds - (0 if old else 100) < 5
-        assert after.seconds > 5
+    stats = loop.LoopStats(5.0, 1.0, 1.0, 100.0, 7, [loop.MemberProgress()])
+    state = dataclasses.replace(fresh_state(), step=jnp.int32(4))
+    saved = Checkpoints(tmp_path, keep=2)
+    meta = {"stats": dataclasses.asdict(stats), "data": {"next": 4}}
+    saved.save(4, loop._trees(loop._Run(state, None, stats)), meta)
+    saved.finish()
+    _, _, after = train(count_up, fresh_state(), Numbers(), plan, Recorder(), checkpoints=saved)
+    saved.close()
+    assert after.checkpoints == 7
+    assert 0 <= after.checkpoint_seconds - 100 < 5 and after.seconds > 5
 
 
 def test_a_manifest_is_written_beside_training(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from training_problem import (
     placed,
     problem,
     relative,
+    runner,
     targets,
 )  # fmt: skip
 
@@ -23,8 +24,8 @@ from w2s_jax import losses, sharding
 from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.models import heads, network
-from w2s_jax.training import dispatch, loop, population
-from w2s_jax.training.batches import put_feature_batches
+from w2s_jax.training import loop, population
+from w2s_jax.training.batch_sources import compile_for, put_feature_batches
 from w2s_jax.training.checkpoints import Checkpoints
 
 __all__ = ["descent"]
@@ -110,8 +111,8 @@ def test_the_state_of_a_loss_follows_a_slow_loop(descent):
     wanted = slow_loop()
     for micro, shards in ((8, 1), (1, 1), (8, 8)):
         mesh, spec = sharding.mesh_of((shards, 1, 1)), make_spec(TOY, microbatch_size=micro)
-        run = dispatch.runner(spec, mesh, None, placed(spec, mesh))
-        state = run.run(fresh(spec, mesh), 0, STEPS)
+        run = runner(spec, mesh, None, placed(spec, mesh))
+        state = run(fresh(spec, mesh), 0, STEPS)
         moved, should = (flat(p) - flat(problem()[2]) for p in (state.params, wanted[-1][0]))
         assert relative(moved, should) < 1e-4, (micro, shards)
         for name, value in wanted[-1][1].items():
@@ -124,12 +125,12 @@ def test_the_state_of_a_loss_follows_a_slow_loop(descent):
 def test_a_step_that_fails_leaves_the_state_as_it_was(descent):
     mesh, spec = sharding.mesh_of((1, 1, 1)), make_spec(TOY, ema=0.5)
     batches = placed(spec, mesh)
-    run = dispatch.runner(spec, mesh, None, batches)
-    good = jax.device_get(run.run(fresh(spec, mesh), 0, 2))
+    run = runner(spec, mesh, None, batches)
+    good = jax.device_get(run(fresh(spec, mesh), 0, 2))
     soft = targets()
     soft[np.setdiff1d(order()[2], order()[:2])[0]] = np.nan
-    run = dispatch.runner(spec, mesh, None, placed(spec, mesh, targets_NC=soft))
-    failed = jax.device_get(run.run(fresh(spec, mesh), 0, STEPS))
+    run = runner(spec, mesh, None, placed(spec, mesh, targets_NC=soft))
+    failed = jax.device_get(run(fresh(spec, mesh), 0, STEPS))
     assert int(failed.failed_step) == int(failed.step) == 2
     for part in ("params", "average", "loss_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(failed, part), getattr(good, part))
@@ -143,13 +144,13 @@ def test_a_state_that_is_never_updated_stays_and_one_is_refused_where_there_is_n
 
     try:
         mesh, spec = sharding.mesh_of((1, 1, 1)), make_spec(("toy_prior", ()), adapt="probe")
-        assert spec.needs() == frozenset()
+        assert spec.extras == (False, False)
         rng = np.random.default_rng(0)
         features = rng.normal(size=(24, 1, 16)).astype("f4")
         frozen = {"features_NKD": jax.device_put(features, sharding.replicated(mesh))}
         state = fresh(spec, mesh, params={"head": problem()[2]["head"]})
-        run = dispatch.runner(spec, mesh, frozen, put_feature_batches(order(), targets(), mesh))
-        state = run.run(state, 0, 1)
+        run = runner(spec, mesh, frozen, put_feature_batches(order(), targets(), mesh))
+        state = run(state, 0, 1)
         np.testing.assert_array_equal(state.loss_state["prior"], targets().mean(0))
         mixed = 0.5 * targets()[order()[0]] + 0.5 * targets().mean(0)[None]
         logits = features[order()[0], 0] @ problem()[2]["head"]["kernel"]
@@ -190,9 +191,8 @@ def test_training_with_all_of_it_resumes_bit_for_bit(tmp_path):
             asked.append(1)
             return len(asked) in stops
 
-        run = dispatch.runner(spec, mesh, None, batches)
         return loop.train(
-            run, fresh(spec, mesh), batches, plan, [Silent()],
+            compile_for(batches, spec, mesh), fresh(spec, mesh), batches, plan, [Silent()],
             checkpoints=checkpoints, evaluate=evaluate, should_stop=should_stop,
         )  # fmt: skip
 
@@ -228,16 +228,15 @@ def test_a_population_of_two_equals_each_alone(descent, how, own_order):
         if own_order
         else packing.pack(problem()[1], orders[0], max_shapes=1)
     )
-    batches = population.put_batches(packed, soft, mesh, needs=specs[0].needs())
+    batches = population.put_batches(packed, soft, mesh, specs[0].extras)
     states = [fresh(spec, one, targets_NC=t) for spec, t in zip(specs, soft, strict=True)]
-    run = population.runner(specs, mesh, None, batches, how)
-    after = jax.device_get(run.run(population.stack(states, mesh), 0, STEPS))
+    program = population.compile_block(specs, mesh, None, batches, how)
+    after = batches.advance(program, population.stack(states, mesh), 0, STEPS)
+    after = jax.device_get(after)
     for i, spec in enumerate(specs):
         mine = population.member(after, i)
         alone = placed(spec, one, order_SB=orders[i], targets_NC=soft[i])
-        alone = dispatch.runner(spec, one, None, alone).run(
-            fresh(spec, one, targets_NC=soft[i]), 0, STEPS
-        )
+        alone = runner(spec, one, None, alone)(fresh(spec, one, targets_NC=soft[i]), 0, STEPS)
         for part in ("params", "average"):
             moved, should = (flat(getattr(s, part)) - flat(problem()[2]) for s in (mine, alone))
             assert relative(moved, should) < 1e-4, (i, part)
@@ -250,6 +249,6 @@ def test_a_population_of_two_equals_each_alone(descent, how, own_order):
 def test_losses_with_a_state_share_programs_and_need_no_more_than_they_must():
     specs = [make_spec(("toy", (("pull", 1.0 + i),)), seed=i) for i in range(2)]
     assert specs[0].program_key() == specs[1].program_key()
-    assert specs[0].needs() == {"places_SB"} and make_spec().needs() == frozenset()
+    assert specs[0].extras.update_order and make_spec().extras == (False, False)
     state = fresh(make_spec(), sharding.mesh_of((1, 1, 1)))
     assert state.loss_state == state.average == ()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.ensembles import adaboost_round, mean_logits, resample, vote
-from w2s_jax.methods.labels import soft_labels
 
 
 def test_a_bootstrap_sample_leaves_out_a_share_of_one_in_e():

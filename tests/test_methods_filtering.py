@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.activations import (
     drop_suspicious,
     logistic,
@@ -12,7 +13,7 @@ from w2s_jax.methods.activations import (
     suspicious,
 )
 from w2s_jax.methods.confidence_threshold import most_confident
-from w2s_jax.methods.labels import kept_count, soft_labels
+from w2s_jax.methods.labels import kept_count
 from w2s_jax.methods.trust_filter import drop_untrusted, trust
 
 

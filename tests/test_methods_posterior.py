@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.em_posterior import _fitted, posterior
-from w2s_jax.methods.labels import soft_labels
 
 
 def simulated(seed, *, slope=1.5, errors="calibrated", hard=False, scale=1.0, num=4000):

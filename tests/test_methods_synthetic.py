@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.methods.labels import soft_labels
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.synthetic import STRUCTURES, synthetic_labels
 
 

@@ -42,26 +42,26 @@ def pair_documents(count, seed=0):
 def unpack(packed, docs, num_micro):
     """{(step, slot, text): (tokens, weights)} as the read-outs say; checks that none overlap."""
     found, used = {}, 0
-    for stack in packed.stacks:
-        length = stack.tokens_SMRL.shape[-1]
-        for s, step in enumerate(stack.steps_S):
+    for bucket in packed.buckets:
+        length = bucket.tokens_SMRL.shape[-1]
+        for s, step in enumerate(bucket.steps_S):
             order = packed.documents_SB[step].reshape(num_micro, -1)
             for (m, place), document in np.ndenumerate(order):
                 if document < 0:
                     continue
-                for k, read_out in enumerate(stack.read_outs_SMmK[s, m, place]):
+                for k, read_out in enumerate(bucket.read_outs_SMmK[s, m, place]):
                     row, end = divmod(int(read_out), length)
-                    segments = stack.segment_ids_SMRL[s, m, row]
+                    segments = bucket.segment_ids_SMRL[s, m, row]
                     inside = np.flatnonzero(segments == segments[end])
                     assert segments[end] > 0 and inside[-1] == end
                     assert np.all(np.diff(inside) == 1)
-                    tokens = stack.tokens_SMRL[s, m, row, inside]
-                    weights = stack.loss_weights_SMRL
+                    tokens = bucket.tokens_SMRL[s, m, row, inside]
+                    weights = bucket.loss_weights_SMRL
                     weights = None if weights is None else weights[s, m, row, inside]
                     found[int(step), m * order.shape[1] + place, k] = (tokens, weights)
                     used += len(inside)
-        assert not stack.tokens_SMRL[stack.segment_ids_SMRL == 0].any()
-    assert used == sum(np.count_nonzero(stack.segment_ids_SMRL) for stack in packed.stacks)
+        assert not bucket.tokens_SMRL[bucket.segment_ids_SMRL == 0].any()
+    assert used == sum(np.count_nonzero(bucket.segment_ids_SMRL) for bucket in packed.buckets)
     return found, used
 
 
@@ -85,13 +85,13 @@ def test_every_document_stands_whole_in_its_batch(num_micro, row_multiple, kind)
             first, stop = docs.offsets[index : index + 2]
             np.testing.assert_array_equal(weights, docs.loss_weights_T[first:stop])
     slots = 0
-    for stack in packed.stacks:
-        assert stack.tokens_SMRL.shape[2] % row_multiple == 0
-        slots += stack.tokens_SMRL.size
+    for bucket in packed.buckets:
+        assert bucket.tokens_SMRL.shape[2] % row_multiple == 0
+        slots += bucket.tokens_SMRL.size
     assert packed.real_token_share == used / slots
-    place = packed.place_S2
     for step in range(18):
-        assert packed.stacks[place[step, 0]].steps_S[place[step, 1]] == step
+        bucket, index = packed.buckets[packed.bucket_S[step]], packed.index_S[step]
+        assert bucket.steps_S[index] == step
 
 
 def mix(kind, count, seed=0):
@@ -116,13 +116,13 @@ def test_few_shapes_leave_few_slots_empty(kind, share):
     shares = {}
     for shapes in (1, 2, 6):
         packed = packing.pack(docs, order, max_shapes=shapes)
-        assert len(packed.stacks) <= shapes
+        assert len(packed.buckets) <= shapes
         shares[shapes] = packed.real_token_share
-        slots = sum(stack.tokens_SMRL.size for stack in packed.stacks)
+        slots = sum(bucket.tokens_SMRL.size for bucket in packed.buckets)
         assert shares[shapes] == sums.sum() / slots
-        for stack in packed.stacks:
+        for bucket in packed.buckets:
             # Attention is quadratic in a row: none is far longer than the longest document.
-            assert stack.tokens_SMRL.shape[-1] <= 2 * lengths.max()
+            assert bucket.tokens_SMRL.shape[-1] <= 2 * lengths.max()
     assert shares[6] >= share
     assert shares[1] < shares[2] < shares[6]
     # One shape can do no better than the mean batch in the slots of the longest.
@@ -175,8 +175,8 @@ def test_documents_of_one_length_leave_no_slot_empty():
     docs = documents([65] * 64)
     order = packing.training_order(docs.ids_N, batch_size=32, num_steps=2, seed=0)
     packed = packing.pack(docs, order)
-    (stack,) = packed.stacks
-    assert stack.tokens_SMRL.shape == (2, 1, 32, 65) and packed.real_token_share == 1
+    (bucket,) = packed.buckets
+    assert bucket.tokens_SMRL.shape == (2, 1, 32, 65) and packed.real_token_share == 1
 
 
 def test_an_epoch_holds_each_document_at_most_once_and_drops_only_the_rest():
@@ -230,18 +230,18 @@ def test_first_keys_and_last_slots_are_those_of_the_segments(monkeypatch, chunk)
     docs = documents(random_lengths(120))
     order = packing.training_order(docs.ids_N, batch_size=12, num_steps=10, seed=1)
     packed = packing.pack(docs, order, num_microbatches=2, chunk=chunk, attention_length=30)
-    for stack in packed.stacks:
-        segments = stack.segment_ids_SMRL.reshape(-1, stack.segment_ids_SMRL.shape[-1])
+    for bucket in packed.buckets:
+        segments = bucket.segment_ids_SMRL.reshape(-1, bucket.segment_ids_SMRL.shape[-1])
         length = segments.shape[1]
         first = np.arange(0, length, chunk)
-        last = np.zeros((len(segments), stack.slots_SMRQ.shape[-1]), int)
+        last = np.zeros((len(segments), bucket.slots_SMRQ.shape[-1]), int)
         for row, ids in enumerate(segments):
             for slot in np.flatnonzero(ids):
                 begin = np.flatnonzero(ids == ids[slot])[0]
                 first[slot // chunk] = min(first[slot // chunk], begin)
                 last[row, ids[slot] - 1] = slot
-        np.testing.assert_array_equal(stack.first_keys, first)
-        np.testing.assert_array_equal(stack.slots_SMRQ.reshape(last.shape), last)
+        np.testing.assert_array_equal(bucket.first_keys, first)
+        np.testing.assert_array_equal(bucket.slots_SMRQ.reshape(last.shape), last)
 
 
 def test_first_keys_are_rounded_down_and_seen_slots_counted():
@@ -258,5 +258,5 @@ def test_row_lengths_are_multiples_where_kernels_want_that():
     order = packing.training_order(docs.ids_N, batch_size=16, num_steps=18, seed=1)
     for few in (1, 6):
         packed = packing.pack(docs, order, length_multiple=128, max_shapes=few)
-        lengths = {stack.tokens_SMRL.shape[-1] for stack in packed.stacks}
+        lengths = {bucket.tokens_SMRL.shape[-1] for bucket in packed.buckets}
         assert max(lengths) > 256 and {length % 128 for length in lengths} == {0}

@@ -138,10 +138,11 @@ def test_the_memory_estimate_is_near_what_the_compiler_says(data_dir):
     from w2s_jax import sharding
     from w2s_jax.data import packing
     from w2s_jax.models import network
-    from w2s_jax.training.batches import put_batches
+    from w2s_jax.training.batch_sources import put_batches
     from w2s_jax.training.optimizer import make_optimizer
+    from w2s_jax.training.programs import compile_step
+    from w2s_jax.training.spec import StepSpec
     from w2s_jax.training.state import init_state
-    from w2s_jax.training.step import StepSpec, train_step
 
     config = testing.tiny_config(data_dir)
     config.strong.model = "gpt-d64"
@@ -161,7 +162,7 @@ def test_the_memory_estimate_is_near_what_the_compiler_says(data_dir):
     moments = sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if np.ndim(x))
     assert estimate["optimizer"] == moments
     spec = StepSpec(phase.model, phase.train, phase.total_steps, None)
-    program = train_step(spec, mesh)
+    program = compile_step(spec, mesh)
     analysis = program.func.lower(*program.args, state, batches.at(0)).compile().memory_analysis()
     real = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     assert 0.4 < estimate["total"] / real < 2.5

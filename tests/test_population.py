@@ -6,21 +6,19 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from training_problem import forget_programs, plain_descent, runner
 
 from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
-from w2s_jax.data.tokenize import tokenize
+from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.models import network
-from w2s_jax.training import dispatch, loop, population
-from w2s_jax.training import step as step_module
-from w2s_jax.training.batches import put_batches, put_feature_batches
+from w2s_jax.training import loop, optimizer, population
+from w2s_jax.training.batch_sources import put_batches, put_feature_batches
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.inference import soft_labels
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
 
@@ -78,7 +76,7 @@ def fresh(member, steps=STEPS):
     """A state of its own."""
     mesh = sharding.mesh_of((1, 1, 1))
     params = jax.device_put(member["params"], sharding.replicated(mesh))
-    return init_state(params, step_module.make_optimizer(member["spec"].train), steps, mesh)
+    return init_state(params, optimizer.make_optimizer(member["spec"].train), steps, mesh)
 
 
 def packed_for(own_order, max_shapes=1):
@@ -97,23 +95,23 @@ def alone(number, own_order, max_shapes, steps):
     packed = packed_for(own_order, max_shapes)
     packed = packed[number] if own_order else packed
     batches = put_batches(packed, member["targets"], mesh)
-    run = dispatch.runner(member["spec"], mesh, None, batches)
+    run = runner(member["spec"], mesh, None, batches)
     states, state = [], fresh(member)
     for first, last in zip((0, *steps), steps, strict=False):
-        state = run.run(state, first, last)
+        state = run(state, first, last)
         states.append(jax.device_get(state))
     return states
 
 
 def together(packed, how, devices, targets=None):
-    """(runner, state, batches) of the three members."""
+    """(program, state, batches) of the three members."""
     _, members = problem()
     mesh = population.make_mesh(len(members), jax.devices()[:devices])
     targets = [m["targets"] for m in members] if targets is None else targets
     batches = population.put_batches(packed, targets, mesh)
     specs = [m["spec"] for m in members]
-    run = population.runner(specs, mesh, None, batches, how)
-    return run, population.stack([fresh(m) for m in members], mesh), batches
+    program = population.compile_block(specs, mesh, None, batches, how)
+    return program, population.stack([fresh(m) for m in members], mesh), batches
 
 
 def flat(tree):
@@ -129,15 +127,13 @@ def test_members_take_the_steps_that_they_would_take_alone(
 ):
     """By plain gradient descent, so that a step is the gradient: 1e-5 of its norm after one."""
     monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
-    monkeypatch.setattr(step_module, "make_optimizer", lambda _: optax.identity())
-    programs = (step_module.programs, population._program)
-    for program in programs:
-        program.cache_clear()
-    run, state, batches = together(packed_for(own_order, max_shapes), how, devices)
-    assert len(batches.stacks) == max_shapes
+    plain_descent(monkeypatch)
+    program, state, batches = together(packed_for(own_order, max_shapes), how, devices)
+    assert len(batches.buckets) == max_shapes
     assert len({x.sharding for x in jax.tree.leaves(state)}) == 1
-    first = jax.device_get(run.run(state, 0, 1))
-    last = jax.device_get(run.run(jax.device_put(first, state.step.sharding), 1, STEPS))
+    first = jax.device_get(batches.advance(program, state, 0, 1))
+    again = jax.device_put(first, state.step.sharding)
+    last = jax.device_get(batches.advance(program, again, 1, STEPS))
     for i, one in enumerate(problem()[1]):
         wanted = alone(i, own_order, max_shapes, (1, STEPS))
         mine, before = (population.member(s, i) for s in (first, last)), flat(one["params"])
@@ -146,8 +142,7 @@ def test_members_take_the_steps_that_they_would_take_alone(
             assert np.linalg.norm(step - other_step) < tolerance * np.linalg.norm(other_step)
             np.testing.assert_allclose(state.history, other.history, rtol=1e-4, atol=1e-6)
             assert int(state.step) == int(other.step) and int(state.failed_step) == -1
-    for program in programs:
-        program.cache_clear()
+    forget_programs()
 
 
 def test_members_of_several_microbatches_stay_apart():
@@ -157,20 +152,20 @@ def test_members_of_several_microbatches_stay_apart():
         population.pack_members(documents, order_PSB, num_microbatches=2), order_PSB, strict=True
     ):
         np.testing.assert_array_equal(np.sort(one.documents_SB, 1), np.sort(order_SB, 1))
-        for stack in one.stacks:
-            assert stack.tokens_SMRL.shape[1] == 2
+        for bucket in one.buckets:
+            assert bucket.tokens_SMRL.shape[1] == 2
             read_SMm = np.take_along_axis(
-                stack.tokens_SMRL.reshape(*stack.tokens_SMRL.shape[:2], -1),
-                stack.read_outs_SMmK[..., 0],
+                bucket.tokens_SMRL.reshape(*bucket.tokens_SMRL.shape[:2], -1),
+                bucket.read_outs_SMmK[..., 0],
                 2,
             )
-            ends = [documents.document(i, 0)[-1] for i in one.documents_SB[stack.steps_S].flat]
+            ends = [documents.document(i, 0)[-1] for i in one.documents_SB[bucket.steps_S].flat]
             np.testing.assert_array_equal(read_SMm.ravel(), ends)
 
 
 def trained(how, devices, *, recorders=None, targets=None, **options):
-    """(state, best parameters, clock, what reporters heard) of `loop.train`, batches shared."""
-    run, state, batches = together(packed_for(False), how, devices, targets)
+    """(state, best parameters, stats, what reporters heard) of `loop.train`, batches shared."""
+    program, state, batches = together(packed_for(False), how, devices, targets)
     recorders = recorders or [Recorder() for _ in LOSSES]
     plan = loop.Schedule(STEPS, batch_size=8, eval_every=3, select=True)
 
@@ -182,10 +177,10 @@ def trained(how, devices, *, recorders=None, targets=None, **options):
     evaluate = population.evaluate_each(
         [functools.partial(evaluate_one, sign) for sign in (1, -1, 1)]
     )
-    state, best, clock = loop.train(
-        run, state, batches, plan, recorders, evaluate=evaluate, **options
+    state, best, stats = loop.train(
+        program, state, batches, plan, recorders, evaluate=evaluate, **options
     )
-    return jax.device_get(state), jax.device_get(best), clock, [r.heard for r in recorders]
+    return jax.device_get(state), jax.device_get(best), stats, [r.heard for r in recorders]
 
 
 def poisoned_targets(step):
@@ -216,14 +211,14 @@ def test_a_member_that_fails_freezes_alone(how, devices):
 
 
 def test_each_member_keeps_its_own_best_parameters():
-    _, best, clock, heard = trained("vmap", 2)
-    for i, standing in enumerate(clock.members):
+    _, best, stats, heard = trained("vmap", 2)
+    for i, member in enumerate(stats.members):
         scores = {r["step"]: r["agreement"] for r in heard[i] if r["split"] == "validation"}
         assert sorted(scores) == [3, 6, 7]
-        assert standing.best_step == max(scores, key=scores.get)
+        assert member.best_step == max(scores, key=scores.get)
         kernel = population.member(best, i)["head"]["kernel"]
-        assert (1, -1, 1)[i] * float(jnp.sum(kernel)) == scores[standing.best_step]
-    assert len({s.best_step for s in clock.members}) > 1
+        assert (1, -1, 1)[i] * float(jnp.sum(kernel)) == scores[member.best_step]
+    assert len({s.best_step for s in stats.members}) > 1
 
 
 @pytest.mark.parametrize("how,devices,stop_at", [("vmap", 2, 1), ("loop", 1, 2)])
@@ -267,10 +262,10 @@ def test_members_that_need_other_programs_are_refused():
         dataclasses.replace(spec, loss=("logconf", ())),
         dataclasses.replace(spec, train=dataclasses.replace(spec.train, beta1=0.8)),
     ):
-        with pytest.raises(errors.InputError, match="member 1 differs from member 0"):
-            population.runner([spec, other], mesh, None, None, "vmap")
-    with pytest.raises(errors.InputError, match="how: .*'vmapp'.*vmap, loop"):
-        population.runner([spec], mesh, None, None, "vmapp")
+        with pytest.raises(errors.InputError, match="member 1 does not share a program"):
+            population.compile_block([spec, other], mesh, None, None, "vmap")
+    with pytest.raises(errors.InputError, match="mode: .*'vmapp'.*vmap, loop"):
+        population.compile_block([spec], mesh, None, None, "vmapp")
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -302,15 +297,15 @@ def test_probes_of_many_settings_are_one_program(devices, shared_order):
         [m["order"] for m in members], [m["targets"] for m in members], mesh
     )
     frozen = {"features_NKD": jax.device_put(features, sharding.replicated(mesh))}
-    run = population.runner([m["spec"] for m in members], mesh, frozen, batches, "vmap")
+    specs = [m["spec"] for m in members]
+    program = population.compile_block(specs, mesh, frozen, batches, "vmap")
     state = population.stack([fresh(m, 30) for m in members], mesh)
-    after = jax.device_get(run.run(state, 0, 30))
+    after = jax.device_get(batches.advance(program, state, 0, 30))
     one = sharding.mesh_of((1, 1, 1))
     frozen = {"features_NKD": jax.device_put(features, sharding.replicated(one))}
     for i, m in enumerate(members):
-        alone = dispatch.runner(
-            m["spec"], one, frozen, put_feature_batches(m["order"], m["targets"], one)
-        ).run(fresh(m, 30), 0, 30)
+        own = put_feature_batches(m["order"], m["targets"], one)
+        alone = runner(m["spec"], one, frozen, own)(fresh(m, 30), 0, 30)
         np.testing.assert_allclose(
             population.member(after, i).params["head"]["kernel"],
             alone.params["head"]["kernel"], rtol=1e-3, atol=1e-4,

@@ -1,5 +1,6 @@
 """Whole runs on the tiny task: the contract, resuming, adding losses, refusing, interrupting."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -321,7 +322,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     result = execute.run(config, workdir, console=QUIET)
-    assert "15 is damaged" in caplog.text and "falling back" in caplog.text
+    assert "15 is damaged" in caplog.text and "using the previous one" in caplog.text
     assert comparable(result) == comparable(finished[1])
 
 
@@ -359,12 +360,13 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     shutil.rmtree(workdir / "phases" / name)
     original = phases.inputs.put_batches
 
-    def poisoned(packed, targets, mesh, **options):
-        batches = original(packed, targets, mesh, **options)
-        number, index = packed.place_S2[12]
-        stack = batches.stacks[number]
-        stack["targets_SBC"] = stack["targets_SBC"].at[index].set(np.nan)
-        return batches
+    def poisoned(packed, targets_NC, mesh, extras):
+        batches = original(packed, targets_NC, mesh, extras)
+        buckets, number = list(batches.buckets), packed.bucket_S[12]
+        targets = buckets[number].batches.targets_BC.at[packed.index_S[12]].set(np.nan)
+        poisoned = dataclasses.replace(buckets[number].batches, targets_BC=targets)
+        buckets[number] = dataclasses.replace(buckets[number], batches=poisoned)
+        return dataclasses.replace(batches, buckets=tuple(buckets))
 
     monkeypatch.setattr(phases.inputs, "put_batches", poisoned)
     with pytest.raises(errors.TrainingFailed, match="confidence: .*not finite at step 12 of 20"):

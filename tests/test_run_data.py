@@ -204,9 +204,8 @@ def test_soft_labels_beside_labels_are_learnt_and_not_what_counts(tmp_path):
     assert set(half.labels_N) == {0, 1} and set(half.targets_N) == {0.25, 0.75}
     weak = next(p for p in plan(resolved).phases if p.kind == "weak")
     context = phases.Context(resolved, tmp_path, sharding.make_mesh(), QUIET, lambda: False)
-    np.testing.assert_array_equal(
-        phases.inputs.targets_of(weak, context, "train")[:, 1], half.targets_N
-    )
+    targets_NC = phases.inputs.TrainingInputs(weak, context).targets_NC
+    np.testing.assert_array_equal(targets_NC[:, 1], half.targets_N)
     plain = [{k: v for k, v in row.items() if k != "soft_label"} for row in rows]
     write(tmp_path / "both" / "train.jsonl", plain)
     again = resolve(validate(config))
@@ -287,8 +286,8 @@ def test_batches_of_several_shapes_resume_bit_for_bit(tmp_path, monkeypatch):
     resolved = resolve(validate(config))
     (phase, *_) = plan(resolved).phases
     context = phases.Context(resolved, tmp_path, sharding.make_mesh(), QUIET, lambda: False)
-    batches, _ = phases.inputs.batches_of(phase, context, None)
-    assert len(batches.stacks) == 3 and len(set(batches.host_stack_of_S[15:30])) == 3
+    batches, _ = phases.inputs.TrainingInputs(phase, context).batches(context.mesh)
+    assert len(batches.buckets) == 3 and len(set(batches.host_bucket_S[15:30])) == 3
     whole = run_phase((config, resolved, phase), tmp_path / "whole")
     asked = []
 

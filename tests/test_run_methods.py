@@ -21,7 +21,7 @@ from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training.inference import Predictor, probabilities
+from w2s_jax.training.prediction import Predictor, probabilities
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "methods").glob("*.py"))
 #: All that share the slices of a naive run.
@@ -141,7 +141,7 @@ def test_a_filtered_student_trains_on_the_kept_documents_alone(everything):
     documents = everything.documents("slice2")
     confidence_N = np.abs(weak_NC[:, 1] - 0.5)
     phase = everything.student("xent+confidence_threshold")
-    chosen = inputs.training_documents(phase, everything.context)
+    chosen = inputs.TrainingInputs(phase, everything.context).documents
     assert len(chosen) == phase.subset == len(documents) // 2
     kept_N = np.isin(documents.ids_N, chosen.ids_N)
     for side in (True, False):
@@ -149,9 +149,10 @@ def test_a_filtered_student_trains_on_the_kept_documents_alone(everything):
         if (of_class_N & kept_N).any() and (of_class_N & ~kept_N).any():
             least = confidence_N[of_class_N & kept_N].min()
             assert least >= confidence_N[of_class_N & ~kept_N].max() - 1e-6
-    targets_NC = inputs.targets_of(phase, everything.context, "train")
+    targets_NC = inputs.TrainingInputs(phase, everything.context).targets_NC
     np.testing.assert_array_equal(targets_NC, weak_NC[kept_N])
-    dropped = inputs.training_documents(everything.student("xent+probe_filter"), everything.context)
+    phase = everything.student("xent+probe_filter")
+    dropped = inputs.TrainingInputs(phase, everything.context).documents
     assert len(dropped) == len(documents) - round(0.1 * len(documents))
 
 
@@ -159,7 +160,7 @@ def test_a_filtered_student_trains_on_the_kept_documents_alone(everything):
 def test_resampled_documents_occur_as_often_as_they_were_drawn(everything):
     members = [p for p in everything.plan.phases if p.label.startswith("member ")]
     assert len(members) == 2 and len({p.seed for p in members}) == 2
-    drawn = [inputs.training_documents(p, everything.context) for p in members]
+    drawn = [inputs.TrainingInputs(p, everything.context).documents for p in members]
     slice1 = everything.documents("slice1")
     for documents in drawn:
         assert len(documents) == len(slice1)
@@ -167,7 +168,7 @@ def test_resampled_documents_occur_as_often_as_they_were_drawn(everything):
         assert set(ids.tolist()) < set(slice1.ids_N.tolist()) and counts_N.max() > 1
     assert sorted(drawn[0].ids_N.tolist()) != sorted(drawn[1].ids_N.tolist())
     phase = members[0]
-    targets_NC = inputs.targets_of(phase, everything.context, "train")
+    targets_NC = inputs.TrainingInputs(phase, everything.context).targets_NC
     np.testing.assert_array_equal(targets_NC[:, 1], drawn[0].labels_N)
 
 

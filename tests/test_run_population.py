@@ -223,10 +223,10 @@ def test_a_member_that_fails_stops_the_run_after_the_others(alone, data_dir, tmp
     workdir = begun(alone[0], tmp_path / "run")
     original = inputs.targets_of
 
-    def poisoned(phase, context, role):
-        targets_NC = original(phase, context, role)
-        if phase.label == "confidence" and role == "train":
-            order_SB = inputs.order_of(phase, context)
+    def poisoned(phase, context, split, documents):
+        targets_NC = original(phase, context, split, documents)
+        if phase.label == "confidence" and split == phase.inputs["train"]:
+            order_SB = inputs.inputs_of(phase, context).order_SB
             seen = set(order_SB[:3].ravel().tolist())
             targets_NC = targets_NC.copy()
             targets_NC[next(i for i in order_SB[3].tolist() if i not in seen)] = np.nan
@@ -305,13 +305,13 @@ def test_a_population_that_has_lost_a_member_is_begun_anew(alone, data_dir, tmp_
     folder = context.folder(missing[0].name)
     group = phases.Group(tuple(missing[:3]), "vmap", 3)
     (folder.steps / "5").mkdir(parents=True)
-    grouping.remember(group, context)
+    grouping.write_record(group, context)
     with grouped(workdir, config_of(data_dir, 1)) as (titles, mode, *_):
         assert (titles, mode) == (TOGETHER[:3], "vmap")
     assert folder.population.exists()
     with grouped(workdir, config_of(data_dir, 1), held=("xent",)) as (titles, mode, *_):
         assert (titles, mode) == (TOGETHER[:1], "")
-    assert "ceiling: was begun with 2 others on 3 devices" in caplog.text
+    assert "ceiling: started over, as 2 other phases and 3 devices" in caplog.text
     assert not folder.population.exists() and not folder.steps.exists()
 
 
@@ -354,9 +354,9 @@ def test_so_many_members_are_trained_as_the_devices_have_memory_for(data_dir):
 
 def test_members_share_the_time_that_they_took_together(data_dir):
     phase = plan(resolve(validate(config_of(data_dir, 4)))).phases[-1]
-    clock = loop.Clock(seconds=6.0, compile_seconds=3.0, members=[loop.Standing()] * 3)
+    stats = loop.LoopStats(seconds=6.0, compile_seconds=3.0, members=[loop.MemberProgress()] * 3)
     history_SH = np.arange(32 * 4, dtype=np.float32).reshape(32, 4)
-    record = training.record(phase, history_SH, clock, 1, 0.75)
+    record = training.record(phase, history_SH, stats, 1, 0.75)
     assert (record["seconds"], record["compile_seconds"]) == (2.0, 1.0)
     # The mean loss of the last tenth of 20 steps, of which the history has 32 rows.
     assert record["train_loss"] == history_SH[18:20, 0].mean()

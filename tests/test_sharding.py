@@ -36,11 +36,10 @@ from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.sharding import RULES, ShardingRules
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training import loop
+from w2s_jax.training import loop, optimizer, programs
 from w2s_jax.training import state as state_module
-from w2s_jax.training import step as step_module
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.inference import Predictor
+from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.state import init_state
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
@@ -150,7 +149,7 @@ def test_no_process_is_left_without_a_device():
 
 def test_rules_that_split_two_axes_of_an_array_alike_are_refused():
     assert RULES.spec(("layers", "embed", "mlp")) == jax.P(None, "fsdp", "tensor")
-    with pytest.raises(errors.InputError, match=r"'embed' and 'mlp' .* along 'tensor'"):
+    with pytest.raises(errors.InputError, match=r"'embed' and 'mlp' .* sharded over 'tensor'"):
         dataclasses.replace(RULES, embed="tensor").spec(("layers", "embed", "mlp"))
     with pytest.raises(errors.InputError, match="logical axis: .*'embedd'.*did you mean 'embed'"):
         RULES.spec(("embedd",))
@@ -194,13 +193,13 @@ def state_on(spec, mesh, params=None):
         problem()[2] if params is None else params,
         where,
     )
-    return init_state(params, step_module.make_optimizer(spec.train), spec.total_steps, mesh)
+    return init_state(params, optimizer.make_optimizer(spec.train), spec.total_steps, mesh)
 
 
 def one_step(spec, shape, **options):
     mesh = sharding.mesh_of(shape)
     batches = placed(spec, mesh, **options)
-    return step_module.train_step(spec, mesh)(state_on(spec, mesh), batches.at(0))
+    return programs.compile_step(spec, mesh)(state_on(spec, mesh), batches.at(0))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +246,7 @@ def test_a_batch_smaller_than_the_mesh_gives_the_same_step(monkeypatch):
     after = one_step(spec, (2, 4, 1), order_SB=few)
     assert relative(before - flat(after.params), gradient) < 1e-5
     packed = packing.pack(problem()[1], few, row_multiple=8)
-    empty = (packed.stacks[0].segment_ids_SMRL == 0).all(axis=(1, 3)).mean()
+    empty = (packed.buckets[0].segment_ids_SMRL == 0).all(axis=(1, 3)).mean()
     assert empty == 0.5 and packed.real_token_share < 0.5
 
 
@@ -263,7 +262,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
     meshes = [sharding.mesh_of(shape) for shape in ((8, 1, 1), (1, 8, 1))]
     state = state_on(spec, meshes[0])
     for number in range(2):
-        state = step_module.train_step(spec, meshes[0])(state, placed(spec, meshes[0]).at(number))
+        state = programs.compile_step(spec, meshes[0])(state, placed(spec, meshes[0]).at(number))
     saved = Checkpoints(tmp_path / "steps", 1)
     saved.save(2, {"state": state}, {})
     saved.finish()
@@ -273,7 +272,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
     up = restored.params["backbone"]["blocks"]["mlp"]["up"]["kernel"]
     assert up.sharding.shard_shape(up.shape) == (1, 2, 32)
     afters = [
-        step_module.train_step(spec, mesh)(start, placed(spec, mesh).at(2))
+        programs.compile_step(spec, mesh)(start, placed(spec, mesh).at(2))
         for mesh, start in zip(meshes, (state, restored), strict=True)
     ]
     rows = [np.asarray(after.history)[2] for after in afters]
@@ -319,9 +318,9 @@ def compiled_step(shape):
     """(the state, the compiled train step) of Adam on a mesh."""
     spec, mesh = make_spec(), sharding.mesh_of(shape)
     state = state_on(spec, mesh)
-    program = step_module.programs(spec.program_key(), mesh)[0]
-    bound = step_module._bound(spec, mesh, None)
-    return state, program.lower(*bound, state, placed(spec, mesh, rows=8).at(0)).compile()
+    program = programs.compile_step(spec, mesh)
+    bucket = placed(spec, mesh, rows=8).at(0)
+    return state, program.func.lower(*program.args, state, bucket).compile()
 
 
 def parts(state, shardings):
@@ -363,7 +362,7 @@ def test_no_moment_is_gathered_nor_are_the_activations_of_all_rows(shape):
     found = gathered(program)
     assert found and not found & moments(state)
     batch = placed(make_spec(), sharding.mesh_of(shape), rows=8).at(0)
-    rows, length = batch["tokens_SMRL"].shape[-2:]
+    rows, length = batch.batches.microbatches.tokens_RL.shape[-2:]
     assert not {(rows * length, 16), (rows, length, 16)} & found
 
 

@@ -1,5 +1,6 @@
 """The training step against PyTorch's whole runs, closed forms, and its invariances."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -9,23 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training_problem import plain_descent, runner
 
 from w2s_jax import models, sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
-from w2s_jax.data.tokenize import tokenize
+from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import heads, network
-from w2s_jax.training import dispatch
+from w2s_jax.training import programs
 from w2s_jax.training import step as step_module
-from w2s_jax.training.batches import put_batches, put_feature_batches
-from w2s_jax.training.inference import Predictor, soft_labels
+from w2s_jax.training.batch_sources import put_batches, put_feature_batches
+from w2s_jax.training.batches import Batch
 from w2s_jax.training.optimizer import learning_rates, make_optimizer
+from w2s_jax.training.prediction import Predictor
+from w2s_jax.training.programs import compile_step
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state, rounded_up
-from w2s_jax.training.step import train_step
 
 XENT = ("xent", ())
 
@@ -82,14 +85,14 @@ def test_a_whole_run_follows_the_released_code(
         row_multiple=sharding.row_shards(mesh),
         max_shapes=max_shapes,
     )
-    assert len(packed.stacks) == max_shapes
+    assert len(packed.buckets) == max_shapes
     settings = TrainSettings(learning_rate=5e-4, schedule="cosine", batch_size=32)
     head = heads.init_class_head("zeros", config, backbone, (0, 1), mesh)
     params = {"backbone": backbone, "head": head}
     state = init_state(params, make_optimizer(settings), 32, mesh)
     batches = put_batches(packed, soft_labels(train_docs.labels_N), mesh)
     options = {"logconf": (("aux_coef", 0.5),), "product": (("alpha", 1.0),)}.get(kind, ())
-    step = train_step(StepSpec(config, settings, 32, (kind, options)), mesh)
+    step = compile_step(StepSpec(config, settings, 32, (kind, options)), mesh)
     for number in range(32):
         state = step(state, batches.at(number))
     history = np.asarray(state.history)
@@ -120,8 +123,7 @@ def gradient_of_one_step(
     monkeypatch, loss, mesh_shape=(1, 1, 1), micro=1, dtype="float32", num_texts=1
 ):
     config, docs, params = small_problem(num_texts)
-    monkeypatch.setattr(step_module, "make_optimizer", lambda _: optax.identity())
-    step_module.programs.cache_clear()
+    plain_descent(monkeypatch)
     settings = TrainSettings(
         batch_size=16,
         microbatch_size=16 // micro,
@@ -144,8 +146,8 @@ def gradient_of_one_step(
     targets = None if loss is None else soft_labels(docs.labels_N)
     batches = put_batches(packed, targets, mesh).at(2)
     spec = StepSpec(config, settings, 4, loss, num_texts)
-    after = step_module.train_step(spec, mesh)(state, batches)
-    step_module.programs.cache_clear()
+    after = compile_step(spec, mesh)(state, batches)
+    programs.programs.cache_clear()
     before = params if loss is not None else {"backbone": params["backbone"]}
     grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before, after.params)
     flat = np.concatenate([g.reshape(-1) for g in jax.tree.leaves(grads)])
@@ -253,17 +255,22 @@ def exact_gradient(kind, micro_size, shards, accumulate=False):
     order = np.arange(32, dtype=np.int32)[None]
     packed = packing.pack(docs, order, num_microbatches=count, row_multiple=shards)
     batch = put_batches(packed, soft_labels(docs.labels_N), mesh).at(0)
-    batch = {k.replace("_S", "_", 1): x[0] for k, x in batch.items() if k != "index_S"}
-    objective = step_module.classification(StepSpec(config, settings, 4, (kind, ())))
+    batch = jax.tree.map(lambda x: x[0], batch.batches)
+    spec = StepSpec(config, settings, 4, (kind, ()))
+
+    def whole(params, batch):
+        half = jnp.float32(0.5)
+        return step_module.loss_and_gradient(spec, {}, params, {}, batch, half, ()).grads
 
     def gradient(params, batch):
         if not accumulate:
-            return objective(params, {}, batch, jnp.float32(0.5))[1]
-        parts = jax.tree.map(lambda x: x.reshape(count, 1, -1, *x.shape[2:]), batch) | {
-            name: batch[name].reshape(count, -1, *batch[name].shape[1:])
-            for name in ("targets_BC", "weights_B")
-        }
-        one = jax.lax.map(lambda part: objective(params, {}, part, jnp.float32(0.5))[1], parts)
+            return whole(params, batch)
+        parts = Batch(
+            jax.tree.map(lambda x: x[:, None], batch.microbatches),
+            batch.targets_BC.reshape(count, -1, 2),
+            batch.weights_B.reshape(count, -1),
+        )
+        one = jax.lax.map(lambda part: whole(params, part), parts)
         return jax.tree.map(lambda x: x.mean(0), one)
 
     params = on_mesh(jax.tree.map(np.float32, params), mesh)
@@ -310,6 +317,14 @@ def test_bfloat16_gradients_stay_near_float32(monkeypatch):
     assert 1e-4 < relative(half, exact) < 0.05
 
 
+def poisoned(bucket, index):
+    """The bucket with a target of NaN in one of its batches."""
+    targets = bucket.batches.targets_BC.at[index, 0, 0].set(np.nan)
+    return dataclasses.replace(
+        bucket, batches=dataclasses.replace(bucket.batches, targets_BC=targets)
+    )
+
+
 def run_steps(settings, steps, poison_step=None):
     config, docs, params = small_problem()
     mesh = one_device()
@@ -319,8 +334,8 @@ def run_steps(settings, steps, poison_step=None):
     state = init_state(on_mesh(params, mesh), make_optimizer(settings), steps, mesh)
     batches = put_batches(packed, targets, mesh).at(0)
     if poison_step is not None:
-        batches["targets_SBC"] = batches["targets_SBC"].at[poison_step, 0, 0].set(np.nan)
-    step = train_step(StepSpec(config, settings, steps, XENT), mesh)
+        batches = poisoned(batches, poison_step)
+    step = compile_step(StepSpec(config, settings, steps, XENT), mesh)
     states = [jax.device_get(state)]
     for _ in range(steps):
         state = step(state, batches)
@@ -358,7 +373,7 @@ def test_updates_equal_those_of_optax_with_the_schedule_inside(optimizer):
         on_mesh({"head": {"kernel": kernel}}, mesh), make_optimizer(settings), 5, mesh
     )
     batches = put_feature_batches(order, targets, mesh)
-    state = dispatch.runner(spec, mesh, frozen, batches).run(state, 0, 5)
+    state = runner(spec, mesh, frozen, batches)(state, 0, 5)
     rate = optax.linear_schedule(0.1, 0.0, 5)
     whole = optax.chain(
         optax.clip_by_global_norm(0.3),
@@ -384,8 +399,8 @@ def test_updates_equal_those_of_optax_with_the_schedule_inside(optimizer):
 @pytest.mark.parametrize("branches", [True, False])
 def test_a_non_finite_loss_freezes_the_state_and_names_the_step(monkeypatch, branches):
     """With the choice that CPUs make, and the one that accelerators make."""
-    monkeypatch.setattr(step_module, "_branches", lambda: branches)
-    step_module.programs.cache_clear()
+    monkeypatch.setattr(step_module, "_uses_branches", lambda: branches)
+    programs.programs.cache_clear()
     states = run_steps(TrainSettings(batch_size=16, learning_rate=1e-3), 5, poison_step=3)
     assert [int(s.failed_step) for s in states] == [-1, -1, -1, -1, 3, 3]
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 3, 3]
@@ -427,21 +442,31 @@ def block_problem(monkeypatch, mesh, **changes):
 
 
 def test_a_block_is_its_steps_wherever_it_is_cut(monkeypatch):
-    """The same bits, in two shapes that alternate; and single steps agree."""
-    mesh, ends = one_device(), []
+    """The same bits, in two shapes that alternate; and single steps agree.
+
+    A profile names each dispatch by its first step.
+    """
+    mesh, ends, named = one_device(), [], []
+    monkeypatch.setattr(
+        jax.profiler,
+        "StepTraceAnnotation",
+        lambda name, *, step_num: named.append(step_num) or contextlib.nullcontext(),
+    )
     for cuts in ((0, 11), (0, 3, 4, 11), (0, 1, 8, 11)):
         spec, state, batches = block_problem(monkeypatch, mesh)
-        assert len(batches.stacks) == 2 and np.abs(np.diff(batches.host_stack_of_S[:11])).sum() > 2
-        blocks = dispatch.runner(spec, mesh, None, batches)
-        assert blocks.steps == dispatch.BLOCK
+        assert len(batches.buckets) == 2 and np.abs(np.diff(batches.host_bucket_S[:11])).sum() > 2
+        blocks = runner(spec, mesh, None, batches)
         for first, last in itertools.pairwise(cuts):
-            state = blocks.run(state, first, last)
+            state = blocks(state, first, last)
         ends.append(jax.device_get(state))
+    assert named == [0, 0, 3, 4, 0, 1, 8]
     for other in ends[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, ends[0])
     spec, state, batches = block_problem(monkeypatch, mesh)
-    one_by_one = dispatch.single_steps(train_step(spec, mesh), batches)
-    after = jax.device_get(one_by_one.run(state, 0, 11))
+    step = compile_step(spec, mesh)
+    for number in range(11):
+        state = step(state, batches.at(number))
+    after = jax.device_get(state)
     assert int(after.step) == int(ends[0].step) == 11
     np.testing.assert_allclose(after.history, ends[0].history, rtol=1e-4, atol=1e-6)
     assert (after.history[:11, 1] > 0).all() and not after.history[11:].any()
@@ -449,12 +474,10 @@ def test_a_block_is_its_steps_wherever_it_is_cut(monkeypatch):
 
 def test_a_block_ends_at_a_step_that_fails(monkeypatch):
     spec, state, batches = block_problem(monkeypatch, one_device())
-    for stack in batches.stacks:
-        poisoned = (np.arange(16) == int(stack["index_S"][5]))[:, None, None]
-        if stack is batches.at(5):
-            stack["targets_SBC"] = jnp.where(poisoned, jnp.nan, stack["targets_SBC"])
-    blocks = dispatch.runner(spec, one_device(), None, batches)
-    state = jax.device_get(blocks.run(state, 0, 11))
+    buckets, number = list(batches.buckets), batches.host_bucket_S[5]
+    buckets[number] = poisoned(buckets[number], int(buckets[number].index_S[5]))
+    batches = dataclasses.replace(batches, buckets=tuple(buckets))
+    state = jax.device_get(runner(spec, one_device(), None, batches)(state, 0, 11))
     assert int(state.step) == int(state.failed_step) == 5
     assert np.isfinite(state.history).all() and not state.history[5:].any()
 
@@ -463,7 +486,7 @@ def test_phases_that_differ_in_numbers_share_one_program():
     """Naive student, confidence student, ceiling; rates, schedules, decay, and 11 or 12 steps."""
     config, docs, params = exact_problem()
     mesh = one_device()
-    step_module.programs.cache_clear()
+    programs.programs.cache_clear()
     train = TrainSettings(batch_size=8, learning_rate=1e-2)
     variants = [
         (train, ("xent", ()), 11),
@@ -485,16 +508,16 @@ def test_phases_that_differ_in_numbers_share_one_program():
         )
         batches = put_batches(packed, soft_labels(docs.labels_N), mesh)
         spec = StepSpec(config, settings, steps, loss)
-        state = dispatch.runner(spec, mesh, None, batches).run(state, 0, steps)
+        state = runner(spec, mesh, None, batches)(state, 0, steps)
         histories.append(np.asarray(state.history)[:11, 0])
     assert len({h.tobytes() for h in histories}) == len(variants)
-    assert step_module.programs.cache_info().currsize == 1
-    one, block = step_module.programs(spec.program_key(), mesh)
+    assert programs.programs.cache_info().currsize == 1
+    one, block = programs.programs(spec.program_key(), mesh)
     assert (one._cache_size(), block._cache_size()) == (0, 1)
     micro = dataclasses.replace(train, microbatch_size=4)
     keys = [StepSpec(config, micro, 11, loss).program_key() for loss in (XENT, variants[1][1])]
     assert keys[0] != keys[1]
-    step_module.programs.cache_clear()
+    programs.programs.cache_clear()
 
 
 def test_few_sizes_stand_for_all_numbers_of_steps():
@@ -533,7 +556,7 @@ def test_a_probe_s_gradient_is_that_of_logistic_regression():
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert sum(x.size for x in moments) == 2 * kernel.size
     spec = StepSpec(testing.tiny_model(), settings, 3, XENT)
-    state = train_step(spec, mesh, frozen)(state, batches.at(0))
+    state = compile_step(spec, mesh, frozen)(state, batches.at(0))
     x, y = features[order[0], 0].astype(float), soft_labels(soft)[order[0]]
     p = np.exp(x @ kernel)
     p /= p.sum(1, keepdims=True)

@@ -9,15 +9,14 @@ import pytest
 from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
-from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.training import vocabulary
-from w2s_jax.training.batches import put_batches
-from w2s_jax.training.inference import soft_labels
+from w2s_jax.training.batch_sources import put_batches
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.programs import compile_step
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import train_step
 
 VOCABULARY = 500
 STEPS = 6
@@ -55,7 +54,7 @@ def trained(mesh_shape, settings, cut):
     packed = packing.pack(documents, order, row_multiple=sharding.row_shards(mesh), max_shapes=1)
     batches = put_batches(packed, soft_labels(documents.targets_N), mesh)
     state = init_state(start, make_optimizer(settings), STEPS, mesh)
-    step = train_step(StepSpec(config, settings, STEPS, ("xent", ())), mesh, frozen)
+    step = compile_step(StepSpec(config, settings, STEPS, ("xent", ())), mesh, frozen)
     for number in range(STEPS):
         state = step(state, batches.at(number))
     params = state.params

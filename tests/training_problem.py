@@ -11,12 +11,11 @@ from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.documents import Document
-from w2s_jax.data.tokenize import tokenize
+from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.models import network
-from w2s_jax.training import population
+from w2s_jax.training import optimizer, population, programs
 from w2s_jax.training import step as step_module
-from w2s_jax.training.batches import put_batches
-from w2s_jax.training.inference import soft_labels
+from w2s_jax.training.batch_sources import compile_for, put_batches
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
 
@@ -61,13 +60,14 @@ def padded(rows):
 
 
 def plain_descent(monkeypatch):
-    """Steps are learning rate times gradient; forgets programs, now and when asked to."""
-    monkeypatch.setattr(step_module, "make_optimizer", lambda _: optax.identity())
+    """Makes steps the learning rate times the gradient; forgets programs, now and when asked to."""
+    for module in (optimizer, step_module, programs):
+        monkeypatch.setattr(module, "make_optimizer", lambda _: optax.identity())
     forget_programs()
 
 
 def forget_programs():
-    step_module.programs.cache_clear()
+    programs.programs.cache_clear()
     population._program.cache_clear()
 
 
@@ -87,7 +87,7 @@ def fresh(spec, mesh, *, targets_NC=None, params=None):
     state_params = jax.device_put(params or problem()[2], sharding.replicated(mesh))
     return init_state(
         state_params,
-        step_module.make_optimizer(spec.train),
+        optimizer.make_optimizer(spec.train),
         STEPS,
         mesh,
         average=spec.train.ema > 0,
@@ -105,7 +105,12 @@ def placed(spec, mesh, *, order_SB=None, targets_NC=None, rows=None, labels=True
         row_multiple=rows or sharding.row_shards(mesh),
     )
     targets_NC = targets() if targets_NC is None else targets_NC
-    return put_batches(packed, targets_NC if labels else None, mesh, needs=spec.needs())
+    return put_batches(packed, targets_NC if labels else None, mesh, spec.extras)
+
+
+def runner(spec, mesh, frozen, batches):
+    """(state, first, last) -> the state after these steps, dispatched as the loop does."""
+    return functools.partial(batches.advance, compile_for(batches, spec, mesh, frozen))
 
 
 def flat(tree):

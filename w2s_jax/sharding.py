@@ -1,4 +1,4 @@
-"""The device mesh, and which logical axis of an array lies along which mesh axis."""
+"""The device mesh, and the sharding rules that map logical axes of arrays to its axes."""
 
 import dataclasses
 import math
@@ -16,16 +16,16 @@ from w2s_jax.config import MeshSettings
 from w2s_jax.config.mesh_shapes import MESH_AXES, Shape, hybrid_shapes, mesh_shape, nearest_divisor
 from w2s_jax.core import errors, processes
 
-#: Logical axes of an array, from the first to the last.
+#: Logical names of an array's axes, in order.
 Axes = tuple[str, ...]
 
-#: Mesh axes along which the rows of a batch are split.
+#: Mesh axes over which the rows of a batch are sharded.
 BATCH_AXES = ("data", "fsdp")
 
 
 @dataclass(frozen=True)
 class ShardingRules:
-    """The mesh axis along which each logical axis of a parameter is split; None: it is whole."""
+    """The mesh axis over which each logical axis of a parameter is sharded; None: replicated."""
 
     embed: str | None = "fsdp"
     mlp: str | None = "tensor"
@@ -44,11 +44,11 @@ class ShardingRules:
                 raise errors.unknown(f"sharding rule for {logical!r}", axis, MESH_AXES)
 
     def spec(self, axes: Axes) -> P:
-        """Which mesh axis each axis of an array is split along, whatever their lengths.
+        """Return the partition spec of an array by the rules alone, whatever its shape.
 
         Raises:
-          InputError: for a logical axis that has no rule, or if two axes of the array would be
-            split along one mesh axis.
+          InputError: if a logical axis has no rule, or if two axes of the array would be sharded
+            over one mesh axis.
         """
         rules = dataclasses.asdict(self)
         for name in axes:
@@ -59,19 +59,19 @@ class ShardingRules:
             taken = [name for name, of_it in zip(axes, split, strict=True) if of_it == axis]
             if len(taken) > 1:
                 raise errors.InputError(
-                    f"sharding rules: {' and '.join(map(repr, taken))} of one array are both split "
-                    f"along {axis!r}; allowed: one of them"
+                    f"sharding rules: {' and '.join(map(repr, taken))} of one array are both "
+                    f"sharded over {axis!r}; shard only one of them"
                 )
         return P(*split)
 
     def sharding(self, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> NamedSharding:
-        """Where an array lies; an axis whose length its mesh axis does not divide is whole."""
+        """Return an array's sharding; an axis that its mesh axis does not divide is not split."""
         whole = {number for number, _ in self._indivisible(shape, axes, mesh)}
         spec = self.spec(axes)
         return NamedSharding(mesh, P(*(None if i in whole else a for i, a in enumerate(spec))))
 
     def explain(self, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> str:
-        """Which axes are not split though a rule says so, and what would divide them; or ''."""
+        """Describe the axes that a rule would split but the mesh does not divide; '' if none."""
         return "; ".join(
             f"{axes[number]!r} of {shape[number]} is not split over mesh.{axis}="
             f"{mesh.shape[axis]}, which does not divide it (nearest that does: "
@@ -80,7 +80,7 @@ class ShardingRules:
         )
 
     def _indivisible(self, shape: tuple[int, ...], axes: Axes, mesh: Mesh) -> list[tuple[int, str]]:
-        """(which axis of the array, the mesh axis that does not divide it)."""
+        """Return (index of the array's axis, the mesh axis that does not divide it) pairs."""
         return [
             (number, axis)
             for number, (length, axis) in enumerate(zip(shape, self.spec(axes), strict=True))
@@ -88,17 +88,17 @@ class ShardingRules:
         ]
 
 
-#: The rules of all models.
+#: The rules that all models use.
 RULES = ShardingRules()
 
 
 def make_mesh(
     settings: MeshSettings | None = None, devices: list[jax.Device] | None = None
 ) -> Mesh:
-    """The mesh of a run over `devices` (all of them by default).
+    """Return the mesh of a run over `devices` (all of them by default).
 
     Raises:
-      InputError: if the settings don't fit the devices; see `mesh_shapes.mesh_shape`.
+      InputError: if the settings do not fit the devices; see `mesh_shapes.mesh_shape`.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(settings or MeshSettings(), len(devices))
@@ -107,16 +107,16 @@ def make_mesh(
     if idle:
         raise errors.InputError(
             f"mesh.data: {shape[0]} with mesh.fsdp={shape[1]} and mesh.tensor={shape[2]} leaves "
-            f"process {min(idle)} without a device; allowed: a mesh of all {len(devices)} devices"
+            f"process {min(idle)} without a device; use a mesh of all {len(devices)} devices"
         )
     return mesh_of(shape, used)
 
 
 def mesh_of(shape: Shape, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of the given (data, fsdp, tensor) shape.
+    """Return a mesh of the given (data, fsdp, tensor) shape.
 
     Raises:
-      InputError: if the devices are of several slices and `shape` cannot be laid over them.
+      InputError: if the devices belong to several slices over which `shape` cannot be laid.
     """
     devices = list(jax.devices())[: math.prod(shape)] if devices is None else devices
     types = (AxisType.Auto,) * 3
@@ -126,8 +126,8 @@ def mesh_of(shape: Shape, devices: list[jax.Device] | None = None) -> Mesh:
     if len(set(counts.values())) > 1:
         raise errors.InputError(
             f"mesh.data: {shape[0]} with mesh.fsdp={shape[1]} and mesh.tensor={shape[2]} takes "
-            f"{' and '.join(map(str, counts.values()))} devices of the slices; allowed: the same "
-            "number of each"
+            f"{' and '.join(map(str, counts.values()))} devices of the slices; use the same number "
+            "of each"
         )
     within, across = hybrid_shapes(shape, len(counts))
     return Mesh(
@@ -136,46 +136,51 @@ def mesh_of(shape: Shape, devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def _slice_counts(devices: list[Any]) -> dict[int, int]:
-    """How many of the devices each slice has; only TPUs have several."""
+    """Return the number of devices in each slice; only TPUs have several slices."""
     numbers = [getattr(device, "slice_index", 0) for device in devices]
     return {number: numbers.count(number) for number in sorted(set(numbers))}
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """Return the number of shards of a batch's rows."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding of arrays that every device holds in full."""
     return NamedSharding(mesh, P())
 
 
 def rows(mesh: Mesh, *, leading: int) -> NamedSharding:
-    """Rows split over `BATCH_AXES`, behind `leading` axes that are whole."""
+    """Return the sharding of rows over `BATCH_AXES`, after `leading` axes that are not split."""
     return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))
 
 
-def put(tree: Any, where: NamedSharding) -> Any:
-    """The arrays of a tree, which all processes have alike, in their places on a mesh."""
+def put(tree: Any, shardings: Any) -> Any:
+    """Place the arrays of a tree, of which every process has an equal copy, on a mesh.
+
+    Args:
+      tree: arrays.
+      shardings: one sharding for all arrays, or a tree of them of which `tree` is an extension.
+    """
     if processes.count() == 1:
-        return jax.device_put(tree, where)
-    return jax.tree.map(lambda x: _put(x, where), tree)
+        return jax.device_put(tree, shardings)
+    return jax.tree.map(_put, tree, jax.tree.broadcast(shardings, tree))
 
 
 def _put(x: Any, where: NamedSharding) -> jax.Array:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.device_put(x, where)
-    # `jax.device_put` would have all processes compare what they have.
+    # `jax.device_put` would make the processes compare their copies.
     host = np.asarray(x)
     host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
-    # As explicit as `jax.device_put`, which JAX's guards let pass.
+    # Explicit, like `jax.device_put`, which JAX's transfer guard lets pass.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """A whole array, wherever its shards lie; with several processes all call this."""
+    """Return a whole array as numpy, wherever its shards are; every process must call this."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     from jax.experimental import multihost_utils
@@ -184,9 +189,9 @@ def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
 
 
 def on_local_devices(tree: Any, local: NamedSharding) -> Any:
-    """The arrays of a tree, whole on each of this process's devices, which are those of `local`.
+    """Replicate the arrays of a tree on this process's devices, which are those of `local`.
 
-    Arrays that lie on devices of several processes must lie on all of them.
+    An array on devices of several processes must be on all devices of the mesh.
     """
 
     def one(x: Any) -> jax.Array:
@@ -202,64 +207,71 @@ def on_local_devices(tree: Any, local: NamedSharding) -> Any:
     return jax.tree.map(one, tree)
 
 
-# Belongs to the key of every compiled program, so that none is reused across contexts.
-_mesh_around = jax.make_user_context(default_value=None)
+# A user context is part of the jit cache key, so no program is reused across contexts.
+_current_mesh = jax.make_user_context(default_value=None)
 
 
 def over(mesh: Mesh) -> AbstractContextManager[None]:
-    """Within this context arrays are split over `mesh` as this module splits them.
+    """Return a context in which arrays are sharded over `mesh` as this module shards them.
 
-    Kernels ask: compilers can split neither a kernel nor what a layout was demanded of.
+    Kernels need to know: the partitioner can split neither a kernel nor an array with a layout
+    constraint.
     """
-    return _mesh_around(mesh)
+    return _current_mesh(mesh)
 
 
-def mesh_around() -> Mesh | None:
-    """The mesh of `over`; None outside of it."""
-    return _mesh_around.value
+def current_mesh() -> Mesh | None:
+    """Return the mesh of `over`; None outside of it."""
+    return _current_mesh.value
 
 
-def place() -> tuple[jax.Device, tuple[int, int] | None]:
-    """(a device of those that run the caller, the parts into which they split rows and heads).
+def target_device() -> jax.Device:
+    """Return one of the devices for which the caller is traced."""
+    mesh = current_mesh()
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
-    The parts are None where that is unknown: with several devices, outside of `over`.
+
+def row_and_head_shards() -> tuple[int, int] | None:
+    """Return the numbers of shards of rows and of heads where the caller runs.
+
+    None where they are unknown: with several devices, outside of `over`.
     """
-    mesh = mesh_around()
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     # Within `jax.pmap` and `jax.shard_map` every device runs a program of its own.
     if jax.sharding.get_abstract_mesh().are_all_axes_manual:
-        return device, (1, 1)
+        return 1, 1
+    mesh = current_mesh()
     if mesh is None:
-        return device, (1, 1) if jax.device_count() == 1 else None
-    return device, (row_shards(mesh), mesh.shape["tensor"])
+        return (1, 1) if jax.device_count() == 1 else None
+    return row_shards(mesh), mesh.shape["tensor"]
 
 
 def split_rows(x: jax.Array) -> jax.Array:
-    """The array, its first axis demanded to be split as rows are over the mesh of `over`.
+    """Constrain the first axis to be sharded as rows are over the mesh of `over`.
 
-    Left to itself, the compiler lets an embedding that is split along its width split activations
-    so, and then gathers those of all rows on every device instead of a layer's parameters.
+    Without the constraint, the compiler propagates the sharding of the embedding's width to the
+    activations, and then gathers the activations of all rows on every device instead of a layer's
+    parameters.
     """
-    return _demanded(x, P(BATCH_AXES))
+    return _constrained(x, P(BATCH_AXES))
 
 
 def look_up(table_VD: jax.Array, index_RL: jax.Array) -> jax.Array:
-    """table_VD[index_RL], [R, L, D]: rows over `data` alone, the width over `fsdp` as the table's.
+    """Return table_VD[index_RL], [R, L, D], rows sharded over `data` and the width over `fsdp`.
 
-    `split_rows` is then one exchange among the devices of `fsdp`; in one step the compiler would
-    find no way but to gather everything.
+    The width is sharded like the table's, so that `split_rows` is one exchange among the devices
+    of `fsdp`. In one step the compiler would gather everything.
     """
-    return _demanded(table_VD[index_RL], P("data", None, "fsdp"))
+    return _constrained(table_VD[index_RL], P("data", None, "fsdp"))
 
 
-def _demanded(x: jax.Array, spec: P) -> jax.Array:
-    """`x` so split over the mesh of `over`, where there is one that can split it."""
-    mesh = mesh_around()
+def _constrained(x: jax.Array, spec: P) -> jax.Array:
+    """Constrain the sharding of `x` to `spec` where the mesh of `over` divides its shape."""
+    mesh = current_mesh()
     if mesh is None or mesh.size == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
         return x
     where = NamedSharding(mesh, spec)
     try:
         where.shard_shape(x.shape)
     except ValueError:
-        return x  # a size that the mesh does not divide
+        return x  # The mesh does not divide a dimension.
     return jax.lax.with_sharding_constraint(x, where)

@@ -1,14 +1,15 @@
 """Exact-batch packing: every batch holds exactly B documents, in few static shapes.
 
 A batch is split into M microbatches of m = B / M documents, and the texts of a microbatch are
-packed into R rows of L slots: several texts a row, marked by segment ids 1, 2, ... (0 is
-padding). Attention is masked by segment and positions restart with each, so packing changes no
-result. All batches of a phase have the same number of rows; their length takes a few values, chosen
-from what the batches need (`_levels`), so that few slots stay empty and few programs are compiled.
+packed into R rows of L slots: several texts per row, marked by segment ids 1, 2, ... (0 is
+padding). Attention is masked by segment and positions restart in each segment, so packing does not
+change the result. All batches of a phase have the same number of rows. The row length takes a few
+values, chosen by what the batches need (`_levels`), so that few slots are padding and few programs
+are compiled. The batches of one row length are a bucket.
 
-Shapes in names: S steps, M microbatches, R rows, L slots, m documents a microbatch, K texts and
-read-outs a document, B documents a batch, N documents, P pieces (texts in the order of packing),
-G microbatches of all steps.
+Shapes in names: S steps, M microbatches, R rows, L slots, Q segments per row, m documents per
+microbatch, K texts (and read-outs) per document, B documents per batch, N documents, P pieces
+(texts in packing order), G microbatches of all steps, C chunks.
 """
 
 from dataclasses import dataclass
@@ -20,34 +21,35 @@ from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import hash_order
 from w2s_jax.data.tokenize import TokenizedDocuments
 
-FILL = -1  # stands for "no document" in an order
+#: "No document" in an order.
+FILL = -1
 
-#: Shapes (compiled programs) of a phase, at most.
+#: Largest number of shapes (compiled programs) of a phase.
 MAX_SHAPES = 6
-#: A further shape is taken if it saves as many slots as this number of steps has.
+#: A further shape must save as many slots as this number of mean steps has.
 SHAPE_STEPS = 3
 #: Row length at which (causal) attention costs as much as the rest of a block: 12 x width.
 ATTENTION_LENGTH = 3072
-#: What a further group of lengths must save in a pass over documents, in tokens.
+#: Tokens that a further length group must save in a pass over documents.
 GROUP_TOKENS = 8_000
-#: Candidates for the number of rows, at most.
+#: Largest number of candidates for the number of rows.
 _ROW_CANDIDATES = 12
-#: What `Stack.first_keys` are multiples of.
+#: `PackedBucket.first_keys` are multiples of this.
 _KEY_GRID = 32
 
 
 @dataclass(frozen=True)
-class Stack:
-    """The batches of one static shape, on the host; S counts these only.
+class PackedBucket:
+    """The batches of one shape, on the host; S counts the batches of the bucket only.
 
     Attributes:
-      steps_S: int32; which steps of the phase they are, ascending.
-      tokens_SMRL: smallest unsigned type that holds the ids.
+      steps_S: int32; the steps of the phase at which the batches are used, ascending.
+      tokens_SMRL: token ids, in the smallest unsigned type that holds them.
       segment_ids_SMRL: uint16; 0 is padding.
       read_outs_SMmK: int32 index into the flattened [R * L] slots: the last token of each text.
-      slots_SMRQ: uint16; the last slot of segment q + 1 of each row, 0 where there is none.
-      first_keys: for each `chunk` slots of a row, the first slot of the texts in them, in any of
-        the batches: causal attention need look no further back. Empty without a `chunk`.
+      slots_SMRQ: uint16; the last slot of segment q + 1 of each row, 0 if there is none.
+      first_keys: for each chunk of a row, the first slot of the texts in the chunk, in any of the
+        batches; causal attention of the chunk needs no earlier keys. () without a `chunk`.
       loss_weights_SMRL: float32 weight of predicting the token in each slot, or None (weight 1 for
         every token that follows another of its document).
     """
@@ -63,53 +65,66 @@ class Stack:
 
 @dataclass(frozen=True)
 class PackedBatches:
-    """All batches of a phase, on the host, stacked by shape.
+    """All batches of a phase, on the host, grouped by shape.
 
     Attributes:
-      stacks: one for each shape.
-      documents_SB: int32 row index of each document; -1 where a last batch is filled up.
+      buckets: one per shape.
+      documents_SB: int32 row index of each document; -1 fills up an incomplete last batch.
     """
 
-    stacks: tuple[Stack, ...]
+    buckets: tuple[PackedBucket, ...]
     documents_SB: np.ndarray
 
     @cached_property
-    def place_S2(self) -> np.ndarray:
-        """int32 [S, 2]: the stack of each step, and its index there."""
-        place_S2 = np.zeros((len(self.documents_SB), 2), np.int32)
-        for number, stack in enumerate(self.stacks):
-            place_S2[stack.steps_S, 0] = number
-            place_S2[stack.steps_S, 1] = np.arange(len(stack.steps_S))
-        return place_S2
+    def bucket_S(self) -> np.ndarray:
+        """The bucket that holds each step's batch, int32 [S]."""
+        bucket_S = np.zeros(len(self.documents_SB), np.int32)
+        for number, bucket in enumerate(self.buckets):
+            bucket_S[bucket.steps_S] = number
+        return bucket_S
+
+    @cached_property
+    def index_S(self) -> np.ndarray:
+        """The index of each step's batch within its bucket, int32 [S]."""
+        index_S = np.zeros(len(self.documents_SB), np.int32)
+        for bucket in self.buckets:
+            index_S[bucket.steps_S] = np.arange(len(bucket.steps_S))
+        return index_S
 
     @property
     def weights_SB(self) -> np.ndarray:
-        """float32; 1 for a document, 0 for a fill."""
+        """Document weights, float32: 1 for a document, 0 for a fill."""
         return (self.documents_SB >= 0).astype(np.float32)
 
     @property
     def real_token_share(self) -> float:
-        """Share of the slots that hold a document's token, over all steps."""
-        real = sum(np.count_nonzero(stack.segment_ids_SMRL) for stack in self.stacks)
-        return real / sum(stack.segment_ids_SMRL.size for stack in self.stacks)
+        """The share of all slots that hold a document's token."""
+        real = sum(np.count_nonzero(bucket.segment_ids_SMRL) for bucket in self.buckets)
+        return real / sum(bucket.segment_ids_SMRL.size for bucket in self.buckets)
 
     def per_document(self, values_N: np.ndarray, fill: float = 0.0) -> np.ndarray:
-        """`values_N` (leading axis: documents) laid out as [S, B, ...]."""
+        """Arrange `values_N` (leading axis: documents) by batch, [S, B, ...]."""
         out = values_N[np.maximum(self.documents_SB, 0)]
         out[self.documents_SB < 0] = fill
         return out
 
 
 def steps_per_epoch(num_documents: int, batch_size: int) -> int:
-    """Full batches in one pass; the incomplete last one is dropped in training."""
+    """Return the number of full batches in an epoch; training drops the incomplete last one."""
     return num_documents // batch_size
 
 
 def training_order(ids_N: np.ndarray, *, batch_size: int, num_steps: int, seed: int) -> np.ndarray:
-    """Which document stands where in each training batch, int32 [S, B], for `num_steps` steps.
+    """Return the row index of each document of each training batch, int32 [S, B].
 
-    The order of an epoch comes from a hash of (seed, epoch, id): mesh, packing and machine can't
-    change it.
+    The order of an epoch is that of a hash of (seed, epoch, id), so it does not depend on mesh,
+    packing or machine.
+
+    Args:
+      ids_N: uint64 document ids.
+      batch_size: B.
+      num_steps: S.
+      seed: seed of the data order.
     """
     per_epoch = steps_per_epoch(len(ids_N), batch_size)
     epochs = [
@@ -122,14 +137,14 @@ def training_order(ids_N: np.ndarray, *, batch_size: int, num_steps: int, seed: 
 def length_groups(
     documents: TokenizedDocuments, *, attention_length: int = ATTENTION_LENGTH
 ) -> list[np.ndarray]:
-    """Row indices of the documents in groups of similar length, for passes in any order.
+    """Group documents of similar length, for passes in any order; return their row indices.
 
-    So that one long text does not make all rows long. A token in rows of L slots is taken to cost
-    1 + L / `attention_length`; there are at most `MAX_SHAPES` groups, and each costs as much as
-    `GROUP_TOKENS` tokens besides.
+    The groups keep one long text from making all rows long. A token in rows of L slots is assumed
+    to cost 1 + L / `attention_length`. There are at most `MAX_SHAPES` groups; each has a fixed cost
+    of `GROUP_TOKENS` tokens.
     """
     longest_N = documents.piece_lengths_P.reshape(-1, documents.num_texts).max(1)
-    # Lengths on a grid of 3%: more than a few hundred values would only take time.
+    # A grid of 3%: more than a few hundred lengths would only take time.
     grid_N = np.ceil(np.exp(np.ceil(np.log(longest_N) / 0.03) * 0.03)).astype(np.int64)
     price_N = 1.0 + grid_N / attention_length
     weights_N = documents.lengths_N.astype(np.float64)
@@ -138,10 +153,10 @@ def length_groups(
 
 
 def evaluation_order(lengths_N: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Every document once, int32 [S, B], filled up with -1.
+    """Return batches that hold every document once, int32 [S, B], filled up with -1.
 
-    Documents are dealt out by length, longest first, so that all batches are about equally long and
-    one shape fits them without much padding.
+    Documents are dealt to the batches by length, longest first. All batches are then about equally
+    long, and one shape fits them with little padding.
     """
     order_N = np.argsort(-lengths_N, kind="stable")
     num_steps = -(-len(order_N) // batch_size)
@@ -162,30 +177,31 @@ def pack(
     chunk: int | None = None,
     length_multiple: int = 1,
 ) -> PackedBatches:
-    """Packs the documents that `order_SB` names into batches of at most `max_shapes` shapes.
+    """Pack the documents of `order_SB` into batches of at most `max_shapes` shapes.
 
-    Within a microbatch each text, longest first, goes to the row that is emptiest so far (longest
-    processing time first, Graham 1969), for all microbatches at once; the fullest row is the length
-    that a microbatch needs. The number of rows is the one with the cheapest slots, were a slot that
-    may see k slots to cost 1 + k / `attention_length`. That is a whole row; or, with a `chunk`,
-    what `Stack.first_keys` leaves of it: few slots, as a row's texts stand in it longest first.
+    Within a microbatch each text, longest first, goes to the emptiest row so far (longest
+    processing time first, Graham 1969), for all microbatches at once. The fullest row is the length
+    that a microbatch needs. The number of rows minimises the cost of all slots, where a slot that
+    may attend to k slots costs 1 + k / `attention_length`. Without a `chunk`, k is the row length.
+    With one, it is what `PackedBucket.first_keys` leaves of it, which is little, since the texts of
+    a row are in order of decreasing length.
 
-    With several microbatches, the documents of a batch are dealt to them by length, so that all are
-    about equally long (`PackedBatches.documents_SB` says who stands where).
+    The documents of a batch are dealt to its microbatches by length, so that these are about
+    equally long (`PackedBatches.documents_SB` has the resulting order).
 
     Args:
       documents: tokenised documents.
       order_SB: document row indices, -1 for none.
       num_microbatches: M; must divide B.
-      groups: a batch consists of so many equal parts that share no microbatch; must divide M.
-      row_multiple: R becomes a multiple of this (the number of row shards).
-      max_shapes: how many values L may take.
+      groups: number of equal parts of a batch that share no microbatch; must divide M.
+      row_multiple: R is a multiple of this (the number of row shards).
+      max_shapes: largest number of different L.
       attention_length: see above.
-      chunk: how many slots of a row attention takes at a time; None: all.
-      length_multiple: L becomes a multiple of this.
+      chunk: slots of a row for which attention is computed at a time; None: all.
+      length_multiple: L is a multiple of this.
 
     Raises:
-      InputError: more documents in a microbatch than segment ids can tell apart.
+      InputError: if a microbatch has more documents than segment ids can distinguish.
     """
     num_steps, batch_size = order_SB.shape
     if num_microbatches > groups:
@@ -198,8 +214,8 @@ def pack(
     order_GP = order_SBK.reshape(num_steps * num_microbatches, -1)
     if order_GP.shape[1] > np.iinfo(np.uint16).max:
         raise InputError(
-            f"train.microbatch_size: {order_GP.shape[1] // num_texts} documents at a time; "
-            f"allowed: at most {np.iinfo(np.uint16).max // num_texts}"
+            f"train.microbatch_size: {order_GP.shape[1] // num_texts}; allowed: at most "
+            f"{np.iinfo(np.uint16).max // num_texts} documents per microbatch"
         )
     lengths_GP = np.where(order_GP >= 0, documents.piece_lengths_P[order_GP], 0)
     best: tuple[float, _Rows, np.ndarray] | None = None
@@ -215,8 +231,8 @@ def pack(
     assert best is not None
     _, rows, length_S = best
     shape = (num_steps, num_microbatches, batch_size // num_microbatches, num_texts)
-    stacks = tuple(
-        _stack(
+    buckets = tuple(
+        _bucket(
             documents,
             order_GP,
             rows,
@@ -227,11 +243,11 @@ def pack(
         )
         for length in np.unique(length_S)
     )
-    return PackedBatches(stacks, order_SB)
+    return PackedBatches(buckets, order_SB)
 
 
 def _deal(lengths_N: np.ndarray, order_SB: np.ndarray, num_microbatches: int) -> np.ndarray:
-    """Each batch sorted by length and dealt to microbatches to and fro: [S, B], M outermost."""
+    """Sort each batch by length and deal it to microbatches to and fro: [S, B], M outermost."""
     lengths_SB = np.where(order_SB >= 0, lengths_N[order_SB], 0)
     sorted_SB = np.argsort(-lengths_SB, axis=1, kind="stable")
     order_SmM = np.take_along_axis(order_SB, sorted_SB, 1).reshape(
@@ -242,7 +258,7 @@ def _deal(lengths_N: np.ndarray, order_SB: np.ndarray, num_microbatches: int) ->
 
 
 def _row_candidates(lengths_GP: np.ndarray, row_multiple: int) -> list[int]:
-    """Numbers of rows worth a try: from about as long as the longest text to three times that."""
+    """Return candidates for R: rows about one to three times as long as the longest text."""
     total = lengths_GP.sum(1).max() / max(1, lengths_GP.max())
     most = min(int(total) + 1, lengths_GP.shape[1])
     least = -(-max(1, most // 3) // row_multiple)
@@ -253,7 +269,7 @@ def _row_candidates(lengths_GP: np.ndarray, row_multiple: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where the texts of all microbatches stand: row, first slot and segment id; slots in use."""
+    """Positions of texts (row, first slot, segment id), and slots used per row."""
 
     row_GP: np.ndarray
     start_GP: np.ndarray
@@ -262,7 +278,7 @@ class _Rows:
 
 
 def _spread(lengths_GP: np.ndarray, num_rows: int) -> _Rows:
-    """Texts to rows, longest first, each to the row that is emptiest (the first such one)."""
+    """Assign texts to rows, longest first, each to the (first) emptiest row."""
     num_micro, num_pieces = lengths_GP.shape
     order_GP = np.argsort(-lengths_GP, axis=1, kind="stable")
     sorted_GP = np.take_along_axis(lengths_GP, order_GP, 1)
@@ -271,8 +287,8 @@ def _spread(lengths_GP: np.ndarray, num_rows: int) -> _Rows:
     row_GP, start_GP = np.zeros_like(lengths_GP), np.zeros_like(lengths_GP)
     segment_GP = np.zeros(lengths_GP.shape, np.uint16)
     micro_G = np.arange(num_micro)
-    for place in range(num_pieces):
-        piece_G, size_G = order_GP[:, place], sorted_GP[:, place]
+    for rank in range(num_pieces):
+        piece_G, size_G = order_GP[:, rank], sorted_GP[:, rank]
         row_G = used_GR.argmin(1)
         row_GP[micro_G, piece_G] = row_G
         start_GP[micro_G, piece_G] = used_GR[micro_G, row_G]
@@ -283,25 +299,25 @@ def _spread(lengths_GP: np.ndarray, num_rows: int) -> _Rows:
 
 
 def _first_keys(start_P: np.ndarray, lengths_P: np.ndarray, length: int, chunk: int) -> np.ndarray:
-    """Where the texts begin that each chunk of a row holds, int64; see `Stack.first_keys`."""
+    """Return the first slot of the texts in each chunk, int64; see `PackedBucket.first_keys`."""
     first_C = np.arange(0, length, chunk)
     own_P, last_P = start_P // chunk, (start_P + lengths_P - 1) // chunk
     for further in range(1, int((last_P - own_P).max(initial=0)) + 1):
         reach_P = own_P + further <= last_P
         np.minimum.at(first_C, own_P[reach_P] + further, start_P[reach_P])
-    # Few different numbers, of which memory and matrix units take whole lines.
+    # On a grid: few different values, aligned for memory and matrix units.
     return first_C // _KEY_GRID * _KEY_GRID
 
 
 def _seen(rows: _Rows, lengths_GP: np.ndarray, longest: int, chunk: int | None) -> np.ndarray:
-    """How many slots a slot may see, on average, in rows of 0, 1, ..., `longest` slots."""
+    """Return the mean number of keys per query in rows of 0, 1, ..., `longest` slots."""
     length_L = np.arange(longest + 1)
     if chunk is None:
         return length_L.astype(np.float64)
     real_GP = lengths_GP > 0
     first_C = _first_keys(rows.start_GP[real_GP], lengths_GP[real_GP], longest, chunk)
     slot_L = np.arange(longest)
-    # A chunk's keys end where it ends, at the end of the row at the latest.
+    # A chunk's keys end at the end of the chunk or of the row.
     stop_L = np.minimum((slot_L // chunk + 1) * chunk, longest)
     total_L = np.concatenate([[0], np.cumsum(stop_L - first_C[slot_L // chunk])])
     return total_L / np.maximum(length_L, 1)
@@ -310,12 +326,12 @@ def _seen(rows: _Rows, lengths_GP: np.ndarray, longest: int, chunk: int | None) 
 def _levels(
     needed_S: np.ndarray, max_shapes: int, attention_L: np.ndarray, multiple: int = 1
 ) -> tuple[float, np.ndarray]:
-    """The row length of each step, of at most `max_shapes` values, and the cost of them all.
+    """Return the total cost, and the row length of each step, with at most `max_shapes` lengths.
 
-    A slot in a row of L costs 1 + attention_L[L]; each length as much as `SHAPE_STEPS` mean steps
-    besides.
+    A slot in a row of L costs 1 + attention_L[L]; each length has a fixed cost of `SHAPE_STEPS`
+    mean steps.
     """
-    # A grid of at most 128 values or so: what it rounds up is far less than 1%.
+    # A grid of about 128 values: rounding up adds far less than 1%.
     grid = max(1, int(needed_S.max()) // 128 // multiple) * multiple
     needed_S = np.minimum(-(-needed_S // grid) * grid, needed_S.max())
     price_S = needed_S * (1.0 + attention_L[needed_S])
@@ -326,17 +342,17 @@ def _levels(
 def _cover(
     values_N: np.ndarray, weights_N: np.ndarray, prices_N: np.ndarray, most: int, extra: float
 ) -> tuple[float, np.ndarray]:
-    """Raises values to larger ones among them, `most` different ones at most, at the least cost.
+    """Round values up to at most `most` levels chosen among them, at the least cost.
 
-    Dynamic programming over the sorted values: the cheapest cover of the smallest n by g levels is
-    that of the smallest k by g - 1, and the n-th value for the rest.
+    Dynamic programming over the sorted values: the cheapest cover of the n smallest values by g
+    levels covers the k smallest by g - 1 levels, and the others by the n-th value.
 
     Args:
-      values_N: what is to be covered.
+      values_N: values to be covered.
       weights_N: a value covered by a level costs its weight times the level's price.
-      prices_N: price of each value as a level; grows with it.
-      most: how many levels, at most.
-      extra: cost of each level besides.
+      prices_N: price of each value as a level; increases with the value.
+      most: largest number of levels.
+      extra: fixed cost of each level.
 
     Returns:
       The total cost, and the level of each value.
@@ -348,7 +364,7 @@ def _cover(
     from_GV = [np.zeros(len(values_V), np.int64)]
     totals = [cost_V[-1]]
     for _ in range(min(most, len(values_V)) - 1):
-        # [k, n]: the smallest k + 1 values as before, those up to n by the n-th.
+        # [k, n]: the k + 1 smallest values as before, those up to the n-th by the n-th.
         split_VV = cost_V[:, None] + price_V * (before_V[1:] - before_V[1:, None])
         split_VV[np.tril_indices(len(values_V), -1)] = np.inf
         from_GV.append(split_VV.argmin(0))
@@ -367,7 +383,7 @@ def _cover(
     return total, level_V[inverse_N]
 
 
-def _stack(
+def _bucket(
     documents: TokenizedDocuments,
     order_GP: np.ndarray,
     rows: _Rows,
@@ -375,8 +391,8 @@ def _stack(
     length: int,
     shape: tuple[int, int, int, int],
     chunk: int | None,
-) -> Stack:
-    """The batches of the steps `steps_S`, in rows of `length` slots; `shape` is (S, M, m, K)."""
+) -> PackedBucket:
+    """Pack the batches of `steps_S` into rows of `length` slots; `shape` is (S, M, m, K)."""
     _, num_micro, per_micro, num_texts = shape
     micro_G = (steps_S[:, None] * num_micro + np.arange(num_micro)).reshape(-1)
     order_GP = order_GP[micro_G]
@@ -389,7 +405,7 @@ def _stack(
     read_outs_GP = row_GP * length + start_GP + np.maximum(lengths_GP, 1) - 1
 
     real_GP = order_GP >= 0
-    # Few different numbers, so that phases have programs in common.
+    # Few different numbers, so that phases share programs.
     most = int(rows.segment_GP.max(initial=1))
     most = most if most <= 4 else -(-most // 4) * 4
     slots_GRQ = np.zeros((len(micro_G), num_rows, most), np.uint16)
@@ -401,7 +417,7 @@ def _stack(
         first_C = _first_keys(start_GP[real_GP], lengths_GP[real_GP], length, chunk)
         first_keys = tuple(first_C.tolist())
     pieces_P, lengths_P = order_GP[real_GP], lengths_GP[real_GP]
-    # Where each token comes from and goes to: its text's place, plus its place in the text.
+    # Source and target of each token: the start of its text, plus its position in the text.
     stop_P = np.cumsum(lengths_P)
     within_T = np.arange(stop_P[-1]) - np.repeat(stop_P - lengths_P, lengths_P)
     from_T = np.repeat(documents.offsets[pieces_P], lengths_P) + within_T
@@ -418,7 +434,7 @@ def _stack(
         loss_weights = np.zeros(slots, np.float32)
         loss_weights[to_T] = documents.loss_weights_T[from_T]
         loss_weights = loss_weights.reshape(full)
-    return Stack(
+    return PackedBucket(
         steps_S=steps_S.astype(np.int32),
         tokens_SMRL=tokens.reshape(full),
         segment_ids_SMRL=segments.reshape(full),

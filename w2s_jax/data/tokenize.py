@@ -117,6 +117,12 @@ def hard_labels(labels_N: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(labels_N), np.nan, labels_N > 0.5).astype(np.float32)
 
 
+def soft_labels(targets_N: Any) -> np.ndarray:
+    """Return [P(label 0), P(label 1)], float32 [N, 2], from P(label 1)."""
+    targets_N = np.asarray(targets_N, np.float32)
+    return np.stack([1 - targets_N, targets_N], axis=1)
+
+
 def _offsets(lengths: Any) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError, unknown
-from w2s_jax.methods.labels import kept_count, p_of, soft_labels
+from w2s_jax.data.tokenize import soft_labels
+from w2s_jax.methods.labels import kept_count, p_of
 from w2s_jax.methods.registry import Students, register
 from w2s_jax.planning.plan import MethodPlanner
 

@@ -12,7 +12,8 @@ import numpy as np
 from w2s_jax.config.options import Option
 from w2s_jax.core.lazy import Array, jax, jnp
 from w2s_jax.data.prompts import with_suffix
-from w2s_jax.methods.labels import p_of, soft_labels
+from w2s_jax.data.tokenize import soft_labels
+from w2s_jax.methods.labels import p_of
 from w2s_jax.methods.registry import Students, register, require_label_tokens
 from w2s_jax.planning.plan import MethodPlanner, Student
 

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from w2s_jax.config.options import Option
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.activations import logistic, with_features
-from w2s_jax.methods.labels import log_odds, p_of, soft_labels
+from w2s_jax.methods.labels import log_odds, p_of
 from w2s_jax.methods.registry import Students, register
 from w2s_jax.planning.plan import MethodPlanner
 

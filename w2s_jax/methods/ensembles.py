@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 
 from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError
-from w2s_jax.methods.labels import log_odds, p_of, soft_labels
+from w2s_jax.data.tokenize import soft_labels
+from w2s_jax.methods.labels import log_odds, p_of
 from w2s_jax.methods.registry import Students, register
 from w2s_jax.planning.plan import MethodPlanner, PlanBuilder
 

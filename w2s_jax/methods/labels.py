@@ -8,12 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 from w2s_jax.core.errors import InputError
 
 
-def soft_labels(p_N: ArrayLike) -> np.ndarray:
-    """Return soft labels, float32 [N, 2], from P(label 1) [N]."""
-    values_N = np.asarray(p_N, np.float32)
-    return np.stack([1 - values_N, values_N], axis=1)
-
-
 def p_of(soft: ArrayLike) -> NDArray[np.float64]:
     """Return P(label 1), float64 [N], from soft labels [N, 2] or from P(label 1) [N] itself.
 

@@ -1,11 +1,12 @@
-"""Attention and rotary positions: what a block computes between its projections.
+"""Attention and rotary positions: the part of a block between its projections.
 
-Shapes in names: R rows, L slots, Q some of them, H heads, K key/value heads,
+Shapes in names: R rows, L slots, Q selected slots, H heads, K key/value heads,
 G = H / K, E head size.
 """
 
 import functools
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ Array = jax.Array
 
 
 def segment_positions(segment_ids_RL: Array) -> Array:
-    """Positions that restart at 0 with each segment of a row, int32 [R, L]."""
+    """Return positions that restart at 0 with each segment of a row, int32 [R, L]."""
     slot_L = jnp.arange(segment_ids_RL.shape[1], dtype=jnp.int32)[None, :]
     before_RL = jnp.pad(segment_ids_RL[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     start_RL = jnp.where(segment_ids_RL != before_RL, slot_L, 0)
@@ -35,19 +36,29 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
     causal: bool = True,
+    first_keys: tuple[int, ...] = (),
 ) -> Array:
-    """Attention within segments, grouped queries allowed; [R, L, H, E] in q's dtype.
+    """Return (grouped-query) attention within segments, [R, L, H, E] in q's dtype.
 
-    Slot l sees slot m if both lie in one segment and, if `causal`, m <= l, and, with a `window`,
-    l - m < window.
-    Padding (segment 0) sees only padding. Scores are multiplied by `scale` (None: 1 / sqrt(E)) and
-    then, with a `softcap` c, become c tanh(score / c), in float32.
+    Slot l attends to slot m if both are in the same segment and, if `causal`, m <= l, and, with a
+    `window`, l - m < window. Padding (segment 0) attends only to padding.
 
-    `attention_kernels.choose` says what computes it; `attention_reference` is the same by formula.
+    `attention_kernels.choose` selects the implementation; `attention_reference` is the formula.
+
+    Args:
+      q_RLHE, k_RLKE, v_RLKE: queries, keys and values.
+      segment_ids_RL: integer ids of the segments of each row; 0 is padding.
+      window: number of slots to which a slot attends; 0: no limit.
+      scale: factor of the scores; None: 1 / sqrt(E).
+      softcap: c > 0 replaces scaled scores by c tanh(score / c), in float32; 0: none.
+      causal: whether a slot attends to earlier slots only.
+      first_keys: the first slot to which the queries of each chunk may attend, if it is known when
+        the program is compiled (see `attention_cpu.attention`); a hint that changes no result.
     """
     with jax.named_scope("attention"):
         kernel = attention_kernels.chosen(q_RLHE, k_RLKE, window=window, softcap=softcap)
-        compute = _xla if kernel == "xla" else functools.partial(attention_kernels.run, kernel)
+        xla = functools.partial(_xla, first_keys=first_keys)
+        compute = xla if kernel == "xla" else functools.partial(attention_kernels.run, kernel)
         return compute(
             q_RLHE,
             k_RLKE,
@@ -61,12 +72,12 @@ def attention(
 
 
 def row_preferences(config: ModelConfig) -> dict[str, Any]:
-    """How rows are best packed for the attention where the caller runs: see `packing.pack`.
+    """Return the options of `packing.pack` that suit the attention where the caller runs.
 
-    By the FLOPs of a block, attention costs as much as the rest at 12 D slots. On CPUs it is the
-    softmax that takes time: at width 256, by measurement, at about 1.5 D.
+    By FLOPs, attention costs as much as the rest of a block at 12 D slots. On CPUs the softmax
+    dominates: measured at width 256, attention costs as much as the rest at about 1.5 D slots.
     """
-    backend = attention_kernels.backend_of(sharding.place()[0])
+    backend = attention_kernels.backend_of(sharding.target_device())
     if backend == "cpu" and not config.bidirectional and not config.attention_softcap:
         return {"attention_length": 3 * config.d_model // 2, "chunk": attention_cpu.CHUNK}
     multiple = attention_kernels.row_length_multiple(backend)
@@ -84,7 +95,7 @@ def attention_reference(
     softcap: float = 0.0,
     causal: bool = True,
 ) -> Array:
-    """The formula of `attention` written out, all scores in memory: softmax(q k) v."""
+    """Return `attention` by its formula softmax(q k) v, with all scores in memory."""
     (rows, length, heads, size), groups = q_RLHE.shape, k_RLKE.shape[2]
     q_RLKGE = q_RLHE.reshape(rows, length, groups, heads // groups, size)
     score = jnp.einsum("rlkge,rmke->rkglm", q_RLKGE, k_RLKE, preferred_element_type=jnp.float32)
@@ -103,7 +114,7 @@ def _weights(
     scale: float | None,
     softcap: float,
 ) -> Array:
-    """The softmax of scaled and capped scores over what is seen, in float32."""
+    """Return the softmax of scaled and capped scores where `seen`, in float32."""
     score = score * (size**-0.5 if scale is None else scale)
     if softcap:
         score = softcap * jnp.tanh(score / softcap)
@@ -120,8 +131,9 @@ def _xla(
     scale: float | None,
     softcap: float,
     causal: bool,
+    first_keys: tuple[int, ...],
 ) -> Array:
-    """`attention` in XLA's own operations: for CPUs, short rows and what the kernels refuse."""
+    """Return `attention` by XLA's operations: on CPUs, or where a kernel does not fit."""
     if softcap:
         return attention_reference(
             q_RLHE,
@@ -133,11 +145,12 @@ def _xla(
             softcap=softcap,
             causal=causal,
         )
-    if sharding.place()[0].platform == "cpu":
+    if sharding.target_device().platform == "cpu":
         factor = q_RLHE.shape[-1] ** -0.5 if scale is None else scale
         rows = (q_RLHE, k_RLKE, v_RLKE, segment_ids_RL)
+        window = jnp.asarray(window, jnp.int32)
         return attention_cpu.attention(
-            *rows, jnp.asarray(window, jnp.int32), scale=factor, causal=causal
+            *rows, window, scale=factor, causal=causal, first_keys=first_keys
         )
     seen_RLL = attention_kernels.within(segment_ids_RL, window)
     return jax.nn.dot_product_attention(
@@ -146,10 +159,10 @@ def _xla(
 
 
 def at_slots(x: Array, slots_RQ: Array) -> Array:
-    """Some slots of each row: [R, Q, ...] of [R, L, ...].
+    """Return some slots of each row, [R, Q, ...] of [R, L, ...].
 
-    Numbers are picked by a product with zeros and ones, which is exact, and whose gradient is one
-    too; that of a gather would be a scatter.
+    Floats are selected by an (exact) product with a one-hot matrix, whose gradient is a product
+    too; the gradient of a gather would be a scatter.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.take_along_axis(x, slots_RQ, axis=1)
@@ -175,7 +188,7 @@ def attention_at(
     softcap: float = 0.0,
     causal: bool = True,
 ) -> Array:
-    """`attention` of queries at some slots of each row only; [R, Q, H, E] in q's dtype."""
+    """Return `attention` for the queries at some slots of each row, [R, Q, H, E] in q's dtype."""
     with jax.named_scope("attention"):
         (rows, asked, heads, size), groups = q_RQHE.shape, k_RLKE.shape[2]
         own_RQ = at_slots(segment_ids_RL, slots_RQ)
@@ -194,9 +207,9 @@ def attention_at(
 
 
 def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Array:
-    """Radians a position of each rotated pair of dimensions, float32 [rotated / 2].
+    """Return radians per position of each rotated pair of dimensions, float32 [rotated / 2].
 
-    `local`: of the layers in `config.local_layers`, where they have a base of their own.
+    `local` selects the frequencies of `config.local_layers`, which may have their own base.
     """
     size = int(config.head_dim * config.rope_fraction) // 2 * 2
     own = local and config.local_rope_theta > 0
@@ -214,7 +227,7 @@ def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Array:
 
 
 def rotary(x_RLHE: Array, positions_RL: Array, frequency_E: Array) -> Array:
-    """Rotates the leading dimensions of each head, two for a frequency, in float32 (half-split)."""
+    """Rotate the leading dimensions of each head, two per frequency, in float32 (half-split)."""
     half = frequency_E.shape[0]
     angle_RLE = positions_RL[..., None].astype(jnp.float32) * frequency_E[None, None, :]
     cos, sin = jnp.cos(angle_RLE)[:, :, None, :], jnp.sin(angle_RLE)[:, :, None, :]
@@ -223,33 +236,43 @@ def rotary(x_RLHE: Array, positions_RL: Array, frequency_E: Array) -> Array:
     return jnp.concatenate(turned, axis=-1).astype(x_RLHE.dtype)
 
 
-class Reach(NamedTuple):
-    """What attention layers may differ in, while their parameters are one stack.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Reach:
+    """The slots to which an attention layer attends; layers of one stack may differ in it.
 
     Attributes:
-      window: slots that a slot sees (0: all before it); an array in layers that differ.
-      frequency_E: of rotary positions; None without them.
+      window: number of slots to which a slot attends (0: no limit); an array in layers that differ.
+      frequency_E: frequencies of rotary positions; None without them.
+      first_keys: see `attention`.
     """
 
     window: Array | int
     frequency_E: Array | None
+    first_keys: tuple[int, ...] = field(default=(), metadata={"static": True})
 
 
-def reaches(config: ModelConfig, length: int) -> tuple[Reach, list[Reach]]:
-    """(the `Reach` of all layers, []) or, where they differ, (of the first, of each).
+def reaches(
+    config: ModelConfig, length: int, first_keys: tuple[int, ...] = ()
+) -> tuple[Reach, list[Reach]]:
+    """Return (the `Reach` of all layers, []) or, where layers differ, (the first, one per layer).
 
-    Those of layers that differ hold arrays of equal shapes, which can be stacked; `length` is the
-    rows' number of slots.
+    Layers that differ have arrays of equal shapes, which can be stacked.
+
+    Args:
+      config: the model.
+      length: L, slots of a row.
+      first_keys: see `attention`.
     """
 
     def reach(local: bool) -> Reach:
         rope = config.positions == "rope"
         frequency_E = rotary_frequencies(config, local=local) if rope else None
         if not config.local_layers:
-            return Reach(config.window, frequency_E)
-        # As layers share a program, those without a window have one that nothing exceeds.
+            return Reach(config.window, frequency_E, first_keys)
+        # Layers share a program, so those without a window get one as long as the row.
         window = config.window if local and config.window else length
-        return Reach(jnp.int32(window), frequency_E)
+        return Reach(jnp.int32(window), frequency_E, first_keys)
 
     if not config.local_layers:
         return reach(local=True), []

@@ -1,8 +1,8 @@
-"""Attention in the form that XLA compiles best for CPUs: query chunks, and a gradient of its own.
+"""Attention in the form that XLA compiles best for CPUs: by query chunks, with a custom gradient.
 
-Scores are formed for a chunk of queries and, if causal, only for the keys up to its end; from the
-first one on that its documents have, where that is known when the program is compiled. The
-gradient keeps the weights in the compute dtype and asks for the transposes that the fast bfloat16
+Scores are computed for a chunk of queries and, if causal, only for the keys up to the chunk's end.
+Where `first_keys` are known when the program is compiled, earlier keys are skipped too. The
+gradient keeps the weights in the compute dtype and requests the transposes that fast bfloat16
 products need (`matmul.rows_first`).
 
 Shapes in names: R rows, L slots, l the queries of a chunk, m the keys that they may see, H heads,
@@ -10,8 +10,6 @@ K key/value heads, G = H / K, E head size; Q = G * l.
 """
 
 import functools
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,29 +19,12 @@ from w2s_jax.models.matmul import rows_first
 
 Array = jax.Array
 
-#: Queries of a chunk, in rows longer than `UNCUT`, where it is not known what they may see.
+#: Queries per chunk ...
 CHUNK = 128
+#: ... and without `first_keys`, shorter rows are one chunk.
 UNCUT = 192
 
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class FirstKeys:
-    """The first slot that any query of each chunk (of `CHUNK` slots) may see, in all rows."""
-
-    slots: tuple[int, ...]
-
-
-# Belongs to the key of every compiled program, so that none is reused across contexts.
-_first_keys = jax.make_user_context(default_value=None)
-
-
-def seeing(first_keys: FirstKeys | None) -> AbstractContextManager[None]:
-    """Within this context causal attention leaves out what no query may see."""
-    return _first_keys(first_keys)
-
-
-#: Added to a score that does not count: its weight is exactly 0 beside that of the slot itself.
+#: Added to a masked score: its weight is exactly 0 beside that of the slot itself.
 _MASKED = -1e30
 
 
@@ -56,24 +37,33 @@ def attention(
     *,
     scale: float,
     causal: bool,
+    first_keys: tuple[int, ...] = (),
 ) -> Array:
-    """Attention within segments, [R, L, H, E] in q's dtype.
+    """Return attention within segments, [R, L, H, E] in q's dtype.
 
-    As `attention.attention`, without a softcap; `window` is an int32 scalar, 0 for none.
+    As `attention.attention`, without a softcap.
+
+    Args:
+      q_RLHE, k_RLKE, v_RLKE, segment_ids_RL: see `attention.attention`.
+      window: int32 scalar, 0 for none.
+      scale: of the scores.
+      causal: whether a slot attends to earlier slots only.
+      first_keys: for each chunk of `CHUNK` slots, the first slot to which any of its queries may
+        attend, in all rows; () if unknown. Only used where attention is causal.
     """
-    chunks = _chunks(q_RLHE.shape[1], causal, _first_keys.value if causal else None)
+    chunks = _chunks(q_RLHE.shape[1], causal, first_keys if causal else ())
     return _attention(scale, causal, chunks, q_RLHE, k_RLKE, v_RLKE, segment_ids_RL, window)
 
 
-#: First query, behind the last one; first key that they may see, behind the last one.
+#: First query, end of the queries, first key, end of the keys.
 Chunk = tuple[int, int, int, int]
 
 
-def _chunks(length: int, causal: bool, first_keys: FirstKeys | None) -> tuple[Chunk, ...]:
-    step = length if first_keys is None and length <= UNCUT else CHUNK
+def _chunks(length: int, causal: bool, first_keys: tuple[int, ...]) -> tuple[Chunk, ...]:
+    step = length if not first_keys and length <= UNCUT else CHUNK
     starts = range(0, length, step)
     stops = [min(start + step, length) for start in starts]
-    firsts = [0] * len(stops) if first_keys is None else first_keys.slots
+    firsts = first_keys or (0,) * len(stops)
     lasts = stops if causal else [length] * len(stops)
     return tuple(zip(starts, stops, firsts, lasts, strict=True))
 
@@ -101,14 +91,14 @@ def _exponentials(
     segment_ids_RL: Array,
     window: Array,
 ) -> tuple[Array, Array]:
-    """exp of a chunk's scores less their largest, [R, K, Q, m] in q's dtype, and 1 / its sums."""
+    """Return exp(scores - max) of a chunk, [R, K, Q, m] in q's dtype, and 1 / its row sums."""
     start, stop, first, last = chunk
     query_l, key_m = jnp.arange(start, stop)[:, None], jnp.arange(first, last)[None, :]
     seen_lm = (window <= 0) | (query_l - key_m < window)
     if causal:
         seen_lm &= key_m <= query_l
     same_Rlm = segment_ids_RL[:, start:stop, None] == segment_ids_RL[:, None, first:last]
-    # A sum rather than a choice: it is computed once for all heads and layers.
+    # Added, not selected: the mask is then computed once for all heads and layers.
     mask_Rlm = jnp.where(seen_lm[None] & same_Rlm, 0.0, _MASKED)
     score_RKQm = scale * _product(q_RKQE, k_RKmE, 3, 3)
     shape = score_RKQm.shape
@@ -119,33 +109,33 @@ def _exponentials(
 
 
 def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
-    """Batched over rows and key/value heads, accumulated in float32."""
+    """Contract two axes, batched over rows and key/value heads, accumulating in float32."""
     dimensions = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def _heads_first(x_RLHE: Array, groups: int) -> Array:
-    """[R, K, G, L, E]: the heads of each key/value head together."""
+    """Return [R, K, G, L, E], the query heads grouped by key/value head."""
     rows, length, heads, size = x_RLHE.shape
     x = x_RLHE.reshape(rows, length, groups, heads // groups, size)
     return rows_first(x.transpose(0, 2, 3, 1, 4))
 
 
 def _slots_first(x_RKGLE: Array, dtype: Any) -> Array:
-    """The inverse of `_heads_first`, in a dtype."""
+    """Invert `_heads_first`, casting to `dtype`."""
     rows, groups, each, length, size = x_RKGLE.shape
     x = x_RKGLE.astype(dtype).transpose(0, 3, 1, 2, 4)
     return x.reshape(rows, length, groups * each, size)
 
 
 def _cut(x_RKGLE: Array, chunk: Chunk) -> Array:
-    """The slots of a chunk, [R, K, Q, E]."""
+    """Return the slots of a chunk, [R, K, Q, E]."""
     part = x_RKGLE[:, :, :, chunk[0] : chunk[1]]
     return part.reshape(*part.shape[:2], -1, part.shape[-1])
 
 
 def _join(parts: list[Array], each: int) -> Array:
-    """[R, K, G, L, E] of the chunks' [R, K, Q, E]."""
+    """Join the chunks' [R, K, Q, E] to [R, K, G, L, E]."""
     split = [x.reshape(*x.shape[:2], each, -1, x.shape[-1]) for x in parts]
     return jnp.concatenate(split, axis=3)
 

@@ -1,7 +1,7 @@
-"""The accelerators' attention kernels, and which of them a shape gets.
+"""The accelerators' attention kernels, and the choice between them.
 
-cuDNN's fused attention on NVIDIA GPUs and Splash attention on TPUs: both compute attention without
-keeping the scores of all heads [R, H, L, L] in memory. Everything else gets XLA's form.
+cuDNN's fused attention on NVIDIA GPUs and Splash attention on TPUs compute attention without
+keeping the scores of all heads [R, H, L, L] in memory. Everything else uses XLA's operations.
 Shapes in names: R rows, L slots, H heads, K key/value heads, E head size.
 """
 
@@ -20,32 +20,32 @@ from w2s_jax.core import errors
 
 Array = jax.Array
 
-#: How attention can be computed.
+#: Implementations of attention.
 KERNELS = ("xla", "cudnn", "splash")
 
-#: Rows shorter than this have few scores, and XLA's matmuls over all rows at once suit them.
+#: Shorter rows have few scores, and XLA's matmuls over all rows at once are faster.
 LEAST_LENGTH = {"gpu": 256, "tpu": 512}
 
-#: Slots that a kernel takes at a time; Splash attention pads rows to a multiple of it.
+#: Slots per tile of a kernel; Splash attention pads rows to a multiple of it.
 TILE = 128
 
 _OF_BACKEND = {"gpu": "cudnn", "tpu": "splash"}
 _DTYPES = {"cudnn": ("bfloat16", "float16"), "splash": ("bfloat16", "float32")}
 
-# Belongs to the key of every compiled program, so that none is reused across contexts.
+# A user context is part of the jit cache key, so no program is reused across contexts.
 _used = jax.make_user_context(default_value=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What the choice of a kernel depends on.
+    """The properties that decide which kernel can compute attention.
 
     Attributes:
-      dtype: of queries, keys and values.
-      rows, length, heads, kv_heads, head_size: R, L, H, K and E, of all devices together.
+      dtype: dtype of queries, keys and values.
+      rows, length, heads, kv_heads, head_size: global R, L, H, K and E.
       static_window: whether the window is known when the program is compiled.
       softcap: whether scores are capped.
-      parts: into how many parts the devices split rows and heads; None: unknown.
+      shards: numbers of shards of rows and of heads; None if unknown.
     """
 
     dtype: str
@@ -56,20 +56,20 @@ class Case:
     head_size: int
     static_window: bool
     softcap: bool
-    parts: tuple[int, int] | None
+    shards: tuple[int, int] | None
 
 
 def refusal(kernel: str, case: Case) -> str | None:
-    """Why a kernel cannot compute a case; None if it can."""
+    """Return why a kernel cannot compute a case; None if it can."""
     if kernel == "xla":
         return None
-    if case.parts is None:
-        return "several devices, and no mesh that says what each of them holds"
-    row_parts, head_parts = case.parts
-    if case.rows % row_parts or case.heads % head_parts or case.kv_heads % head_parts:
+    if case.shards is None:
+        return "several devices without a mesh"
+    row_shards, head_shards = case.shards
+    if case.rows % row_shards or case.heads % head_shards or case.kv_heads % head_shards:
         return (
             f"{case.rows} rows, {case.heads} heads and {case.kv_heads} key/value heads over "
-            f"{row_parts} and {head_parts} devices"
+            f"{row_shards} and {head_shards} devices"
         )
     if case.dtype not in _DTYPES[kernel]:
         return f"dtype {case.dtype}; allowed: {', '.join(_DTYPES[kernel])}"
@@ -77,17 +77,17 @@ def refusal(kernel: str, case: Case) -> str | None:
         return None if case.static_window else "a window that differs between layers"
     if case.softcap:
         return "a softcap"
-    # Above 128 the GPU's generation decides; the gradient with a mask wants pairs of slots.
+    # Above 128 it depends on the GPU's generation; the gradient with a mask needs even lengths.
     if case.head_size > 128 or case.head_size % 8:
         return f"head size {case.head_size}; allowed: multiples of 8 up to 128"
     return f"rows of {case.length} slots; allowed: even lengths" if case.length % 2 else None
 
 
 def choose(backend: str, case: Case) -> str:
-    """The kernel for a case on a backend ('cpu', 'gpu', 'tpu' or another, see `backend_of`).
+    """Return the kernel for a case on a backend ('cpu', 'gpu', 'tpu', ...; see `backend_of`).
 
-    'splash' on TPUs and 'cudnn' on NVIDIA GPUs, for rows of `LEAST_LENGTH` slots or more that the
-    kernel does not refuse (see `refusal`); 'xla' everywhere else.
+    'splash' on TPUs and 'cudnn' on NVIDIA GPUs, for rows of at least `LEAST_LENGTH` slots that the
+    kernel supports (see `refusal`); 'xla' otherwise.
     """
     kernel = _OF_BACKEND.get(backend, "xla")
     if kernel == "xla" or case.length < LEAST_LENGTH[backend] or refusal(kernel, case):
@@ -96,7 +96,7 @@ def choose(backend: str, case: Case) -> str:
 
 
 def row_length_multiple(backend: str) -> int:
-    """What the rows' number of slots should be a multiple of, so that kernels compute no padding.
+    """Return the number whose multiples are row lengths without padding inside a kernel.
 
     Args:
       backend: as for `choose`.
@@ -105,10 +105,7 @@ def row_length_multiple(backend: str) -> int:
 
 
 def backend_of(device: Any) -> str:
-    """'tpu', 'cpu', or 'gpu' for those that have cuDNN's fused attention: NVIDIA's since Ampere.
-
-    Another GPU is called 'other_gpu'.
-    """
+    """Return 'tpu', 'cpu', 'gpu' (NVIDIA since Ampere, with fused attention) or 'other_gpu'."""
     if device.platform != "gpu":
         return device.platform
     nvidia = "cuda" in device.client.platform_version
@@ -116,12 +113,13 @@ def backend_of(device: Any) -> str:
 
 
 def using(kernel: str) -> AbstractContextManager[None]:
-    """Within this context all attention uses one of `KERNELS`, or is refused; for tests and timing.
+    """Return a context in which all attention uses one of `KERNELS`; for tests and timing.
 
-    A Pallas kernel runs on a backend that is not its own too, interpreted and slow.
+    A case that the kernel does not support is an error. On other backends than its own, a Pallas
+    kernel is interpreted, which is slow.
 
     Raises:
-      InputError: for an unknown kernel.
+      InputError: if the kernel is unknown.
     """
     if kernel not in KERNELS:
         raise errors.unknown("attention kernel", kernel, KERNELS)
@@ -129,13 +127,12 @@ def using(kernel: str) -> AbstractContextManager[None]:
 
 
 def chosen(q_RLHE: Array, k_RLKE: Array, *, window: Array | int, softcap: float) -> str:
-    """The kernel of `KERNELS` for these arrays, where the caller runs.
+    """Return the kernel of `KERNELS` for these arrays where the caller runs.
 
     Raises:
-      InputError: if `using` demands one that refuses the arrays.
+      InputError: if the kernel of `using` does not support the arrays.
     """
     rows, length, heads, head_size = q_RLHE.shape
-    device, parts = sharding.place()
     case = Case(
         dtype=q_RLHE.dtype.name,
         rows=rows,
@@ -145,12 +142,12 @@ def chosen(q_RLHE: Array, k_RLKE: Array, *, window: Array | int, softcap: float)
         head_size=head_size,
         static_window=not isinstance(window, Array),
         softcap=bool(softcap),
-        parts=parts,
+        shards=sharding.row_and_head_shards(),
     )
     if _used.value is None:
-        return choose(backend_of(device), case)
+        return choose(backend_of(sharding.target_device()), case)
     if why := refusal(_used.value, case):
-        raise errors.InputError(f"attention kernel {_used.value!r}: it cannot take {why}")
+        raise errors.InputError(f"attention kernel {_used.value!r} does not support {why}")
     return _used.value
 
 
@@ -166,28 +163,27 @@ def run(
     softcap: float,
     causal: bool,
 ) -> Array:
-    """`attention` by one of the accelerators' kernels, each device on its own rows and heads."""
-    device, parts = sharding.place()
+    """Compute `attention` by an accelerator's kernel, each device on its own rows and heads."""
     options: dict[str, Any] = {"window": window, "scale": scale, "causal": causal}
     compute: Callable[..., Array] = _cudnn
     if kernel == "splash":
         compute = _splash
-        options |= {"softcap": softcap, "interpret": backend_of(device) != "tpu"}
+        options |= {"softcap": softcap, "interpret": backend_of(sharding.target_device()) != "tpu"}
     local: Callable[..., Array] = functools.partial(compute, **options)
-    if parts != (1, 1):
-        local = _on_each_device(local, sharding.mesh_around())
+    if sharding.row_and_head_shards() != (1, 1):
+        local = _on_each_device(local, sharding.current_mesh())
     return local(q_RLHE, k_RLKE, v_RLKE, segment_ids_RL)
 
 
 def _on_each_device(local: Callable[..., Array], mesh: Any) -> Callable[..., Array]:
     split = P(sharding.BATCH_AXES, None, "tensor")
     in_specs = (split, split, split, P(sharding.BATCH_AXES))
-    # Pallas kernels do not say along which axes their results vary.
+    # Pallas kernels do not declare along which axes their results vary.
     return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
 
 
 def within(segment_ids_RL: Array, window: Array | int) -> Array:
-    """Whether slot l may see slot m by segment and window, as `attention` says: [R, L, L]."""
+    """Return whether slot l may attend to slot m by segment and window, bool [R, L, L]."""
     same_RLL = segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
     if not isinstance(window, Array) and not window:
         return same_RLL
@@ -205,7 +201,7 @@ def _cudnn(
     scale: float | None,
     causal: bool,
 ) -> Array:
-    """cuDNN's fused attention; segments and windows as a mask, one [R, 1, L, L] for all heads."""
+    """cuDNN's fused attention; segments and window become one mask [R, 1, L, L] for all heads."""
     return jax.nn.dot_product_attention(
         q_RLHE,
         k_RLKE,
@@ -229,9 +225,9 @@ def _splash(
     causal: bool,
     interpret: bool,
 ) -> Array:
-    """Splash attention: tiles that the mask leaves empty are skipped, segments masked in the rest.
+    """Splash attention, which skips the tiles that the mask empties; segments mask the others.
 
-    The scale is multiplied into the queries, in their dtype.
+    The queries are multiplied by the scale and rounded to their dtype.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -243,7 +239,7 @@ def _splash(
     lanes = -size % (64 if size <= 64 else TILE)
     padding = ((0, 0), (0, more), (0, 0), (0, lanes))
     q_RHLE, k_RKLE, v_RKLE = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q_RLHE, k_RLKE, v_RLKE))
-    # A segment that no row has: added slots are seen by each other only.
+    # No row has segment -1: added slots attend to each other only.
     segment_ids_RL = jnp.pad(segment_ids_RL, ((0, 0), (0, more)), constant_values=-1)
     square = (length + more, length + more)
     causal_or_full = splash.CausalMask if causal else splash.FullMask

@@ -31,6 +31,7 @@ def run_blocks(
     *,
     scan: bool,
     remat: str,
+    first_keys: tuple[int, ...] = (),
 ) -> Array:
     """What the last block returns, [R, L, D], or at `slots_RQ`, [R, Q, D].
 
@@ -48,8 +49,9 @@ def run_blocks(
       scan: scan over the layers of a stack or unroll them.
       remat: 'none', 'block' (the backward pass recomputes each block) or 'dots' (it recomputes all
         but what projections return).
+      first_keys: see `attention.attention`.
     """
-    shared, varied = reaches(config, x_RLD.shape[1])
+    shared, varied = reaches(config, x_RLD.shape[1], first_keys)
 
     def layer(
         x_RLD: Array,

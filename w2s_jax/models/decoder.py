@@ -98,6 +98,7 @@ class Decoder(nnx.Module):
         compute_dtype: Any,
         scan: bool,
         remat: str,
+        first_keys: tuple[int, ...] = (),
     ) -> Array:
         """The hidden states, of all slots or at `slots_RQ`.
 
@@ -125,6 +126,7 @@ class Decoder(nnx.Module):
             dropout,
             scan=scan,
             remat=remat,
+            first_keys=first_keys,
         )
         with jax.named_scope("final_norm"):
             return self.final_norm(x_RLD)

@@ -100,6 +100,7 @@ class Encoder(nnx.Module):
         compute_dtype: Any,
         scan: bool,
         remat: str,
+        first_keys: tuple[int, ...] = (),
     ) -> Array:
         """The hidden states, of all slots or at `slots_RQ`.
 
@@ -128,4 +129,5 @@ class Encoder(nnx.Module):
             dropout,
             scan=scan,
             remat=remat,
+            first_keys=first_keys,
         )

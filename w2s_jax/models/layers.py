@@ -165,7 +165,9 @@ class Attention(nnx.Module):
             q_RLHE = rotary(q_RLHE, asked, reach.frequency_E)
             k_RLKE = rotary(k_RLKE, positions_RL, reach.frequency_E)
         scalar = self.config.query_scalar
-        mix = attention if slots_RQ is None else functools.partial(attention_at, slots_RQ)
+        mix = functools.partial(attention, first_keys=reach.first_keys)
+        if slots_RQ is not None:
+            mix = functools.partial(attention_at, slots_RQ)
         mixed_RLHE = mix(
             q_RLHE,
             k_RLKE,

@@ -23,8 +23,8 @@ def rows_first(x: Array) -> Array:
     compiler would not move a transpose by itself. Only where a device runs alone: a demanded layout
     is opaque to the partitioner, which would gather the whole array.
     """
-    device, parts = sharding.place()
-    if device.platform != "cpu" or parts != (1, 1) or x.dtype != jnp.bfloat16:
+    alone = sharding.row_and_head_shards() == (1, 1)
+    if sharding.target_device().platform != "cpu" or not alone or x.dtype != jnp.bfloat16:
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 

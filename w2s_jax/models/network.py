@@ -51,7 +51,7 @@ def _graphdef(config: ModelConfig) -> nnx.GraphDef:
 
 def scan_by_default(config: ModelConfig) -> bool:
     """Scanning compiles faster; on CPU unrolled layers train faster, so few layers are unrolled."""
-    return sharding.place()[0].platform != "cpu" or config.num_layers > 12
+    return sharding.target_device().platform != "cpu" or config.num_layers > 12
 
 
 def forward(
@@ -66,6 +66,7 @@ def forward(
     compute_dtype: Any = None,
     scan: bool | None = None,
     remat: str = "none",
+    first_keys: tuple[int, ...] = (),
 ) -> Array:
     """Hidden states after the final norm, [R, L, D], or at some slots of each row, [R, Q, D].
 
@@ -84,6 +85,8 @@ def forward(
       scan: scan over layers or unroll them (None: by backend and depth); the result is the same.
       remat: what the backward pass recomputes instead of keeping it: 'none', 'block' (each block)
         or 'dots' (all of it but what projections return).
+      first_keys: the first slot to which the queries of each chunk may attend, in all rows, if it
+        is known when the program is compiled (see `attention_cpu.attention`); changes no result.
 
     Returns:
       hidden_RLD (or hidden_RQD) in `compute_dtype`.
@@ -112,6 +115,7 @@ def forward(
         compute_dtype=compute_dtype or params["embedding"].dtype,
         scan=scan_by_default(config) if scan is None else scan,
         remat=remat,
+        first_keys=first_keys,
     )
 
 

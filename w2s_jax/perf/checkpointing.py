@@ -1,4 +1,4 @@
-"""`w2s bench checkpoint`: how long training stands still for a save, and what goes on beside it."""
+"""`w2s bench checkpoint`: the time for which a save blocks training, and its whole duration."""
 
 import tempfile
 import time
@@ -20,24 +20,24 @@ from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.state import TrainState, init_state
 
-#: How often a save is looked at that goes on.
+#: Seconds between checks whether a save has ended.
 _SECONDS = 0.02
 
 
 def measure(model: ModelConfig, *, repeats: int) -> Record:
-    """Saves the training state of a model again and again, with random parameters.
+    """Save the training state of a model repeatedly, with random parameters.
 
-    The state is that of Adam, parameters and moments in float32, all of the model trained; it is
-    changed before each save. It lies in the folder for temporary files (TMPDIR), and is removed.
+    The whole model is trained by Adam, with parameters and moments in float32; the state changes
+    before each save. Checkpoints are in the folder for temporary files (TMPDIR), and are removed.
 
     Args:
       model: the model.
-      repeats: saves; the first, in which folders and programs are made, is one more.
+      repeats: number of saves, after a first one that is not counted.
 
     Returns:
-      'stall_seconds': in which `save` holds the caller up, with nothing to wait for;
-      'save_seconds': until the checkpoint has its manifest, and counts; 'read_seconds': until a
-      fresh start has checked and restored the newest.
+      A record with 'stall_seconds', for which `save` blocks the caller; 'save_seconds', until the
+      checkpoint has its manifest; and 'read_seconds', until a new process has verified and restored
+      the newest checkpoint.
     """
     mesh = sharding.make_mesh()
     train = TrainSettings(learning_rate=1e-5)
@@ -90,10 +90,10 @@ def _changed(state: TrainState) -> TrainState:
 
 
 def print_records(records: Sequence[Record], console: Console) -> None:
-    """A table with a row for each model."""
+    """Print a table with a row for each model."""
     table = Table(title="\ncheckpoints", title_justify="left", box=None, pad_edge=False)
     table.add_column("model")
-    for column in ("MiB", "stall (s)", "quartiles", "whole after (s)", "quartiles", "read (s)"):
+    for column in ("MiB", "stall (s)", "quartiles", "complete after (s)", "quartiles", "read (s)"):
         table.add_column(column, justify="right")
     for record in records:
         cells = [f"{record['bytes'] / 2**20:,.0f}"]
@@ -104,7 +104,8 @@ def print_records(records: Sequence[Record], console: Console) -> None:
         table.add_row(record["model"], *cells, f"{record['read_seconds']:.2f}")
     console.print(table)
     console.print(
-        "stall: training stands still; whole after: from the start of a save until its manifest is "
-        "written, beside training; read: checked and restored by a fresh start. The state of Adam.",
+        "stall: training is blocked; complete after: from the start of a save until its manifest "
+        "is written, while training continues; read: verified and restored by a new process. The "
+        "state is that of Adam.",
         highlight=False,
     )

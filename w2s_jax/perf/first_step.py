@@ -1,7 +1,7 @@
-"""A fresh process's way to its first train step, or first labels: `python -m` with one argument.
+"""A script that measures the start of a process up to its first train step, or first labels.
 
-The argument is JSON: {"bench": 'train' or 'label', "model", "mix", "dtype", "loss", "started": the
-time of day at which the process was started}. It prints one line of JSON.
+Its argument is JSON: {"bench": 'train' or 'label', "model", "mix", "dtype", "loss", "started": the
+time (`time.time()`) at which the process was started}. It prints one line of JSON.
 """
 
 import json
@@ -9,16 +9,17 @@ import sys
 import time
 from typing import Any
 
-#: What JAX tells about the time between a call and the first run of its program.
+#: JAX's monitoring events between the call of a program and its first run.
 _TRACE = "/jax/core/compile/jaxpr_trace_duration"
 _LOWER = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 def main(request: dict[str, Any]) -> dict[str, float]:
-    """Seconds of imports, tracing and lowering, compiling, and in all to the end of a first pass.
+    """Return the seconds of imports, of tracing and lowering, of compiling, and of everything.
 
-    All programs count that are compiled on the way, those that make the parameters too.
+    They include all programs that are compiled up to the end of the first pass, also those that
+    initialise the parameters.
     """
     import jax
 
@@ -51,7 +52,7 @@ def main(request: dict[str, Any]) -> dict[str, float]:
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds that lie in at least one span: programs are traced inside of programs."""
+    """Return the seconds in at least one span, as programs are traced within programs."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, end))

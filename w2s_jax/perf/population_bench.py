@@ -1,4 +1,4 @@
-"""`w2s bench population`: some seeds of a model, one after another and as one program."""
+"""`w2s bench population`: several seeds of a model, one after another and as one program."""
 
 import dataclasses
 import time
@@ -13,33 +13,33 @@ from rich.table import Table
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.models import adapting, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.perf import measuring, programs
 from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.training import population
-from w2s_jax.training.inference import soft_labels
 
-#: Seeds that are trained.
+#: Number of seeds that are trained.
 MEMBERS = 8
 
 
 def measure(workload: Workload, *, repeats: int, members: int = MEMBERS) -> Record:
-    """The record of `members` seeds of a workload, trained on all of its documents each.
+    """Return the record of `members` seeds, each trained on all documents of a workload.
 
     A population is spread over all devices, each of which trains its members at once ('vmap') or
-    one after another within one program ('loop'); 'one after another' is a run each, over all
-    devices. Each has an order of its own. All ways take turns.
+    one after another within one program ('loop'). 'one after another' runs the seeds separately,
+    each over all devices. Each seed has its own data order. The ways alternate.
 
     Args:
-      workload: what each seed is trained on.
+      workload: the model, its training, and the documents.
       repeats: runs of each way.
-      members: how many seeds.
+      members: number of seeds.
     """
     alone = programs.training(workload, sharding.make_mesh())
     runs = {"one after another": lambda: sum(alone.run() for _ in range(members))}
-    runs |= {how: population_run(workload, members, how) for how in population.MODES}
+    runs |= {mode: population_run(workload, members, mode) for mode in population.MODES}
     for run in runs.values():
         run()
     seconds = dict(zip(runs, measuring.interleaved(list(runs.values()), repeats), strict=True))
@@ -69,13 +69,13 @@ def measure(workload: Workload, *, repeats: int, members: int = MEMBERS) -> Reco
     }
 
 
-def population_run(workload: Workload, members: int, how: str) -> Run:
-    """What trains all members on a repetition's batches as one program.
+def population_run(workload: Workload, members: int, mode: str) -> Run:
+    """Return a function that trains all members for an epoch by one program.
 
     Args:
-      workload: what each is trained on; its parameters are random.
-      members: how many seeds.
-      how: one of `population.MODES`.
+      workload: the model (its parameters are random), its training, and the documents.
+      members: number of seeds.
+      mode: one of `population.MODES`.
     """
     train, documents = workload.train, workload.documents
     steps = packing.steps_per_epoch(len(documents), train.batch_size)
@@ -96,9 +96,8 @@ def population_run(workload: Workload, members: int, how: str) -> Run:
     mesh = population.make_mesh(members)
     targets_NC = soft_labels(documents.targets_N)
     specs = [programs.spec_of(workload, steps)] * members
-    needs = specs[0].needs()
-    batches = population.put_batches(packed, [targets_NC] * members, mesh, needs=needs)
-    runner = population.runner(specs, mesh, {}, batches, how)
+    batches = population.put_batches(packed, [targets_NC] * members, mesh, specs[0].extras)
+    program = population.compile_block(specs, mesh, {}, batches, mode)
     states = [population.stack(_fresh_states(workload, steps, members), mesh)]
 
     def run() -> float:
@@ -107,7 +106,7 @@ def population_run(workload: Workload, members: int, how: str) -> Run:
         state = dataclasses.replace(state, step=first_P)
         jax.block_until_ready(state)
         started = time.perf_counter()
-        state = runner.run(state, 0, workload.steps or steps)
+        state = batches.advance(program, state, 0, workload.steps or steps)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
         states.append(state)
@@ -119,7 +118,7 @@ def population_run(workload: Workload, members: int, how: str) -> Run:
 
 
 def _fresh_states(workload: Workload, steps: int, members: int) -> list[Any]:
-    """A state for each seed, on the host."""
+    """Return the initial state of each seed, on the host."""
     mesh: Mesh = sharding.mesh_of((1, 1, 1))
     states = []
     for seed in range(members):
@@ -133,7 +132,7 @@ def _fresh_states(workload: Workload, steps: int, members: int) -> list[Any]:
 
 
 def print_records(records: Sequence[Record], console: Console) -> None:
-    """A table of the ways to train a population."""
+    """Print a table of the ways to train a population."""
     table = Table(title="\npopulations", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "mix", "members", "way"):
         table.add_column(column)
@@ -154,8 +153,8 @@ def print_records(records: Sequence[Record], console: Console) -> None:
     around = records[0]
     console.print(
         f"{around['dtype']} on {around['device_count']} x {around['device_kind']}. Seeds of one "
-        "model, each with its own order of the documents: a run each, over all devices; or as one "
+        "model, each with its own data order: one after another, each over all devices; or as one "
         "program, spread over the devices, with the members of a device at once (vmap) or in a "
-        "loop. ratio: tokens/s over those of one after another.",
+        "loop. ratio: tokens/s relative to one after another.",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""Our side of a comparison: the train step and the label pass, run as a phase runs them."""
+"""The train step and the label pass of this package, run for benchmarks as a phase runs them."""
 
 import dataclasses
 import time
@@ -12,15 +12,15 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
+from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
-from w2s_jax.training.batches import ResidentBatches, put_batches
-from w2s_jax.training.dispatch import runner
-from w2s_jax.training.inference import Predictor, fits_on_one_device, soft_labels
+from w2s_jax.training.batch_sources import ResidentBatches, compile_for, put_batches
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.prediction import Predictor, fits_on_one_device
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
 from w2s_jax.training.vocabulary import occurring
@@ -28,14 +28,14 @@ from w2s_jax.training.vocabulary import occurring
 
 @dataclass(frozen=True)
 class Program:
-    """Something that can be run again and again.
+    """A benchmark program that can be run repeatedly.
 
     Attributes:
-      run: works through the documents once, and returns the seconds.
-      params: what it starts from, float32, as arrays on the host.
-      order_SB: which documents make up each batch; None for a label pass.
-      facts: of its batches, for the record.
-      outputs: what the last run computed: loss and gradient norm of each step, or class logits.
+      run: processes the documents once, and returns the seconds.
+      params: the initial parameters, float32, on the host.
+      order_SB: row indices of the documents of each batch; None for a label pass.
+      facts: properties of its batches, for the record.
+      outputs: results of the last run: loss and gradient norm of each step, or class logits.
     """
 
     run: Run
@@ -46,9 +46,9 @@ class Program:
 
 
 def initial_params(workload: Workload, mesh: Mesh) -> Any:
-    """What training starts from, {'backbone', 'head'}; random, the head too, if there is nothing.
+    """Return the initial parameters, {'backbone', 'head'}: the workload's, or random ones.
 
-    A head of zeros would let no gradient into the backbone at first.
+    The head is random too: with a zero head, the first gradient of the backbone would be zero.
     """
     if workload.params is not None:
         return workload.params(mesh)
@@ -57,14 +57,14 @@ def initial_params(workload: Workload, mesh: Mesh) -> Any:
 
 
 def random_head(model: ModelConfig, num_texts: int, mesh: Mesh) -> Any:
-    """A class head of small random numbers."""
+    """Return a class head of small random numbers."""
     kernel = heads.abstract_class_head(model, mesh, num_texts)["kernel"]
     numbers = 0.02 * np.random.default_rng(0).standard_normal(kernel.shape)
     return {"kernel": jax.device_put(numbers.astype(np.float32), kernel.sharding)}
 
 
 def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
-    """One pass over the documents in training order, packed as a phase packs them."""
+    """Return an epoch in training order, packed as a phase packs it."""
     train, documents = workload.train, workload.documents
     order_SB = packing.training_order(
         documents.ids_N,
@@ -83,13 +83,13 @@ def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
 
 
 def put(workload: Workload, packed: packing.PackedBatches, mesh: Mesh) -> ResidentBatches:
-    """The batches and their soft labels on the devices."""
-    needs = spec_of(workload, len(packed.documents_SB)).needs()
-    return put_batches(packed, soft_labels(workload.documents.targets_N), mesh, needs=needs)
+    """Place the batches and their soft labels on the devices."""
+    extras = spec_of(workload, len(packed.documents_SB)).extras
+    return put_batches(packed, soft_labels(workload.documents.targets_N), mesh, extras)
 
 
 def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) -> TrainState:
-    """The state in which training starts."""
+    """Return the state before the first step."""
     spec = spec_of(workload, total_steps)
     return init_state(
         trained,
@@ -102,7 +102,7 @@ def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) 
 
 
 def spec_of(workload: Workload, total_steps: int) -> StepSpec:
-    """What the step program is compiled for."""
+    """Return the specification of the workload's training step."""
     return StepSpec(
         workload.model, workload.train, total_steps, workload.loss, workload.documents.num_texts
     )
@@ -113,12 +113,12 @@ def training(
     mesh: Mesh,
     pack: Callable[[Workload, Mesh], packing.PackedBatches] = packed_batches,
 ) -> Program:
-    """Training on a repetition's batches as the loop does, the host waiting at the end only.
+    """Return training on the batches of an epoch, as the loop does it; the host waits at the end.
 
     Args:
-      workload: what is trained on what.
-      mesh: where.
-      pack: makes its batches; by default as a phase does.
+      workload: the model, its training, and the documents.
+      mesh: the mesh.
+      pack: packs the batches; by default as a phase does.
     """
     params = initial_params(workload, mesh)
     on_host = jax.device_get(params)
@@ -135,17 +135,17 @@ def training(
     total_steps = len(packed.documents_SB)
     count = workload.steps or total_steps
     batches = put(workload, packed, mesh)
-    steps = runner(spec_of(workload, total_steps), mesh, frozen, batches)
+    program = compile_for(batches, spec_of(workload, total_steps), mesh, frozen)
     states = [fresh_state(workload, total_steps, trained, mesh)]
     outputs: list[np.ndarray] = []
 
     def run() -> float:
-        # Parameters go on changing; only the step, which is the position in the data, starts again.
+        # Only the step, which is the position in the data, is reset; parameters keep changing.
         first = jax.device_put(np.int32(0), sharding.replicated(mesh))
         state = dataclasses.replace(states.pop(), step=first)
         jax.block_until_ready(state)
         started = time.perf_counter()
-        state = steps.run(state, 0, count)
+        state = batches.advance(program, state, 0, count)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
         states.append(state)
@@ -154,21 +154,21 @@ def training(
             raise RuntimeError("a loss or gradient was not finite: nothing was measured")
         return seconds
 
-    sizes = np.array([stack.tokens_SMRL[0].size for stack in packed.stacks])
+    sizes = np.array([bucket.tokens_SMRL[0].size for bucket in packed.buckets])
     order_SB = packed.documents_SB[:count]
-    slots = int(sizes[packed.place_S2[:count, 0]].sum())
+    slots = int(sizes[packed.bucket_S[:count]].sum())
     facts = {
-        "rows": packed.stacks[0].tokens_SMRL.shape[2],
-        "row_lengths": [stack.tokens_SMRL.shape[3] for stack in packed.stacks],
+        "rows": packed.buckets[0].tokens_SMRL.shape[2],
+        "row_lengths": [bucket.tokens_SMRL.shape[3] for bucket in packed.buckets],
         "padding_share": 1.0 - int(workload.documents.lengths_N[order_SB].sum()) / slots,
     }
     return Program(run, on_host, order_SB, facts, outputs)
 
 
 def labelling(workload: Workload, mesh: Mesh) -> Program:
-    """Labelling all documents once, the logits back on the host.
+    """Return a label pass over all documents, with the logits on the host.
 
-    The parameters have the compute dtype, as no gradient needs more.
+    The parameters are in the compute dtype, since there are no gradients.
     """
     model, dtype = workload.model, workload.train.compute_dtype
     params = initial_params(workload, mesh)
@@ -193,7 +193,7 @@ def labelling(workload: Workload, mesh: Mesh) -> Program:
             raise RuntimeError("logits were not finite: nothing was measured")
         return seconds
 
-    shapes = [micro["tokens_RL"].shape for _, micro in predictor.dispatches]
+    shapes = [batch.tokens_RL.shape for _, batch in predictor.dispatches]
     facts = {
         "rows": shapes[0][-2],
         "row_lengths": sorted({shape[-1] for shape in shapes}),

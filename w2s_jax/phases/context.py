@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Context:
       profile: (start, stop): the steps to trace, or None.
       dump_hlo: whether to write the step programs.
       starts: the phases from whose parameters others start, which are kept.
+      training_inputs: inputs of phases that are not trained yet (see `phases.inputs`).
     """
 
     resolved: Resolved
@@ -42,6 +43,7 @@ class Context:
     profile: tuple[int, int] | None = None
     dump_hlo: bool = False
     starts: frozenset[str] = frozenset()
+    training_inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:

@@ -1,8 +1,8 @@
-"""Which phases are trained together, as the members of one population.
+"""The choice of phases that are trained together, as the members of a population.
 
-A population's record lies beside its checkpoints, in the folder of its first member, as long as it
-is being trained. Whoever finds one goes on with the same members in the same mode on as many
-devices, whatever the settings say by then, so that a restart ends in the same bits.
+While a population is being trained, its record is beside its checkpoints, in the folder of its
+first member. A process that finds a record continues with the same members in the same mode on as
+many devices, whatever its settings are, so that a restart gives the same bits.
 """
 
 import contextlib
@@ -27,30 +27,36 @@ from w2s_jax.training.population import choose_mode
 
 log = logging.getLogger(__name__)
 
-#: Members may take this share of a device's memory, as it is estimated.
+#: The share of a device's memory that members may take, by their estimates.
 MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Phases that are trained together, on so many devices; of a single one `mode` is ''."""
+    """Phases that are trained together.
+
+    Attributes:
+      phases: the members.
+      mode: see `population.choose_mode`; '' for a single phase.
+      devices: number of devices.
+    """
 
     phases: tuple[Phase, ...]
     mode: str = ""
     devices: int = 1
 
     def record(self) -> dict[str, Any]:
-        """What is kept while they are trained."""
+        """Return the record that is stored while they are trained."""
         names = [phase.name for phase in self.phases]
         return {"mode": self.mode, "members": names, "devices": self.devices}
 
 
 @contextlib.contextmanager
 def claimed_group(phase: Phase, later: Sequence[Phase], context: Context) -> Iterator[Group]:
-    """A phase that this process has claimed, and what of `later` is to be trained with it.
+    """Return a context of the phase, which this process has claimed, and its group from `later`.
 
-    The others are claimed too, until the context ends. One that another process holds is left out:
-    nothing is waited for while something is held, so processes cannot wait for each other. A run of
+    The other members are claimed too, until the context ends. Phases that another process holds are
+    left out: processes do not wait while they hold a phase, so there are no deadlocks. A run of
     several processes trains each phase alone.
     """
     if processes.count() > 1:
@@ -70,39 +76,42 @@ def claimed_group(phase: Phase, later: Sequence[Phase], context: Context) -> Ite
         if folder.population.exists():
             group = _recorded(phase, later, context, claimed)
             if group is None:
-                forget(folder)
+                remove_record(folder)
         yield group or _new(phase, later, context, claimed)
 
 
-def remember(group: Group, context: Context) -> None:
-    """Writes a population's record."""
+def write_record(group: Group, context: Context) -> None:
+    """Write a population's record."""
     folder = context.folder(group.phases[0].name)
     folder.population.parent.mkdir(parents=True, exist_ok=True)
     write_json(folder.population, group.record())
 
 
-def forget(folder: PhaseFolder) -> None:
-    """Removes a population's record and checkpoints; in this order, as they need it."""
+def remove_record(folder: PhaseFolder) -> None:
+    """Remove a population's checkpoints, and then its record, which they need."""
     remove_folder(folder.steps)
     folder.population.unlink(missing_ok=True)
 
 
 def _begin_alone(phase: Phase, context: Context) -> None:
-    """Forgets the population that a run of one process has begun with the phase."""
+    """Discard a population that a run of one process has started with the phase."""
     folder = context.folder(phase.name)
     if folder.population.exists():
         if not folder.trained.exists():
-            log.warning("%s: was begun with others in one process; begun anew", phase.title)
-        forget(folder)
+            log.warning(
+                "%s: started over, as a run of one process trained it with other phases",
+                phase.title,
+            )
+        remove_record(folder)
 
 
 def _recorded(
     phase: Phase, later: Sequence[Phase], context: Context, claimed: Callable[[Phase], bool]
 ) -> Group | None:
-    """The population that was begun with the phase, or None if it cannot be gone on with."""
+    """Return the population that was started with the phase; None if it cannot be continued."""
     record = read_json(context.folder(phase.name).population)
     if all(context.folder(name).trained.exists() for name in record["members"]):
-        return None  # a kill came between the end of training and that of the record
+        return None  # Training is done, but the record was not removed.
     known = {p.name: p for p in (phase, *later)}
     members = tuple(known[name] for name in record["members"] if name in known)
     whole = len(members) == len(record["members"])
@@ -110,7 +119,8 @@ def _recorded(
     if whole and record["devices"] <= context.mesh.devices.size:
         return Group(members, record["mode"], record["devices"])
     log.warning(
-        "%s: was begun with %d others on %d devices, not all of which are to be had; begun anew",
+        "%s: started over, as %d other phases and %d devices with which it was trained are not all "
+        "available",
         phase.title,
         len(record["members"]) - 1,
         record["devices"],
@@ -121,23 +131,23 @@ def _recorded(
 def _new(
     phase: Phase, later: Sequence[Phase], context: Context, claimed: Callable[[Phase], bool]
 ) -> Group:
-    """The population that the settings ask for, or the phase alone."""
+    """Return the population for which the settings ask, or the phase alone."""
     alone, most = Group((phase,)), context.settings.mesh.population
     if most == 1 or context.settings.mesh.splits_parameters:
         return alone
     if context.dump_hlo:
         return alone
-    # What was begun alone ends alone.
-    key = _key(phase, context)
-    if key is None or _begun(phase, context):
+    # A phase that was started alone continues alone.
+    data = inputs.inputs_of(phase, context)
+    key = data.group_key
+    if key is None or _started(phase, context):
         return alone
-    others = [p for p in later if _parents_complete(p, context) and not _begun(p, context)]
-    others = [p for p in others if _key(p, context) == key]
-    spec = inputs.step_spec(phase, inputs.vocabulary_of(phase, context))
+    others = [p for p in later if _parents_complete(p, context) and not _started(p, context)]
+    others = [p for p in others if inputs.inputs_of(p, context).group_key == key]
     shared_order = all(p.seed == phase.seed for p in others)
-    mode = choose_mode(spec, shared_order, jax.default_backend())
+    mode = choose_mode(data.spec, shared_order, jax.default_backend())
     if most == -1:
-        # Where members take turns, nothing is gained.
+        # Members in turns are no faster than phases one after another.
         most = sys.maxsize if mode == "vmap" else 1
     members = [phase]
     for other in others:
@@ -148,40 +158,19 @@ def _new(
     return Group(tuple(members), mode, min(len(members), context.mesh.devices.size))
 
 
-def _key(phase: Phase, context: Context) -> Any:
-    """Phases with equal keys may be trained together; None: only alone."""
-    if phase.loss is None:
-        return None
-    train, spec = phase.train, inputs.step_spec(phase, inputs.vocabulary_of(phase, context))
-    start: Any = phase.parents.get("features") or phase.parents.get("init")
-    if start is None and context.data(phase).source is None:
-        start = phase.seed
-    return (
-        spec.program_key(),
-        phase.total_steps,
-        phase.role,
-        phase.inputs["train"],
-        start,
-        (train.batch_size, train.microbatch_size, train.max_shapes),
-        (phase.eval_every, phase.select),
-        # Whose documents their labels decide.
-        phase.parents["labels"] if phase.suffixed or phase.subset is not None else None,
-    )
-
-
 def _parents_complete(phase: Phase, context: Context) -> bool:
     return all(context.folder(name).complete for name in phase.parents.values())
 
 
-def _begun(phase: Phase, context: Context) -> bool:
-    """Whether the phase has been trained, or begun alone or as the first of a population."""
+def _started(phase: Phase, context: Context) -> bool:
+    """Return whether the phase was trained, or started alone or as a population's first member."""
     folder = context.folder(phase.name)
     steps = folder.steps.exists() and any(p.name.isdigit() for p in folder.steps.iterdir())
     return steps or folder.trained.exists() or folder.population.exists()
 
 
 def _room(phase: Phase, context: Context) -> int:
-    """How many members like this one the devices have memory for."""
+    """Return the number of members like this one for which the devices have memory."""
     devices = context.mesh.devices
     limit = (devices.flat[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:

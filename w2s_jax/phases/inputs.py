@@ -1,6 +1,7 @@
-"""What a phase is trained on: its vocabulary, order, batches, targets and features."""
+"""The inputs of a phase: documents, vocabulary, data order, targets, features and batches."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,31 +12,169 @@ from w2s_jax.config import PretrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.prompts import with_suffix
 from w2s_jax.data.stream import stream_batches
-from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
 from w2s_jax.store import artifacts
-from w2s_jax.training.batches import (
+from w2s_jax.training.batch_sources import (
     ResidentBatches,
     StreamedBatches,
     put_batches,
     put_feature_batches,
 )
-from w2s_jax.training.inference import soft_labels
+from w2s_jax.training.population import shared_program
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.vocabulary import Vocabulary, occurring
 
 
-def vocabulary_of(phase: Phase, context: Context) -> Vocabulary | None:
-    """The tokens that a classifier is trained on, where that saves something."""
-    if phase.loss is None:
-        return None
-    return occurring(training_documents(phase, context), phase.model, phase.train)
+class TrainingInputs:
+    """The inputs of a phase's training, each computed when it is first used, and then kept.
+
+    The parents of the phase must be complete.
+    """
+
+    def __init__(self, phase: Phase, context: Context):
+        self.phase, self.context = phase, context
+
+    @cached_property
+    def documents(self) -> TokenizedDocuments:
+        """The training documents: a split, or those of its documents that have labels.
+
+        Labels may name a document several times; it is then included as often.
+        """
+        phase, context, split = self.phase, self.context, self.phase.inputs["train"]
+        documents = split_documents(phase, context, split)
+        if phase.subset is None:
+            return documents
+        labels = context.folder(phase.parents["labels"])
+        row_of = {int(id_): n for n, id_ in enumerate(documents.ids_N)}
+        chosen = [row_of[int(id_)] for id_ in artifacts.labelled_ids(labels, split)]
+        return documents.select(np.array(chosen, np.int64))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokens to which a classifier's embedding is reduced; None if it is not."""
+        if self.phase.loss is None:
+            return None
+        return occurring(self.documents, self.phase.model, self.phase.train)
+
+    @cached_property
+    def spec(self) -> StepSpec:
+        """The specification of the training step, on the reduced vocabulary."""
+        return step_spec(self.phase, self.vocabulary)
+
+    @cached_property
+    def order_SB(self) -> np.ndarray:
+        """Row indices of the documents of each batch, int32."""
+        return packing.training_order(
+            self.documents.ids_N,
+            batch_size=self.phase.train.batch_size,
+            num_steps=self.phase.total_steps,
+            seed=self.phase.seed,
+        )
+
+    @cached_property
+    def targets_NC(self) -> np.ndarray:
+        """The targets of training, float32 [N, 2]: soft labels, smoothed if so configured."""
+        split = self.phase.inputs["train"]
+        targets_NC = targets_of(self.phase, self.context, split, self.documents)
+        return smoothed(targets_NC, self.phase.train.label_smoothing)
+
+    @property
+    def num_microbatches(self) -> int:
+        """M: the number of microbatches of a batch."""
+        return num_microbatches(self.phase)
+
+    @property
+    def group_key(self) -> Any:
+        """A key that is equal for phases that may be trained together; None: only alone.
+
+        Such phases share a program, and all inputs but hyperparameters, targets, data order, and
+        what their seeds initialise in trained parameters.
+        """
+        phase, train = self.phase, self.phase.train
+        if phase.loss is None:
+            return None
+        start: Any = phase.parents.get("features") or phase.parents.get("init")
+        if start is None and self.context.data(phase).source is None:
+            start = phase.seed
+        return (
+            shared_program(self.spec),
+            phase.role,
+            phase.inputs["train"],
+            start,
+            (train.batch_size, train.microbatch_size, train.max_shapes),
+            (phase.eval_every, phase.select),
+            # Labels that decide the documents, or what is appended to them.
+            phase.parents["labels"] if phase.suffixed or phase.subset is not None else None,
+        )
+
+    def renumbered_documents(self) -> TokenizedDocuments:
+        """Return the training documents with tokens numbered as in `vocabulary`."""
+        if self.vocabulary is None:
+            return self.documents
+        return self.vocabulary.documents(self.documents)
+
+    def loss_state(self) -> Any:
+        """Return the initial state of the loss; () if it has none."""
+        return () if self.phase.loss is None else self.spec.loss_state(self.targets_NC)
+
+    def features(self, mesh: Mesh) -> dict[str, Any]:
+        """Return a probe's features, which are its frozen parameters; {} for other phases."""
+        phase = self.phase
+        if phase.train.adapt != "probe":
+            return {}
+        split = phase.inputs["train"]
+        features_NKD = split_features(phase, self.context, split, self.documents)
+        return {"features_NKD": sharding.put(features_NKD, sharding.replicated(mesh))}
+
+    def batches(self, mesh: Mesh) -> tuple[ResidentBatches | StreamedBatches, Callable[[], float]]:
+        """Return the batches, and a function that returns the share of slots with a token."""
+        phase, train = self.phase, self.phase.train
+        data, split = self.context.data(phase), phase.inputs["train"]
+        if split in data.streams:
+            assert isinstance(train, PretrainSettings) and data.tokenizer is not None
+            stream = stream_batches(
+                data.streams[split],
+                data.tokenizer,
+                batch_size=train.batch_size,
+                row_length=train.chunk_length,
+                seed=phase.seed,
+            )
+            streamed = StreamedBatches(
+                stream, self.num_microbatches, phase.total_steps, mesh, self.spec.extras
+            )
+            return streamed, lambda: streamed.real_token_share
+        if train.adapt == "probe":
+            return put_feature_batches(self.order_SB, self.targets_NC, mesh), lambda: 1.0
+        packed = packing.pack(
+            self.renumbered_documents(),
+            self.order_SB,
+            num_microbatches=self.num_microbatches,
+            row_multiple=sharding.row_shards(mesh),
+            max_shapes=train.max_shapes,
+            **row_preferences(phase.model),
+        )
+        targets_NC = None if phase.loss is None else self.targets_NC
+        batches = put_batches(packed, targets_NC, mesh, self.spec.extras)
+        return batches, lambda: packed.real_token_share
+
+
+def inputs_of(phase: Phase, context: Context) -> TrainingInputs:
+    """Return the inputs of a phase's training, which the context keeps until `release`."""
+    if phase.name not in context.training_inputs:
+        context.training_inputs[phase.name] = TrainingInputs(phase, context)
+    return context.training_inputs[phase.name]
+
+
+def release(phase: Phase, context: Context) -> None:
+    """Free the inputs of a phase, which is trained."""
+    context.training_inputs.pop(phase.name, None)
 
 
 def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
-    """How the phase is trained, step by step, on that vocabulary (None: on all of it)."""
+    """Return the specification of a phase's training step on a vocabulary (None: the model's)."""
     return StepSpec(
         model=phase.model if vocabulary is None else vocabulary.config(phase.model),
         train=phase.train,
@@ -46,151 +185,52 @@ def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
     )
 
 
-def features_of(phase: Phase, context: Context, mesh: Mesh) -> dict[str, Any]:
-    """What a probe is trained on, in place of a frozen model; {} of other phases."""
-    if phase.train.adapt != "probe":
-        return {}
-    features_NKD = split_features(
-        phase, context, phase.inputs["train"], training_documents(phase, context)
-    )
-    return {"features_NKD": sharding.put(features_NKD, sharding.replicated(mesh))}
-
-
-def split_features(
-    phase: Phase, context: Context, split: str, documents: TokenizedDocuments | None = None
-) -> np.ndarray:
-    """What the heads of the phase's model see of a split (or some of it), float32 [N, K, D]."""
-    documents = split_documents(phase, context, split) if documents is None else documents
-    folder = context.folder(phase.parents["features"])
-    return artifacts.load_features(folder, split, documents.ids_N)
+def num_microbatches(phase: Phase) -> int:
+    """Return M, the number of microbatches of a phase's batches."""
+    return phase.train.batch_size // (phase.train.microbatch_size or phase.train.batch_size)
 
 
 def split_documents(phase: Phase, context: Context, split: str) -> TokenizedDocuments:
-    """A split as the phase's model reads it."""
+    """Return a split as the phase's model reads it."""
     data = context.data(phase)
     documents = data.splits[split]
     if not phase.suffixed:
         return documents
-    labels_NC = artifacts.load_labels(
-        context.folder(phase.parents["labels"]), split, documents.ids_N
-    )
-    said_N = (labels_NC[:, 1] > 0.5).astype(np.int64)
+    labels = context.folder(phase.parents["labels"])
+    targets_NC = artifacts.load_labels(labels, split, documents.ids_N)
+    said_N = (targets_NC[:, 1] > 0.5).astype(np.int64)
     longest = phase.model.max_positions if phase.model.positions == "learned" else None
     tokens_N = np.asarray(data.label_tokens)[said_N]
     return with_suffix(documents, tokens_N, longest, suffix=data.suffix)
 
 
-def training_documents(phase: Phase, context: Context) -> TokenizedDocuments:
-    """What the phase trains on: a split, or those of its documents that the labels are of.
+def split_features(
+    phase: Phase, context: Context, split: str, documents: TokenizedDocuments | None = None
+) -> np.ndarray:
+    """Return the features of a split, or of some of its documents, float32 [N, K, D]."""
+    documents = split_documents(phase, context, split) if documents is None else documents
+    folder = context.folder(phase.parents["features"])
+    return artifacts.load_features(folder, split, documents.ids_N)
 
-    These may name a document several times: it is then there as often.
+
+def targets_of(
+    phase: Phase, context: Context, split: str, documents: TokenizedDocuments
+) -> np.ndarray:
+    """Return the soft labels of documents of a split, float32 [N, 2].
+
+    They are those of the phase that `Phase.label_sources` names for the split, or ground truth.
     """
-    split = phase.inputs["train"]
-    documents = split_documents(phase, context, split)
-    if phase.subset is None:
-        return documents
-    labels = context.folder(phase.parents["labels"])
-    place = {int(id_): n for n, id_ in enumerate(documents.ids_N)}
-    chosen = [place[int(id_)] for id_ in artifacts.labelled_ids(labels, split)]
-    return documents.select(np.array(chosen, np.int64))
+    if split not in phase.label_sources:
+        return soft_labels(documents.targets_N)
+    folder = context.folder(phase.label_sources[split])
+    return artifacts.load_labels(folder, split, documents.ids_N)
 
 
-def documents_of(
-    phase: Phase, context: Context, vocabulary: Vocabulary | None
-) -> TokenizedDocuments:
-    """The training documents, their tokens numbered as in `vocabulary`."""
-    documents = training_documents(phase, context)
-    return documents if vocabulary is None else vocabulary.documents(documents)
+def smoothed(targets_NC: np.ndarray, epsilon: float) -> np.ndarray:
+    """Return (1 - epsilon) w + epsilon / 2 for soft labels w, float32 [N, 2].
 
-
-def order_of(phase: Phase, context: Context) -> np.ndarray:
-    """Row indices of the documents of each batch, int32 [S, B]."""
-    return packing.training_order(
-        training_documents(phase, context).ids_N,
-        batch_size=phase.train.batch_size,
-        num_steps=phase.total_steps,
-        seed=phase.seed,
-    )
-
-
-def num_microbatches(phase: Phase) -> int:
-    """M: in how many parts a batch is computed."""
-    return phase.train.batch_size // (phase.train.microbatch_size or phase.train.batch_size)
-
-
-def batches_of(
-    phase: Phase, context: Context, vocabulary: Vocabulary | None
-) -> tuple[ResidentBatches | StreamedBatches, Callable[[], float]]:
-    """The phase's batches, and what tells the share of their slots that are not empty."""
-    train, mesh, data = phase.train, context.mesh, context.data(phase)
-    split = phase.inputs["train"]
-    if split in data.streams:
-        assert isinstance(train, PretrainSettings) and data.tokenizer is not None
-        stream = stream_batches(
-            data.streams[split],
-            data.tokenizer,
-            batch_size=train.batch_size,
-            row_length=train.chunk_length,
-            seed=phase.seed,
-        )
-        streamed = StreamedBatches(
-            stream,
-            num_microbatches(phase),
-            phase.total_steps,
-            mesh,
-            needs=step_spec(phase, vocabulary).needs(),
-        )
-        return streamed, lambda: streamed.real_token_share
-    order_SB = order_of(phase, context)
-    if train.adapt == "probe":
-        return put_feature_batches(order_SB, training_targets(phase, context), mesh), lambda: 1.0
-    packed = packing.pack(
-        documents_of(phase, context, vocabulary),
-        order_SB,
-        num_microbatches=num_microbatches(phase),
-        row_multiple=sharding.row_shards(mesh),
-        max_shapes=train.max_shapes,
-        **row_preferences(phase.model),
-    )
-    targets_NC = None if phase.loss is None else training_targets(phase, context)
-    batches = put_batches(packed, targets_NC, mesh, needs=step_spec(phase, vocabulary).needs())
-    return batches, lambda: packed.real_token_share
-
-
-def training_targets(phase: Phase, context: Context) -> np.ndarray:
-    """What the phase learns, float32 [N, 2]: the soft labels, mixed with the uniform ones.
-
-    (1 - epsilon) w + epsilon / 2, epsilon being `label_smoothing` (Szegedy et al. 2016, section 7).
+    Label smoothing (Szegedy et al. 2016, section 7).
     """
-    targets_NC = targets_of(phase, context, "train")
-    epsilon = phase.train.label_smoothing
     if not epsilon:
         return targets_NC
     return ((1 - epsilon) * targets_NC + epsilon / targets_NC.shape[1]).astype(np.float32)
-
-
-def loss_state_of(phase: Phase, context: Context, spec: StepSpec) -> Any:
-    """What the phase's loss keeps before the first step; () where it keeps nothing."""
-    return () if phase.loss is None else spec.loss_state(training_targets(phase, context))
-
-
-def targets_of(phase: Phase, context: Context, role: str) -> np.ndarray:
-    """Soft labels of a split, float32 [N, 2]: weak ones for a student, else ground truth.
-
-    Where its labels are of the training documents alone, it is evaluated by those that they were
-    made from.
-    """
-    split = phase.inputs[role]
-    if role == "train":
-        documents = training_documents(phase, context)
-    else:
-        documents = context.data(phase).splits[split]
-    if "labels" in phase.parents:
-        labels = phase.parents["labels"]
-        while not artifacts.labels_split(context.folder(labels), split):
-            parents = artifacts.read_parents(context.folder(labels))
-            if "labels" not in parents:
-                return soft_labels(documents.targets_N)
-            labels = parents["labels"]
-        return artifacts.load_labels(context.folder(labels), split, documents.ids_N)
-    return soft_labels(documents.targets_N)

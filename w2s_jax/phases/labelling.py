@@ -23,7 +23,7 @@ from w2s_jax.planning.resolve import RoleInput
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training.inference import Predictor, fits_on_one_device, probabilities
+from w2s_jax.training.prediction import Predictor, fits_on_one_device, probabilities
 
 #: split -> (ids_N uint64, soft labels float32 [N, 2]): what students learn, and predictions where
 #: the split is validation or test.

@@ -16,7 +16,7 @@ from w2s_jax.core import errors, processes
 
 
 class PhaseLog:
-    """The `training.loop.Reporter` of one phase; a context manager.
+    """The `training.interfaces.Reporter` of one phase; a context manager.
 
     Files are overwritten: a resumed phase reports its earlier rows again. metrics.jsonl has all
     rows. TensorBoard and Weights & Biases get the evaluations, every `log.every`-th training step
@@ -105,7 +105,7 @@ class PhaseLog:
 
 @dataclass(frozen=True)
 class ProcessLog:
-    """The `training.loop.Reporter` of a process that is not the first of its run.
+    """The `training.interfaces.Reporter` of a process that is not the first of its run.
 
     It writes the progress to the process's own log. Rows are the same in all processes.
     """
@@ -129,7 +129,7 @@ class ProcessLog:
 
 @dataclass
 class NoProfiler:
-    """The `training.loop.Profiler` of such a process, which traces nothing."""
+    """The `training.interfaces.Profiler` of such a process, which traces nothing."""
 
     start: int
     stop: int

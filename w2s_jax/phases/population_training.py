@@ -1,4 +1,4 @@
-"""How phases are trained that are trained together."""
+"""Training of several phases together, as a population."""
 
 import contextlib
 import dataclasses
@@ -15,59 +15,57 @@ from w2s_jax.data import packing
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.phases import inputs, parameters, running, training
 from w2s_jax.phases.context import Context
-from w2s_jax.phases.grouping import Group, forget, remember
+from w2s_jax.phases.grouping import Group, remove_record, write_record
+from w2s_jax.phases.inputs import TrainingInputs
 from w2s_jax.phases.parameters import Parameters
 from w2s_jax.training import loop, population
-from w2s_jax.training.batches import ResidentBatches
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.optimizer import make_optimizer
-from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
-from w2s_jax.training.vocabulary import Vocabulary
 
 
 def train_together(group: Group, context: Context) -> dict[str, errors.TrainingFailed]:
-    """Trains all members as one program, and stores the final parameters of each in its folder.
+    """Train all members by one program, and store the final parameters of each in its folder.
 
-    What is left for `run_phase` is then to predict. Checkpoints lie in the first member's folder.
+    `run_phase` then only predicts. Checkpoints are in the first member's folder.
 
     Returns:
-      name -> what went wrong, of members whose loss or gradient was not finite; nothing of them is
-      kept.
+      phase name -> error, for members whose loss or gradient was not finite; nothing of them is
+      stored.
 
     Raises:
-      TrainingFailed: if that befell them all; the last good state has been saved.
-      Interrupted: if a stop was asked for; the state has been saved.
+      TrainingFailed: if all members failed; the last good state is saved.
+      Interrupted: if a stop was requested; the state is saved.
     """
     members, first = group.phases, group.phases[0]
     folder = context.folder(first.name)
     mesh = population.make_mesh(len(members), list(context.mesh.devices.flat[: group.devices]))
-    places = [
+    positions = [
         {"mode": group.mode, "members": len(members), "index": i, "devices": group.devices}
         for i in range(len(members))
     ]
-    for phase, place in zip(members, places, strict=True):
-        running.begin(phase, context, place)
-    remember(group, context)
-    vocabulary = inputs.vocabulary_of(first, context)
-    batches, shares = _batches(group, context, vocabulary, mesh)
-    specs = [inputs.step_spec(phase, vocabulary) for phase in members]
-    start, states = _starts(group, context, vocabulary, specs)
-    cut, whole = training.cut_and_whole(vocabulary, start.trained)
-    layout = jax.tree.map(lambda x: x.sharding, cut)
-    frozen = start.frozen | inputs.features_of(first, context, mesh)
+    for phase, position in zip(members, positions, strict=True):
+        running.begin(phase, context, position)
+    write_record(group, context)
+    data = [inputs.inputs_of(phase, context) for phase in members]
+    batches, shares = _batches(data, mesh)
+    start, states = _starts(data, context)
+    cut, whole = training.cut_and_whole(data[0].vocabulary, start.trained)
+    shardings = jax.tree.map(lambda x: x.sharding, cut)
+    frozen = start.frozen | data[0].features(mesh)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    specs = [of_member.spec for of_member in data]
 
     def parameters_of(trained: Any) -> Parameters:
-        return Parameters(whole(jax.device_put(trained, layout)), start.frozen)
+        return Parameters(whole(jax.device_put(trained, shardings)), start.frozen)
 
     evaluators = training.evaluators(members, context, parameters_of)
     profiler = training.make_profiler(first, context, folder)
     saved = Checkpoints(folder.steps, context.settings.checkpoint.keep)
     try:
         with contextlib.ExitStack() as logs, context.watched(first):
-            state, best, clock = loop.train(
-                population.runner(specs, mesh, frozen, batches, group.mode),
+            state, best, stats = loop.train(
+                population.compile_block(specs, mesh, frozen, batches, group.mode),
                 population.stack(states, mesh),
                 batches,
                 training.schedule_of(first, context),
@@ -88,74 +86,76 @@ def train_together(group: Group, context: Context) -> dict[str, errors.TrainingF
     failed_P, history_PSH = jax.device_get((state.failed_step, state.history))
     failures = {}
     for i, phase in enumerate(members):
+        inputs.release(phase, context)
         if failed_P[i] >= 0:
             failures[phase.name] = errors.TrainingFailed(
                 f"{phase.title}: loss or gradient is not finite at step {failed_P[i]} of "
-                f"{phase.total_steps}; stopped, what was trained together with it is complete"
+                f"{phase.total_steps}; the phases trained together with it are not affected"
             )
             continue
-        trained = training.record(phase, history_PSH[i], clock, i, shares[i])
+        trained = training.record(phase, history_PSH[i], stats, i, shares[i])
         kept = parameters_of(population.member(best, i))
-        running.keep(phase, context.folder(phase.name), kept, trained | {"population": places[i]})
-    forget(folder)
+        running.keep(
+            phase, context.folder(phase.name), kept, trained | {"population": positions[i]}
+        )
+    remove_record(folder)
     return failures
 
 
 def _batches(
-    group: Group, context: Context, vocabulary: Vocabulary | None, mesh: Mesh
-) -> tuple[ResidentBatches, list[float]]:
-    """The members' batches, and of each the share of their slots that hold a token."""
-    first, members = group.phases[0], group.phases
-    orders = {phase.seed: inputs.order_of(phase, context) for phase in members}
-    order_PSB = [orders[phase.seed] for phase in members]
-    targets_PNC = [inputs.training_targets(phase, context) for phase in members]
-    if first.train.adapt == "probe":
+    data: Sequence[TrainingInputs], mesh: Mesh
+) -> tuple[population.MemberBatches, list[float]]:
+    """Return the members' batches, and for each the share of its slots that hold a token."""
+    first = data[0]
+    # Members of one seed have the same order.
+    orders = {of_member.phase.seed: of_member.order_SB for of_member in data}
+    order_PSB = [orders[of_member.phase.seed] for of_member in data]
+    targets_PNC = [of_member.targets_NC for of_member in data]
+    if first.phase.train.adapt == "probe":
         batches = population.put_feature_batches(order_PSB, targets_PNC, mesh)
-        return batches, [1.0] * len(members)
-    documents = inputs.documents_of(first, context, vocabulary)
+        return batches, [1.0] * len(data)
+    documents, extras = first.renumbered_documents(), first.spec.extras
     options: dict[str, int] = {
-        "num_microbatches": inputs.num_microbatches(first),
-        "max_shapes": first.train.max_shapes,
-        **row_preferences(first.model),
+        "num_microbatches": first.num_microbatches,
+        "max_shapes": first.phase.train.max_shapes,
+        **row_preferences(first.phase.model),
     }
-    needs = inputs.step_spec(first, vocabulary).needs()
     if len(orders) == 1:
         shared = packing.pack(documents, order_PSB[0], **options)
-        batches = population.put_batches(shared, targets_PNC, mesh, needs=needs)
-        return batches, [shared.real_token_share] * len(members)
+        batches = population.put_batches(shared, targets_PNC, mesh, extras)
+        return batches, [shared.real_token_share] * len(data)
     packed = population.pack_members(documents, np.stack(order_PSB), **options)
-    batches = population.put_batches(packed, targets_PNC, mesh, needs=needs)
+    batches = population.put_batches(packed, targets_PNC, mesh, extras)
     return batches, [one.real_token_share for one in packed]
 
 
 def _starts(
-    group: Group, context: Context, vocabulary: Vocabulary | None, specs: Sequence[StepSpec]
+    data: Sequence[TrainingInputs], context: Context
 ) -> tuple[Parameters, list[TrainState]]:
-    """What the first member starts from, and the state of each, on the host.
+    """Return the first member's initial parameters, and each member's initial state on the host.
 
-    Members differ in what a seed makes (adapters), in heads that were probed, and in what losses
-    keep.
+    Members may differ in parameters that a seed initialises (adapters), in heads that were probed,
+    and in the states of losses.
     """
     found: dict[Any, TrainState] = {}
     first: Parameters | None = None
-    keys = [(phase.seed, phase.parents.get("head")) for phase in group.phases]
-    for key, phase in zip(keys, group.phases, strict=True):
-        if key in found:
-            continue
-        source = context.data(phase).source
-        start = parameters.initial(phase, source, context.store, context.mesh)
-        first = first or start
-        params, _ = training.cut_and_whole(vocabulary, start.trained)
-        state = init_state(
-            params,
-            make_optimizer(phase.train),
-            phase.total_steps,
-            context.mesh,
-            average=phase.train.ema > 0,
-        )
-        found[key] = jax.device_get(state)
+    states = []
+    for of_member in data:
+        phase = of_member.phase
+        key = (phase.seed, phase.parents.get("head"))
+        if key not in found:
+            source = context.data(phase).source
+            start = parameters.initial(phase, source, context.store, context.mesh)
+            first = first or start
+            params, _ = training.cut_and_whole(data[0].vocabulary, start.trained)
+            state = init_state(
+                params,
+                make_optimizer(phase.train),
+                phase.total_steps,
+                context.mesh,
+                average=phase.train.ema > 0,
+            )
+            found[key] = jax.device_get(state)
+        states.append(dataclasses.replace(found[key], loss_state=of_member.loss_state()))
     assert first is not None
-    return first, [
-        dataclasses.replace(found[key], loss_state=inputs.loss_state_of(phase, context, spec))
-        for key, phase, spec in zip(keys, group.phases, specs, strict=True)
-    ]
+    return first, states

@@ -1,4 +1,4 @@
-"""What a phase computes with its parameters: features, predictions, labels."""
+"""Predictions, labels and features that a phase computes with its parameters."""
 
 import functools
 import time
@@ -18,7 +18,7 @@ from w2s_jax.planning.phase import Phase
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training.inference import (
+from w2s_jax.training.prediction import (
     Predictor,
     fits_on_one_device,
     logits_of_features,
@@ -29,7 +29,7 @@ from w2s_jax.training.inference import (
 def predictor(
     phase: Phase, context: Context, split: str, params: Any
 ) -> Callable[[Any], np.ndarray]:
-    """What gives the class logits of a split, float32 [N, 2], under parameters like `params`."""
+    """Return a function of parameters (like `params`) to a split's class logits, float32 [N, 2]."""
     if phase.train.adapt == "probe":
         features_NKD = split_features(phase, context, split)
         return functools.partial(logits_of_features, features_NKD=features_NKD)
@@ -43,18 +43,25 @@ def predictor(
 
 
 def check_finite(phase: Phase, values: np.ndarray, what: str) -> None:
-    """No NaN reaches labels, metrics, features or predictions."""
+    """Refuse values of documents [N, ...] that are not finite.
+
+    Raises:
+      TrainingFailed: if there are some.
+    """
     bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
     if bad:
         raise errors.TrainingFailed(
-            f"{phase.title}: the model's {what} of {bad} of {len(values)} documents are not finite"
+            f"{phase.title}: {what} of {bad} of {len(values)} documents are not finite"
         )
 
 
 def predict(
     phase: Phase, context: Context, folder: PhaseFolder, parts: Parameters
 ) -> dict[str, Any]:
-    """Predicts validation and test, stores predictions and (weak phases) labels; the metrics."""
+    """Predict validation, test and label splits; store predictions and labels; return a record.
+
+    The record has the metrics of validation and test and, if the phase labels splits, their sizes.
+    """
     documents_of = context.data(phase).splits
     splits = [s for s in ("validation", "test") if s in phase.inputs]
     params = parts.joined()
@@ -75,7 +82,7 @@ def predict(
 def store(
     phase: Phase, context: Context, folder: PhaseFolder, p: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Stores predictions of some splits, split -> float32 [N, 2], and returns their metrics."""
+    """Store predictions, split -> float32 [N, 2], and return their metrics."""
     documents_of = context.data(phase).splits
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
@@ -88,7 +95,7 @@ def store(
         columns["id"].append(documents.ids_N)
         columns["split"] += [split] * len(documents)
         columns["p"].append(p[split][:, 1])
-        columns["label"].append(targets_of(phase, context, split)[:, 1])
+        columns["label"].append(targets_of(phase, context, split, documents)[:, 1])
         truth_N = hard_labels(documents.labels_N)
         columns["ground_truth"].append(truth_N)
         result["metrics"][split] = classification.classification_metrics(p[split][:, 1], truth_N)
@@ -100,7 +107,7 @@ def store(
 
 
 def compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
-    """Stores what the heads of a frozen model see of its documents."""
+    """Store the features of a frozen model: the inputs of its class heads."""
     started, compiled = time.monotonic(), compilation.compile_clock().seconds
     data, mesh = context.data(phase), context.mesh
     backbone = parameters.backbone(phase, data.source, context.store, mesh)

@@ -1,4 +1,4 @@
-"""How a phase is trained that is trained alone, and what all training needs beside its program."""
+"""Training of a single phase, and what a phase's training needs besides its program."""
 
 import contextlib
 import functools
@@ -19,10 +19,11 @@ from w2s_jax.profiling import hlo
 from w2s_jax.profiling.profile import Profiler
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training import loop
+from w2s_jax.training.batch_sources import compile_for
 from w2s_jax.training.checkpoints import Checkpoints
-from w2s_jax.training.dispatch import runner
-from w2s_jax.training.inference import probabilities
+from w2s_jax.training.interfaces import Reporter
 from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.training.prediction import probabilities
 from w2s_jax.training.state import init_state
 from w2s_jax.training.vocabulary import Vocabulary, embedding
 
@@ -30,24 +31,21 @@ from w2s_jax.training.vocabulary import Vocabulary, embedding
 def train(
     phase: Phase, context: Context, folder: PhaseFolder, start: Parameters
 ) -> tuple[Parameters, dict[str, Any]]:
-    """Trains from `start`; the resulting parameters, and the record of how it went (`record`)."""
-    mesh = context.mesh
-    vocabulary = inputs.vocabulary_of(phase, context)
-    batches, real_token_share = inputs.batches_of(phase, context, vocabulary)
-    spec = inputs.step_spec(phase, vocabulary)
-    params, whole = cut_and_whole(vocabulary, start.trained)
+    """Train a phase from `start`; return the resulting parameters, and a `record` of training."""
+    mesh, data = context.mesh, inputs.inputs_of(phase, context)
+    batches, real_token_share = data.batches(mesh)
+    params, whole = cut_and_whole(data.vocabulary, start.trained)
     state = init_state(
         params,
         make_optimizer(phase.train),
         phase.total_steps,
         mesh,
         average=phase.train.ema > 0,
-        loss_state=inputs.loss_state_of(phase, context, spec),
+        loss_state=data.loss_state(),
     )
-    frozen = start.frozen | inputs.features_of(phase, context, mesh)
-    watch = None
+    program = compile_for(batches, data.spec, mesh, start.frozen | data.features(mesh))
     if context.dump_hlo and processes.is_first():
-        watch = functools.partial(hlo.dumping, folder=folder.path / "hlo")
+        program = hlo.dumping(program, folder.path / "hlo")
     evaluate = evaluators(
         [phase], context, lambda trained: Parameters(whole(trained), start.frozen)
     )
@@ -55,8 +53,8 @@ def train(
     saved = Checkpoints(folder.steps, context.settings.checkpoint.keep)
     try:
         with phase_log(phase, context) as reporter:
-            state, best, clock = loop.train(
-                runner(spec, mesh, frozen, batches, watch),
+            state, best, stats = loop.train(
+                program,
                 state,
                 batches,
                 schedule_of(phase, context),
@@ -71,12 +69,13 @@ def train(
     finally:
         saved.close()
         batches.close()
-    trained = record(phase, sharding.on_host(state.history), clock, 0, real_token_share())
+    inputs.release(phase, context)
+    trained = record(phase, sharding.on_host(state.history), stats, 0, real_token_share())
     return Parameters(whole(best), start.frozen), trained
 
 
 def cut_and_whole(vocabulary: Vocabulary | None, trained: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Of all trained parameters those that the state holds, and what makes them whole again."""
+    """Return the trained parameters with a reduced embedding, and a function that restores it."""
     if vocabulary is None:
         return trained, lambda params: params
     whole = functools.partial(vocabulary.whole, rows_VD=embedding(trained))
@@ -84,7 +83,7 @@ def cut_and_whole(vocabulary: Vocabulary | None, trained: Any) -> tuple[Any, Cal
 
 
 def schedule_of(phase: Phase, context: Context) -> loop.Schedule:
-    """When what is due."""
+    """Return when evaluations and checkpoints of a phase are due."""
     return loop.Schedule(
         total_steps=phase.total_steps,
         batch_size=phase.train.batch_size,
@@ -96,8 +95,8 @@ def schedule_of(phase: Phase, context: Context) -> loop.Schedule:
 
 def phase_log(
     phase: Phase, context: Context, *, shows_bar: bool = True
-) -> contextlib.AbstractContextManager[loop.Reporter]:
-    """What hears of the phase's training."""
+) -> contextlib.AbstractContextManager[Reporter]:
+    """Return a context manager of the reporter of a phase's training."""
     if not processes.is_first():
         return ProcessLog(phase.title, phase.total_steps)
     return PhaseLog(
@@ -112,49 +111,52 @@ def phase_log(
 
 
 def record(
-    phase: Phase, history_SH: np.ndarray, clock: loop.Clock, member: int, real_token_share: float
+    phase: Phase,
+    history_SH: np.ndarray,
+    stats: loop.LoopStats,
+    member: int,
+    real_token_share: float,
 ) -> dict[str, Any]:
-    """What training leaves besides parameters.
+    """Return the part of a phase's result.json that training determines.
 
-    `seconds` is wall time, of all attempts together, and `compile_seconds` the part of it in which
-    something was traced, compiled or fetched from the cache of programs; `host_seconds` is what the
-    devices may have had to wait for and `checkpoint_seconds` the part of that in which training
-    stood still for one of the `checkpoints` (`loop.Clock`); of each of P members that were trained
-    together, a P-th of the seconds.
+    `seconds` is the wall time of all attempts, and `compile_seconds`, `host_seconds` and
+    `checkpoint_seconds` are parts of it (see `loop.LoopStats`). For each of P members that were
+    trained together they are a P-th of the whole.
 
     Args:
-      phase: what was trained.
+      phase: the phase that was trained.
       history_SH: its `TrainState.history`.
-      clock: of the loop.
-      member: its number there.
+      stats: of the loop.
+      member: the index of the phase among the members.
       real_token_share: the share of its batches' slots that hold a token.
     """
     history_SH = history_SH[: phase.total_steps]
     tail_S = history_SH[-max(1, len(history_SH) // 10) :, 0]
-    members = len(clock.members)
+    members = len(stats.members)
     return {
         "steps": phase.total_steps,
-        "kept_step": clock.members[member].best_step if phase.select else phase.total_steps,
+        "kept_step": stats.members[member].best_step if phase.select else phase.total_steps,
         "train_loss": float(np.mean(tail_S)),
         "real_token_share": real_token_share,
-        "seconds": clock.seconds / members,
-        "compile_seconds": clock.compile_seconds / members,
-        "host_seconds": clock.host_seconds / members,
-        "checkpoint_seconds": clock.checkpoint_seconds / members,
-        "checkpoints": clock.checkpoints,
+        "seconds": stats.seconds / members,
+        "compile_seconds": stats.compile_seconds / members,
+        "host_seconds": stats.host_seconds / members,
+        "checkpoint_seconds": stats.checkpoint_seconds / members,
+        "checkpoints": stats.checkpoints,
     }
 
 
 def make_profiler(
     phase: Phase, context: Context, folder: PhaseFolder
 ) -> Profiler | NoProfiler | None:
-    """What traces the steps that the user asked for, as far as the phase has them."""
+    """Return a profiler of the requested steps; None if the phase does not have them."""
     if context.profile is None:
         return None
     start, stop = context.profile
     if start >= phase.total_steps:
         context.console.print(
-            f"{phase.title}: no profile from step {start} on, there are {phase.total_steps} steps",
+            f"{phase.title}: no profile: it has {phase.total_steps} steps, and --profile starts at "
+            f"step {start}",
             highlight=False,
             markup=False,
         )
@@ -168,11 +170,16 @@ def make_profiler(
 def evaluators(
     phases: Sequence[Phase], context: Context, parameters_of: Callable[[Any], Parameters]
 ) -> list[Callable[[Any], dict[str, Any]]]:
-    """What evaluates each of some phases with the same model and documents; [] if nothing is due.
+    """Return functions that evaluate phases with the same model and documents; [] if none is due.
 
-    Agreement with the labels that a phase learns from, on validation documents. The score to
-    maximise is that agreement (or, for an oracle, the accuracy), then a lower cross-entropy to the
-    soft labels. `parameters_of` gives all parameters, whatever part of them the state holds.
+    They measure agreement with the labels that a phase learns, on validation documents. The score
+    to maximise is that agreement (or, for an oracle, the accuracy), then a lower cross-entropy to
+    the soft labels.
+
+    Args:
+      phases: the phases.
+      context: of the run.
+      parameters_of: trained parameters, as the state has them -> all parameters.
     """
     first = phases[0]
     if first.eval_every is None or first.loss is None or "validation" not in first.inputs:
@@ -198,7 +205,7 @@ def evaluators(
         best_by = row["accuracy"] if phase.select == "ground_truth" else agreement
         return {**row, "score": [best_by, -cross_entropy]}
 
-    targets = [inputs.targets_of(p, context, "validation").astype(np.float64) for p in phases]
+    targets = [inputs.targets_of(p, context, split, documents).astype(np.float64) for p in phases]
     return [
         functools.partial(evaluate, phase, targets_NC)
         for phase, targets_NC in zip(phases, targets, strict=True)

@@ -1,251 +1,236 @@
-"""Batches on the devices: all of a phase at once, or one after another from a stream.
+"""Batches as the training step takes them, and how they are made on the host.
 
-Both give the step program a dict of arrays whose leading axis, S, holds the batches of one shape,
-and `index_S`, int32 by step: where in S the batch of each step stands. M microbatches, R rows,
-L slots. Axes that count steps are `rounded_up`.
+A field's name gives its shape for one microbatch or batch: R rows, L slots, Q segments of a row,
+m documents per microbatch, K texts per document, B documents per batch, C classes. Stacked arrays
+have more leading axes: M microbatches, S batches of one shape. Axes of length S are padded to one
+of few lengths (`state.rounded_up`), so that phases share programs.
 """
 
-from collections.abc import Collection
+import dataclasses
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from w2s_jax import sharding
-from w2s_jax.core.errors import InputError
-from w2s_jax.data.packing import PackedBatches, Stack
-from w2s_jax.data.stream import TextStream
-from w2s_jax.models.attention_cpu import FirstKeys
+from w2s_jax.data.packing import PackedBatches, PackedBucket
+from w2s_jax.models.dropout import Dropout, make_key, slot_keys
 from w2s_jax.training.state import rounded_up
 
+#: Folded into the dropout key in place of a step's number, which it never equals.
+_DROPOUT = 2**32 - 1
 
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ResidentBatches:
-    """All batches of a phase on the devices: one dict of arrays a shape, and whose turn it is.
+class Microbatch:
+    """Documents packed into rows (see `data.packing`).
 
     Attributes:
-      stacks: the arrays that the step takes, leading axis: the batches of that shape.
-      stack_of_S: int32; the stack of each step.
-      host_stack_of_S: the same on the host.
-      own: names of arrays with a leading axis of members (see `population`).
+      tokens_RL: token ids, of an unsigned type.
+      segment_ids_RL: uint16; 0 is padding.
+      slots_RQ: uint16, the last slot of each segment; None for language models.
+      read_outs_mK: int32 index into the [R * L] slots, the last token of each text; None for
+        language models.
+      loss_weights_RL: float32 weight of predicting the token in each slot; None: all 1.
+      text_ids_RL: int32 ids that distinguish texts, for dropout; None without dropout.
+      dropout: the dropout of each slot, which the step computes from `text_ids_RL`; or None.
+      first_keys: see `attention_cpu.attention`; programs are specialised for it.
     """
 
-    stacks: tuple[dict[str, jax.Array], ...]
-    stack_of_S: jax.Array
-    host_stack_of_S: np.ndarray
-    own: frozenset[str] = frozenset()
+    tokens_RL: Any
+    segment_ids_RL: Any
+    slots_RQ: Any = None
+    read_outs_mK: Any = None
+    loss_weights_RL: Any = None
+    text_ids_RL: Any = None
+    dropout: Dropout | None = None
+    first_keys: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
-    def at(self, step: int) -> dict[str, jax.Array]:
-        """What the step program takes at `step`; it finds the batch within by `state.step`."""
-        return self.stacks[self.host_stack_of_S[step]]
+    def shardings(self, rows: NamedSharding, whole: NamedSharding) -> "Microbatch":
+        """Return a tree of shardings for these arrays: rows are sharded, read-outs are not."""
+        return dataclasses.replace(
+            self,
+            tokens_RL=rows,
+            segment_ids_RL=rows,
+            slots_RQ=rows,
+            read_outs_mK=whole,
+            loss_weights_RL=rows,
+            text_ids_RL=rows,
+        )
 
-    def position(self) -> None:
-        """Nothing to be checkpointed: the step is the position."""
 
-    def restore(self, position: None) -> None:
-        """Nothing to be restored."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FeatureMicrobatch:
+    """Documents of a probe.
 
-    def close(self) -> None:
-        """Nothing to be closed."""
+    Attributes:
+      documents_m: int32 row index into the features [N, K, D], which are frozen parameters.
+    """
+
+    documents_m: Any
 
 
-def put_batches(
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """One batch; the fields other than `microbatches` are None for language models.
+
+    Attributes:
+      microbatches: the documents, with a leading axis M.
+      targets_BC: float32 soft labels; column 1 is P(label 1).
+      weights_B: float32 document weights.
+      update_order_B: int32, the order in which a loss's `update` sees the documents, which does
+        not depend on the microbatches; None for losses without `update`.
+    """
+
+    microbatches: Microbatch | FeatureMicrobatch
+    targets_BC: Any = None
+    weights_B: Any = None
+    update_order_B: Any = None
+
+    @property
+    def num_microbatches(self) -> int:
+        """M."""
+        return jax.tree.leaves(self.microbatches)[0].shape[0]
+
+    def with_dropout(self, rate: jax.Array, seed: jax.Array, step: jax.Array) -> "Batch":
+        """Replace the text ids of the microbatches by the dropout of their slots in a step."""
+        micro = self.microbatches
+        if not isinstance(micro, Microbatch):
+            return self
+        key = jax.random.fold_in(make_key(seed), _DROPOUT)
+        keys_of = functools.partial(slot_keys, jax.random.fold_in(key, step))
+        keys_MRL2 = jax.vmap(keys_of)(micro.text_ids_RL, micro.segment_ids_RL)
+        rate_M = jnp.broadcast_to(rate, keys_MRL2.shape[:1])
+        drop = Dropout(rate_M, keys_MRL2)
+        micro = dataclasses.replace(micro, text_ids_RL=None, dropout=drop)
+        return dataclasses.replace(self, microbatches=micro)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bucket:
+    """The batches of one shape.
+
+    Attributes:
+      batches: a `Batch` whose arrays have a leading axis S, the batches of the bucket.
+      index_S: int32, for each step of the phase the index of its batch in the bucket that holds it.
+    """
+
+    batches: Batch
+    index_S: Any
+
+    def batch_at(self, step: jax.Array) -> Batch:
+        """Return the batch of a step, which must be in this bucket."""
+        take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+        index = take(self.index_S, step)
+        return jax.tree.map(lambda x: take(x, index), self.batches)
+
+
+class BatchExtras(NamedTuple):
+    """The optional arrays of batches that a step needs (see `StepSpec.extras`)."""
+
+    text_ids: bool = False
+    update_order: bool = False
+
+
+NO_EXTRAS = BatchExtras()
+
+
+def packed_buckets(
     packed: PackedBatches,
     targets_NC: np.ndarray | None,
-    mesh: Mesh,
-    *,
-    needs: Collection[str] = (),
-) -> ResidentBatches:
-    """Places all batches on the mesh, rows split over its batch axes.
+    extras: BatchExtras = NO_EXTRAS,
+) -> tuple[Bucket, ...]:
+    """Return the buckets of packed batches, as numpy arrays.
 
     Args:
       packed: the batches.
-      targets_NC: float32 soft labels by document; None for language-model training.
-      mesh: the mesh.
-      needs: arrays that only some steps take (`StepSpec.needs`): 'pieces_SMRL' tells texts apart,
-        for dropout; 'places_SB' puts a batch's documents in an order that microbatches don't
-        change, for losses with a state.
+      targets_NC: float32 soft labels by document; None for language models.
+      extras: the optional arrays to include.
     """
-    row_sharding, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
-    stacks = [
-        {
-            name: sharding.put(x, row_sharding if name.endswith(("_SMRL", "_SMRQ")) else whole)
-            for name, x in arrays.items()
-        }
-        for arrays in packed_arrays(packed, targets_NC, needs)
-    ]
-    stack_of_S = filled_up(packed.place_S2[:, 0])
-    return ResidentBatches(tuple(stacks), sharding.put(stack_of_S, whole), stack_of_S)
+    index_S = padded(packed.index_S)
+    buckets = []
+    for bucket in packed.buckets:
+        documents_SB = packed.documents_SB[bucket.steps_S]
+        micro = Microbatch(
+            tokens_RL=bucket.tokens_SMRL,
+            segment_ids_RL=bucket.segment_ids_SMRL,
+            text_ids_RL=_text_ids(bucket, documents_SB) if extras.text_ids else None,
+            first_keys=bucket.first_keys,
+        )
+        if targets_NC is None:
+            batches = Batch(dataclasses.replace(micro, loss_weights_RL=bucket.loss_weights_SMRL))
+        else:
+            batches = Batch(
+                dataclasses.replace(
+                    micro, slots_RQ=bucket.slots_SMRQ, read_outs_mK=bucket.read_outs_SMmK
+                ),
+                targets_BC=packed.per_document(targets_NC)[bucket.steps_S],
+                weights_B=packed.weights_SB[bucket.steps_S],
+                update_order_B=_update_order(documents_SB) if extras.update_order else None,
+            )
+        buckets.append(Bucket(jax.tree.map(padded, batches), index_S))
+    return tuple(buckets)
 
 
-def packed_arrays(
-    packed: PackedBatches, targets_NC: np.ndarray | None, needs: Collection[str] = ()
-) -> list[dict[str, Any]]:
-    """The arrays of each stack, on the host, named as the step program takes them.
-
-    Beside them 'first_keys', which programs are compiled for. Arguments as for `put_batches`.
-    """
-    index_S = filled_up(packed.place_S2[:, 1])
-    stacks: list[dict[str, Any]] = []
-    for stack in packed.stacks:
-        arrays = {"tokens_SMRL": stack.tokens_SMRL, "segment_ids_SMRL": stack.segment_ids_SMRL}
-        static = {"first_keys": FirstKeys(stack.first_keys)} if stack.first_keys else {}
-        if targets_NC is not None:
-            arrays["read_outs_SMmK"] = stack.read_outs_SMmK
-            arrays["slots_SMRQ"] = stack.slots_SMRQ
-            arrays["weights_SB"] = packed.weights_SB[stack.steps_S]
-        elif stack.loss_weights_SMRL is not None:
-            arrays["loss_weights_SMRL"] = stack.loss_weights_SMRL
-        if "pieces_SMRL" in needs:
-            arrays["pieces_SMRL"] = _pieces(stack, packed.documents_SB[stack.steps_S])
-        if "places_SB" in needs and targets_NC is not None:
-            arrays["places_SB"] = _places(packed.documents_SB[stack.steps_S])
-        filled = {name: filled_up(x) for name, x in arrays.items()}
-        stacks.append({"index_S": index_S} | filled | static)
-    if targets_NC is None:
-        return stacks
-    return [a | b for a, b in zip(stacks, target_arrays(packed, targets_NC), strict=True)]
-
-
-def target_arrays(packed: PackedBatches, targets_NC: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Of `packed_arrays`, those that hold soft labels."""
-    targets_SBC = packed.per_document(targets_NC)
-    return [{"targets_SBC": filled_up(targets_SBC[stack.steps_S])} for stack in packed.stacks]
-
-
-def _pieces(stack: Stack, documents_SB: np.ndarray) -> np.ndarray:
-    """Which text each slot holds, int32 [S, M, R, L]: text k of document n is K n + k; 0: none.
-
-    In names: G microbatches of all steps, P texts of all of them.
-    """
-    num_rows, length = stack.segment_ids_SMRL.shape[2:]
-    num_texts = stack.read_outs_SMmK.shape[3]
-    segments_GRL = stack.segment_ids_SMRL.reshape(-1, num_rows, length)
-    row_P, slot_P = np.divmod(stack.read_outs_SMmK.ravel(), length)
-    group_P = np.repeat(np.arange(len(segments_GRL)), len(row_P) // len(segments_GRL))
-    piece_P = (documents_SB.reshape(-1, 1) * num_texts + np.arange(num_texts)).ravel()
-    real_P = np.repeat(documents_SB.ravel() >= 0, num_texts)
-    group_P, row_P, slot_P, piece_P = (x[real_P] for x in (group_P, row_P, slot_P, piece_P))
-    of_segment = np.zeros((*segments_GRL.shape[:2], int(segments_GRL.max()) + 1), np.int32)
-    of_segment[group_P, row_P, segments_GRL[group_P, row_P, slot_P]] = piece_P
-    pieces_GRL = np.take_along_axis(of_segment, segments_GRL.astype(np.int64), axis=2)
-    return pieces_GRL.reshape(stack.segment_ids_SMRL.shape)
-
-
-def _places(documents_SB: np.ndarray) -> np.ndarray:
-    """Where the documents of each batch stand, int32, in the order of a hash of their rows."""
-    # An odd factor: no two rows have the same.
-    hash_SB = documents_SB.astype(np.uint64) * np.uint64(2654435761) % np.uint64(2**32)
-    return np.argsort(hash_SB, axis=1, kind="stable").astype(np.int32)
-
-
-def filled_up(x_S: np.ndarray) -> np.ndarray:
-    """Zeros behind the leading axis, up to one of few lengths."""
-    missing = rounded_up(len(x_S)) - len(x_S)
-    return np.pad(x_S, ((0, missing),) + ((0, 0),) * (x_S.ndim - 1))
-
-
-def put_feature_batches(
-    order_SB: np.ndarray, targets_NC: np.ndarray, mesh: Mesh
-) -> ResidentBatches:
-    """Batches of a probe: which documents, and their labels; the features are no part of them.
+def feature_bucket(order_SB: np.ndarray, targets_NC: np.ndarray) -> Bucket:
+    """Return the batches of a probe, as numpy arrays; all have one shape.
 
     Args:
       order_SB: int32 row index of each document.
       targets_NC: float32 soft labels by document.
-      mesh: the mesh; all of it holds all batches.
     """
-    stack_of_S = filled_up(np.zeros(len(order_SB), np.int32))
-    placed, on_devices = sharding.put(
-        (feature_arrays(order_SB, targets_NC), stack_of_S), sharding.replicated(mesh)
+    batches = Batch(
+        FeatureMicrobatch(order_SB[:, None]),
+        targets_BC=targets_NC[order_SB],
+        weights_B=np.ones(order_SB.shape, np.float32),
     )
-    return ResidentBatches((placed,), on_devices, stack_of_S)
+    index_S = np.arange(len(order_SB), dtype=np.int32)
+    return jax.tree.map(padded, Bucket(batches, index_S))
 
 
-def feature_arrays(order_SB: np.ndarray, targets_NC: np.ndarray) -> dict[str, np.ndarray]:
-    """A probe's arrays, on the host, named as the step program takes them."""
-    arrays = {
-        "index_S": np.arange(len(order_SB), dtype=np.int32),
-        "documents_SMm": order_SB[:, None],
-        "targets_SBC": targets_NC[order_SB],
-        "weights_SB": np.ones(order_SB.shape, np.float32),
-    }
-    return {name: filled_up(x) for name, x in arrays.items()}
+def bucket_shardings(bucket: Bucket, mesh: Mesh) -> Bucket:
+    """Return a tree of shardings for a bucket: rows over the batch axes, the rest replicated."""
+    rows, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
+    micro: Any = bucket.batches.microbatches
+    micro = micro.shardings(rows, whole) if isinstance(micro, Microbatch) else whole
+    return Bucket(Batch(micro, whole, whole, whole), whole)
 
 
-class StreamedBatches:
-    """Batches of a text stream, placed as they are asked for.
+def padded(x_S: np.ndarray) -> np.ndarray:
+    """Append zeros along the leading axis up to one of few lengths (`rounded_up`)."""
+    missing = rounded_up(len(x_S)) - len(x_S)
+    return np.pad(x_S, ((0, missing),) + ((0, 0),) * (x_S.ndim - 1))
 
-    Args:
-      stream: the text; all processes read all of it.
-      num_microbatches: M; must divide the rows of a batch.
-      total_steps: of the phase.
-      mesh: the mesh.
-      needs: see `put_batches`.
+
+def _text_ids(bucket: PackedBucket, documents_SB: np.ndarray) -> np.ndarray:
+    """Return the text of each slot, int32 [S, M, R, L]: K n + k for text k of document n.
+
+    Padding has 0. In names: G microbatches of all batches, P texts of all of them.
     """
+    num_rows, length = bucket.segment_ids_SMRL.shape[2:]
+    num_texts = bucket.read_outs_SMmK.shape[3]
+    segments_GRL = bucket.segment_ids_SMRL.reshape(-1, num_rows, length)
+    row_P, slot_P = np.divmod(bucket.read_outs_SMmK.ravel(), length)
+    group_P = np.repeat(np.arange(len(segments_GRL)), len(row_P) // len(segments_GRL))
+    text_P = (documents_SB.reshape(-1, 1) * num_texts + np.arange(num_texts)).ravel()
+    real_P = np.repeat(documents_SB.ravel() >= 0, num_texts)
+    group_P, row_P, slot_P, text_P = (x[real_P] for x in (group_P, row_P, slot_P, text_P))
+    of_segment = np.zeros((*segments_GRL.shape[:2], int(segments_GRL.max()) + 1), np.int32)
+    of_segment[group_P, row_P, segments_GRL[group_P, row_P, slot_P]] = text_P
+    text_ids_GRL = np.take_along_axis(of_segment, segments_GRL.astype(np.int64), axis=2)
+    return text_ids_GRL.reshape(bucket.segment_ids_SMRL.shape)
 
-    def __init__(
-        self,
-        stream: TextStream,
-        num_microbatches: int,
-        total_steps: int,
-        mesh: Mesh,
-        *,
-        needs: Collection[str] = (),
-    ):
-        if stream.rows % num_microbatches:
-            raise InputError(
-                f"pretrain.microbatch_size: {num_microbatches} microbatches of {stream.rows} rows; "
-                "allowed: a number that divides the rows"
-            )
-        self.stream = stream
-        self.num_microbatches = num_microbatches
-        self.needs = needs
-        self.row_sharding = sharding.rows(mesh, leading=2)
-        self.row_multiple = sharding.row_shards(mesh)
-        whole = sharding.replicated(mesh)
-        self.index_S = sharding.put(np.zeros(rounded_up(total_steps), np.int32), whole)
-        self.slots = self.real = 0
 
-    def at(self, step: int) -> dict[str, jax.Array]:
-        """The next batch of the stream; `step` only counts them."""
-        del step
-        batch = next(self.stream)
-        segments_BL = batch["segment_ids_BL"]
-        self.slots += segments_BL.size
-        self.real += int(np.count_nonzero(segments_BL))
-        arrays = {"tokens_SMRL": batch["tokens_BL"], "segment_ids_SMRL": segments_BL}
-        if "pieces_SMRL" in self.needs:
-            num_rows, length = segments_BL.shape
-            row_B = np.arange(num_rows, dtype=np.int32)
-            # A row has at most as many segments as slots.
-            arrays["pieces_SMRL"] = row_B[:, None] * (length + 1) + segments_BL.astype(np.int32)
-        placed = {name: self._placed(rows_BL) for name, rows_BL in arrays.items()}
-        return {"index_S": self.index_S} | placed
-
-    def _placed(self, rows_BL: np.ndarray) -> jax.Array:
-        rows_MRL = rows_BL.reshape(self.num_microbatches, -1, rows_BL.shape[-1])
-        # Empty rows where there are fewer than row shards.
-        missing = -rows_MRL.shape[1] % self.row_multiple
-        rows_MRL = np.pad(rows_MRL, ((0, 0), (0, missing), (0, 0)))
-        return sharding.put(rows_MRL[None], self.row_sharding)
-
-    @property
-    def real_token_share(self) -> float:
-        """Share of the slots so far that held a token."""
-        return self.real / max(1, self.slots)
-
-    def position(self) -> Any:
-        """The stream's, and the counts."""
-        return {"stream": self.stream.state(), "slots": self.slots, "real": self.real}
-
-    def restore(self, position: Any) -> None:
-        """Goes where `position` says."""
-        self.stream.restore(position["stream"])
-        self.slots, self.real = position["slots"], position["real"]
-
-    def close(self) -> None:
-        """Ends the stream."""
-        self.stream.close()
+def _update_order(documents_SB: np.ndarray) -> np.ndarray:
+    """Return an order of each batch's documents by a hash of their row indices, int32 [S, B]."""
+    # The factor is odd, so different rows have different hashes.
+    hash_SB = documents_SB.astype(np.uint64) * np.uint64(2654435761) % np.uint64(2**32)
+    return np.argsort(hash_SB, axis=1, kind="stable").astype(np.int32)

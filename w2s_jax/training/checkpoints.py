@@ -1,12 +1,12 @@
-"""Mid-phase checkpoints by Orbax: asynchronous, bounded in number, checked before they are trusted.
+"""Mid-phase checkpoints by Orbax: asynchronous, limited in number, and verified.
 
 Orbax commits a step by a rename, or on an object store by a file that it writes last, so a kill
-leaves whole steps only. A step's manifest (see `checksums`) is written after the commit: a step
-without one, or that differs from it, is passed over and the one before it is used.
+leaves only complete steps. The manifest of a step (see `checksums`) is written after the commit. A
+step without a manifest, or that does not match it, is skipped, and the previous one is used.
 
-The training loop waits only until the arrays are copied to the host. What follows, manifest
-included, a thread does beside it. Several processes call everything alike; the
-first of them decides what is whole, and writes manifests.
+The training loop waits only until the arrays are copied to the host; a thread does the rest,
+including the manifest. Of several processes, all must make the same calls; the first one verifies
+steps and writes manifests.
 """
 
 import concurrent.futures
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The mid-phase checkpoints of one phase, saved asynchronously, `keep` of them at most.
+    """The mid-phase checkpoints of a phase, saved asynchronously; at most `keep` are kept.
 
     Raises:
       StorageError: if the folder cannot be written to.
@@ -39,67 +39,68 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(
                 str(self.folder),
                 options=ocp.CheckpointManagerOptions(
-                    # One more than the newest: it has no manifest for a moment.
+                    # At least two, as the newest one has no manifest at first.
                     max_to_keep=max(2, keep),
                     enable_async_checkpointing=True,
                 ),
             )
         self.worker = concurrent.futures.ThreadPoolExecutor(1, "w2s-manifest")
-        self.saving: concurrent.futures.Future[None] | None = None  # up to its manifest
+        # The save in progress, up to its manifest.
+        self.saving: concurrent.futures.Future[None] | None = None
 
     def poll(self) -> None:
-        """Notices a save that has ended; call it now and then. Waits for nothing.
+        """Check, without waiting, whether the save in progress has ended; call it now and then.
 
         Raises:
-          StorageError: if it has failed for want of space.
+          StorageError: if the save failed because the disk is full.
         """
         if self.saving is not None and self.saving.done():
             self._end()
 
     def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts saving; returns when the arrays are copied to the host.
+        """Start a save; return when the arrays are copied to the host.
 
         Raises:
-          StorageError: if the disk is full (of this save or of the one before it).
+          StorageError: if this save, or the previous one, failed because the disk is full.
         """
         with storage_errors(f"checkpoint at step {step}", self.folder):
             self.finish()
             if step in self.manager.all_steps():
-                return  # saved at the boundary before, and nothing has changed since
+                return  # Saved at the previous boundary; nothing has changed since.
             items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
             args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
             self.manager.save(step, args=args, force=True)
             self.saving = self.worker.submit(self._complete, step)
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint, which is whole, or None if there is none."""
+        """Return the step of the newest checkpoint, which is complete; None if there is none."""
         return self.manager.latest_step()
 
     def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(trees, meta) of a checkpoint that is whole."""
+        """Return (trees, meta) of a complete checkpoint."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
         args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
         restored = self.manager.restore(step, args=args)
         return {name: restored[name] for name in targets}, restored["meta"]
 
     def finish(self) -> None:
-        """Waits for the save under way, if there is one, until it is complete.
+        """Wait until the save in progress, if any, is complete.
 
         Raises:
-          StorageError: if it failed for want of space.
+          StorageError: if the save failed because the disk is full.
         """
         self._end()
         processes.barrier("a checkpoint is saved")
 
     def _end(self) -> None:
-        """The outcome of the save under way, when it is there."""
+        """Wait for the result of the save in progress."""
         saving, self.saving = self.saving, None
         if saving is not None:
             with storage_errors("saving a checkpoint", self.folder):
                 saving.result()
 
     def _complete(self, step: int) -> None:
-        """Writes the manifest of a step once it is committed; drops those of deleted steps."""
+        """Write the manifest of a step once it is committed; remove those of deleted steps."""
         self.manager.wait_until_finished()
         if not processes.is_first():
             return
@@ -111,22 +112,22 @@ class Checkpoints:
                 (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Releases the threads; a failed save has been reported by `finish` or `save`."""
+        """Release the threads; `finish` or `save` has reported a failed save."""
         self.worker.shutdown()
         with contextlib.suppress(Exception):
             self.manager.close()
 
 
 def _checked(folder: Path) -> None:
-    """Makes the folder if need be, and removes what is damaged."""
+    """Make the folder if necessary, and remove damaged checkpoints."""
     _make(folder)
     _drop_damaged(folder)
 
 
 def _make(folder: Path) -> None:
-    """Makes the folder; on an object store, where there are none, tries whether it can be used."""
+    """Make the folder; on an object store, which has none, check that it can be written to."""
     if is_remote(folder):
-        # A folder that is made there would make a bucket, if there is none of the name.
+        # Making a folder there would make the bucket if it does not exist.
         (folder / ".can-be-written").write_text("")
         (folder / ".can-be-written").unlink()
     else:
@@ -134,9 +135,9 @@ def _make(folder: Path) -> None:
 
 
 def _drop_damaged(folder: Path) -> None:
-    """Removes the newest checkpoints up to the first one that is whole.
+    """Remove the newest checkpoints up to the first complete one.
 
-    They would keep a place among the newest from whole ones.
+    They would count among the newest ones that are kept.
     """
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
@@ -145,7 +146,7 @@ def _drop_damaged(folder: Path) -> None:
         if problem is None:
             return
         log.warning(
-            "checkpoint %s is damaged (%s); falling back to the one before it",
+            "checkpoint %s is damaged (%s); using the previous one",
             folder / str(step),
             problem,
         )
@@ -155,7 +156,7 @@ def _drop_damaged(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _reaching(folder: Path) -> Any:
-    """Turns whatever a store's client says of a bucket into a `StorageError`."""
+    """Turn any error of an object store's client into a `StorageError`."""
     try:
         yield
     except Exception as error:

@@ -1,5 +1,7 @@
-"""Optimisers, by optax, and learning rates."""
+"""Optimisers (optax) and learning-rate schedules."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -8,14 +10,14 @@ from w2s_jax.core import errors
 
 
 def learning_rates(train: TrainSettings, total_steps: int) -> np.ndarray:
-    """Learning rate of each step, float32 [S].
+    """Return the learning rate of each step, float32 [S].
 
     A linear rise over the first `warmup` share of the steps (none by default), then cosine or
     linear decay that would reach 0 at `total_steps`, or a constant. With warm-up 0 the cosine form
     is torch's CosineAnnealingLR, which the released code uses.
 
     Raises:
-      InputError: for a rate with which an update could overflow though the gradient does not.
+      InputError: if updates could overflow at this rate although the gradient is finite.
     """
     rate = train.learning_rate
     assert rate is not None
@@ -35,35 +37,45 @@ def learning_rates(train: TrainSettings, total_steps: int) -> np.ndarray:
 
 
 def decoupled_weight_decay(train: TrainSettings) -> float:
-    """Weight decay of AdamW; 0 for the other optimisers.
+    """Return the weight decay of AdamW; 0 for other optimisers.
 
     Raises:
-      InputError: if a step would decay a parameter beyond 0.
+      InputError: if a step would change the sign of a parameter.
     """
     if train.optimizer != "adamw":
         return 0.0
     assert train.learning_rate is not None
     if not train.learning_rate * train.weight_decay <= 1:
         raise errors.InputError(
-            f"train.weight_decay: {train.weight_decay!r} with learning rate "
-            f"{train.learning_rate!r}; allowed: a product of at most 1"
+            f"train.weight_decay: {train.weight_decay!r} times learning rate "
+            f"{train.learning_rate!r}; allowed: at most 1"
         )
     return train.weight_decay
 
 
 def make_optimizer(train: TrainSettings) -> optax.GradientTransformation:
-    """Gradient -> direction of steepest ascent, as Adam (or AdamW) or Adafactor sees it.
+    """Return a transformation of gradients to ascent directions, by Adam(W) or Adafactor.
 
-    Clipped before by the global norm if asked for. The step multiplies it by the learning rate, and
-    adds AdamW's weight decay. Where the gradient's norm is finite, so are the moments, and Adam's
-    direction: its entries are below 1e8 times the largest that a gradient had, 1.8e19. So no
-    rate up to `MAX_LEARNING_RATE` makes an update overflow.
+    With `clip_norm`, gradients are clipped by their global norm first. The step multiplies the
+    direction by the learning rate and adds AdamW's weight decay. A gradient with a finite norm has
+    entries of at most 1.8e19, so the moments are finite, and entries of Adam's direction are below
+    1e8 times that. No rate up to `MAX_LEARNING_RATE` makes an update overflow.
     """
     if train.optimizer == "adafactor":
-        # Without a rate it gives the update of rate 1, a descent.
+        # Without a rate, Adafactor returns the update of rate 1, a descent.
         core = optax.chain(optax.adafactor(None), optax.scale(-1.0))
     else:
         core = optax.scale_by_adam(b1=train.beta1, b2=train.beta2)
     if train.clip_norm is None:
         return core
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), core)
+
+
+def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Round float32 to bfloat16, up or down at random, so that the expectation is `x`.
+
+    Rounding to nearest would lose all updates below 1/512 of a parameter.
+    """
+    dice = jax.random.bits(key, x.shape, jnp.uint16)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + dice.astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)

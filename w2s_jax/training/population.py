@@ -1,14 +1,14 @@
-"""Populations: phases that differ in numbers, targets or data order only, as one program.
+"""Populations: phases that differ only in hyperparameters, targets or data order, as one program.
 
-The members' states lie on a leading axis P, split over a mesh of one axis; no device needs another.
-Each device trains its own members at once ('vmap') or one after another ('loop'). What all members
-share, frozen parameters and batches, is there once a device. Shapes in names: P members, S steps,
-M microbatches, R rows, L slots, B documents a batch, N documents, C classes.
+The members' states have a leading axis P, sharded over a mesh of one axis; devices do not
+communicate. Each device trains its own members at once ('vmap') or one after another ('loop').
+Frozen parameters and batches that all members share are stored once per device. Shapes in names:
+P members, S steps, M microbatches, R rows, L slots, B documents per batch, N documents, C classes.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,44 +20,68 @@ from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.data.packing import PackedBatches
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.training import loop
+from w2s_jax.training.batch_sources import ResidentBatches
 from w2s_jax.training.batches import (
-    ResidentBatches,
-    feature_arrays,
-    filled_up,
-    packed_arrays,
-    target_arrays,
+    NO_EXTRAS,
+    Batch,
+    BatchExtras,
+    Bucket,
+    feature_bucket,
+    packed_buckets,
+    padded,
 )
-from w2s_jax.training.dispatch import Runner, blocks
+from w2s_jax.training.interfaces import Evaluate
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState
-from w2s_jax.training.step import make_step, run_block
+from w2s_jax.training.step import train_block, train_step
 
-#: The mesh axis that members are split over.
+#: The mesh axis over which members are sharded.
 AXIS = "population"
 #: How a device trains its members: at once, or one after another.
 MODES = ("vmap", "loop")
 
+# vmap axes: of an array of each member, and of one that all members share.
+_OWN: Any = 0
+_SHARED: Any = None
+#: Axes of buckets whose members have the same data order: each has its own targets.
+_SHARED_ORDER = Bucket(Batch(_SHARED, _OWN, _SHARED, _SHARED), _SHARED)
+#: Axes of buckets whose members have different data orders ...
+_OWN_ORDER = Bucket(Batch(_OWN, _OWN, _OWN, _OWN), _SHARED)
+#: ... and of such probes, whose document weights are all 1.
+_OWN_PROBE_ORDER = Bucket(Batch(_OWN, _OWN, _SHARED, _SHARED), _SHARED)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberBatches(ResidentBatches):
+    """The batches of all members on the devices.
+
+    Attributes:
+      axes: vmap axes of each bucket: 0 for arrays with a leading axis P, None for shared ones.
+    """
+
+    axes: Bucket = _SHARED_ORDER
+
 
 def make_mesh(num_members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over as many of the devices (all by default) as there are members for."""
+    """Return a mesh over the devices (all by default), at most one per member."""
     devices = list(jax.devices() if devices is None else devices)
     return Mesh(np.array(devices[:num_members]), (AXIS,))
 
 
 def choose_mode(spec: StepSpec, shared_order: bool, backend: str) -> str:
-    """'vmap' where training members at once is faster than one after another, else 'loop'.
+    """Return 'vmap' where training members at once is faster than one after another, else 'loop'.
 
-    On CPU it is for probes on wide features in one order for all, whose products become one.
-    CPU time a member and step, in microseconds, of 'vmap', 'loop' and single runs: 77, 182 and 223
-    for 256 probes of width 768 (batches of 128), but 63, 28 and 29 at width 64 and 58, 12 and 20 at
-    width 8; 1.51, 1.48 and 1.60 milliseconds for 8 models of 4,360 parameters, 23, 20 and 20 for 8
-    of 61,280. On other backends, where nothing was measured, small models are trained at once.
+    On CPUs it is faster for probes on wide features whose members share the data order, since their
+    products become one. CPU time per member and step, in microseconds, of 'vmap', 'loop' and single
+    runs: 77, 182 and 223 for 256 probes of width 768 (batches of 128), but 63, 28 and 29 at width
+    64 and 58, 12 and 20 at width 8; 1.51, 1.48 and 1.60 milliseconds for 8 models of 4,360
+    parameters, 23, 20 and 20 for 8 of 61,280. Other backends were not measured; there, small models
+    are trained at once.
 
     Args:
       spec: of a member.
-      shared_order: all members see the same documents in the same order.
-      backend: as `jax.default_backend()` says it.
+      shared_order: whether all members see the same documents in the same order.
+      backend: as `jax.default_backend()`.
     """
     probe = spec.train.adapt == "probe"
     if backend == "cpu":
@@ -65,25 +89,46 @@ def choose_mode(spec: StepSpec, shared_order: bool, backend: str) -> str:
     return "vmap" if probe or spec.model.num_parameters() <= 100_000_000 else "loop"
 
 
-def stack(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
-    """The members' states as one, on the mesh.
+def require_shared_program(specs: Sequence[StepSpec]) -> None:
+    """Refuse members that cannot be trained by one program.
 
-    Where they do not divide among the devices, copies of the last one that count as failed fill
-    the axis up.
+    Raises:
+      InputError: if `program_key()` or `total_steps` is not the same for all.
+    """
+    for number, spec in enumerate(specs):
+        if shared_program(spec) != shared_program(specs[0]):
+            raise errors.InputError(
+                f"population: member {number} does not share a program with member 0; members may "
+                "differ in learning rate, schedule, weight decay, rates of dropout and averaging, "
+                "seed, data order, targets and numeric options of the loss, and need the same "
+                "number of steps"
+            )
+
+
+def shared_program(spec: StepSpec) -> Any:
+    """Return the part of a spec that is equal for all members of a population."""
+    return spec.program_key(), spec.total_steps
+
+
+def stack(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
+    """Stack the members' states on the mesh.
+
+    If the number of members is not a multiple of the devices, copies of the last state fill it up;
+    they count as failed.
     """
     fill = dataclasses.replace(states[-1], failed_step=np.int32(0))
     states = [*states, *[fill] * _missing(len(states), mesh)]
-    return _put_own(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(states)), mesh)
+    return _put_members(jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(states)), mesh)
 
 
 @jax.jit
 def member(tree: Any, index: int) -> Any:
-    """What is a member's own of a population's state, or of its parameters."""
+    """Return a member's part of a population's state or parameters."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def evaluate_each(evaluates: Sequence[Callable[[Any], dict[str, Any]]]) -> loop.Evaluate:
-    """A `loop.Evaluate` of functions that evaluate one member's parameters."""
+def evaluate_each(evaluates: Sequence[Callable[[Any], dict[str, Any]]]) -> Evaluate:
+    """Return a `Evaluate` of functions that evaluate one member's parameters each."""
     return lambda params: [run(member(params, i)) for i, run in enumerate(evaluates)]
 
 
@@ -95,7 +140,7 @@ def pack_members(
     max_shapes: int = packing.MAX_SHAPES,
     **preferences: Any,
 ) -> list[PackedBatches]:
-    """Packs members that have an order of their own so that each step has one shape for all.
+    """Pack members that have different orders so that each step has one shape for all.
 
     Args:
       documents: tokenised documents.
@@ -117,180 +162,192 @@ def pack_members(
     found = []
     for number in range(members):
         part = np.s_[:, number * num_microbatches : (number + 1) * num_microbatches]
-        stacks = tuple(
+        buckets = tuple(
             dataclasses.replace(
-                stack,
-                tokens_SMRL=stack.tokens_SMRL[part],
-                segment_ids_SMRL=stack.segment_ids_SMRL[part],
-                read_outs_SMmK=stack.read_outs_SMmK[part],
-                slots_SMRQ=stack.slots_SMRQ[part],
+                bucket,
+                tokens_SMRL=bucket.tokens_SMRL[part],
+                segment_ids_SMRL=bucket.segment_ids_SMRL[part],
+                read_outs_SMmK=bucket.read_outs_SMmK[part],
+                slots_SMRQ=bucket.slots_SMRQ[part],
                 loss_weights_SMRL=(
-                    None if stack.loss_weights_SMRL is None else stack.loss_weights_SMRL[part]
+                    None if bucket.loss_weights_SMRL is None else bucket.loss_weights_SMRL[part]
                 ),
             )
-            for stack in packed.stacks
+            for bucket in packed.buckets
         )
-        found.append(PackedBatches(stacks, documents_SPB[:, number]))
+        found.append(PackedBatches(buckets, documents_SPB[:, number]))
     return found
 
 
 def put_batches(
     packed: PackedBatches | Sequence[PackedBatches],
-    targets_PNC: Sequence[np.ndarray] | None,
+    targets_PNC: Sequence[np.ndarray],
     mesh: Mesh,
-    *,
-    needs: Collection[str] = (),
-) -> ResidentBatches:
-    """Places the batches of all members.
+    extras: BatchExtras = NO_EXTRAS,
+) -> MemberBatches:
+    """Place the batches of all members.
 
     Args:
-      packed: those that all members share, or those of each (see `pack_members`).
-      targets_PNC: each member's float32 soft labels by document; None for language-model training.
+      packed: batches that all members share, or those of each (see `pack_members`).
+      targets_PNC: each member's float32 soft labels by document.
       mesh: of `make_mesh`.
-      needs: see `batches.put_batches`.
+      extras: the optional arrays to include (see `StepSpec.extras`).
     """
-    if isinstance(packed, PackedBatches):
-        own_PNC = targets_PNC or []
-        arrays = [packed_arrays(packed, own_PNC[0] if own_PNC else None, needs)]
-        arrays += [target_arrays(packed, targets_NC) for targets_NC in own_PNC[1:]]
-        return _put(arrays, {"targets_SBC"}, filled_up(packed.place_S2[:, 0]), mesh)
-    targets = [None] * len(packed) if targets_PNC is None else targets_PNC
-    arrays = [packed_arrays(one, of_it, needs) for one, of_it in zip(packed, targets, strict=True)]
-    own = set(arrays[0][0]) - {"index_S", "first_keys"}
-    return _put(arrays, own, filled_up(packed[0].place_S2[:, 0]), mesh)
+    shared = isinstance(packed, PackedBatches)
+    packed_P = [packed] * len(targets_PNC) if isinstance(packed, PackedBatches) else packed
+    members = [
+        packed_buckets(one, targets_NC, extras)
+        for one, targets_NC in zip(packed_P, targets_PNC, strict=True)
+    ]
+    axes = _SHARED_ORDER if shared else _OWN_ORDER
+    return _put(members, axes, padded(packed_P[0].bucket_S), mesh)
 
 
 def put_feature_batches(
     order_PSB: Sequence[np.ndarray], targets_PNC: Sequence[np.ndarray], mesh: Mesh
-) -> ResidentBatches:
-    """Places the batches of probes on the same features.
+) -> MemberBatches:
+    """Place the batches of probes on the same features.
 
     Args:
       order_PSB: int32 row index of each document, for each member.
       targets_PNC: each member's float32 soft labels by document.
       mesh: of `make_mesh`.
     """
-    arrays = [
-        (feature_arrays(order_SB, targets_NC),)
+    members = [
+        (feature_bucket(order_SB, targets_NC),)
         for order_SB, targets_NC in zip(order_PSB, targets_PNC, strict=True)
     ]
     shared = all(order_SB is order_PSB[0] for order_SB in order_PSB)
-    own = {"targets_SBC"} | (set() if shared else {"documents_SMm"})
-    return _put(arrays, own, filled_up(np.zeros(len(order_PSB[0]), np.int32)), mesh)
+    axes = _SHARED_ORDER if shared else _OWN_PROBE_ORDER
+    return _put(members, axes, padded(np.zeros(len(order_PSB[0]), np.int32)), mesh)
 
 
 def _put(
-    arrays: Sequence[Sequence[dict[str, np.ndarray]]],
-    own: set[str],
-    stack_of_S: np.ndarray,
-    mesh: Mesh,
-) -> ResidentBatches:
-    """Places members' stacks: the arrays named in `own` on an axis P, the first member's others."""
-    whole, fill = sharding.replicated(mesh), _missing(len(arrays), mesh)
-    stacks = []
-    for parts in zip(*arrays, strict=True):
-        parts = (*parts, *[parts[-1]] * fill)
-        stacks.append(
-            {
-                name: _put_own(np.stack([part[name] for part in parts]), mesh)
-                if name in own
-                else jax.device_put(x, whole)
-                for name, x in parts[0].items()
-            }
-        )
-    return ResidentBatches(
-        tuple(stacks), jax.device_put(stack_of_S, whole), stack_of_S, frozenset(own)
-    )
+    members: Sequence[tuple[Bucket, ...]], axes: Bucket, bucket_S: np.ndarray, mesh: Mesh
+) -> MemberBatches:
+    """Place members' buckets: by `axes`, stacked on an axis P, or the first member's for all."""
+    whole, fill = sharding.replicated(mesh), _missing(len(members), mesh)
+
+    def placed(axis: int | None, *arrays: np.ndarray) -> jax.Array:
+        if axis is None:
+            return jax.device_put(arrays[0], whole)
+        return _put_members(np.stack([*arrays, *[arrays[-1]] * fill]), mesh)
+
+    buckets = tuple(_map_axes(placed, axes, *parts) for parts in zip(*members, strict=True))
+    return MemberBatches(buckets, jax.device_put(bucket_S, whole), bucket_S, axes)
 
 
-def runner(
-    specs: Sequence[StepSpec], mesh: Mesh, frozen: Any, batches: ResidentBatches, how: str
-) -> Runner:
-    """What trains the members that `specs` describe, in blocks.
+def compile_block(
+    specs: Sequence[StepSpec], mesh: Mesh, frozen: Any, batches: MemberBatches, mode: str
+) -> Callable[..., TrainState]:
+    """Return many steps of all members, compiled: (state, buckets, bucket_S, stop) -> state.
 
-    A non-finite loss or gradient freezes its member alone.
+    A non-finite loss or gradient freezes its member alone. The state is donated.
 
     Args:
-      specs: one for each member; `program_key()` and `total_steps` are the same for all.
+      specs: one per member, with the same `shared_program`.
       mesh: of `make_mesh`.
-      frozen: parameters that all members share and none trains, whole on each device.
+      frozen: parameters that all members share and none trains, replicated on the mesh.
       batches: of `put_batches` or `put_feature_batches` here.
-      how: 'vmap' or 'loop'; see `choose_mode`.
+      mode: 'vmap' or 'loop'; see `choose_mode`.
 
     Raises:
-      InputError: if they cannot be one program.
+      InputError: if the mode is unknown, or the members cannot share a program.
     """
-    if how not in MODES:
-        raise errors.unknown("how", how, MODES)
-    key = specs[0].program_key()
-    for number, spec in enumerate(specs):
-        if spec.program_key() != key or spec.total_steps != specs[0].total_steps:
-            raise errors.InputError(
-                f"population: member {number} differs from member 0 in more than learning rate, "
-                "schedule, weight decay, rates of dropout and averaging, seed, data order, targets "
-                "and numeric options of its loss; allowed: members that share a program and have "
-                "the same number of steps"
-            )
-    numbers = [spec.hyperparameters() for spec in specs]
-    numbers += [numbers[-1]] * _missing(len(specs), mesh)
-    stacked = _put_own(jax.tree.map(lambda *xs: np.stack(xs), *numbers), mesh)
-    program = _program(key, mesh, how, batches.own)
-    return blocks(functools.partial(program, stacked, frozen or {}), batches, mesh)
+    if mode not in MODES:
+        raise errors.unknown("mode", mode, MODES)
+    require_shared_program(specs)
+    hyperparameters = [spec.hyperparameters() for spec in specs]
+    hyperparameters += [hyperparameters[-1]] * _missing(len(specs), mesh)
+    stacked = _put_members(jax.tree.map(lambda *xs: np.stack(xs), *hyperparameters), mesh)
+    program = _program(specs[0].program_key(), mesh, mode, batches.axes)
+    return functools.partial(program, stacked, frozen or {})
 
 
 @functools.lru_cache(maxsize=32)
-def _program(key: StepSpec, mesh: Mesh, how: str, own: frozenset[str]) -> Callable[..., TrainState]:
-    """(numbers, frozen, state, stacks, stack_of_S, stop) -> state."""
-    step = make_step(key)
-
-    def split(stacks: Any) -> tuple[Any, Any]:
-        """What members have of their own, and what they share."""
-        return (
-            tuple({name: x for name, x in stack.items() if name in own} for stack in stacks),
-            tuple({name: x for name, x in stack.items() if name not in own} for stack in stacks),
-        )
-
-    def joined(mine: Any, shared: Any) -> Any:
-        return tuple(a | b for a, b in zip(mine, shared, strict=True))
-
-    def at_once(
-        numbers: Any, frozen: Any, state: Any, mine: Any, shared: Any, places: Any, stop: Any
-    ) -> Any:
-        axes = joined(jax.tree.map(lambda _: 0, mine), jax.tree.map(lambda _: None, shared))
-        all_step = jax.vmap(step, in_axes=(0, None, 0, None, axes, None))
-        return run_block(all_step, numbers, frozen, state, joined(mine, shared), places, stop)
-
-    def one_by_one(
-        numbers: Any, frozen: Any, state: Any, mine: Any, shared: Any, places: Any, stop: Any
-    ) -> Any:
-        def one(item: Any) -> Any:
-            numbers, state, mine = item
-            return run_block(step, numbers, frozen, state, joined(mine, shared), places, stop)
-
-        return jax.lax.map(one, (numbers, state, mine))
-
+def _program(key: StepSpec, mesh: Mesh, mode: str, axes: Bucket) -> Callable[..., TrainState]:
+    """Return (hyperparameters, frozen, state, buckets, bucket_S, stop) -> state, compiled."""
+    step_fn = functools.partial(train_step, key)
+    block = vmapped_block if mode == "vmap" else looped_block
     members, whole = PartitionSpec(AXIS), PartitionSpec()
-    sharded = jax.shard_map(
-        at_once if how == "vmap" else one_by_one,
-        mesh=mesh,
-        in_specs=(members, whole, members, members, whole, whole, whole),
-        out_specs=members,
-        check_vma=False,
-    )
 
     def program(
-        numbers: Any, frozen: Any, state: Any, stacks: Any, stack_of_S: Any, stop: Any
+        hyperparameters: Any, frozen: Any, state: Any, buckets: Any, bucket_S: Any, stop: Any
     ) -> Any:
-        return sharded(numbers, frozen, state, *split(stacks), stack_of_S, stop)
+        bucket_specs = jax.tree.map(
+            lambda axis: whole if axis is None else members, axes, is_leaf=_is_none
+        )
+        sharded = jax.shard_map(
+            functools.partial(block, step_fn, axes),
+            mesh=mesh,
+            in_specs=(members, whole, members, (bucket_specs,) * len(buckets), whole, whole),
+            out_specs=members,
+            check_vma=False,
+        )
+        return sharded(hyperparameters, frozen, state, buckets, bucket_S, stop)
 
     return jax.jit(program, donate_argnums=2)
 
 
+def vmapped_block(
+    step_fn: Callable[..., TrainState],
+    axes: Bucket,
+    hyperparameters: Any,
+    frozen: Any,
+    state: Any,
+    buckets: Any,
+    bucket_S: Any,
+    stop: Any,
+) -> Any:
+    """Run `train_block` for all members at once."""
+    in_axes = (0, None, 0, None, (axes,) * len(buckets), None)
+    all_members = jax.vmap(step_fn, in_axes=in_axes)
+    return train_block(all_members, hyperparameters, frozen, state, buckets, bucket_S, stop)
+
+
+def looped_block(
+    step_fn: Callable[..., TrainState],
+    axes: Bucket,
+    hyperparameters: Any,
+    frozen: Any,
+    state: Any,
+    buckets: Any,
+    bucket_S: Any,
+    stop: Any,
+) -> Any:
+    """Run `train_block` for one member after another."""
+    own = [_map_axes(lambda axis, x: None if axis is None else x, axes, b) for b in buckets]
+
+    def one(item: Any) -> Any:
+        hyperparameters, state, own = item
+        joined = [
+            jax.tree.map(lambda mine, all_: all_ if mine is None else mine, *both, is_leaf=_is_none)
+            for both in zip(own, buckets, strict=True)
+        ]
+        return train_block(step_fn, hyperparameters, frozen, state, joined, bucket_S, stop)
+
+    return jax.lax.map(one, (hyperparameters, state, own))
+
+
+def _map_axes(fn: Callable[..., Any], axes: Bucket, *buckets: Bucket) -> Bucket:
+    """Map `fn(axis, *arrays)` over the arrays of buckets; `axes` is a prefix of their tree."""
+    every = jax.tree.broadcast(axes, buckets[0], is_leaf=_is_none)
+
+    def present(axis: int | None, *arrays: Any) -> Any:
+        return None if arrays[0] is None else fn(axis, *arrays)
+
+    return jax.tree.map(present, every, *buckets, is_leaf=_is_none)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
 def _missing(count: int, mesh: Mesh) -> int:
-    """How many members are missing to a multiple of the devices."""
+    """Return the number of members missing to a multiple of the devices."""
     return -count % mesh.devices.size
 
 
-def _put_own(tree: Any, mesh: Mesh) -> Any:
-    """Arrays with a leading axis of members, split over the mesh."""
+def _put_members(tree: Any, mesh: Mesh) -> Any:
+    """Shard arrays with a leading axis P over the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))

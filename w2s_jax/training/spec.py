@@ -1,12 +1,11 @@
-"""What a training step is, in two parts: what its program is compiled for, and numbers it takes.
+"""The specification of a training step: what its program is compiled for, and hyperparameters.
 
-Phases that differ in the numbers only (learning rates, their schedule, the length of training,
+Phases that differ only in hyperparameters (learning rates and their schedule, length of training,
 weight decay, rates of dropout and averaging, seeds, numeric options of losses) share one compiled
-program.
+program, which takes them as arguments.
 """
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,12 @@ from w2s_jax import config as config_lib
 from w2s_jax.config import TrainSettings
 from w2s_jax.losses import LOSSES
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.training.batches import BatchExtras
 from w2s_jax.training.optimizer import decoupled_weight_decay, learning_rates
 from w2s_jax.training.state import rounded_up
 
-#: Settings that a program is compiled for; the others are numbers that it takes, shapes of its
-#: arguments, or nothing to it.
+#: Settings for which a program is compiled. The others are hyperparameters, determine shapes, or do
+#: not concern the step.
 _STATIC = (
     "optimizer",
     "beta1",
@@ -37,10 +37,15 @@ _STATIC = (
 
 @dataclass(frozen=True)
 class StepSpec:
-    """How one model is trained, step by step.
+    """The specification of a model's training steps.
 
-    `loss` is (kind, options) for a classifier and None for language-model training; `num_texts` is
-    K, the texts of a document; `seed` is that of everything random within a step.
+    Attributes:
+      model: the model, with the vocabulary on which it is trained.
+      train: optimiser, dtypes, and what of the model is trained.
+      total_steps: number of steps.
+      loss: (kind, options) of a classifier's loss; None for language-model training.
+      num_texts: K, texts per document.
+      seed: seed of everything random within a step.
     """
 
     model: ModelConfig
@@ -51,11 +56,11 @@ class StepSpec:
     seed: int = 0
 
     def program_key(self) -> "StepSpec":
-        """The spec with all at its default that no program depends on: equal keys, one program."""
+        """Return the part of the spec that a program is compiled for: equal keys, one program."""
         static = {name: getattr(self.train, name) for name in _STATIC}
         if static["optimizer"] == "adamw":
             static["optimizer"] = "adam"
-        # On or off.
+        # The program depends only on whether they are on.
         static |= {name: float(getattr(self.train, name) > 0) for name in ("dropout", "ema")}
         return dataclasses.replace(
             self,
@@ -66,10 +71,10 @@ class StepSpec:
         )
 
     def hyperparameters(self) -> "Hyperparameters":
-        """The numbers that the program takes, on the host.
+        """Return the hyperparameters that the program takes, on the host.
 
         Raises:
-          InputError: if a learning rate or the weight decay is absurd.
+          InputError: if a learning rate or the weight decay is out of range.
         """
         train = self.train
         rate_S = learning_rates(train, self.total_steps)
@@ -87,15 +92,14 @@ class StepSpec:
             seed=np.uint32(self.seed) if random else None,
         )
 
-    def needs(self) -> frozenset[str]:
-        """The arrays of a batch that only some steps need (see `batches.put_batches`)."""
-        names = {"pieces_SMRL"} if self.train.dropout > 0 else set()
-        if self.loss is not None and LOSSES[self._loss(traced=False)[0]].update is not None:
-            names.add("places_SB")
-        return frozenset(names)
+    @property
+    def extras(self) -> BatchExtras:
+        """The optional arrays of batches that the step needs."""
+        updates = self.loss is not None and LOSSES[self._loss(traced=False)[0]].update is not None
+        return BatchExtras(text_ids=self.train.dropout > 0, update_order=updates)
 
     def loss_state(self, targets_NC: np.ndarray) -> Any:
-        """What the loss keeps, before the first step; () where it keeps nothing.
+        """Return the initial state of the loss; () if it has none.
 
         Args:
           targets_NC: float32 soft labels of all training documents.
@@ -109,9 +113,9 @@ class StepSpec:
         return init_state(targets_NC, **dict(static), **dict(self._loss(traced=True)[1]))
 
     def _loss(self, *, traced: bool) -> tuple[str, tuple[tuple[str, Any], ...]]:
-        """The loss that is computed, with its options that are numbers to the program, or others.
+        """Return the kind of the loss and its traced, or its other, options.
 
-        In one microbatch a loss is computed as that which it is a case of.
+        Where the batch is one microbatch, a special case is computed as the general loss.
         """
         assert self.loss is not None
         kind, options = self.loss[0], dict(self.loss[1])
@@ -125,42 +129,30 @@ class StepSpec:
 
 
 def average_weights(decay: float, total_steps: int) -> np.ndarray:
-    """Weight of the parameters after each step in their average up to then, float32 [S].
+    """Return the weight of each step's parameters in the average so far, float32 [S].
 
     average_t = (1 - w_t) average_(t-1) + w_t params_t with w_t = (1 - decay) / (1 - decay^t): the
-    exponential moving average, debiased (as Adam's moments are: Kingma and Ba 2015, section 3). So
-    the average of t steps weighs the parameters after step i by decay^(t - i), and has no part of
-    those from which training starts.
+    exponential moving average, debiased (as Adam's moments: Kingma and Ba 2015, section 3). The
+    average after t steps weighs the parameters after step i by decay^(t - i); the initial
+    parameters have weight 0.
     """
     power_S = np.float64(decay) ** np.arange(1, total_steps + 1)
     return ((1 - decay) / (1 - power_S)).astype(np.float32)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "rate_S",
-        "total_steps",
-        "weight_decay",
-        "loss_options",
-        "average_S",
-        "dropout",
-        "seed",
-    ],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The numbers that a step program takes, float32 where nothing else is said.
+    """The numbers that a step program takes as arguments; float32 unless noted.
 
     Attributes:
-      rate_S: learning rate of each step; 0 beyond the last one.
-      total_steps: of which `step_fraction` is the share done.
-      weight_decay: decoupled (AdamW); 0 for optimisers without.
-      loss_options: the loss's options that are named in its `traced`.
-      average_S: see `average_weights`; None: no average is kept.
-      dropout: its rate; None: nothing is dropped.
-      seed: uint32; None: nothing is random.
+      rate_S: learning rate of each step; 0 after the last one.
+      total_steps: number of steps, of which `step_fraction` is the share done.
+      weight_decay: decoupled weight decay (AdamW); 0 for other optimisers.
+      loss_options: the options of the loss that are in its `traced`.
+      average_S: see `average_weights`; None without an average.
+      dropout: dropout rate; None without dropout.
+      seed: uint32; None if nothing is random.
     """
 
     rate_S: Any

@@ -1,6 +1,5 @@
-"""The train state, and where its parts lie on the mesh."""
+"""The train state and its shardings."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,34 +18,21 @@ from w2s_jax.models.config import ModelConfig
 HISTORY = ("loss", "gradient_norm", "learning_rate", "accuracy")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "params",
-        "opt_state",
-        "step",
-        "failed_step",
-        "history",
-        "average",
-        "loss_state",
-    ],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
     """Everything that a training step changes; all of it is checkpointed.
 
     Attributes:
-      params: {'backbone': ...} and, for classifiers, {'head': ...}; of these what is trained.
+      params: the trained part of {'backbone': ..., 'head': ...}; language models have no head.
       opt_state: optax state, float32, sharded like the parameters.
-      step: int32, updates made so far; also the position in the data.
-      failed_step: int32, the step whose loss or gradient was not finite, or -1. From then on the
-        state no longer changes.
-      history: float32 [rounded_up(total steps), len(HISTORY)], one row a step.
-      average: of the parameters after each step (see `spec.average_weights`), float32, sharded like
-        them; before the first step they themselves. () where none is kept.
-      loss_state: what the loss keeps from batch to batch, a pytree of arrays; () where it keeps
-        nothing.
+      step: int32, number of updates so far; also the position in the data.
+      failed_step: int32, the step whose loss or gradient was not finite, or -1. After it the state
+        no longer changes.
+      history: float32 [rounded_up(total steps), len(HISTORY)], one row per step.
+      average: average of the parameters after each step (see `spec.average_weights`), float32,
+        sharded like them, initially equal to them; () without an average.
+      loss_state: state of the loss between batches, a pytree of arrays; () if it has none.
     """
 
     params: Any
@@ -67,15 +53,15 @@ def init_state(
     average: bool = False,
     loss_state: Any = (),
 ) -> TrainState:
-    """A fresh state around `params`, the optimiser's moments sharded like them.
+    """Return the state before the first step, the optimiser's moments sharded like `params`.
 
     Args:
-      params: what is trained.
+      params: the trained parameters.
       optimizer: of `make_optimizer`.
-      total_steps: of the phase.
-      mesh: where `params` lie.
-      average: whether an average of the parameters is kept.
-      loss_state: see `StepSpec.loss_state`; every device gets all of it.
+      total_steps: number of steps of the phase.
+      mesh: the mesh of `params`.
+      average: whether to keep an average of the parameters.
+      loss_state: see `StepSpec.loss_state`; it is replicated.
     """
     rows = rounded_up(total_steps)
     abstract = jax.tree.map(
@@ -89,30 +75,30 @@ def init_state(
         "history": np.zeros((rows, len(HISTORY)), np.float32),
         "loss_state": loss_state,
     }
-    # The step consumes its state, so no buffer may be part of it twice.
+    # The step donates its state, so no buffer may be in it twice.
     copies = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params) if average else ()
     small = sharding.put(small, sharding.replicated(mesh))
     return TrainState(params, opt_state, average=copies, **small)
 
 
 def result_of(state: TrainState) -> Any:
-    """The parameters that training gives: the average in their dtypes, where one is kept."""
+    """Return the result of training: the average in the parameters' dtypes, or the parameters."""
     if state.average == ():
         return state.params
     return jax.tree.map(lambda x, like: x.astype(like.dtype), state.average, state.params)
 
 
 def rounded_up(count: int) -> int:
-    """A number of steps rounded up to one of few, so that programs are shared.
+    """Round a number of steps up to one of few sizes, so that phases share programs.
 
-    16, and 8 sizes for each power of two above: less than an eighth is added.
+    The sizes are 16 and, for each power of two above, 8 sizes: less than an eighth is added.
     """
     grid = 1 << max(0, (count - 1).bit_length() - 4)
     return max(16, -(-count // grid) * grid)
 
 
 def float32(tree: Any) -> Any:
-    """The arrays in the optimiser's dtype."""
+    """Cast arrays to float32, the optimiser's dtype."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
@@ -123,9 +109,9 @@ def state_shardings(
     mesh: Mesh,
     num_texts: int | None,
 ) -> TrainState:
-    """A `TrainState` of shardings: where every part of a model's train state lies on `mesh`.
+    """Return a `TrainState` of the shardings of a model's train state on `mesh`.
 
-    `num_texts` is that of the class head; None: there is no head.
+    `num_texts` is that of the class head; None without a head.
     """
     whole = sharding.replicated(mesh)
     abstract = adapting.abstract_trained(train, config, mesh, num_texts)
@@ -137,7 +123,7 @@ def state_shardings(
         failed_step=whole,
         history=whole,
         average=like_params if train.ema > 0 else (),
-        # Of all arrays in it.
+        # A prefix: it applies to all arrays in it.
         loss_state=whole,
     )
 
@@ -145,7 +131,7 @@ def state_shardings(
 def _opt_state_shardings(
     optimizer: optax.GradientTransformation, abstract_params: Any, mesh: Mesh
 ) -> Any:
-    """Moments lie like their parameters; counts and Adafactor's factors lie everywhere."""
+    """Shard moments like their parameters; replicate counts and Adafactor's factors."""
     whole = sharding.replicated(mesh)
     abstract = jax.eval_shape(lambda p: optimizer.init(float32(p)), abstract_params)
     return optax.tree_map_params(

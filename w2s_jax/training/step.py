@@ -1,239 +1,442 @@
-"""The training step: forward, fused loss, backward, update and metrics in one jit program.
+"""The training step: forward pass, loss, gradient and update of one batch, as pure functions.
 
-A program takes one step, or a block of them in a loop on the device. Shapes in names: S steps, M
-microbatches, R rows, L slots.
+The file reads from top to bottom:
+
+  forward    hidden_states, class_features, class_logits
+  loss       class_loss, next_token_loss, accuracy, updated_loss_state
+  gradient   loss_and_gradient: whole_, additive_, coupled_ or next_token_gradient
+  update     apply_update
+  step       train_step, train_block
+
+`programs` compiles them. Shapes in names: S steps, M microbatches, R rows, L slots, Q some slots,
+m documents per microbatch, K texts per document, B = M * m documents per batch, C classes, D width,
+V vocabulary.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.models import dropout
-from w2s_jax.training.objectives import Batch, classification, language_model
-from w2s_jax.training.optimizer import make_optimizer
+from w2s_jax.losses import LOSSES
+from w2s_jax.models import adapting, heads, network
+from w2s_jax.models.config import ModelConfig
+from w2s_jax.training.batches import Batch, Bucket, FeatureMicrobatch, Microbatch
+from w2s_jax.training.optimizer import make_optimizer, round_stochastically
 from w2s_jax.training.spec import Hyperparameters, StepSpec
-from w2s_jax.training.state import TrainState, float32, state_shardings
+from w2s_jax.training.state import TrainState, float32
 
 Array = jax.Array
-#: (numbers, frozen parameters, state, step, stacks of batches, which stack) -> state
-Step = Callable[
-    [Hyperparameters, Any, TrainState, Array, tuple[Batch, ...], Array | int], TrainState
-]
 
-#: In the place of a step's number, for the key of what is dropped. No step has it.
-_DROPOUT = 2**32 - 1
+# --- forward -------------------------------------------------------------------------------------
+
+
+def hidden_states(
+    model: ModelConfig,
+    params: Any,
+    micro: Microbatch,
+    slots_RQ: Array | None = None,
+    /,
+    *,
+    compute_dtype: str,
+    remat: str = "none",
+) -> Array:
+    """Return hidden states of a microbatch, [R, L, D], or at some slots, [R, Q, D]."""
+    return network.forward(
+        model,
+        params["backbone"],
+        micro.tokens_RL,
+        micro.segment_ids_RL,
+        slots_RQ=slots_RQ,
+        dropout=micro.dropout,
+        compute_dtype=jnp.dtype(compute_dtype),
+        remat=remat,
+        first_keys=micro.first_keys,
+    )
+
+
+def class_features(model: ModelConfig, params: Any, micro: Microbatch, **how: str) -> Array:
+    """Return the inputs of the class head, [m, K, D]; `how` as in `hidden_states`."""
+    slots_RQ = heads.seen_slots(model, micro.segment_ids_RL, micro.slots_RQ)
+    hidden = hidden_states(model, params, micro, slots_RQ, **how)
+    read_out = heads.read_out if slots_RQ is None else heads.read_out_of_seen
+    return read_out(model, params["backbone"], hidden, micro.segment_ids_RL, micro.read_outs_mK)
+
+
+def class_logits(
+    model: ModelConfig, params: Any, micro: Microbatch | FeatureMicrobatch, **how: str
+) -> Array:
+    """Return class logits of a microbatch, float32 [m, C]; of a probe, from `features_NKD`."""
+    if isinstance(micro, FeatureMicrobatch):
+        features_mKD = params["features_NKD"][micro.documents_m]
+    else:
+        features_mKD = class_features(model, params, micro, **how)
+    return heads.class_logits(params["head"], features_mKD)
+
+
+# --- loss ----------------------------------------------------------------------------------------
+
+
+def class_loss(
+    kind: str,
+    options: dict[str, Any],
+    state: Any,
+    step_fraction: Array,
+    logits_BC: Array,
+    targets_BC: Array,
+    weights_B: Array,
+) -> Array:
+    """Return the weighted mean of a classifier's loss over documents."""
+    loss = LOSSES[kind]
+    state = None if loss.init_state is None else state
+    with jax.named_scope("loss"):
+        return loss(
+            logits_BC, targets_BC, step_fraction, weights_B=weights_B, state=state, **options
+        )
+
+
+def next_token_loss(
+    model: ModelConfig, params: Any, micro: Microbatch, weights_RL: Array, **how: str
+) -> tuple[Array, Array]:
+    """Return the weighted sums of next-token losses and of correct predictions of a microbatch."""
+    hidden_RLD = hidden_states(model, params, micro, **how)
+    logits_RLV = heads.language_model_logits(model, params["backbone"], hidden_RLD)
+    targets_RL = jnp.roll(micro.tokens_RL.astype(jnp.int32), -1, axis=1)
+    nll_RL = optax.softmax_cross_entropy_with_integer_labels(logits_RLV, targets_RL)
+    right_RL = jnp.argmax(logits_RLV, axis=-1) == targets_RL
+    return jnp.sum(weights_RL * nll_RL), jnp.sum(weights_RL * right_RL)
+
+
+def next_token_weights(microbatches: Microbatch) -> Array:
+    """Return each slot's weight of predicting the next one, [M, R, L]: 0 at ends and in padding."""
+    segments_MRL = microbatches.segment_ids_RL.astype(jnp.int32)
+    following_MRL = jnp.pad(segments_MRL[..., 1:], ((0, 0), (0, 0), (0, 1)))
+    same_MRL = (segments_MRL == following_MRL) & (segments_MRL > 0)
+    weights_MRL = microbatches.loss_weights_RL
+    if weights_MRL is None:
+        return same_MRL.astype(jnp.float32)
+    return same_MRL * jnp.pad(weights_MRL[..., 1:], ((0, 0), (0, 0), (0, 1)))
+
+
+def accuracy(logits_BC: Array, targets_BC: Array, weights_B: Array) -> Array:
+    """Return the weighted share of documents whose predicted class is that of their target."""
+    agree_B = (logits_BC[:, 1] > logits_BC[:, 0]) == (targets_BC[:, 1] > 0.5)
+    return jnp.sum(agree_B * weights_B) / jnp.maximum(jnp.sum(weights_B), 1e-9)
+
+
+def updated_loss_state(
+    kind: str, options: dict[str, Any], state: Any, logits_BC: Array, batch: Batch
+) -> Any:
+    """Return the loss's state after a batch."""
+    update = LOSSES[kind].update
+    if update is None:
+        return state
+    with jax.named_scope("loss_state"):
+        documents: tuple[Array, ...] = (logits_BC, batch.targets_BC, batch.weights_B)
+        if batch.update_order_B is not None:
+            documents = tuple(x[batch.update_order_B] for x in documents)
+        logits_BC, targets_BC, weights_B = documents
+        return update(state, logits_BC, targets_BC, weights_B=weights_B, **options)
+
+
+# --- gradient ------------------------------------------------------------------------------------
+
+
+class Gradient(NamedTuple):
+    """The loss of a batch, its gradients, the accuracy, and the loss's state after the batch."""
+
+    loss: Array
+    grads: Any
+    accuracy: Array
+    loss_state: Any
+
+
+# (trained parameters, microbatch) -> class logits; (logits, targets, weights) -> loss.
+LogitsFn = Callable[[Any, Any], Array]
+LossFn = Callable[[Array, Array, Array], Array]
+
+
+def loss_and_gradient(
+    spec: StepSpec,
+    loss_options: dict[str, Any],
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    step_fraction: Array,
+    loss_state: Any,
+) -> Gradient:
+    """Return loss and gradients of a batch with respect to `params`.
+
+    Args:
+      spec: the step.
+      loss_options: traced options of the loss; `spec` has the others.
+      params: trained parameters, float32.
+      frozen: the other parameters (see `models.adapting`).
+      batch: the batch.
+      step_fraction: the step over the total number of steps.
+      loss_state: state of the loss before the batch.
+    """
+    how = {"compute_dtype": spec.train.compute_dtype, "remat": spec.train.remat}
+    if spec.loss is None:
+        return Gradient(*next_token_gradient(spec.model, how, params, frozen, batch), loss_state)
+    kind, static_options = spec.loss
+    loss, options = LOSSES[kind], dict(static_options) | loss_options
+
+    def logits_fn(params: Any, micro: Microbatch | FeatureMicrobatch) -> Array:
+        return class_logits(spec.model, adapting.join(params, frozen), micro, **how)
+
+    loss_fn = functools.partial(class_loss, kind, options, loss_state, step_fraction)
+    # The state of a loss depends on the whole batch.
+    additive = not loss.coupled and loss.init_state is None
+    if batch.num_microbatches > 1 and additive:
+        return Gradient(*additive_gradient(logits_fn, loss_fn, params, batch), loss_state)
+    gradient = whole_gradient if batch.num_microbatches == 1 else coupled_gradient
+    value, grads, logits_BC = gradient(logits_fn, loss_fn, params, batch)
+    right = accuracy(logits_BC, batch.targets_BC, batch.weights_B)
+    return Gradient(
+        value, grads, right, updated_loss_state(kind, options, loss_state, logits_BC, batch)
+    )
+
+
+def whole_gradient(
+    logits_fn: LogitsFn, loss_fn: LossFn, params: Any, batch: Batch
+) -> tuple[Array, Any, Array]:
+    """Return loss, gradients and logits of a batch in one microbatch."""
+
+    def loss_and_logits(params: Any) -> tuple[Array, Array]:
+        logits_BC = logits_fn(params, _first(batch.microbatches))
+        return loss_fn(logits_BC, batch.targets_BC, batch.weights_B), logits_BC
+
+    (loss, logits_BC), grads = jax.value_and_grad(loss_and_logits, has_aux=True)(params)
+    return loss, grads, logits_BC
+
+
+def additive_gradient(
+    logits_fn: LogitsFn, loss_fn: LossFn, params: Any, batch: Batch
+) -> tuple[Array, Any, Array]:
+    """Return loss, gradients and accuracy of an uncoupled loss, summed over microbatches."""
+    total = jnp.maximum(jnp.sum(batch.weights_B), 1e-9)
+    targets_MmC, weights_Mm = (
+        x.reshape(batch.num_microbatches, -1, *x.shape[1:])
+        for x in (batch.targets_BC, batch.weights_B)
+    )
+
+    def term(params: Any, micro: Any, targets_mC: Array, weights_m: Array) -> tuple[Array, Array]:
+        """Return a microbatch's terms of the weighted means, of the loss and of the accuracy."""
+        logits_mC = logits_fn(params, micro)
+        share = jnp.sum(weights_m) / total
+        loss = share * loss_fn(logits_mC, targets_mC, weights_m)
+        return loss, share * accuracy(logits_mC, targets_mC, weights_m)
+
+    (loss, right), grads = _summed(term, params, batch.microbatches, targets_MmC, weights_Mm)
+    return loss, grads, right
+
+
+def coupled_gradient(
+    logits_fn: LogitsFn, loss_fn: LossFn, params: Any, batch: Batch
+) -> tuple[Array, Any, Array]:
+    """Return loss, gradients and logits of a loss of the whole batch, exactly, by two passes.
+
+    The first pass computes all logits without keeping activations. Then the loss and its cotangent
+    are computed for the whole batch, and the second pass differentiates each microbatch with its
+    part of the cotangent.
+    """
+    logits_MmC = jax.lax.map(lambda micro: logits_fn(params, micro), batch.microbatches)
+    logits_BC = logits_MmC.reshape(-1, logits_MmC.shape[-1])
+    loss, cotangent_BC = jax.value_and_grad(loss_fn)(logits_BC, batch.targets_BC, batch.weights_B)
+
+    def accumulate(grads: Any, item: tuple[Any, Array]) -> tuple[Any, None]:
+        micro, cotangent_mC = item
+        _, pull = jax.vjp(lambda p: logits_fn(p, micro), params)
+        return jax.tree.map(jnp.add, grads, pull(cotangent_mC)[0]), None
+
+    cotangent_MmC = cotangent_BC.reshape(logits_MmC.shape)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, _ = jax.lax.scan(accumulate, zeros, (batch.microbatches, cotangent_MmC))
+    return loss, grads, logits_BC
+
+
+def next_token_gradient(
+    model: ModelConfig, how: dict[str, str], params: Any, frozen: Any, batch: Batch
+) -> tuple[Array, Any, Array]:
+    """Return loss, gradients and accuracy of a language model, summed over microbatches."""
+    microbatches = batch.microbatches
+    assert isinstance(microbatches, Microbatch)
+    weights_MRL = next_token_weights(microbatches)
+    total = jnp.maximum(jnp.sum(weights_MRL), 1e-9)
+
+    def term(params: Any, micro: Microbatch, weights_RL: Array) -> tuple[Array, Array]:
+        params = adapting.join(params, frozen)
+        loss, right = next_token_loss(model, params, micro, weights_RL, **how)
+        return loss / total, right / total
+
+    if batch.num_microbatches == 1:
+        arguments = (_first(microbatches), weights_MRL[0])
+        (loss, right), grads = jax.value_and_grad(term, has_aux=True)(params, *arguments)
+    else:
+        (loss, right), grads = _summed(term, params, microbatches, weights_MRL)
+    return loss, grads, right
+
+
+def _summed(term: Callable, params: Any, *microbatches: Any) -> tuple[tuple[Array, Array], Any]:
+    """Sum (loss, accuracy) and gradients of `term(params, *microbatch)` over microbatches."""
+
+    def add(sums: Any, microbatch: Any) -> tuple[Any, None]:
+        value = jax.value_and_grad(term, has_aux=True)(params, *microbatch)
+        return jax.tree.map(jnp.add, sums, value), None
+
+    zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zeros, microbatches)[0]
+
+
+def _first(microbatches: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], microbatches)
+
+
+# --- update --------------------------------------------------------------------------------------
+
+
+def apply_update(
+    spec: StepSpec,
+    hyperparameters: Hyperparameters,
+    step: Array,
+    rate: Array,
+    grads: Any,
+    params: Any,
+    opt_state: Any,
+    average: Any,
+) -> tuple[Any, Any, Any]:
+    """Return parameters, optimiser state and average after an update with learning rate `rate`."""
+    optimizer = make_optimizer(spec.train)
+    directions, opt_state = optimizer.update(grads, opt_state, float32(params))
+    seed = 0 if hyperparameters.seed is None else hyperparameters.seed
+    leaves, tree = jax.tree.flatten(params)
+    pairs = zip(leaves, jax.tree.leaves(directions), strict=True)
+    moved = []
+    for number, (old, direction) in enumerate(pairs):
+        wide = old.astype(jnp.float32)
+        new = wide + -rate * (direction + hyperparameters.weight_decay * wide)
+        if old.dtype == jnp.bfloat16:
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            new = round_stochastically(new, jax.random.fold_in(key, number))
+        moved.append(new)
+    params = jax.tree.unflatten(tree, moved)
+    if hyperparameters.average_S is not None:
+        weight = hyperparameters.average_S[step]
+        average = jax.tree.map(
+            lambda old, new: (1 - weight) * old + weight * new, average, float32(params)
+        )
+    return params, opt_state, average
+
+
+# --- step ----------------------------------------------------------------------------------------
 
 
 def train_step(
-    spec: StepSpec, mesh: Mesh, frozen: Any = None
-) -> Callable[[TrainState, dict[str, Array]], TrainState]:
-    """The compiled step: (state, batches) -> state; the old state's buffers are reused.
+    spec: StepSpec,
+    hyperparameters: Hyperparameters,
+    frozen: Any,
+    state: TrainState,
+    step: Array,
+    buckets: Sequence[Bucket],
+    bucket: Array | int,
+) -> TrainState:
+    """Return the state after one step; a pure function, to be compiled.
 
-    `batches` is the dict of arrays that holds the batch of `state.step` (see `batches`); it
-    is compiled for each shape that they come in. `frozen` are the parameters that the state lacks
-    (see `models.adapting`). A non-finite loss or gradient freezes the state and sets `failed_step`.
+    A non-finite loss or gradient leaves the state unchanged, and sets `failed_step`.
+
+    Args:
+      spec: a `StepSpec.program_key`.
+      hyperparameters: the hyperparameters.
+      frozen: parameters that the state lacks (see `models.adapting`), {} if there are none.
+      state: the state.
+      step: int32, the step.
+      buckets: the batches by shape.
+      bucket: the bucket that holds the batch of the step.
     """
-    return functools.partial(programs(spec.program_key(), mesh)[0], *_bound(spec, mesh, frozen))
+    params = float32(state.params)  # Gradients are float32 whatever the parameters are.
+    step_fraction = step.astype(jnp.float32) / hyperparameters.total_steps
+
+    def gradient(bucket: Bucket) -> Gradient:
+        batch = bucket.batch_at(step)
+        if hyperparameters.dropout is not None:
+            batch = batch.with_dropout(hyperparameters.dropout, hyperparameters.seed, step)
+        options = hyperparameters.loss_options
+        return loss_and_gradient(
+            spec, options, params, frozen, batch, step_fraction, state.loss_state
+        )
+
+    branches = [functools.partial(gradient, one) for one in buckets]
+    loss, grads, right, loss_state = (
+        branches[0]() if len(branches) == 1 else jax.lax.switch(bucket, branches)
+    )
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    good = finite & (state.failed_step < 0)
+    rate = hyperparameters.rate_S[step]
+
+    def updated(params: Any, opt_state: Any, average: Any, _: Any) -> tuple[Any, ...]:
+        new = apply_update(spec, hyperparameters, step, rate, grads, params, opt_state, average)
+        return *new, loss_state
+
+    with jax.named_scope("update"):
+        old = (state.params, state.opt_state, state.average, state.loss_state)
+        params, opt_state, average, loss_state = _if_good(good, updated, old)
+    row = jnp.stack([loss, norm, rate, right])
+    return TrainState(
+        params=params,
+        opt_state=opt_state,
+        step=state.step + good.astype(jnp.int32),
+        failed_step=jnp.where((state.failed_step < 0) & ~finite, step, state.failed_step),
+        history=state.history.at[step].set(jnp.where(good, row, state.history[step])),
+        average=average,
+        loss_state=loss_state,
+    )
 
 
 def train_block(
-    spec: StepSpec, mesh: Mesh, frozen: Any = None
-) -> Callable[[TrainState, tuple[Batch, ...], Array, Array], TrainState]:
-    """As `train_step`, of many steps: (state, stacks, stack_of_S, stop) -> state.
-
-    Takes the steps from `state.step` up to `stop`, int32, or to the first that fails. `stacks` are
-    all dicts of arrays, and `stack_of_S`, int32, says which of them has the batch of each step.
-    """
-    return functools.partial(programs(spec.program_key(), mesh)[1], *_bound(spec, mesh, frozen))
-
-
-def _bound(spec: StepSpec, mesh: Mesh, frozen: Any) -> tuple[Hyperparameters, Any]:
-    return sharding.put(spec.hyperparameters(), sharding.replicated(mesh)), frozen or {}
-
-
-@functools.lru_cache(maxsize=32)
-def programs(key: StepSpec, mesh: Mesh) -> tuple[Callable, Callable]:
-    """(one step, a block of steps), compiled when they are first called.
-
-    They take `Hyperparameters` and the frozen parameters, {} if there are none, before what
-    `train_step` and `train_block` say. `key` is a `StepSpec.program_key`.
-    """
-    on_any = make_step(key)
-
-    def step(*arguments: Any) -> TrainState:
-        with sharding.over(mesh):
-            return on_any(*arguments)
-
-    def one(numbers: Hyperparameters, frozen: Any, state: TrainState, batches: Batch) -> TrainState:
-        return step(numbers, frozen, state, state.step, (batches,), 0)
-
-    block = functools.partial(run_block, step)
-    # Out-shardings are given: without them the compiler may move a moment or replicate it.
-    num_texts = None if key.loss is None else key.num_texts
-    shardings = state_shardings(key.model, key.train, make_optimizer(key.train), mesh, num_texts)
-    compiled = functools.partial(jax.jit, donate_argnums=2, out_shardings=shardings)
-    return compiled(one), compiled(block)
-
-
-def run_block(
-    step: Step,
-    numbers: Hyperparameters,
+    step_fn: Callable[..., TrainState],
+    hyperparameters: Hyperparameters,
     frozen: Any,
     state: TrainState,
-    stacks: tuple[Batch, ...],
-    stack_of_S: Array,
+    buckets: Sequence[Bucket],
+    bucket_S: Array,
     stop: Array,
 ) -> TrainState:
-    """Steps up to `stop`, or until no state goes on: there may be several, on a leading axis."""
+    """Return the state after the steps up to `stop`, or after the first that fails.
 
-    def going_on(carry: tuple[Array, TrainState]) -> Array:
+    `step_fn` is `train_step` of a spec, or a vmap of it over members; then the block ends early
+    only if all members have failed.
+    """
+
+    def goes_on(carry: tuple[Array, TrainState]) -> Array:
         return (carry[0] < stop) & jnp.any(carry[1].failed_step < 0)
 
-    def once(carry: tuple[Array, TrainState]) -> tuple[Array, TrainState]:
-        now, state = carry
-        return now + 1, step(numbers, frozen, state, now, stacks, stack_of_S[now])
+    def body(carry: tuple[Array, TrainState]) -> tuple[Array, TrainState]:
+        step, state = carry
+        bucket = bucket_S[step]
+        return step + 1, step_fn(hyperparameters, frozen, state, step, buckets, bucket)
 
-    # Those that have not failed are furthest.
-    return jax.lax.while_loop(going_on, once, (jnp.max(state.step), state))[1]
-
-
-def make_step(key: StepSpec) -> Step:
-    """The step as a pure function, not compiled."""
-    optimizer = make_optimizer(key.train)
-    objective = classification(key) if key.loss is not None else language_model(key)
-
-    def step(
-        numbers: Hyperparameters,
-        frozen: Any,
-        state: TrainState,
-        now: Array,
-        stacks: tuple[Batch, ...],
-        stack: Array | int,
-    ) -> TrainState:
-        # Gradients are float32 whatever the parameters are, in one microbatch as in many.
-        wide = float32(state.params)
-        fraction = now.astype(jnp.float32) / numbers.total_steps
-
-        def gradient(batches: Batch) -> tuple[Array, Any, tuple[Array, Any]]:
-            batch = _with_dropout(numbers, now, _batch_at(batches, now))
-            return objective(wide, frozen, batch, fraction, numbers.loss_options, state.loss_state)
-
-        gradients = [functools.partial(gradient, batches) for batches in stacks]
-        loss, grads, (accuracy, loss_state) = (
-            gradients[0]() if len(stacks) == 1 else jax.lax.switch(stack, gradients)
-        )
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        good = finite & (state.failed_step < 0)
-        rate = numbers.rate_S[now]
-
-        def updated(params: Any, moments: Any, average: Any, _: Any) -> tuple[Any, ...]:
-            directions, moments = optimizer.update(grads, moments, float32(params))
-            seed = 0 if numbers.seed is None else numbers.seed
-            move = functools.partial(_moved, now, rate, numbers.weight_decay, seed=seed)
-            params = _with_numbers(move, params, directions)
-            if numbers.average_S is not None:
-                average = _averaged(numbers.average_S[now], average, params)
-            return params, moments, average, loss_state
-
-        with jax.named_scope("update"):
-            old = (state.params, state.opt_state, state.average, state.loss_state)
-            params, opt_state, average, loss_state = _if_good(good, updated, old)
-        row = jnp.stack([loss, norm, rate, accuracy])
-        return TrainState(
-            params=params,
-            opt_state=opt_state,
-            step=state.step + good.astype(jnp.int32),
-            failed_step=jnp.where((state.failed_step < 0) & ~finite, now, state.failed_step),
-            history=state.history.at[now].set(jnp.where(good, row, state.history[now])),
-            average=average,
-            loss_state=loss_state,
-        )
-
-    return step
+    # Members that have not failed have made most steps.
+    return jax.lax.while_loop(goes_on, body, (jnp.max(state.step), state))[1]
 
 
 def _if_good(good: Array, updated: Callable[..., tuple[Any, ...]], old: tuple[Any, ...]) -> Any:
-    """updated(*old) if `good`, else `old`."""
-    if _branches():
+    """Return `updated(*old)` if `good`, else `old`."""
+    if _uses_branches():
         return jax.lax.cond(good, updated, lambda *same: same, *old)
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), updated(*old), old)
 
 
-def _branches() -> bool:
-    """Whether a choice between arrays is a branch here, not made element by element.
+def _uses_branches() -> bool:
+    """Return whether a choice between arrays is compiled to a branch rather than a select.
 
-    In a branch CPUs read and write each array once, in place. Accelerators fuse the choice into the
-    update, and TPUs' compiler gives what goes into a branch a layout of its own: copies of 2 GiB a
-    chip for GPT-2 XL over 16 of them.
+    In a branch, CPUs read and write each array once, in place. Accelerators fuse a select into the
+    update, and the TPU compiler changes the layout of a branch's operands: copies of 2 GiB per chip
+    for GPT-2 XL on 16 chips.
     """
-    return sharding.place()[0].platform == "cpu"
-
-
-def _batch_at(batches: Batch, now: Array) -> Batch:
-    """The batch of step `now`, its arrays named without S."""
-    take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
-    index = take(batches["index_S"], now)
-    batch = {
-        name.replace("_S", "_", 1): jax.tree.map(lambda x: take(x, index), x)
-        for name, x in batches.items()
-        if name != "index_S"
-    }
-    return batch
-
-
-def _with_dropout(numbers: Hyperparameters, now: Array, batch: Batch) -> Batch:
-    """The batch with 'dropout_MRL' for its microbatches, if anything is dropped."""
-    if numbers.dropout is None:
-        return batch
-    key = jax.random.fold_in(dropout.make_key(numbers.seed), _DROPOUT)
-    keys_of = functools.partial(dropout.slot_keys, jax.random.fold_in(key, now))
-    keys_MRL2 = jax.vmap(keys_of)(batch["pieces_MRL"], batch["segment_ids_MRL"])
-    rate_M = jnp.broadcast_to(numbers.dropout, keys_MRL2.shape[:1])
-    rest = {name: x for name, x in batch.items() if name != "pieces_MRL"}
-    return rest | {"dropout_MRL": dropout.Dropout(rate_M, keys_MRL2)}
-
-
-def _averaged(weight: Array, average: Any, params: Any) -> Any:
-    return jax.tree.map(
-        lambda old, new: (1 - weight) * old + weight * new, average, float32(params)
-    )
-
-
-def _with_numbers(fn: Callable, *trees: Any) -> Any:
-    """As `jax.tree.map`; `fn` takes the leaf's number first."""
-    leaves, treedef = jax.tree.flatten(trees[0])
-    others = [jax.tree.leaves(tree) for tree in trees[1:]]
-    numbered = enumerate(zip(leaves, *others, strict=True))
-    return jax.tree.unflatten(treedef, [fn(number, *parts) for number, parts in numbered])
-
-
-def _moved(
-    now: Array,
-    rate: Array,
-    weight_decay: Array,
-    number: int,
-    old: Array,
-    direction: Array,
-    *,
-    seed: Array | int = 0,
-) -> Array:
-    """old - rate (direction + weight_decay old); bfloat16 is rounded up or down at random.
-
-    Updates below 1/512 of a parameter would all be lost if the nearest bfloat16 were taken; so they
-    add up in expectation.
-    """
-    wide = old.astype(jnp.float32)
-    new = wide + -rate * (direction + weight_decay * wide)
-    if old.dtype == jnp.bfloat16:
-        key = jax.random.fold_in(jax.random.key(seed), now)
-        dice = jax.random.bits(jax.random.fold_in(key, number), new.shape, jnp.uint16)
-        bits = jax.lax.bitcast_convert_type(new, jnp.uint32) + dice.astype(jnp.uint32)
-        new = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
-    return new
+    return sharding.target_device().platform == "cpu"

@@ -1,13 +1,13 @@
-"""Training on the part of the vocabulary that occurs: the same result, in less time and memory.
+"""Training on the tokens that occur: the same result in less time and memory.
 
-A token that no training document holds has an embedding whose gradient is zero at every step. Adam
-never moves it, as its moments stay zero; so neither it nor its gradient and moments need to be
-there. For a phase's training the embedding's rows are cut down to those of the tokens that occur,
-and tokens are numbered anew; afterwards the rows go back to their places. Not so where a softmax
-goes over the vocabulary (language models), where weight decay moves every row, and with Adafactor,
-whose statistics are of whole columns.
+The embedding of a token that is in no training document has a zero gradient at every step, and Adam
+never changes it, since its moments stay zero. So training needs neither the embedding nor its
+gradient and moments. A phase's embedding is reduced to the rows of the tokens that occur, and
+tokens are renumbered; after training the rows are put back. This does not apply to language models
+(the softmax is over the vocabulary), with weight decay (which changes every row), and with
+Adafactor (whose statistics are of whole columns).
 
-Shapes in names: V vocabulary, U tokens that are kept, T tokens.
+Shapes in names: V vocabulary, U kept tokens, T tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -23,29 +23,29 @@ from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.state import rounded_up
 
-#: Nothing is cut where more than this share of the vocabulary occurs ...
+#: The embedding is not reduced if more than this share of the vocabulary occurs ...
 MOST = 0.8
-#: ... or where the embedding has fewer numbers.
+#: ... or if it has fewer numbers than this.
 LEAST_NUMBERS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Which tokens are kept, int32 [U], ascending."""
+    """The tokens that are kept, `kept_U`, int32, ascending."""
 
     kept_U: np.ndarray
 
     def config(self, model: ModelConfig) -> ModelConfig:
-        """The model with this vocabulary."""
+        """Return the model with this vocabulary."""
         return replace(model, vocab_size=len(self.kept_U))
 
     def documents(self, documents: TokenizedDocuments) -> TokenizedDocuments:
-        """The documents, all of whose tokens are kept, in the new numbers."""
+        """Renumber the tokens of documents, all of which are kept."""
         numbers_T = np.searchsorted(self.kept_U, documents.tokens_T).astype(np.int32)
         return replace(documents, tokens_T=numbers_T)
 
     def cut(self, params: Any) -> Any:
-        """Trained parameters with the kept rows of the embedding."""
+        """Reduce the embedding of trained parameters to the kept rows."""
         rows_VD = embedding(params)
         assert isinstance(rows_VD.sharding, NamedSharding)
         mesh, shape = rows_VD.sharding.mesh, (len(self.kept_U), rows_VD.shape[1])
@@ -55,20 +55,20 @@ class Vocabulary:
         return _with_embedding(params, take(rows_VD))
 
     def whole(self, params: Any, rows_VD: jax.Array) -> Any:
-        """What `cut` gave, after training; the embedding's other rows are those of `rows_VD`."""
-        place = jax.jit(
+        """Undo `cut` after training; the rows that were not kept are those of `rows_VD`."""
+        put_back = jax.jit(
             lambda rows_VD, rows_UD: rows_VD.at[self.kept_U].set(rows_UD),
             out_shardings=rows_VD.sharding,
         )
-        return _with_embedding(params, place(rows_VD, embedding(params)))
+        return _with_embedding(params, put_back(rows_VD, embedding(params)))
 
 
 def occurring(
     documents: TokenizedDocuments, model: ModelConfig, train: TrainSettings
 ) -> Vocabulary | None:
-    """The vocabulary of a classifier's training documents; None where nothing is to be cut.
+    """Return the vocabulary of a classifier's training documents; None if it is not reduced.
 
-    Some more tokens are kept, so that phases with similar documents have programs in common.
+    A few more tokens are kept, so that phases with similar documents share programs.
     """
     decays = train.optimizer == "adamw" and train.weight_decay > 0
     if train.adapt != "full" or train.optimizer == "adafactor" or decays:
@@ -86,7 +86,7 @@ def occurring(
 
 
 def embedding(params: Any) -> jax.Array:
-    """The embedding among trained parameters, [V, D] or [U, D]."""
+    """Return the embedding among trained parameters, [V, D] or [U, D]."""
     return params["backbone"]["embedding"]
 
 

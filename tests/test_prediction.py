@@ -12,7 +12,7 @@ from w2s_jax import sharding, testing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.models import heads, network
-from w2s_jax.training.inference import Predictor, fits_on_one_device, probabilities
+from w2s_jax.training.prediction import Predictor, fits_on_one_device, probabilities
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def test_one_long_document_does_not_make_all_rows_long():
     one = sharding.mesh_of((1, 1, 1))
     predictor = Predictor(config, documents, one, per_device=False)
     assert predictor.real_token_share > 0.75
-    rows = {micro["tokens_RL"].shape[-1] for _, micro in predictor.dispatches}
+    rows = {batch.tokens_RL.shape[-1] for _, batch in predictor.dispatches}
     assert len(rows) <= 6 and min(rows) < 500 and max(rows) >= 3000
     placed = np.concatenate([order for order, _ in predictor.dispatches])
     assert sorted(placed[placed >= 0]) == list(range(603))
