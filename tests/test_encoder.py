@@ -296,7 +296,10 @@ def test_what_an_encoder_cannot_be_or_do_is_refused():
         (dict(post_norms=True), "model.post_norms: True; allowed in an encoder: False"),
         (decoder | dict(pooler=True), "model.pooler: True; allowed in a decoder: False"),
         (decoder | dict(token_types=1), "model.token_types: 1; allowed in a decoder: 0"),
-        (dict(pooler=False), "model.read_out: 'pooler'; small has no pooler; allowed: last, first"),
+        (
+            dict(pooler=False),
+            "model.read_out: 'pooler', but small has no pooler; allowed: last, first",
+        ),
         (
             dict(read_out="pooled"),
             "unknown value 'pooled' (did you mean 'pooler'?)",
@@ -437,7 +440,7 @@ def test_heads_that_transformers_cannot_express_are_refused(golden, tmp_path):
 @pytest.mark.parametrize(
     ("name", "array", "words"),
     [
-        ("classifier.out_proj.bias", np.zeros(3, np.float32), "shape [3]; allowed"),
+        ("classifier.out_proj.bias", np.zeros(3, np.float32), "shape [3]; expected"),
         ("classifier.out_proj.weight", np.zeros((3, 24), np.float32), "shape [3, 24]; allowed"),
         ("classifier.dense.weight", None, "tensor 'classifier.dense.weight' is missing"),
         ("classifier.out_proj.weight", None, "unexpected"),

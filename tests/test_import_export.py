@@ -206,12 +206,15 @@ def _tokenizer(vocab, added=()):
 _ONE = "model-00001-of-00001.safetensors"
 _UP = "model.layers.1.mlp.up_proj.weight"
 DAMAGES = {
-    "cut": (_cut, ("model.safetensors: damaged or cut off", "not fully covered")),
-    "garbage": (lambda f: (f / files.SINGLE).write_bytes(b"\xff" * 99), ("damaged or cut off",)),
-    "empty": (lambda f: (f / files.SINGLE).write_bytes(b""), ("model.safetensors: damaged",)),
+    "cut": (_cut, ("model.safetensors: is damaged or truncated", "not fully covered")),
+    "garbage": (
+        lambda f: (f / files.SINGLE).write_bytes(b"\xff" * 99),
+        ("is damaged or truncated",),
+    ),
+    "empty": (lambda f: (f / files.SINGLE).write_bytes(b""), ("model.safetensors: is damaged",)),
     "lfs": (
         lambda f: (f / files.SINGLE).write_text("version https://git-lfs.github.com/spec/v1\n"),
-        ("a pointer of git-lfs", "git lfs pull"),
+        ("is a Git LFS pointer", "git lfs pull"),
     ),
     "missing": (
         lambda f: _rewrite(f, lambda tensors: tensors.pop(_UP)),
@@ -227,7 +230,7 @@ DAMAGES = {
     ),
     "shape": (
         _put(_UP, np.zeros((32, 48), np.float32)),
-        (f"tensor '{_UP}': shape [32, 48]; allowed", "[48, 32]"),
+        (f"tensor '{_UP}': shape [32, 48]; expected", "[48, 32]"),
     ),
     "dtype": (
         _put(_UP, np.zeros((48, 32), np.int64)),
@@ -243,30 +246,33 @@ DAMAGES = {
     ),
     "option": (_configure(hidden_size="x"), ("hidden_size: 'x'; allowed",)),
     "size": (_configure(vocab_size=65), ("embed_tokens.weight': shape [64, 32]", "[65, 32]")),
-    "config": (lambda f: (f / "config.json").unlink(), ("it has no config.json",)),
+    "config": (lambda f: (f / "config.json").unlink(), ("has no config.json",)),
     "no_json": (lambda f: (f / "config.json").write_text("{"), ("not valid JSON",)),
-    "list": (lambda f: (f / "config.json").write_text("[]"), ("list; allowed: a JSON object",)),
+    "list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        ("expected a JSON object, found list",),
+    ),
     "pickle": (
         lambda f: (f / files.SINGLE).rename(f / "pytorch_model.bin"),
         ("'pytorch_model.bin' but no safetensors", "save_pretrained"),
     ),
-    "nothing": (lambda f: (f / files.SINGLE).unlink(), ("it has no safetensors",)),
+    "nothing": (lambda f: (f / files.SINGLE).unlink(), ("has no safetensors",)),
     "other": (
         lambda f: (f / files.SINGLE).rename(f / "adapter_model.safetensors"),
-        ("'adapter_model.safetensors' but no model.safetensors",),
+        ("'adapter_model.safetensors', but neither model.safetensors",),
     ),
     "index_file": (
         _index({_UP: "model-00007.safetensors"}),
-        (files.INDEX, "names 'model-00007.safetensors'", _UP, "missing"),
+        (files.INDEX, "the file 'model-00007.safetensors'", _UP, "missing"),
     ),
     "index_tensor": (_index({"x.y": _ONE}), (f"{_ONE}: tensor 'x.y' is missing",)),
-    "index_path": (_index({_UP: "../x.safetensors"}), ("'../x.safetensors'; allowed: the name",)),
+    "index_path": (_index({_UP: "../x.safetensors"}), ("'../x.safetensors' is not the name",)),
     "index_empty": (_index([]), (files.INDEX, "no 'weight_map'")),
     "vocabulary": (
         _tokenizer({"a": 63}, [{"id": 64, "content": "<pad>"}]),
-        ("tokenizer.json: token '<pad>' has the id 64", "64 rows", "embed_tokens.weight"),
+        ("tokenizer.json: token '<pad>' has id 64", "64 rows", "embed_tokens.weight"),
     ),
-    "tokenizer": (_tokenizer(3), ("tokenizer.json: not a tokenizer",)),
+    "tokenizer": (_tokenizer(3), ("tokenizer.json: is not a tokenizer",)),
 }
 
 
@@ -294,7 +300,7 @@ def test_a_tokenizer_that_fits_is_fine(tmp_path):
 def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
     tiny("llama", tmp_path / "in")
     config, params = models.load(tmp_path / "in", one())
-    assert "something already" in error(models.export_huggingface, config, params, tmp_path / "in")
+    assert "already exists" in error(models.export_huggingface, config, params, tmp_path / "in")
 
     def full(path, tensors):
         raise OSError("No space left on device")

@@ -51,7 +51,7 @@ def test_hub_ids_and_revisions_come_from_the_cache(tmp_path, offline):
     reason = "HF_HUB_OFFLINE" if offline == "1" else "http://127.0.0.1:9 is not reachable"
     assert revision.startswith("org/name@step7: no such folder, and not in the hub's cache")
     assert other.startswith("org/other: no such folder") and reason in other
-    assert folder.startswith("/no/such: no such folder; allowed: a folder, or a hub id")
+    assert folder.startswith("/no/such: no such folder; give a folder, or a hub id")
 
 
 def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
         info(raises=kind)
         assert word in error(local_folder, "org/n@r")
     info(["pytorch_model.bin", "config.json", "onnx/model.safetensors"])
-    assert "org/n: it has 'pytorch_model.bin' but no safetensors" in error(local_folder, "org/n")
+    assert "org/n: has 'pytorch_model.bin' but no safetensors" in error(local_folder, "org/n")
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     extra = ["config.json", "tokenizer.json", "consolidated.safetensors", "original/x.safetensors"]
     info([*extra, *shards, files.INDEX, "rust_model.ot"])
@@ -102,7 +102,7 @@ def test_without_the_package_only_folders_can_be_had(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = error(local_folder, "org/name")
     assert message == (
-        "org/name: no such folder, and the hub needs a package: pip install 'w2s_jax[hub]'"
+        "org/name: no such folder, and downloading needs a package: pip install 'w2s_jax[hub]'"
     )
     assert local_folder(tmp_path) == tmp_path
     assert not hf_hub.answers("model", "org/name")

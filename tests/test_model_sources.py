@@ -339,7 +339,7 @@ def test_damage_is_the_same_line_without_jax_as_on_loading(tmp_path):
     (tmp_path / "shards" / "model-00002-of-00003.safetensors").unlink()
     names = [*DAMAGES, "shards"]
     words = [words for _, words in DAMAGES.values()]
-    words.append(("names 'model-00002-of-00003.safetensors'", "which is missing"))
+    words.append(("the file 'model-00002-of-00003.safetensors'", "is missing"))
     lines = in_child(*(tmp_path / name for name in names))
     for name, parts, line in zip(names, words, lines, strict=True):
         assert line == error(models.load, tmp_path / name, one()), name
@@ -369,19 +369,28 @@ def test_what_is_wrong_with_folders_of_ours_is_one_line(tmp_path):
         return change
 
     cases = {
-        "unfinished": (lambda f: shutil.rmtree(sources.final_of(f)), "not the folder of a trained"),
-        "no_config": (lambda f: (f / "config.json").unlink(), "it has no config.json and"),
+        "unfinished": (
+            lambda f: shutil.rmtree(sources.final_of(f)),
+            "is not a model: it is neither the folder of a trained",
+        ),
+        "no_config": (
+            lambda f: (f / "config.json").unlink(),
+            "(config.json and checkpoints/final)",
+        ),
         "manifest": (drop_manifest, "final: damaged (it has no readable manifest)"),
         "list": (empty_manifest, "final: damaged (it has no readable manifest)"),
         "file": (drop_file, "final: damaged (manifest.ocdbt is missing)"),
         "stray": (add_file, "final: damaged (stray does not belong there)"),
-        "model": (lambda f: configure(f, spec={}), "config.json: it describes no model (KeyError"),
-        "field": (edit(colour="red"), "config.json: it describes no model (TypeError"),
+        "model": (
+            lambda f: configure(f, spec={}),
+            "config.json: does not describe a model (KeyError",
+        ),
+        "field": (edit(colour="red"), "config.json: does not describe a model (TypeError"),
         "value": (edit(norm="batch"), "config.json: model.norm: unknown value 'batch'"),
         "json": (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
         "tokenizer": (
             lambda f: write_tokenizer(f / "tokenizer", 12),
-            "tokenizer.json: token 't11' has the id 11, but the embedding has 11 rows (",
+            "tokenizer.json: token 't11' has id 11, but the embedding has 11 rows (",
         ),
     }
     make_phase(tmp_path / "whole")
@@ -406,9 +415,9 @@ def test_what_is_not_found_is_named_with_what_was_tried(tmp_path):
     assert revision.endswith("(did you mean 'rotary-d64'?)")
     for line in (organisation, far, path, odd, file):
         assert "did you mean" not in line
-    assert "/no/such: no such folder; allowed: a folder, or a hub id such as" in path
-    assert odd.startswith("no such: no such folder; allowed")
-    assert file.endswith("file: a file; allowed: the folder of a model")
+    assert "/no/such: no such folder; give a folder, or a hub id such as" in path
+    assert odd.startswith("no such: no such folder; give")
+    assert file.endswith("file: is a file; give the folder of a model")
 
 
 def test_a_tokenizer_must_fit_the_embedding(tmp_path):
@@ -418,10 +427,10 @@ def test_a_tokenizer_must_fit_the_embedding(tmp_path):
     check_fits(theirs, 64, "t")
     check_fits(ours, 11, "t")
     assert error(check_fits, theirs, 65, "task.tokenizer: 'x/y'") == (
-        "task.tokenizer: 'x/y': it has 65 tokens, but the embedding has 64 rows "
-        f"({tmp_path}/theirs/model.safetensors: tensor 'model.embed_tokens.weight'); tokenizer and "
-        "model do not belong together"
+        "task.tokenizer: 'x/y': has 65 tokens, but the embedding has 64 rows "
+        f"({tmp_path}/theirs/model.safetensors: tensor 'model.embed_tokens.weight'); this "
+        "tokenizer does not belong to this model"
     )
     line = error(check_fits, ours, 12, "bytes")
-    assert line.startswith("bytes: it has 12 tokens, but the embedding has 11 rows")
+    assert line.startswith("bytes: has 12 tokens, but the embedding has 11 rows")
     assert f"({tmp_path}/ours/checkpoints/final)" in line
