@@ -382,7 +382,7 @@ def test_the_pooling_of_sentence_transformers_is_the_read_out(tmp_path, caplog):
     assert read_out({"pooling_mode_max_tokens": True, mean: False}) == "first"
     assert "pooling_mode_max_tokens; read-outs are" in caplog.text
     assert read_out({mean: True, cls: True}) == "first"
-    assert f"{pooling}: list; allowed" in error(read_out, [mean])
+    assert f"{pooling}: expected a JSON object" in error(read_out, [mean])
     pooling.write_text("{")
     assert str(pooling) in error(models.load, tmp_path, one())
 
@@ -426,14 +426,14 @@ def test_heads_that_transformers_cannot_express_are_refused(golden, tmp_path):
     head = {"kernel": jnp.zeros((24, 2))}
     export = functools.partial(models.export_huggingface, folder=tmp_path / "out", head=head)
     message = error(export, found.config, found.params)
-    assert "its head reads 'mean', and BertForSequenceClassification reads 'pooler'" in message
+    assert "its head reads 'mean', but BertForSequenceClassification reads 'pooler'" in message
     models.export_huggingface(found.config, found.params, tmp_path / "bare")
     assert_same_bits(tensors_of(tmp_path / "bare"), tensors_of(golden / "models" / "minilm"))
     tiny("llama", tmp_path / "llama")
     config, params = models.load(tmp_path / "llama", one())
     head["bias"] = jnp.zeros(2)
     message = error(export, config, params)
-    assert "its head has a bias, and LlamaForSequenceClassification has none" in message
+    assert "its head has a bias, but LlamaForSequenceClassification has none" in message
     assert not (tmp_path / "out").exists()
 
 

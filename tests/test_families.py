@@ -254,13 +254,13 @@ REFUSED = [
     ("llama", "rope_parameters", {"rope_theta": 0}, "rope_theta.*positive"),
     ("llama", "head_dim", 15, "head_dim.*even"),
     ("llama", "num_key_value_heads", 3, "divisor"),
-    ("llama", "hidden_size", "64", "positive whole number"),
-    ("llama", "vocab_size", -1, "positive whole number"),
-    ("llama", "rms_norm_eps", "small", "a number"),
+    ("llama", "hidden_size", "64", "positive integer"),
+    ("llama", "vocab_size", -1, "positive integer"),
+    ("llama", "rms_norm_eps", "small", "a non-negative number"),
     ("llama3_rope", "rope_scaling", dict(type="llama3", factor=2, low_freq_factor=4), "low_freq"),
     ("gemma", "use_bidirectional_attention", True, "False"),
     ("gemma2", "layer_types", ["sliding_attention", "chunked", "full_attention"], "layer_types"),
-    ("gemma2", "layer_types", ["full_attention"], "one a layer"),
+    ("gemma2", "layer_types", ["full_attention"], "one per layer"),
     ("gemma2", "query_pre_attn_scalar", 0, "positive"),
     ("gemma3", "attn_logit_softcapping", 50.0, "None"),
     ("gemma3", "sliding_window", None, "sliding_window is missing"),
@@ -296,7 +296,7 @@ def test_unknown_architectures_are_refused():
     assert "there/config.json: architectures" in message
     assert "did you mean 'LlamaForCausalLM'" in message
     assert "did you mean 'qwen2'" in error(model_type="qwen22")
-    assert "does not go with" in error(architectures=["LlamaForCausalLM"], model_type="opt")
+    assert "does not match" in error(architectures=["LlamaForCausalLM"], model_type="opt")
     assert "neither" in error(hidden_size=8)
     assert families.family_of({"model_type": "phi"}, "here").name == "phi"
     classifier = {"architectures": ["OPTForSequenceClassification"]}

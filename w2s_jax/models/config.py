@@ -162,7 +162,7 @@ class ModelConfig:
             raise errors.InputError("model.post_norms: True is not possible with parallel_residual")
         if self.local_layers and len(self.local_layers) != self.num_layers:
             raise errors.InputError(
-                f"model.local_layers: has {len(self.local_layers)} entries, but there are "
+                f"model.local_layers: {len(self.local_layers)} entries, but there are "
                 f"{self.num_layers} layers"
             )
         self._check_encoder()
