@@ -65,7 +65,7 @@ def trainable_parameters(
     last_layers: int = LAST_LAYERS,
     logits: bool = False,
 ) -> int:
-    """Return the number of trained parameters, without a classification head (2 D).
+    """Return the number of trained parameters, without a class head (2 D).
 
     Args:
       config: the model; its own adapters, if any, are ignored.
@@ -113,7 +113,7 @@ def flops_per_token(
     Each layer counts 2 per weight of its matrices, and 4 Q S for attention scores and mixing, where
     S is the mean number of slots that a slot attends to: (length + 1) / 2 in a decoder, less with a
     window, `length` in an encoder. Not counted are embedding look-ups, norms, rotary positions,
-    softmax, activations, biases, poolers and classification heads, and anything that a program
+    softmax, activations, biases, poolers and class heads, and anything that a program
     computes beyond the model (masked scores, padding, rematerialisation).
 
     Args:
@@ -221,7 +221,7 @@ def training_memory(
     'parameters' have `param_dtype`, adapters float32. Each trained parameter has a float32 gradient
     and, under 'optimizer', two float32 moments (Adafactor: about one number per row and column,
     not counted) and its float32 average, if one is kept. These three are exact up to a
-    classification head.
+    class head.
 
     'activations' is what the backward pass of a microbatch needs. Per token, a layer keeps the
     inputs of its matrices and attention, 3 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype,

@@ -143,7 +143,7 @@ def show_model(name: str, console: Console) -> None:
         f"\nEstimated by formula, not measured: Adam, batch and microbatch of {_DOCUMENTS} "
         f"documents of {_TOKENS} tokens, parameters and computation in {dtype}, no "
         f"rematerialisation, train.last_layers={budget.LAST_LAYERS}, lora.rank={budget.LORA_RANK} "
-        "on every matrix. The classification head is not counted.",
+        "on every matrix. The class head is not counted.",
         highlight=False,
     )
     rates = {

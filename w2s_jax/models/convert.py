@@ -39,7 +39,7 @@ def convert(
         'peft' (only the low-rank adapters that a phase trained, as PEFT loads them).
       dtype: dtype of the written parameters, 'float32' or 'bfloat16' (None: that of `models.load`).
       tokenizer: folder whose tokenizer files are copied (None: those of the source, if any).
-      head: whether to write the classification head, if there is one.
+      head: whether to write the class head, if there is one.
 
     Returns:
       A one-line summary.

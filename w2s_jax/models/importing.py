@@ -37,7 +37,7 @@ class Imported:
     Attributes:
       config: the model.
       params: backbone parameters for `network.forward`.
-      head: the classification head, {'kernel': float32 [D, classes]} and, if stored, 'bias'
+      head: the class head, {'kernel': float32 [D, classes]} and, if stored, 'bias'
         (float32 [classes]), replicated; None if the folder has none.
       huggingface: content of the folder's config.json.
     """
@@ -84,7 +84,7 @@ def import_huggingface(
 
 
 def _head(family: Family, stored: Stored, mesh: Mesh) -> dict[str, jax.Array] | None:
-    """Read the classification head, if the folder has one."""
+    """Read the class head, if the folder has one."""
     if family.classifier_head not in stored:
         return None
     head = {}

@@ -69,7 +69,7 @@ def load(
 def load_with_head(
     path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Load a model as `load` does, with its classification head.
+    """Load a model as `load` does, with its class head.
 
     Returns:
       (config, {'backbone': ..., 'head': ...}), without 'head' if there is none.

@@ -16,7 +16,7 @@ and writing checkpoints:
   language model, or an encoder without a head. Other files may have other prefixes and names:
   `file_names(family, config, names)` maps the names in views to those of a file, and
   `classifier_name(family, name)` to that of a classifier's file.
-- A tensor that no view names is accepted if `is_ignored(family, name)`. The classification head is
+- A tensor that no view names is accepted if `is_ignored(family, name)`. The class head is
   the tensor `family.classifier_head` ([classes, D]); encoders also have its bias,
   `family.classifier_bias` ([classes]).
 - For an encoder, `encoder_files.completed` adds to `to_config` what config.json does not contain.

@@ -57,7 +57,7 @@ class Family:
       model_types: values of `model_type` in config.json.
       architectures: values of `architectures` in config.json, the language model's class first.
       classifier: the class for sequence classification, if transformers has one.
-      classifier_head: tensor name of the classification head's weight, if there is such a class.
+      classifier_head: tensor name of the class head's weight, if there is such a class.
       to_config: returns the `ModelConfig` of a config.json's content. Raises an `InputError` that
         names an unsupported option, its value and the allowed values.
       to_hf: returns the content of a config.json of which `to_config` makes the same `ModelConfig`,
@@ -65,7 +65,7 @@ class Family:
       views: returns a `TensorView` for each parameter, by flat path.
       ignored: regular expressions of names of tensors that may be present but are not used.
       prefixes: prefixes of the backbone's tensor names. `views` uses the first; files may have any.
-      classifier_bias: tensor name of the classification head's bias, if it has one.
+      classifier_bias: tensor name of the class head's bias, if it has one.
       classifier_names: (prefix in `views`, prefix in a classifier's file); the first match applies.
       old_names: (suffix of a name, suffix in old files).
     """
