@@ -257,8 +257,8 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     import jax
 
     from w2s_jax import sharding
-    from w2s_jax.methods.planning import plan
     from w2s_jax.perf.aot import costs, programs
+    from w2s_jax.planning.plan import plan
 
     settings = settings_of(strong__model="gpt2", train__remat="block", losses=("xent",))
     resolved = inputs.find_inputs(settings, 1000, 64)

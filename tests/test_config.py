@@ -101,14 +101,14 @@ def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
         ({"protocol__head_init": "zero"}, ["protocol.head_init", "'zero'", "'zeros'"]),
         ({"task__overlong": "cut"}, ["task.overlong", "'cut'", "truncate"]),
         ({"task__train_docs": -5}, ["task.train_docs", "-5", "at least 2"]),
-        ({"loss__confidence__alpha_max": 1.5}, ["loss.confidence.alpha_max", "1.5", "at most 1"]),
+        ({"loss__confidence__alpha_max": 1.5}, ["loss.confidence.alpha_max", "1.5", "from 0 to 1"]),
         ({"loss__confidence__threshold": "median"}, ["threshold", "'median'", "half"]),
-        ({"seed": -1}, ["seed", "-1", "at least 0"]),
-        ({"pretrain__seed": 2**32}, ["pretrain.seed", "4294967296", "at most 4294967295"]),
+        ({"seed": -1}, ["seed", "-1", "from 0"]),
+        ({"pretrain__seed": 2**32}, ["pretrain.seed", "4294967296", "to 4294967295"]),
         ({"task__test_docs": 1}, ["task.test_docs", "1", "at least 2"]),
         ({"train__beta1": 1.0}, ["train.beta1", "1.0"]),
         ({"mesh__data": 0}, ["mesh.data", "0", "-1"]),
-        ({"mesh__population": 0}, ["mesh.population", "0", "-1 (where it is faster)", "least 1"]),
+        ({"mesh__population": 0}, ["mesh.population", "0", "at least 1, or -1"]),
         ({"log__every": 0}, ["log.every", "0", "at least 1"]),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_loss_entry_of_a_wrong_shape_or_type_is_named():
     config = config_lib.default_config()
     with config.unlocked():
         config.loss.foo = 3
-    assert "loss.foo: 3; allowed" in message(config)
+    assert "loss.foo: 3 has no options" in message(config)
 
 
 def test_losses_may_be_given_as_one_comma_separated_string():

@@ -30,7 +30,7 @@ METHODS = (
 def phases_of(config):
     """{title: names of the phases of that title}: all that is asked of the package's insides."""
     from w2s_jax.config.validation import validate
-    from w2s_jax.methods.planning import plan
+    from w2s_jax.planning.plan import plan
     from w2s_jax.planning.resolve import resolve
 
     found = {}

@@ -37,8 +37,8 @@ def step_programs(config, devices, documents=None, tokens=None):
     """
     from w2s_jax import sharding
     from w2s_jax.config.validation import validate
-    from w2s_jax.methods.planning import plan
     from w2s_jax.perf.aot import inputs, programs
+    from w2s_jax.planning.plan import plan
 
     resolved = inputs.find_inputs(validate(config), documents, tokens)
     mesh = sharding.make_mesh(resolved.settings.mesh, devices)

@@ -19,7 +19,7 @@ from w2s_jax.cli.main import main
 from w2s_jax.config import validation
 from w2s_jax.core import errors, watchdog
 from w2s_jax.execution import execute
-from w2s_jax.methods.planning import plan
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.training import dispatch, inference, loop
 

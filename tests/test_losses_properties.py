@@ -448,7 +448,7 @@ def test_buffers_of_several_students_are_updated_side_by_side():
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_the_radius_of_a_window_is_the_lower_median_of_all_weak_confidences(count):
     p1_N = np.random.default_rng(count).uniform(size=count).astype(np.float32)
-    state = init_window(soft_labels(p1_N))
+    state = init_window(soft_labels(p1_N), radius=None)
     ordered = sorted(abs(float(p) - 0.5) for p in p1_N)
     assert float(state["radius"]) == pytest.approx(ordered[(count - 1) // 2], abs=1e-7)
     assert state["radius"].shape == () and state["radius"].dtype == np.float32

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2s_jax.methods.contrast import ccs_loss, fit_ccs, normalised, oriented, predict_ccs
+from w2s_jax.methods.contrast_consistent_search import (
+    ccs_loss,
+    fit_ccs,
+    normalised,
+    oriented,
+    predict_ccs,
+)
 
 
 def planted(seed, num=400, dim=24):

@@ -85,9 +85,9 @@ def test_a_vote_of_one_gives_its_accuracy_as_confidence():
 
 
 def test_bad_members_and_weights_are_refused():
-    with pytest.raises(InputError, match="no members"):
+    with pytest.raises(InputError, match="at least one member"):
         mean_logits([])
-    with pytest.raises(InputError, match="at least one other than 0"):
+    with pytest.raises(InputError, match="at least one must not be 0"):
         mean_logits([[0.5]], [0.0])
     with pytest.raises(ValueError, match=r"weights: expected shape \(1,\)"):
         vote([[0.5]], [1.0, 2.0])

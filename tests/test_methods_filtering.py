@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.methods.filtering import (
+from w2s_jax.methods.activations import (
     drop_suspicious,
-    drop_untrusted,
-    kept_count,
     logistic,
-    most_confident,
     neighbours,
     relabel_suspicious,
     suspicious,
-    trust,
 )
-from w2s_jax.methods.labels import soft_labels
+from w2s_jax.methods.confidence_threshold import most_confident
+from w2s_jax.methods.labels import kept_count, soft_labels
+from w2s_jax.methods.trust_filter import drop_untrusted, trust
 
 
 def planted(seed=0, num=400, dim=8, wrong_share=0.1):
@@ -98,7 +96,7 @@ def test_logistic_never_learns_from_a_documents_own_label():
 def test_logistic_learns_from_soft_labels_as_from_repeated_hard_ones():
     from sklearn.linear_model import LogisticRegression
 
-    from w2s_jax.methods.filtering import _regress
+    from w2s_jax.methods.activations import regress
 
     rng = np.random.default_rng(0)
     features_ND = rng.normal(size=(40, 3))
@@ -107,7 +105,7 @@ def test_logistic_learns_from_soft_labels_as_from_repeated_hard_ones():
     labels = np.concatenate([[1] * round(4 * p) + [0] * round(4 - 4 * p) for p in p_N])
     scaled_ND = (features_ND - features_ND.mean(0)) / features_ND.std(0)
     reference = LogisticRegression(C=0.25, tol=1e-8).fit(np.repeat(scaled_ND, 4, axis=0), labels)
-    ours_N = _regress(features_ND, p_N, features_ND)
+    ours_N = regress(features_ND, p_N, features_ND)
     np.testing.assert_allclose(ours_N, reference.predict_proba(scaled_ND)[:, 1], atol=1e-3)
 
 

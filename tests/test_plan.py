@@ -7,8 +7,8 @@ import pytest
 
 from w2s_jax import testing
 from w2s_jax.config.validation import validate
-from w2s_jax.methods.planning import plan
 from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 
 ALL = {"pretrain gpt-d8", "pretrain gpt-d16", "weak", "ceiling", "student xent",
@@ -122,7 +122,7 @@ def test_planning_imports_no_jax(data_dir):
     code = (
         "import sys\n"
         "from w2s_jax import testing, validation\n"
-        "from w2s_jax.methods.planning import plan\n"
+        "from w2s_jax.planning.plan import plan\n"
         "from w2s_jax.planning.resolve import resolve\n"
         f"plan(resolve(validation.validate(testing.tiny_config({str(data_dir)!r}))))\n"
         "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"

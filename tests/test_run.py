@@ -423,7 +423,7 @@ def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished,
 @pytest.mark.parametrize("halves", ["shared", "separate"])
 def test_the_released_protocol_moves_the_ceiling_to_slice_one(data_dir, halves):
     from w2s_jax.config.validation import validate
-    from w2s_jax.methods.planning import plan
+    from w2s_jax.planning.plan import plan
     from w2s_jax.planning.resolve import resolve
 
     config = testing.tiny_config(data_dir)

@@ -18,7 +18,7 @@ from w2s_jax.data.splits import make_splits
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
 from w2s_jax.execution import execute
-from w2s_jax.methods.planning import plan
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.pretraining_text import stream_digest
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import trees

@@ -10,15 +10,14 @@ from rich.console import Console
 
 import w2s_jax
 from w2s_jax import sharding, testing
-from w2s_jax.config import recipes, validation
-from w2s_jax.config.method_options import METHODS
+from w2s_jax.config import METHODS, recipes, validation
 from w2s_jax.core import errors
 from w2s_jax.data.tokenize import hard_labels
-from w2s_jax.methods.planning import plan
 from w2s_jax.models import loading
 from w2s_jax.phases import inputs
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
@@ -26,7 +25,7 @@ from w2s_jax.training.inference import Predictor, probabilities
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "methods").glob("*.py"))
 #: All that share the slices of a naive run.
-TOGETHER = [kind for kind in METHODS if kind not in ("naive", "bootstrapping")]
+TOGETHER = [kind for kind in METHODS if kind != "bootstrapping"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def test_every_method_has_its_students_and_the_result_is_strict_json(everything)
         "lp_weak", "ft_weak_lp_truth", "prompting_zero_shot", "prompting_few_shot_truth",
         "prompting_few_shot_weak", "contrast_consistent_search", "em_posterior", "lora",
         "weight_decay", "dropout", "label_smoothing", "ema", "imitation",
-        *(f"synthetic_{structure}" for structure in METHODS["synthetic"]["structures"]),
+        *(f"synthetic_{structure}" for structure in METHODS["synthetic"].defaults["structures"]),
     }  # fmt: skip
     for key, student in students.items():
         assert student["n"] == 64, key
@@ -207,7 +206,7 @@ def test_synthetic_supervisors_err_as_often_as_the_weak_model(everything):
     truth_N = hard_labels(everything.documents("slice2").labels_N)
     wrong = np.sum((weak_NC[:, 1] > 0.5) != (truth_N > 0.5))
     kinds = {}
-    for structure in METHODS["synthetic"]["structures"]:
+    for structure in METHODS["synthetic"].defaults["structures"]:
         labels_NC = everything.labels(everything.made(f"errors {structure}").name, "slice2")
         errors_N = (labels_NC[:, 1] > 0.5) != (truth_N > 0.5)
         assert errors_N.sum() == wrong
@@ -364,7 +363,7 @@ def test_a_file_without_a_label_for_each_document_is_refused(data_dir, tmp_path)
                 "task__validation_docs": 0,
                 "protocol__early_stopping": "none",
             },
-            "no validation set",
+            "a validation set",
         ),
         ({"method__name": "bootstrapping", "method__bootstrapping__models": ("gpt-x",)}, "gpt-x"),
     ],

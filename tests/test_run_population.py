@@ -18,9 +18,9 @@ from w2s_jax.config.validation import validate
 from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
 from w2s_jax.execution import execute
-from w2s_jax.methods.planning import plan
 from w2s_jax.phases import grouping, inputs, running, training
 from w2s_jax.planning.memory import memory_estimate
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import artifacts, trees
 from w2s_jax.training import loop

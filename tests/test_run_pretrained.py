@@ -21,9 +21,9 @@ from w2s_jax.config import default_config
 from w2s_jax.config.validation import validate
 from w2s_jax.core.errors import InputError
 from w2s_jax.execution import execute
-from w2s_jax.methods.planning import plan
 from w2s_jax.models import loading, lora, sources
 from w2s_jax.models.convert import convert
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder

@@ -30,9 +30,9 @@ from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
 from w2s_jax.data import packing
 from w2s_jax.execution import execute
-from w2s_jax.methods.planning import plan
 from w2s_jax.models import adapting, network
 from w2s_jax.planning import mesh_fit
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.sharding import RULES, ShardingRules
 from w2s_jax.store.artifacts import PhaseFolder

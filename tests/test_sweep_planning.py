@@ -11,10 +11,10 @@ from w2s_jax import testing
 from w2s_jax.cli.main import main
 from w2s_jax.config import validation, with_labels
 from w2s_jax.core import errors
-from w2s_jax.methods import planning as methods_planning
 from w2s_jax.models import budget
 from w2s_jax.perf.workloads import model_flops
 from w2s_jax.planning import resolve
+from w2s_jax.planning.plan import plan as plan_of
 from w2s_jax.sweep import costs, planning
 from w2s_jax.sweep.points import NamedPoint, load_points, with_overrides
 from w2s_jax.sweep.space import over, pairs, product
@@ -93,7 +93,7 @@ def test_shared_reading_gives_what_reading_alone_gives(data_dir, tmp_path, monke
         alone = resolve.resolve(validation.validate(with_labels(point.config)))
         assert run.prepared.resolved.settings == alone.settings
         assert run.prepared.resolved.digests == alone.digests
-        assert run.phases == tuple(p.name for p in methods_planning.plan(alone).phases)
+        assert run.phases == tuple(p.name for p in plan_of(alone).phases)
     slices = {id(r.prepared.resolved.roles["strong"].splits["slice2"]) for r in plan.runs}
     assert len(slices) == 1, "equal documents are kept once"
 

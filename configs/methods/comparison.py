@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
-from w2s_jax.config import LOSS_OPTIONS
-from w2s_jax.config.method_options import METHODS
+from w2s_jax.config import LOSS_OPTIONS, METHODS
 from w2s_jax.recipes import other_recipe
 
 DIGITS = Path(__file__).parents[1] / "quickstart.py"
@@ -25,7 +24,7 @@ def get_config(seed: str = "0") -> config_dict.ConfigDict:
     config = other_recipe(DIGITS, seed)
     config.name = f"comparison-{seed}"
     config.losses = tuple(LOSS_OPTIONS)
-    apart = ("naive", "bootstrapping", "prompting")
+    apart = ("bootstrapping", "prompting")
     config.method.name = ",".join(name for name in METHODS if name not in apart)
     config.method.losses = ("xent",)
     return config

@@ -1,50 +1,63 @@
-"""What a config holds: its fields with their defaults, and how they are checked. Imports no JAX."""
+"""The fields of a config, their checks, and the declarations of losses and methods. No JAX."""
 
-from w2s_jax.config.loss_options import LOSS_OPTIONS, add_loss, with_labels
+from w2s_jax.config.declarations import LOSS_OPTIONS, LOSSES, METHODS, LossSpec, MethodSpec
+from w2s_jax.config.loss_labels import add_loss, with_labels
+from w2s_jax.config.options import Option
 from w2s_jax.config.schema import (
+    LossSettings,
+    MethodSettings,
+    Settings,
+    default_config,
+    flatten,
+)
+from w2s_jax.config.sections import (
     ADAPTS,
     DTYPES,
     MAX_LEARNING_RATE,
     OPTIMIZERS,
     OVERLONG,
     PROTOCOLS,
+    READ_OUTS,
     REMATS,
     ROLE_SECTIONS,
     SCHEDULES,
+    STOPPING,
     CheckpointSettings,
     LogSettings,
     LoraSettings,
-    LossSettings,
     MeshSettings,
-    MethodSettings,
     PretrainSettings,
     ProbeSettings,
     Protocol,
     Role,
-    Settings,
     TaskSettings,
     TrainSettings,
-    default_config,
-    flatten,
 )
 
 __all__ = [
     "ADAPTS",
     "DTYPES",
+    "LOSSES",
     "LOSS_OPTIONS",
     "MAX_LEARNING_RATE",
+    "METHODS",
     "OPTIMIZERS",
     "OVERLONG",
     "PROTOCOLS",
+    "READ_OUTS",
     "REMATS",
     "ROLE_SECTIONS",
     "SCHEDULES",
+    "STOPPING",
     "CheckpointSettings",
     "LogSettings",
     "LoraSettings",
     "LossSettings",
+    "LossSpec",
     "MeshSettings",
     "MethodSettings",
+    "MethodSpec",
+    "Option",
     "PretrainSettings",
     "ProbeSettings",
     "Protocol",

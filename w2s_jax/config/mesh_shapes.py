@@ -16,10 +16,10 @@ Shape = tuple[int, int, int]
 
 
 def mesh_shape(settings: MeshSettings, num_devices: int) -> Shape:
-    """The mesh that the settings ask for, on that many devices; it may leave some of them out.
+    """Return the mesh's shape on a number of devices, of which it may leave some out.
 
     Raises:
-      InputError: if it needs more devices, or -1 cannot be filled; with the values that can be.
+      InputError: if it needs more devices, or -1 cannot be filled; with the allowed values.
     """
     sizes = {axis: getattr(settings, axis) for axis in MESH_AXES}
     room = num_devices
@@ -40,28 +40,28 @@ def mesh_shape(settings: MeshSettings, num_devices: int) -> Shape:
         axis = next(axis for axis, size in sizes.items() if size > 1 and num_devices % size)
         free = next(axis for axis, size in sizes.items() if size == -1)
         raise errors.InputError(
-            f"mesh.{axis}: {sizes[axis]} does not divide the {num_devices} devices present, which "
-            f"mesh.{free}=-1 is to fill; allowed: {_listed(divisors(num_devices))}, or a number "
-            f"for mesh.{free}"
+            f"mesh.{axis}: {sizes[axis]} does not divide the {num_devices} devices present, so "
+            f"mesh.{free}=-1 cannot fill them; allowed: {_listed(divisors(num_devices))}, or a "
+            f"number for mesh.{free}"
         )
     filled = {a: num_devices // fixed if size == -1 else size for a, size in sizes.items()}
     return (filled["data"], filled["fsdp"], filled["tensor"])
 
 
 def known_shape(settings: MeshSettings) -> Shape | None:
-    """The mesh's shape where the settings alone say it: no axis is filled."""
+    """Return the mesh's shape if no axis is -1, else None."""
     shape = (settings.data, settings.fsdp, settings.tensor)
     return None if -1 in shape else shape
 
 
 def hybrid_shapes(shape: Shape, num_slices: int) -> tuple[Shape, Shape]:
-    """(within a slice, across slices): `shape` is their product, axis by axis.
+    """Return the shapes (within a slice, across slices); `shape` is their product by axis.
 
-    Slices are joined by a slow network, so `data`, which exchanges one gradient a step, crosses it
+    The network between slices is slow, so `data`, which exchanges one gradient per step, crosses it
     first, then `fsdp`; never `tensor`, which exchanges activations in every layer.
 
     Raises:
-      InputError: if data x fsdp is no multiple of the number of slices.
+      InputError: if data x fsdp is not a multiple of the number of slices.
     """
     data, fsdp, tensor = shape
     across_data = math.gcd(data, num_slices)
@@ -76,12 +76,12 @@ def hybrid_shapes(shape: Shape, num_slices: int) -> tuple[Shape, Shape]:
 
 
 def divisors(number: int) -> list[int]:
-    """Of a number above 0, ascending."""
+    """Return the divisors of a positive number, ascending."""
     return [n for n in range(1, number + 1) if not number % n]
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of `number` that is nearest to `wanted`; of two, the smaller one."""
+    """Return the divisor of `number` nearest to `wanted`; of two, the smaller one."""
     return min(divisors(number), key=lambda n: (abs(n - wanted), n))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict":
-    """The config that a recipe returns, with `--config.FIELD=VALUE` overrides applied.
+    """Return the config of a recipe, with `--config.FIELD=VALUE` overrides applied.
 
     Raises:
       InputError: for a missing or broken recipe, an unknown field, or a value of a wrong type.
@@ -26,8 +26,8 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
     for override in overrides:
         if not override.startswith("--config."):
             raise errors.InputError(
-                f"run: unknown argument {override!r}; allowed: --config.FIELD=VALUE, and what "
-                "w2s run --help lists"
+                f"run: unknown argument {override!r}; use --config.FIELD=VALUE, or the options in "
+                "w2s run --help"
             )
     unset = _unset(overrides)
     rest = [o for o in overrides if o not in unset]
@@ -50,7 +50,7 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
 
 
 def other_recipe(path: str | os.PathLike[str], argument: str) -> "config_dict.ConfigDict":
-    """What the recipe in another file returns for `argument`, for recipes that build on it."""
+    """Return the config of the recipe in another file, for recipes that build on it."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -59,7 +59,7 @@ def other_recipe(path: str | os.PathLike[str], argument: str) -> "config_dict.Co
 
 
 def _unset(overrides: Iterable[str]) -> dict[str, str]:
-    """Override -> field of those that set a field to None where None is its default."""
+    """Return the overrides that set a field to its default None: override -> field."""
     from w2s_jax.config.schema import default_config, flatten
 
     parts = {o: o.removeprefix("--config.").partition("=") for o in overrides}
@@ -72,7 +72,7 @@ def _unset(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def _config_error(error: Exception, path: str, overrides: Sequence[str]) -> errors.InputError:
-    """What is wrong with a recipe or an override, in one line."""
+    """Return the error for a recipe or an override, in one line."""
     from absl import flags
 
     from w2s_jax.config.schema import default_config, flatten
@@ -100,7 +100,7 @@ def _config_error(error: Exception, path: str, overrides: Sequence[str]) -> erro
 
 
 def _recipe_error(error: Exception, known: Iterable[str]) -> str:
-    """What a recipe did wrong; ml_collections' message for an unknown field fills a screen."""
+    """Describe an error in a recipe; ml_collections' message for an unknown field is too long."""
     field = re.search(r'Key "([^"]+)" does not exist', str(error))
     if field is None:
         return _one_line(f"{type(error).__name__}: {error}")

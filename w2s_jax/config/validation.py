@@ -1,77 +1,64 @@
-"""From a config to `Settings`: every bad value is one `InputError`, before any work. No JAX.
+"""From a config to `Settings`. Every bad value is one `InputError`, before any work. No JAX.
 
 The error names the field, the value and what is allowed, with the nearest match where there is one.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax.config import student_settings
-from w2s_jax.config.mesh_shapes import MESH_AXES
-from w2s_jax.config.method_options import JUDGES, STOPPING
+from w2s_jax.config.declarations import LOSSES, METHODS
+from w2s_jax.config.mesh_shapes import MESH_AXES, divisors, nearest_divisor
+from w2s_jax.config.options import Option, choice, split
 from w2s_jax.config.schema import (
-    ADAPTS,
-    DTYPES,
-    MAX_LEARNING_RATE,
-    OPTIMIZERS,
-    OVERLONG,
+    LossSettings,
+    MethodSettings,
+    Settings,
+    config_options,
+    default_config,
+    flatten,
+)
+from w2s_jax.config.sections import (
     PROTOCOLS,
-    READ_OUTS,
-    REMATS,
     ROLE_SECTIONS,
-    SCHEDULES,
     CheckpointSettings,
     LogSettings,
     MeshSettings,
     Protocol,
     Role,
-    Settings,
     TaskSettings,
-    default_config,
-    flatten,
 )
 from w2s_jax.core import errors, files
 
-_PROTOCOL_CHOICES = {
-    "head_init": ("unembedding", "zeros"),
-    "halves": ("shared", "separate"),
-    "item_expansion": ("all", "one"),
-    "early_stopping": STOPPING,
-}
-
 
 def validate(config: config_dict.ConfigDict) -> Settings:
-    """Checks a config and returns it as frozen dataclasses.
+    """Check a config and return it as frozen dataclasses.
 
     Raises:
-      InputError: for an unknown field, task source, model or loss, a value of a wrong type or out
-        of range, or a microbatch that does not divide its batch. One line that names the field,
-        the value and what is allowed.
+      InputError: for an unknown field, model, loss or method, a value of a wrong type or out of
+        range, or values that do not go together. One line with the field, the value and what is
+        allowed.
     """
     _check_fields(config)
     for label, entry in config.loss.items():
         if not isinstance(entry, config_dict.ConfigDict):
-            raise errors.InputError(
-                f"loss.{label}: {entry!r}; allowed: a kind and its options, as add_loss makes them"
-            )
-        student_settings.loss_settings(label, entry.to_dict())
-    _check_values(flatten(config))
-    protocol = _protocol(config.protocol)
-    roles = {role: _role(config, role) for role in ("weak", "strong")}
-    student_settings.choice("task.overlong", config.task.overlong, OVERLONG)
-    kinds, losses = student_settings.methods(config), student_settings.losses(config)
+            raise errors.InputError(f"loss.{label}: {entry!r} has no options; use config.add_loss")
+        loss_settings(label, entry.to_dict())
+    weak, strong = _role(config, "weak"), _role(config, "strong")
+    methods, losses = _methods(config), _losses(config)
     return Settings(
         name=config.name,
         seed=config.seed,
         task=TaskSettings(**config.task.to_dict()),
-        protocol=protocol,
-        weak=roles["weak"],
-        strong=roles["strong"],
+        protocol=_protocol(config.protocol),
+        weak=weak,
+        strong=strong,
         losses=losses,
-        methods=kinds,
-        method_losses=student_settings.method_losses(config, losses),
-        middle=student_settings.middle_roles(roles["strong"], kinds),
+        methods=methods,
+        method_losses=_method_losses(config, losses),
+        middle=middle_roles(strong, methods),
         eval_every=config.eval.every,
         mesh=_mesh(config.mesh),
         checkpoint=_checkpoint(config.checkpoint),
@@ -80,28 +67,23 @@ def validate(config: config_dict.ConfigDict) -> Settings:
 
 
 def _check_fields(config: config_dict.ConfigDict) -> None:
-    """Every field is known, present and of the type of its default."""
+    """Check each field of a config but those of `config.loss` by itself."""
     if not isinstance(config, config_dict.ConfigDict):
         raise errors.InputError(
             f"config: expected an ml_collections.ConfigDict, got {type(config).__name__}"
         )
-    default = default_config()
-    flat, known = flatten(config), flatten(default)
-    for field in flat:
-        if field not in known and not field.startswith("loss."):
-            raise unknown_field(field, flat[field])
-    for field in known:
-        if field not in flat and not field.startswith("loss."):
-            raise errors.InputError(f"{field}: missing; start from config.default_config()")
+    flat, known = flatten(config), config_options()
     for field, value in flat.items():
-        if field in known:
-            student_settings.check_type(
-                field, value, _field_type(default, field), known[field] is None
-            )
+        if field not in known and not field.startswith("loss."):
+            raise unknown_field(field, value)
+    for field, declaration in known.items():
+        if field not in flat:
+            raise errors.InputError(f"{field}: missing; start from config.default_config()")
+        declaration.check(field, flat[field])
 
 
 def unknown_field(field: str, value: Any) -> errors.InputError:
-    """The error for a config field that does not exist: the nearest one, and those beside it."""
+    """Return the error for a config field that does not exist, with the nearest one."""
     default = default_config()
     section, path = default, []
     for key in field.split(".")[:-1]:
@@ -117,105 +99,103 @@ def unknown_field(field: str, value: Any) -> errors.InputError:
     )
 
 
-def _field_type(default: config_dict.ConfigDict, field: str) -> type:
-    *path, leaf = field.split(".")
-    for key in path:
-        default = default[key]
-    return default.get_type(leaf)
+# --- losses and methods ---------------------------------------------------------------------------
 
 
-#: Fields (by their last name) and the smallest value each may have.
-_MINIMA = {
-    "steps": 1,
-    "batch_size": 1,
-    "microbatch_size": 1,
-    "max_shapes": 1,
-    "last_layers": 1,
-    "rank": 1,
-    "chunk_length": 8,
-    "train_docs": 2,
-    "test_docs": 2,
-    "seed": 0,
-    "split_seed": 0,
-    "validation_docs": 0,
-    "max_length": 3,
-    "every": 1,
-    "keep": 1,
-    "iterations": 1,
-    "members": 2,
-    "neighbours": 1,
-    "rounds": 1,
-    "shots": 0,
-    "tries": 1,
-    "every_minutes": 0,
-    "hang_minutes": 0,
-    "warmup": 0,
-    "weight_decay": 0,
-    "beta1": 0,
-    "beta2": 0,
-    "dropout": 0,
-    "ema": 0,
-    "label_smoothing": 0,
-}
-_MAXIMA = {
-    "learning_rate": MAX_LEARNING_RATE,
-    "warmup": 1,
-    "hang_minutes": 1e6,
-    "beta1": 0.99999,
-    "beta2": 0.9999999,
-    # A JAX key takes 32 bits of its seed.
-    "seed": 2**32 - 1,
-    "split_seed": 2**32 - 1,
-}
-_BELOW_ONE = ("dropout", "ema", "label_smoothing")
-_POSITIVE = ("epochs", "learning_rate", "clip_norm", "alpha")
-_CHOICES = {
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "compute_dtype": DTYPES,
-    "param_dtype": DTYPES,
-    "remat": REMATS,
-    "adapt": ADAPTS,
-    "read_out": READ_OUTS,
-    "judge": JUDGES,
-}
+def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
+    """The settings of the losses that a config names."""
+    for entry in config.losses:
+        if not isinstance(entry, str):
+            raise errors.InputError(
+                f"losses: {entry!r} is no label; config.with_labels turns mappings into labels"
+            )
+    labels = split(config.losses)
+    settings = []
+    for n, label in enumerate(labels):
+        if label in labels[:n]:
+            raise errors.InputError(f"losses: {label!r} is listed twice")
+        choice("losses", label, tuple(config.loss))
+        settings.append(loss_settings(label, config.loss[label].to_dict()))
+    return tuple(settings)
 
 
-def _check_values(flat: dict[str, Any]) -> None:
-    """Ranges and choices."""
-    for field, value in flat.items():
-        leaf = field.rsplit(".", 1)[-1]
-        if value is None or field.startswith("loss."):
-            continue
-        if leaf in _MINIMA and not value >= _MINIMA[leaf]:
-            raise errors.InputError(f"{field}: {value!r}; allowed: at least {_MINIMA[leaf]}")
-        if leaf in _MAXIMA and not value <= _MAXIMA[leaf]:
-            raise errors.InputError(f"{field}: {value!r}; allowed: at most {_MAXIMA[leaf]}")
-        if leaf in _BELOW_ONE and not value < 1:
-            raise errors.InputError(f"{field}: {value!r}; allowed: at least 0 and below 1")
-        if leaf in _POSITIVE and not 0 < value < float("inf"):
-            raise errors.InputError(f"{field}: {value!r}; allowed: a finite number above 0")
-        if leaf == "share" and not 0 < value < 1:
-            raise errors.InputError(f"{field}: {value!r}; allowed: above 0 and below 1")
-        if leaf in _CHOICES:
-            student_settings.choice(field, value, _CHOICES[leaf])
-        if field.startswith("mesh.") and (value == 0 or value < -1):
-            default = "where it is faster" if leaf == "population" else "fill"
-            raise errors.InputError(f"{field}: {value!r}; allowed: -1 ({default}) or at least 1")
+def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
+    """Check an entry of `config.loss`: {'kind': ..., option: value, ...}.
+
+    Raises:
+      InputError: for an unknown kind or option, or an option of a wrong type or out of range.
+    """
+    given = dict(entry)
+    spec = LOSSES.named(given.pop("kind", label), f"loss.{label}.kind")
+    options = _checked(f"loss.{label}", spec.options, given)
+    return LossSettings(label, spec.name, options)
+
+
+def _methods(config: config_dict.ConfigDict) -> tuple[MethodSettings, ...]:
+    """The settings of the methods that `method.name` names, without 'naive'."""
+    names = dict.fromkeys(split((config.method.name,)))
+    for name in names:
+        choice("method.name", name, ("naive", *METHODS))
+    return tuple(
+        method_settings(name, config.method.get(name, {})) for name in names if name != "naive"
+    )
+
+
+def method_settings(name: str, options: Mapping[str, Any]) -> MethodSettings:
+    """Check the options of a method.
+
+    Raises:
+      InputError: for an unknown method or option, or an option of a wrong type or out of range.
+    """
+    spec = METHODS.named(name, "method.name")
+    return MethodSettings(name, _checked(f"method.{name}", spec.options, dict(options)))
+
+
+def _checked(
+    field: str, options: Mapping[str, Option], given: Mapping[str, Any]
+) -> tuple[tuple[str, Any], ...]:
+    """All options, sorted: the given values, checked, and the defaults of the others."""
+    for name in given:
+        if name not in options:
+            raise errors.unknown(field, name, options or ["kind"])
+    values = {
+        name: declaration.check(f"{field}.{name}", given.get(name, declaration.default))
+        for name, declaration in options.items()
+    }
+    return tuple(sorted(values.items()))
+
+
+def _method_losses(
+    config: config_dict.ConfigDict, losses: tuple[LossSettings, ...]
+) -> tuple[LossSettings, ...]:
+    """The losses that `method.losses` names; all, where it is empty."""
+    labels = split(config.method.losses)
+    for label in labels:
+        choice("method.losses", label, tuple(loss.label for loss in losses))
+    return tuple(loss for loss in losses if loss.label in labels) if labels else losses
+
+
+def middle_roles(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Role, ...]:
+    """The models between weak and strong that the methods ask for."""
+    roles = []
+    for method in methods:
+        option = METHODS[method.kind].middle_models
+        for model in dict(method.options)[option] if option else ():
+            roles.append(dataclasses.replace(strong, model=model))
+    return tuple(roles)
+
+
+# --- sections -------------------------------------------------------------------------------------
 
 
 def _protocol(section: config_dict.ConfigDict) -> Protocol:
-    student_settings.choice("protocol.name", section.name, tuple(PROTOCOLS))
-    switches = PROTOCOLS[section.name] | {
-        key: value for key, value in section.items() if key != "name" and value is not None
-    }
-    for key, allowed in _PROTOCOL_CHOICES.items():
-        student_settings.choice(f"protocol.{key}", switches[key], allowed)
-    return Protocol(name=section.name, **switches)
+    """The protocol that `name` stands for, with the switches that are set."""
+    own = {key: value for key, value in section.items() if value is not None}
+    return Protocol(**(PROTOCOLS[section.name] | own))
 
 
 def _checkpoint(section: config_dict.ConfigDict) -> CheckpointSettings:
-    """Also: checkpoints can be kept where they are to be, as far as can be seen from here."""
+    """The settings, with a location that can be written, as far as is known before work starts."""
     settings = CheckpointSettings(**section.to_dict())
     if settings.dir is not None:
         try:
@@ -226,23 +206,24 @@ def _checkpoint(section: config_dict.ConfigDict) -> CheckpointSettings:
 
 
 def _mesh(section: config_dict.ConfigDict) -> MeshSettings:
-    """What the mesh fields must be together, whatever devices there are."""
+    """The settings, which go together whatever devices there are."""
     mesh = MeshSettings(**section.to_dict())
     filled = [f"mesh.{axis}" for axis in MESH_AXES if getattr(mesh, axis) == -1]
     if len(filled) > 1:
         raise errors.InputError(
-            f"{filled[1]}: -1, and {filled[0]} is -1 too; allowed: one of them fills the devices "
-            f"that are left, so give {filled[0]} a number, such as 1"
+            f"{filled[1]}: -1, and {filled[0]} is -1 too; only one axis can fill the remaining "
+            f"devices, so give {filled[0]} a number, such as 1"
         )
     if mesh.population > 1 and mesh.splits_parameters:
         raise errors.InputError(
             f"mesh.population: {mesh.population} with mesh.fsdp={mesh.fsdp} and mesh.tensor="
-            f"{mesh.tensor}; allowed: -1 or 1, as a member of a population lies on one device"
+            f"{mesh.tensor}; allowed: -1 or 1, as a member of a population is on one device"
         )
     return mesh
 
 
 def _role(config: config_dict.ConfigDict, role: str) -> Role:
+    """A role's settings, with those that it inherits."""
     section = config[role]
     merged: dict[str, Any] = {}
     for part, settings in ROLE_SECTIONS.items():
@@ -253,21 +234,25 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
         if "epochs" in values:
             _check_training(f"{role}.{part}", values)
         else:
-            values["targets"] = student_settings.split(values["targets"])
+            values["targets"] = split(values["targets"])
         merged[part] = settings(**values)
-    labels = section.get("labels")
-    return Role(section.model, section.tokenizer, section.read_out, labels=labels, **merged)
+    return Role(
+        model=section.model,
+        tokenizer=section.tokenizer,
+        read_out=section.read_out,
+        labels=section.get("labels"),
+        **merged,
+    )
 
 
 def _check_training(section: str, values: dict[str, Any]) -> None:
-    """What the fields of one section must be together."""
+    """Refuse fields of a section that do not go together."""
     batch, microbatch = values["batch_size"], values["microbatch_size"]
     if microbatch is not None and batch % microbatch:
-        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-        near = min(divisors, key=lambda n: (abs(n - microbatch), n))
         raise errors.InputError(
             f"{section}.microbatch_size: {microbatch} does not divide batch_size={batch}; "
-            f"nearest allowed: {near} (allowed: {', '.join(map(str, divisors))})"
+            f"nearest: {nearest_divisor(batch, microbatch)} (allowed: "
+            f"{', '.join(map(str, divisors(batch)))})"
         )
     if values["weight_decay"] and values["optimizer"] != "adamw":
         raise errors.InputError(

@@ -18,12 +18,12 @@ from w2s_jax.config.mesh_shapes import Shape, known_shape
 from w2s_jax.core import errors, processes, signals
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import results, workdirs
-from w2s_jax.methods.planning import plan as make_plan
 from w2s_jax.phases import logs
 from w2s_jax.planning import mesh_fit
 from w2s_jax.planning.memory import memory_estimate
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.plan import Plan
+from w2s_jax.planning.plan import plan as make_plan
 from w2s_jax.planning.resolve import Resolved, resolve
 from w2s_jax.report import print_result, write_report
 from w2s_jax.store import artifacts

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from w2s_jax import config as config_lib
-from w2s_jax.config import Settings, student_settings
+from w2s_jax.config import Settings, validation
 from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
@@ -39,7 +39,7 @@ def with_earlier_losses(settings: Settings, earlier: dict[str, Any]) -> Settings
     """The settings with the losses that the working directory already has put before its own."""
     own = {loss.label for loss in settings.losses}
     kept = [
-        student_settings.loss_settings(label, earlier["loss"][label])
+        validation.loss_settings(label, earlier["loss"][label])
         for label in earlier["losses"]
         if label not in own
     ]
@@ -55,12 +55,12 @@ def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Setting
     """The settings with the methods that the working directory already has put before its own."""
     own = {method.kind for method in settings.methods}
     kept = [
-        student_settings.method_settings(kind, earlier["method"].get(kind, {}))
+        validation.method_settings(kind, earlier["method"].get(kind, {}))
         for kind in _methods(earlier)
         if kind not in own and kind != "naive"
     ]
     methods = (*kept, *settings.methods)
-    middle = student_settings.middle_roles(settings.strong, methods)
+    middle = validation.middle_roles(settings.strong, methods)
     return dataclasses.replace(settings, methods=methods, middle=middle)
 
 

@@ -7,14 +7,16 @@ Every loss has the signature
 and returns a float32 scalar: the weighted mean of the documents' terms. `targets_BC` are the soft
 labels (column 1 is P(label 1)), `step_fraction` = step / total steps from 0, `weights_B` a
 non-negative weight for each document (None: all 1; a document of weight 0 takes no part in
-anything), and `state` what a loss with a memory keeps (None: nothing yet). All compute in float32,
-for two classes. Values and gradients are finite for finite logits and labels in [0, 1].
+anything), and `state` the memory of a loss that has one (None: empty). All compute in float32, for
+two classes. Values and gradients are finite for finite logits and labels in [0, 1].
 
 Letters in names: B documents of a batch, C = 2 classes, N documents of the training set, Q entries
-of a buffer. `registry` says what is stored of a loss, and `register` adds one.
+of a buffer. `LOSSES` is the table of all losses, `register` adds one, and a loss is also an
+attribute of this package (`losses.xent`). Importing it imports no JAX.
 """
 
-from w2s_jax.losses.buffered import buffered_confidence, soft_buffered_confidence
+from w2s_jax.config.declarations import LOSSES, LossFn
+from w2s_jax.config.declarations import LossSpec as Loss
 from w2s_jax.losses.common import (
     hardened_share,
     linear_warmup,
@@ -23,43 +25,25 @@ from w2s_jax.losses.common import (
     soft_cross_entropy,
     weighted_mean,
 )
-from w2s_jax.losses.cross_entropy import xent
-from w2s_jax.losses.registry import LOSSES, Loss, LossFn, register
-from w2s_jax.losses.robust import cace, generalized_xent, kl, reverse_kl, reverse_xent
-from w2s_jax.losses.self_training import (
-    adaptive_confidence,
-    confidence,
-    entropy,
-    l2_confidence,
-    logconf,
-    product,
-)
-from w2s_jax.losses.windowed import window
+from w2s_jax.losses.registry import register
 
 __all__ = [
     "LOSSES",
     "Loss",
     "LossFn",
-    "adaptive_confidence",
-    "buffered_confidence",
-    "cace",
-    "confidence",
-    "entropy",
-    "generalized_xent",
     "hardened_share",
-    "kl",
-    "l2_confidence",
     "linear_warmup",
     "log_probabilities",
-    "logconf",
-    "product",
     "quantile",
     "register",
-    "reverse_kl",
-    "reverse_xent",
-    "soft_buffered_confidence",
     "soft_cross_entropy",
     "weighted_mean",
-    "window",
-    "xent",
 ]
+
+LOSSES.load()
+
+
+def __getattr__(name: str) -> Loss:
+    if name in LOSSES:
+        return LOSSES[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,33 +1,34 @@
 """The confidence losses of EleutherAI's code: its 'logconf' and its 'entropy'.
 
-Unlike that of `confidence` and `logconf`, the threshold is taken over the last predictions, those
-of earlier batches included; and the labels may be balanced within a batch.
+Unlike in `confidence` and `logconf`, the threshold is taken over the last predictions, including
+those of earlier batches, and the labels may be balanced within a batch.
 """
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jax, jnp
 from w2s_jax.losses.common import (
     linear_warmup,
+    own_weight,
     quantile,
     soft_cross_entropy,
     taken,
+    warmup,
     weighted_mean,
 )
 from w2s_jax.losses.registry import register
 
-Array = jax.Array
 State = dict[str, Any]
 
 
-def init_buffer(targets_NC: np.ndarray | None, *, buffer_size: int = 32, **options: Any) -> State:
-    """An empty buffer: {"p0_Q": float32 [buffer_size], "count": int32 scalar}.
+def init_buffer(targets_NC: np.ndarray | None, *, buffer_size: int, **options: Any) -> State:
+    """Return an empty buffer: {"p0_Q": float32 [buffer_size], "count": int32 scalar}.
 
-    `p0_Q` holds P(label 0) of the documents seen last, the newest at its end; its last `count`
-    entries are filled. Labels and other options play no part.
+    `p0_Q` has P(label 0) of the last documents, the newest at its end; its last `count` entries are
+    filled. Labels and other options are not used.
     """
     del targets_NC, options
     return {"p0_Q": np.zeros(buffer_size, np.float32), "count": np.zeros((), np.int32)}
@@ -41,7 +42,7 @@ def update_buffer(
     weights_B: Array | None = None,
     **options: Any,
 ) -> State:
-    """The buffer with the batch's predictions appended, in their order, the oldest ones dropped.
+    """Return the buffer with the batch's predictions appended and the oldest ones dropped.
 
     Documents of weight 0 are left out.
     """
@@ -50,14 +51,14 @@ def update_buffer(
     size = state["p0_Q"].shape[0]
     filled_Q = jnp.arange(size) >= size - state["count"]
     taken_all = jnp.concatenate([filled_Q, taken(weights_B, p0_B.shape[0])])
-    # A stable sort of the marks moves what is taken to the end and keeps its order.
+    # A stable sort moves the entries that are taken to the end and keeps their order.
     order = jnp.argsort(taken_all, stable=True)[-size:]
     count = jnp.minimum(jnp.sum(taken_all), size).astype(jnp.int32)
     return {"p0_Q": jnp.concatenate([state["p0_Q"], p0_B])[order], "count": count}
 
 
 def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
-    """The labels shifted in log-odds so that these have the mean 0 over the batch, [B, 2]."""
+    """Return the labels with their log-odds shifted to the mean 0 over the batch, [B, 2]."""
     # Not 1 - p + 1e-7 of one column, which is compiled as (1 + 1e-7) - p: 1.2e-7 for p = 1.
     log_odds_B = jnp.log(targets_BC[:, 1] + 1e-7) - jnp.log(targets_BC[:, 0] + 1e-7)
     p1_B = jax.nn.sigmoid(log_odds_B - weighted_mean(log_odds_B, weights_B))
@@ -69,6 +70,15 @@ def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
     traced=("aux_coef", "warmup_fraction"),
     init_state=init_buffer,
     update=update_buffer,
+    summary="CE(f, (1 - a) w + a f_t), a = aux_coef * ramp; t: quantile of P(label 0) over the "
+    "last `buffer_size` predictions, this batch's included, at the mean weak label",
+    source="EleutherAI/w2s, 'logconf'",
+    aux_coef=own_weight(0.5),
+    warmup_fraction=warmup(0.1),
+    buffer_size=Option(32, "Predictions that the threshold is taken over", low=1, high=65536),
+    balance_batch=Option(
+        False, "Shift the labels' log-odds in a batch to the mean 0; the threshold is the median"
+    ),
 )
 def buffered_confidence(
     logits_BC: Array,
@@ -77,10 +87,10 @@ def buffered_confidence(
     *,
     weights_B: Array | None = None,
     state: State | None = None,
-    aux_coef: Array | float = 0.5,
-    warmup_fraction: Array | float = 0.1,
-    buffer_size: int = 32,
-    balance_batch: bool = False,
+    aux_coef: Array | float,
+    warmup_fraction: Array | float,
+    buffer_size: int,
+    balance_batch: bool,
 ) -> Array:
     """L = CE(f, (1 - a) w + a f_t), with f_t from a threshold over the last predictions.
 
@@ -95,11 +105,11 @@ def buffered_confidence(
       targets_BC: soft labels.
       step_fraction: step / total steps.
       weights_B: weights of the documents; those of weight 0 enter neither threshold nor buffer.
-      state: a buffer by `init_buffer` or `update_buffer`; None: an empty one.
+      state: a buffer from `init_buffer` or `update_buffer`; None: an empty one.
       aux_coef: weight of the student's own predictions after the warm-up; 0: `xent`.
       warmup_fraction: length of the warm-up.
-      buffer_size: how many predictions the threshold is taken over.
-      balance_batch: shift the labels of the batch so that their log-odds have the mean 0.
+      buffer_size: number of predictions that the threshold is taken over.
+      balance_batch: shift the log-odds of the labels of the batch to the mean 0.
     """
     logits_BC, targets_BC = logits_BC.astype(jnp.float32), targets_BC.astype(jnp.float32)
     if state is None:
@@ -121,22 +131,30 @@ def buffered_confidence(
     return soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
 
-@register("soft_buffered_confidence", traced=("aux_coef", "warmup_fraction"))
+@register(
+    "soft_buffered_confidence",
+    traced=("aux_coef", "warmup_fraction"),
+    summary="CE(f, (1 - a) w + a sg(f)), a = aux_coef * ramp",
+    source="EleutherAI/w2s, 'entropy'",
+    aux_coef=own_weight(0.5),
+    warmup_fraction=warmup(0.1),
+    balance_batch=Option(False, "Shift the labels' log-odds in a batch to the mean 0"),
+)
 def soft_buffered_confidence(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    aux_coef: Array | float = 0.5,
-    warmup_fraction: Array | float = 0.1,
-    balance_batch: bool = False,
+    aux_coef: Array | float,
+    warmup_fraction: Array | float,
+    balance_batch: bool,
 ) -> Array:
     """`buffered_confidence` with the student's distribution f itself in place of f_t.
 
-    `entropy` of EleutherAI's code, which fills the same buffer and never reads it: there is no
-    threshold, and no state here. f has no gradient in the target, so that the gradient is 1 - a
-    times that of `xent` (to the balanced labels, with `balance_batch`).
+    This is `entropy` of EleutherAI's code, which fills the same buffer and never reads it; here
+    there is no threshold and no state. The target has no gradient, so the gradient is 1 - a times
+    that of `xent` (to the balanced labels, with `balance_batch`).
     """
     logits_BC, targets_BC = logits_BC.astype(jnp.float32), targets_BC.astype(jnp.float32)
     if balance_batch:

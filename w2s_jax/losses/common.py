@@ -1,18 +1,28 @@
-"""What several losses are made of: weighted means, thresholds, warm-ups."""
+"""Parts of several losses: weighted means, thresholds, warm-ups."""
 
-import jax
-import jax.numpy as jnp
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jax, jnp
 
-Array = jax.Array
+
+def own_weight(default: float) -> Option:
+    """Return the option for the weight of the student's own predictions."""
+    return Option(
+        default, "Weight of the student's own predictions after the warm-up", low=0, high=1
+    )
+
+
+def warmup(default: float) -> Option:
+    """Return the option for the length of the warm-up of that weight."""
+    return Option(default, "Share of training in which that weight rises", low=0, high=1)
 
 
 def log_probabilities(logits_BC: Array) -> Array:
-    """log softmax of the logits, float32 [B, C]."""
+    """Return log softmax of the logits, float32 [B, C]."""
     return jax.nn.log_softmax(logits_BC.astype(jnp.float32), axis=-1)
 
 
 def weighted_mean(values_B: Array, weights_B: Array | None) -> Array:
-    """sum(weights values) / sum(weights), float32; 0 where all weights are 0."""
+    """Return sum(weights values) / sum(weights), float32; 0 where all weights are 0."""
     values_B = values_B.astype(jnp.float32)
     if weights_B is None:
         return jnp.mean(values_B)
@@ -21,28 +31,28 @@ def weighted_mean(values_B: Array, weights_B: Array | None) -> Array:
 
 
 def soft_cross_entropy(logits_BC: Array, targets_BC: Array, weights_B: Array | None) -> Array:
-    """Weighted mean over documents of -sum_c targets_bc log softmax(logits_b)_c, float32."""
+    """Return the weighted mean of -sum_c targets_bc log softmax(logits_b)_c, float32."""
     log_p_BC = log_probabilities(logits_BC)
     return weighted_mean(-jnp.sum(targets_BC.astype(jnp.float32) * log_p_BC, axis=-1), weights_B)
 
 
 def linear_warmup(step_fraction: Array | float, warmup_fraction: Array | float) -> Array:
-    """From 0 at the first step to 1 at `warmup_fraction` of training, then 1; 1 without warm-up."""
+    """Return a factor that rises from 0 to 1 over `warmup_fraction` of training; 1 without one."""
     ramp = jnp.asarray(step_fraction, jnp.float32) / jnp.maximum(warmup_fraction, 1e-9)
     return jnp.where(warmup_fraction > 0, jnp.minimum(ramp, 1.0), 1.0)
 
 
 def taken(weights_B: Array | None, size: int) -> Array:
-    """Which documents take part: those of a weight above 0, bool [size]."""
+    """Return a mask of the documents with a weight above 0, bool [size]."""
     return jnp.ones(size, bool) if weights_B is None else weights_B > 0
 
 
 def hardened_share(scores_B: Array, share: Array | float, weights_B: Array) -> Array:
-    """Marks the top `share` of the batch's weight: 1 above the threshold, 0 below, float32 [B].
+    """Return 1 for the top `share` of the batch's weight and 0 for the rest, float32 [B].
 
-    The mass marked is exactly share * sum(weights). Documents that tie at the threshold share what
-    is left of it equally, so the result does not depend on their order; with an odd batch and a
-    share of one half, the median document gets 1/2.
+    The sum of the weights of the top is exactly share * sum(weights). Documents that tie at the
+    threshold share the remainder equally, so the result does not depend on their order; with an odd
+    batch and a share of one half, the median document gets 1/2.
     """
     mass = share * jnp.sum(weights_B)
     above_B = jnp.sum(weights_B[None, :] * (scores_B[None, :] > scores_B[:, None]), axis=1)
@@ -51,16 +61,16 @@ def hardened_share(scores_B: Array, share: Array | float, weights_B: Array) -> A
 
 
 def hardened(scores_BC: Array) -> Array:
-    """1 for the class with the higher score, 0 for the other, 1/2 each where they tie: [B, 2]."""
+    """Return 1 for the class with the higher score, 0 for the other; 1/2 for ties, [B, 2]."""
     positive_B = 0.5 + 0.5 * jnp.sign(scores_BC[:, 1] - scores_BC[:, 0])
     return jax.lax.stop_gradient(jnp.stack([1.0 - positive_B, positive_B], axis=1))
 
 
 def quantile(values_B: Array, taken_B: Array, level: Array | float) -> Array:
-    """Linearly interpolated quantile of the values where `taken_B`, float32.
+    """Return the linearly interpolated quantile of the values where `taken_B`, float32.
 
-    Interpolates as a + t (b - a) below the middle of two neighbours and b - (1 - t) (b - a) above,
-    which returns a value itself where the position is exact.
+    Below the middle of two neighbours it is a + t (b - a), above it b - (1 - t) (b - a), which is
+    exactly a or b where the position is that of a value.
     """
     ordered_B = jnp.sort(jnp.where(taken_B, values_B, jnp.inf))
     last = jnp.maximum(jnp.sum(taken_B) - 1, 0)

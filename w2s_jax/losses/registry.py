@@ -1,69 +1,12 @@
-"""What a registered loss is, and the table of them.
+"""Registration of losses."""
 
-A loss may have a state: a pytree of arrays of fixed shapes that training carries from step to step
-with the parameters. `init_state(targets_NC, **options)` makes it, once, on the host, of the soft
-labels of all training documents (numpy); `update(state, logits_BC, targets_BC, *, weights_B,
-**options)` returns that of the next step, from the logits that the loss itself was given. Both get
-every option of the loss.
-"""
-
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from w2s_jax import config as config_lib
+from w2s_jax.config.declarations import LOSSES, LossFn, LossSpec
+from w2s_jax.config.options import declared, defaults
 from w2s_jax.core import errors
-
-Array = jax.Array
-LossFn = Callable[..., Array]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A registered loss: call it as the function it wraps.
-
-    Attributes:
-      name: its kind.
-      fn: the function.
-      coupled: whether a document's term depends on the others of its batch: the training step then
-        computes it over the whole batch at once, whatever the microbatch or the mesh.
-      traced: options that may be arrays; programs are shared between their values.
-      case_of: (kind, options) of a registered loss that gives the same numbers, or None.
-      init_state: (targets_NC, **options) -> state before the first step; None: it has no state.
-      update: (state, logits_BC, targets_BC, *, weights_B, **options) -> state after a step; None:
-        the state never changes.
-    """
-
-    name: str
-    fn: LossFn
-    coupled: bool
-    traced: tuple[str, ...] = ()
-    case_of: tuple[str, dict[str, Any]] | None = None
-    init_state: Callable[..., Any] | None = None
-    update: Callable[..., Any] | None = None
-
-    def __call__(
-        self,
-        logits_BC: Array,
-        targets_BC: Array,
-        step_fraction: Array | float,
-        *,
-        weights_B: Array | None = None,
-        state: Any = None,
-        **options: Any,
-    ) -> Array:
-        options = config_lib.LOSS_OPTIONS[self.name] | options
-        if self.init_state is not None:
-            options["state"] = state
-        elif state is not None:
-            raise errors.InputError(f"loss {self.name}: has no state; allowed: state=None")
-        return self.fn(logits_BC, targets_BC, step_fraction, weights_B=weights_B, **options)
-
-
-#: name -> Loss
-LOSSES: dict[str, Loss] = {}
 
 
 def register(
@@ -74,36 +17,57 @@ def register(
     case_of: tuple[str, dict[str, Any]] | None = None,
     init_state: Callable[..., Any] | None = None,
     update: Callable[..., Any] | None = None,
+    summary: str = "",
+    source: str = "",
     **options: Any,
-) -> Callable[[LossFn], Loss]:
-    """Decorator: registers a loss function under `name`, with its options and their defaults.
+) -> Callable[[LossFn], LossSpec]:
+    """Return a decorator that registers a loss function under `name`.
 
     Args:
       name: the kind, as `loss.<label>.kind` names it.
       coupled: False only if each document's term is independent of the others, given the state.
       traced: names of float options that may be float32 scalars of a JAX program (nothing in Python
-        depends on them): students that differ in them share one compiled program.
-      case_of: (kind, options) of another loss that gives exactly the same, whose program is shared
-        where the whole batch is one microbatch.
-      init_state: makes the state (see the module); the function then takes `state=`, and must do
-        with None: an empty memory, or a statistic of this batch.
-      update: the state after a step; None: it stays as it is.
-      **options: keyword options and their defaults. None stands for an optional float.
+        depends on them). Students that differ only in them share one compiled program.
+      case_of: (kind, options) of another loss that gives exactly the same numbers. Their program is
+        shared where the whole batch is one microbatch.
+      init_state: makes the state (see `LossSpec`). The function then takes `state=`, and must
+        accept None: an empty memory, or a statistic of this batch.
+      update: the state after a step; None: it never changes.
+      summary: the definition, for the documentation; '': the first line of the docstring.
+      source: the paper or code that it is from.
+      **options: an `Option`, or just the default, of each keyword option. A default of None makes
+        an optional float.
 
     Raises:
-      InputError: if the name is taken, or there is an `update` of no state.
+      InputError: if the name is taken, if `traced` names no option, or for `update` without
+        `init_state`.
     """
+    for option in traced:
+        if option not in options:
+            raise errors.unknown(f"losses.register: {name!r}: traced", option, options)
+    if update is not None and init_state is None:
+        raise errors.InputError(
+            f"losses.register: {name!r} has update but no init_state; give both, init_state alone, "
+            "or neither"
+        )
 
-    def wrap(fn: LossFn) -> Loss:
-        if name in LOSSES:
-            raise errors.InputError(f"losses.register: the name {name!r} is taken")
-        if update is not None and init_state is None:
-            raise errors.InputError(
-                f"losses.register: {name!r} has update={update!r} and no init_state; allowed: "
-                "both, init_state alone, or neither"
+    declarations = declared(options)
+    given = defaults(declarations)
+
+    def wrap(fn: LossFn) -> LossSpec:
+        return LOSSES.add(
+            LossSpec(
+                name=name,
+                fn=fn,
+                options=declarations,
+                coupled=coupled,
+                traced=traced,
+                case_of=case_of,
+                init_state=None if init_state is None else functools.partial(init_state, **given),
+                update=None if update is None else functools.partial(update, **given),
+                summary=summary or (fn.__doc__ or "").partition("\n")[0],
+                source=source,
             )
-        config_lib.LOSS_OPTIONS.setdefault(name, dict(options))
-        LOSSES[name] = Loss(name, fn, coupled, traced, case_of, init_state, update)
-        return LOSSES[name]
+        )
 
     return wrap

@@ -1,43 +1,54 @@
-"""Losses that let the student trust itself: Burns et al. 2023, and what followed.
+"""Losses that let the student trust itself: Burns et al. 2023 and the code released with it.
 
 f is the student's distribution over the two classes, w the soft label.
 """
 
-import jax
-import jax.numpy as jnp
-
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jax, jnp
 from w2s_jax.losses.common import (
-    hardened,
     hardened_share,
     linear_warmup,
     log_probabilities,
+    own_weight,
     quantile,
     soft_cross_entropy,
     taken,
+    warmup,
     weighted_mean,
 )
 from w2s_jax.losses.registry import register
 
-Array = jax.Array
 
-
-@register("confidence", traced=("alpha_max", "warmup_fraction"))
+@register(
+    "confidence",
+    traced=("alpha_max", "warmup_fraction"),
+    summary="CE(f, (1 - a) w + a f_t), f_t = sg(1[f > t]), a = alpha_max * ramp; the threshold t "
+    "makes half of the batch positive, or the share of the mean weak label",
+    source="Burns et al. 2023, section 4.3.1, appendix A.4 (0.75 for the largest students)",
+    alpha_max=own_weight(0.5),
+    warmup_fraction=warmup(0.2),
+    threshold=Option(
+        "half",
+        "Share of a batch hardened to label 1: half, or the mean weak label ('prior')",
+        choices=("half", "prior"),
+    ),
+)
 def confidence(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    alpha_max: Array | float = 0.5,
-    warmup_fraction: Array | float = 0.2,
-    threshold: str = "half",
+    alpha_max: Array | float,
+    warmup_fraction: Array | float,
+    threshold: str,
 ) -> Array:
     """The paper's auxiliary confidence loss (Burns et al. 2023, section 4.3.1 and appendix A.4).
 
     L = (1 - a) CE(f, w) + a CE(f, f_t) with f_t = 1[f > t] without gradient, which is the
-    cross-entropy to (1 - a) w + a f_t. The threshold t is chosen in each batch so that exactly half
-    of it is positive ('half'), or the share that the mean weak label gives ('prior'); ties and odd
-    batches as in `hardened_share`. a rises linearly from 0 to `alpha_max` over the first
+    cross-entropy to (1 - a) w + a f_t. The threshold t makes exactly half of the batch positive
+    ('half'), or the share of the mean weak label ('prior'); see `hardened_share` for ties and odd
+    batches. a rises linearly from 0 to `alpha_max` over the first
     `warmup_fraction` of training. With alpha_max = 0 it is `xent`.
     """
     logits_BC = logits_BC.astype(jnp.float32)
@@ -54,22 +65,30 @@ def confidence(
     return soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
 
-@register("logconf", traced=("aux_coef", "warmup_fraction"))
+@register(
+    "logconf",
+    traced=("aux_coef", "warmup_fraction"),
+    summary="as `confidence`; a = aux_coef * step up to `warmup_fraction`, then aux_coef; t: "
+    "quantile of P(label 0) at the mean weak label",
+    source="code released with the paper",
+    aux_coef=own_weight(0.5),
+    warmup_fraction=Option(0.1, "Share of training after which the weight jumps", low=0, high=1),
+)
 def logconf(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    aux_coef: Array | float = 0.5,
-    warmup_fraction: Array | float = 0.1,
+    aux_coef: Array | float,
+    warmup_fraction: Array | float,
 ) -> Array:
-    """The confidence loss of the code released with the paper, its jump included.
+    """The confidence loss of the code released with the paper, including its jump.
 
     The coefficient is aux_coef * step_fraction up to `warmup_fraction` and aux_coef after it (with
     the defaults it jumps from 0.05 to 0.5). The threshold is the quantile (linear interpolation) of
     P(label 0) at the mean weak label; a document at or above it is hardened to 0, one below to 1.
-    Documents of weight 0 take no part in either.
+    Documents of weight 0 are left out of both.
     """
     logits_BC = logits_BC.astype(jnp.float32)
     targets_BC = targets_BC.astype(jnp.float32)
@@ -84,20 +103,28 @@ def logconf(
     return soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
 
-@register("product", coupled=False, traced=("alpha", "beta"))
+@register(
+    "product",
+    coupled=False,
+    traced=("alpha", "beta"),
+    summary="CE(f, sg(w^alpha f^beta / sum))",
+    source="code released with the paper",
+    alpha=Option(1.0, "Power of the weak labels", low=0, high=100),
+    beta=Option(1.0, "Power of the student's predictions", low=0, high=100),
+)
 def product(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    alpha: Array | float = 1.0,
-    beta: Array | float = 1.0,
+    alpha: Array | float,
+    beta: Array | float,
 ) -> Array:
-    """Cross-entropy to w^alpha f^beta, renormalised and without gradient (the released code's).
+    """Cross-entropy to w^alpha f^beta, renormalized and without gradient (released code).
 
-    With alpha = 1 and beta = 0 it is `xent`. Powers are taken in logarithms: where those of the
-    original underflow to 0 in both classes it gives NaN, and here the limit is right.
+    With alpha = 1 and beta = 0 it is `xent`. Powers are taken in logarithms: where they underflow
+    to 0 in both classes, the original gives NaN, and this the limit.
     """
     del step_fraction
     targets_BC = targets_BC.astype(jnp.float32)
@@ -111,16 +138,23 @@ def product(
     return soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
 
-@register("entropy", coupled=False, traced=("coef",))
+@register(
+    "entropy",
+    coupled=False,
+    traced=("coef",),
+    summary="CE(f, w) + coef H(f)",
+    source="Burns et al. 2023, appendix",
+    coef=Option(0.5, "Weight of the student's entropy", low=0, high=100),
+)
 def entropy(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    coef: Array | float = 0.5,
+    coef: Array | float,
 ) -> Array:
-    """CE(f, w) + coef H(f): entropy regularisation (Burns et al. 2023, appendix)."""
+    """CE(f, w) + coef H(f): entropy regularization (Burns et al. 2023, appendix)."""
     del step_fraction
     log_p_BC = log_probabilities(logits_BC)
     entropy_B = -jnp.sum(jnp.exp(log_p_BC) * log_p_BC, axis=-1)
@@ -128,14 +162,21 @@ def entropy(
     return cross_entropy + coef * weighted_mean(entropy_B, weights_B)
 
 
-@register("l2_confidence", coupled=False, traced=("coef",))
+@register(
+    "l2_confidence",
+    coupled=False,
+    traced=("coef",),
+    summary="CE(f, w) - coef (p - 1/2)^2",
+    source="Burns et al. 2023, appendix",
+    coef=Option(0.5, "Weight of the student's squared confidence", low=0, high=100),
+)
 def l2_confidence(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    coef: Array | float = 0.5,
+    coef: Array | float,
 ) -> Array:
     """CE(f, w) - coef (p - 1/2)^2 with p = P(label 1) (Burns et al. 2023, appendix)."""
     del step_fraction
@@ -144,32 +185,3 @@ def l2_confidence(
     squared_B = 0.25 * jnp.tanh(0.5 * (logits_BC[:, 1] - logits_BC[:, 0])) ** 2
     cross_entropy = soft_cross_entropy(logits_BC, targets_BC, weights_B)
     return cross_entropy - coef * weighted_mean(squared_B, weights_B)
-
-
-@register("adaptive_confidence", coupled=False, traced=("temperature", "warmup_fraction"))
-def adaptive_confidence(
-    logits_BC: Array,
-    targets_BC: Array,
-    step_fraction: Array | float,
-    *,
-    weights_B: Array | None = None,
-    temperature: Array | float = 1.0,
-    warmup_fraction: Array | float = 0.25,
-) -> Array:
-    """L_i = (1 - a_i) CE(f, w) + a_i CE(f, f1): Guo et al. 2024 ("Vision superalignment").
-
-    f1 and w1 are the classes that f and w hold for likelier (1/2 each where these tie), and
-    a_i = exp(CE(f, f1) / T) / (exp(CE(f, f1) / T) + exp(CE(f, w1) / T)), without gradient: at most
-    1/2, which it is where the student agrees with the label. a_i is multiplied by a factor that
-    rises linearly from 0 to 1 over the first `warmup_fraction` of training, as in code in use that
-    has the formula (with KL(w || f) for CE(f, w): the gradient is the same).
-    """
-    targets_BC = targets_BC.astype(jnp.float32)
-    log_p_BC = jax.lax.stop_gradient(log_probabilities(logits_BC))
-    own_BC = hardened(log_p_BC)
-    own_B = -jnp.sum(own_BC * log_p_BC, axis=-1)
-    weak_B = -jnp.sum(hardened(targets_BC) * log_p_BC, axis=-1)
-    alpha_B = jax.nn.sigmoid((own_B - weak_B) / temperature)
-    alpha_B1 = (alpha_B * linear_warmup(step_fraction, warmup_fraction))[:, None]
-    mixed_BC = (1.0 - alpha_B1) * targets_BC + alpha_B1 * own_BC
-    return soft_cross_entropy(logits_BC, mixed_BC, weights_B)

@@ -2,27 +2,26 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jnp
 from w2s_jax.losses.common import log_probabilities, taken, weighted_mean
 from w2s_jax.losses.registry import register
 
-Array = jax.Array
 State = dict[str, Any]
 
 
-def init_window(targets_NC: np.ndarray, *, radius: float | None = None) -> State:
-    """The radius of the window: `radius`, or the median weak confidence |w - 1/2|.
+def init_window(targets_NC: np.ndarray, *, radius: float | None) -> State:
+    """Return the radius of the window: `radius`, or the median weak confidence |w - 1/2|.
 
     Args:
       targets_NC: soft labels of all training documents.
       radius: the option of the loss.
 
     Returns:
-      {"radius": float32 scalar}. Of an even number of documents the median is the lower of the two
-      in the middle, as torch takes it.
+      {"radius": float32 scalar}. The median of an even number of documents is the lower of the two
+      in the middle, as in torch.
     """
     if radius is None:
         confidence_N = np.sort(np.abs(np.asarray(targets_NC, np.float32)[:, 1] - np.float32(0.5)))
@@ -31,13 +30,26 @@ def init_window(targets_NC: np.ndarray, *, radius: float | None = None) -> State
 
 
 def _radius_of_batch(targets_BC: Array, weights_B: Array | None) -> Array:
-    """The lower median of |w - 1/2| over the documents that take part."""
+    """Return the lower median of |w - 1/2| over the documents with a weight above 0."""
     taken_B = taken(weights_B, targets_BC.shape[0])
     ordered_B = jnp.sort(jnp.where(taken_B, jnp.abs(targets_BC[:, 1] - 0.5), jnp.inf))
     return ordered_B[jnp.maximum(jnp.sum(taken_B) - 1, 0) // 2]
 
 
-@register("window", coupled=False, init_state=init_window)
+@register(
+    "window",
+    coupled=False,
+    init_state=init_window,
+    summary="CE(f, w) where max f < 1/2 + radius, else 0",
+    source="EleutherAI/w2s, 'window'",
+    radius=Option(
+        None,
+        "How far the student may be from 1/2; None: the median of abs(w - 1/2) over the training "
+        "documents",
+        low=0,
+        high=1,
+    ),
+)
 def window(
     logits_BC: Array,
     targets_BC: Array,
@@ -45,12 +57,12 @@ def window(
     *,
     weights_B: Array | None = None,
     state: State | None = None,
-    radius: float | None = None,
+    radius: float | None,
 ) -> Array:
     """Cross-entropy only where the student is uncertain: max f < 1/2 + radius, else 0.
 
-    The sum is divided by the weight of all documents, not of the uncertain ones. As 'window' of
-    EleutherAI's code, whose `radius` "midweak" is None here: the median of |w - 1/2| over the
+    The sum is divided by the weight of all documents, not of the uncertain ones. This is 'window'
+    of EleutherAI's code, where `radius` None is called "midweak": the median of |w - 1/2| over the
     training documents. A radius above 1/2 makes it `xent`.
 
     Args:
@@ -58,8 +70,8 @@ def window(
       targets_BC: soft labels.
       step_fraction: not used.
       weights_B: weights of the documents.
-      state: {"radius": float32 scalar} by `init_window`; None: `radius`, or without one the median
-        of this batch.
+      state: {"radius": float32 scalar} from `init_window`; None: `radius`, or if that is None the
+        median of this batch.
       radius: how far from 1/2 the student may be.
     """
     del step_fraction

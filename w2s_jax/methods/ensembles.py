@@ -1,30 +1,152 @@
-"""Several supervisors as one: bagging and AdaBoost over weak models.
-
-Shapes in names: N documents, m members.
-"""
+"""Several supervisors as one: bagging and AdaBoost over weak models. In names: m members."""
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError
 from w2s_jax.methods.labels import log_odds, p_of, soft_labels
+from w2s_jax.methods.registry import Students, register
+from w2s_jax.planning.plan import Builder, MethodPlanner
 
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
+
+#: Distance between the seeds of members.
+_SEED_STEP = 1_000_003
 # Probabilities and error rates stay this far from 0 and 1, so that logarithms are finite.
 CLIP = 1e-6
 
 
+def _resampled(work: "LabelWork", *, member: int) -> "Labels":
+    """Ground truth of slice 1, drawn with replacement."""
+    documents = work.documents("slice1")
+    chosen = documents.select(resample(len(documents), work.phase.seed + member))
+    return {"slice1": (chosen.ids_N, soft_labels(chosen.targets_N))}
+
+
+def _mean_logits(work: "LabelWork") -> "Labels":
+    """The mean of the members' logits."""
+    made: Labels = {}
+    for split in work.phase.label_splits:
+        members = [work.labels(split, name) for name in work.members]
+        made |= work.of_all(split, mean_logits(members))
+    return made
+
+
+def _adaboost(work: "LabelWork") -> tuple[list[float], np.ndarray]:
+    """The members' weights, and the weights of slice 1 after them."""
+    documents = work.documents("slice1")
+    weights_N, alphas = np.full(len(documents), 1 / len(documents)), []
+    for name in work.members:
+        wrong_N = (work.labels("slice1", name)[:, 1] > 0.5) != (work.truth("slice1") > 0.5)
+        alpha, weights_N = adaboost_round(weights_N, wrong_N)
+        alphas.append(alpha)
+    return alphas, weights_N
+
+
+def _boosted(work: "LabelWork", *, member: int) -> "Labels":
+    """Ground truth of slice 1, drawn by the weights of AdaBoost after the members so far."""
+    documents, (_, weights_N) = work.documents("slice1"), _adaboost(work)
+    rng = np.random.default_rng((work.phase.seed, member))
+    index_N = rng.choice(len(documents), len(documents), p=weights_N / weights_N.sum())
+    chosen = documents.select(np.sort(index_N))
+    return {"slice1": (chosen.ids_N, soft_labels(chosen.targets_N))}
+
+
+def _vote(work: "LabelWork") -> "Labels":
+    """The members' vote, weighted by AdaBoost."""
+    alphas, _ = _adaboost(work)
+    made: Labels = {}
+    for split in work.phase.label_splits:
+        members = [work.labels(split, name) for name in work.members]
+        made |= work.of_all(split, vote(members, alphas))
+    return made
+
+
+@register(
+    "bagging",
+    label_makers={"resampled": _resampled, "mean_logits": _mean_logits},
+    students="`+bagging`",
+    summary="Supervisors with other seeds on resampled documents; the student learns the mean of "
+    "their logits",
+    source="Breiman 1996",
+    members=Option(5, "Number of supervisors", low=2),
+    resample=Option(True, "Resample the documents, or (False) only change the seeds"),
+)
+def bagging(planner: MethodPlanner, *, members: int, resample: bool) -> Students:
+    """Students of the mean of several supervisors."""
+    builder, parents = planner.builder, {}
+    for number in range(1, members + 1):
+        more: dict[str, Any] = {}
+        if resample:
+            sample = builder.labels(
+                "resampled", "weak", ("slice1",), {}, label=f"sample {number}", member=number
+            )
+            more = {"parents": {"labels": sample}, "subset": planner.size("slice1")}
+        parents[f"member{number}"] = builder.trained(
+            "weak",
+            "weak",
+            "slice1",
+            seed=_seed(builder, number),
+            label=f"member {number}",
+            label_splits=planner.label_splits,
+            **more,
+        )
+    labels = builder.labels("mean_logits", "weak", planner.label_splits, parents)
+    return planner.students("bagging", labels)
+
+
+@register(
+    "boosting",
+    label_makers={"boosted": _boosted, "vote": _vote},
+    students="`+boosting`",
+    summary="AdaBoost by resampling: each supervisor draws the errors of those before more often. "
+    "The student learns the weighted vote, as probabilities of the additive logistic model",
+    source="Freund and Schapire 1997",
+    members=Option(5, "Number of supervisors", low=2),
+)
+def boosting(planner: MethodPlanner, *, members: int) -> Students:
+    """Students of the vote of boosted supervisors."""
+    builder = planner.builder
+    parents: dict[str, str] = {}
+    for number in range(1, members + 1):
+        sample = builder.labels(
+            "boosted", "weak", ("slice1",), parents, label=f"sample {number}", member=number
+        )
+        member = builder.trained(
+            "weak",
+            "weak",
+            "slice1",
+            parents={"labels": sample},
+            subset=planner.size("slice1"),
+            seed=_seed(builder, number),
+            label=f"boosted {number}",
+            label_splits=("slice1", *planner.label_splits),
+        )
+        parents = parents | {f"member{number}": member}
+    labels = builder.labels("vote", "weak", planner.label_splits, parents)
+    return planner.students("boosting", labels)
+
+
+def _seed(builder: Builder, number: int) -> int:
+    """The seed of a member; the first has the run's own."""
+    return (builder.settings.seed + (number - 1) * _SEED_STEP) % 2**32
+
+
 def resample(num: int, seed: int) -> np.ndarray:
-    """A bootstrap sample: int64 [N], `num` of the indices below `num` drawn with replacement."""
+    """Return a bootstrap sample: `num` indices below `num`, drawn with replacement, int64 [N]."""
     return np.random.default_rng(seed).integers(num, size=num)
 
 
 def _members(members: Sequence[ArrayLike], weights: ArrayLike | None) -> tuple[np.ndarray, ...]:
-    """P(label 1) [m, N] and weights [m]."""
+    """Return P(label 1) [m, N] and weights [m]."""
     if not len(members):
-        raise InputError("ensemble: no members; allowed: at least one")
+        raise InputError("ensemble: at least one member is needed")
     p_mN = np.stack([p_of(member) for member in members])
     weights_m = np.ones(len(p_mN)) if weights is None else np.asarray(weights, np.float64)
     if weights_m.shape != (len(p_mN),):
@@ -33,35 +155,35 @@ def _members(members: Sequence[ArrayLike], weights: ArrayLike | None) -> tuple[n
 
 
 def mean_logits(members: Sequence[ArrayLike], weights: ArrayLike | None = None) -> np.ndarray:
-    """Soft labels whose log-odds are the (weighted) mean of the members'.
+    """Return soft labels whose log-odds are the (weighted) mean of the members'.
 
     Args:
-      members: of each supervisor its soft labels [N, 2], or its P(label 1) [N].
-      weights: of each, over the sum of their magnitudes (a weight below 0, AdaBoost's for what is
-        worse than chance, turns a member round); None: all equal.
+      members: soft labels [N, 2], or P(label 1) [N], of each supervisor.
+      weights: of the members, divided by the sum of their magnitudes; None: all equal. A negative
+        weight (AdaBoost's for a member worse than chance) reverses a member.
 
     Returns:
       float32 [N, 2].
 
     Raises:
-      InputError: no members, or weights that are all 0.
+      InputError: for no members, or weights that are all 0.
     """
     p_mN, weights_m = _members(members, weights)
     total = np.abs(weights_m).sum()
     if not total > 0:
-        raise InputError(f"weights: {weights_m.tolist()}; allowed: at least one other than 0")
+        raise InputError(f"weights: {weights_m.tolist()}; at least one must not be 0")
     return _from_log_odds((weights_m / total) @ log_odds(p_mN, CLIP))
 
 
 def adaboost_round(weights_N: ArrayLike, wrong_N: ArrayLike) -> tuple[float, np.ndarray]:
-    """A round of discrete AdaBoost (Freund & Schapire 1997) for two classes.
+    """Compute a round of discrete AdaBoost (Freund & Schapire 1997) for two classes.
 
     With e the weighted error rate (clipped to [1e-6, 1 - 1e-6]), alpha = 1/2 ln((1 - e) / e); the
     weights of wrong documents grow by e^alpha, those of the others shrink by e^-alpha.
 
     Args:
-      weights_N: weights of the documents, none negative, of any sum.
-      wrong_N: bool; where the member trained with them is wrong.
+      weights_N: non-negative weights of the documents, of any sum.
+      wrong_N: bool; whether the member trained with them is wrong.
 
     Returns:
       alpha, and the next weights, float64 [N] of sum 1.
@@ -74,20 +196,20 @@ def adaboost_round(weights_N: ArrayLike, wrong_N: ArrayLike) -> tuple[float, np.
 
 
 def vote(members: Sequence[ArrayLike], alphas: ArrayLike) -> np.ndarray:
-    """The members' weighted vote as soft labels.
+    """Return the members' weighted vote as soft labels.
 
-    With F = sum of alpha * (+1 where a member predicts 1, else -1), P(label 1) = sigmoid(2 F), what
-    AdaBoost estimates (Friedman, Hastie & Tibshirani 2000).
+    With F = sum of alpha * (+1 where a member predicts 1, else -1), P(label 1) = sigmoid(2 F), the
+    probability that AdaBoost estimates (Friedman, Hastie & Tibshirani 2000).
 
     Args:
       members: as in `mean_logits`.
-      alphas: of each, from `adaboost_round`.
+      alphas: weight of each, from `adaboost_round`.
 
     Returns:
       float32 [N, 2].
 
     Raises:
-      InputError: no members.
+      InputError: for no members.
     """
     p_mN, alphas_m = _members(members, alphas)
     return _from_log_odds(2 * (alphas_m @ np.where(p_mN > 0.5, 1.0, -1.0)))

@@ -1,22 +1,24 @@
-"""Soft labels and what is read from them."""
+"""Soft labels, probabilities and counts that several methods use."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from w2s_jax.core.errors import InputError
+
 
 def soft_labels(p_N: ArrayLike) -> np.ndarray:
-    """Soft labels float32 [N, 2] from P(label 1) [N]."""
+    """Return soft labels, float32 [N, 2], from P(label 1) [N]."""
     values_N = np.asarray(p_N, np.float32)
     return np.stack([1 - values_N, values_N], axis=1)
 
 
 def p_of(soft: ArrayLike) -> NDArray[np.float64]:
-    """P(label 1), float64 [N], from soft labels [N, 2] or from P(label 1) [N] itself.
+    """Return P(label 1), float64 [N], from soft labels [N, 2] or from P(label 1) [N] itself.
 
     Raises:
-      ValueError: another shape, or a probability that is not in [0, 1] (NaN among them).
+      ValueError: for another shape, or a probability outside [0, 1] (or NaN).
     """
     values: NDArray[Any] = np.asarray(soft, np.float64)
     if values.ndim == 2 and values.shape[1] == 2:
@@ -30,6 +32,17 @@ def p_of(soft: ArrayLike) -> NDArray[np.float64]:
 
 
 def log_odds(p_N: ArrayLike, clip: float) -> NDArray[np.float64]:
-    """log(p / (1 - p)), float64, of probabilities clipped to [clip, 1 - clip]."""
+    """Return log(p / (1 - p)), float64, of probabilities clipped to [clip, 1 - clip]."""
     values_N = np.clip(np.asarray(p_N, np.float64), clip, 1 - clip)
     return np.log(values_N) - np.log1p(-values_N)
+
+
+def kept_count(num: int, share: float) -> int:
+    """Return the number of documents in a share of `num`: rounded, at least 2 (or all of fewer).
+
+    Raises:
+      InputError: for a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share: {share}; allowed: from 0 to 1")
+    return min(num, max(2, round(num * share)))

@@ -1,183 +1,67 @@
-"""Prompts made of tokens: a token after each document, solved examples before it.
+"""Prompting: the strong model without training, by the probabilities of the label tokens."""
 
-A tokenizer may begin each text with some tokens and end it with others (`Tokenizer.prefix` and
-`Tokenizer.suffix`; BOS and EOS, say). The functions take both: text that is added belongs between
-them, and a beginning in the middle of a prompt, or an end before what should follow, would be
-nothing that a model has seen. Ids, labels and soft labels of the documents stay; added tokens have
-loss weight 0 where there are loss weights. Shapes in names: N documents, E examples, T tokens.
-"""
-
-import dataclasses
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from w2s_jax.core.errors import InputError
-from w2s_jax.data.documents import hash_order
-from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
+from w2s_jax.config.options import Option
+from w2s_jax.data.prompts import few_shot
+from w2s_jax.methods.registry import Students, register, require_label_tokens
+from w2s_jax.planning.plan import MethodPlanner, Student
 
-_NO_WEIGHTS = np.zeros(0, np.float32)
-
-
-def with_suffix(
-    documents: TokenizedDocuments,
-    token_ids_N: ArrayLike,
-    max_length: int | None = None,
-    *,
-    suffix: Sequence[int] = (),
-) -> TokenizedDocuments:
-    """Each document with one more token at the end of its text.
-
-    For contrast pairs (each document completed by each label's token), and for labels that can be
-    read off the document itself (the trivial imitation of Burns et al. 2023).
-
-    Args:
-      documents: of one text each.
-      token_ids_N: the token for each document, or one for all.
-      max_length: documents that would have more tokens lose the last ones of their text, never the
-        added one.
-      suffix: the tokens that end each document, which stay its end.
-
-    Raises:
-      InputError: pairs, a document that does not end in `suffix`, or a `max_length` that leaves
-        nothing of a document's text.
-    """
-    _check_single(documents, "with_suffix")
-    _check_ends(documents, suffix, "suffix")
-    added_N = np.broadcast_to(np.asarray(token_ids_N, np.int32), len(documents))
-    body_N = documents.lengths_N - len(suffix)
-    if max_length is not None:
-        room = max_length - len(suffix) - 1
-        if room < 1:
-            raise InputError(
-                f"max_length: {max_length}; allowed: at least {len(suffix) + 2}, for a token of "
-                f"the document, the added one, and the {len(suffix)} that end it"
-            )
-        body_N = body_N.clip(max=room)
-    end = np.asarray(suffix, np.int32)
-    tokens: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
-    for n, (body, added) in enumerate(zip(body_N.tolist(), added_N.tolist(), strict=True)):
-        tokens += [documents.document(n)[:body], np.array([added], np.int32), end]
-        weights += [_weights(documents, n)[:body], np.zeros(1 + len(end), np.float32)]
-    return _replaced(documents, tokens, weights, body_N + 1 + len(suffix))
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
 
 
-def few_shot(
-    documents: TokenizedDocuments,
-    examples: TokenizedDocuments,
-    labels_E: ArrayLike,
-    label_tokens: Sequence[int],
-    max_length: int | None,
-    seed: int,
-    *,
-    prefix: Sequence[int] = (),
-    suffix: Sequence[int] = (),
-) -> TokenizedDocuments:
-    """Prompts: solved examples, each followed by its label's token, and then the document.
-
-    A prompt is `prefix`, then text and label token of each example, then the document's text. It
-    does not end in `suffix`: what a language model predicts next is the document's label, in the
-    place where the examples have theirs.
-
-    The order of the examples is pseudo-random, and depends on the seed and the document's id only.
-    Where not all fit into `max_length`, the first are left out; a document is never cut, and stands
-    alone if nothing fits. A document is no example for itself.
-
-    Args:
-      documents: of one text each.
-      examples: likewise, from the same tokenizer.
-      labels_E: their labels, or P(label 1), of which the likelier is taken.
-      label_tokens: the tokens for label 0 and label 1.
-      max_length: tokens of a prompt at most (None: no limit), but for longer documents.
-      seed: of the order of the examples.
-      prefix, suffix: the tokens that begin and end each document and example.
-
-    Raises:
-      InputError: pairs, an example without a label, labels of another number than the examples, or
-        a text that does not begin with `prefix` or does not end in `suffix`.
-    """
-    for texts in (documents, examples):
-        _check_single(texts, "few_shot")
-        _check_ends(texts, prefix, "prefix")
-        _check_ends(texts, suffix, "suffix")
-    labels_E = hard_labels(np.asarray(labels_E, np.float32))
-    if labels_E.shape != (len(examples),) or np.isnan(labels_E).any():
-        raise InputError(
-            f"few_shot: {len(examples)} examples with {np.count_nonzero(~np.isnan(labels_E))} "
-            "labels; allowed: a label for each example"
+def _prompted(work: "LabelWork", *, shots: int) -> "Labels":
+    """Probabilities of the label tokens after some solved examples and the document."""
+    weak = "labels" in work.phase.parents
+    split = "slice2" if weak else "slice1"
+    index_E = np.random.default_rng((work.phase.seed, shots)).permutation(
+        len(work.documents(split))
+    )[:shots]
+    p_N = work.labels(split)[:, 1] if weak else work.truth(split)
+    made: Labels = {}
+    for name in work.phase.label_splits:
+        prompts = few_shot(
+            work.documents(name),
+            work.documents(split).select(index_E),
+            (p_N[index_E] > 0.5).astype(np.int64),
+            work.data.label_tokens,
+            work.max_length,
+            work.phase.seed,
+            prefix=work.data.prefix,
+            suffix=work.data.suffix,
         )
-    start, end = len(prefix), len(suffix)
-    solved = [
-        np.append(examples.document(e)[start : length - end], np.int32(label_tokens[int(label)]))
-        for e, (length, label) in enumerate(
-            zip(examples.lengths_N.tolist(), labels_E.tolist(), strict=True)
+        made |= work.of_all(name, work.next_token_labels(prompts))
+    return made
+
+
+@register(
+    "prompting",
+    label_makers={"prompted": _prompted},
+    students="`prompting_zero_shot`, `prompting_few_shot_truth`, `prompting_few_shot_weak`",
+    summary="No training: the label tokens' probabilities after solved examples, with ground truth "
+    "or with weak labels, and the document. Decoders only",
+    source="Burns et al. 2023, appendix on prompting",
+    shots=Option(5, "Solved examples; 0: zero-shot only", low=0),
+)
+def prompting(planner: MethodPlanner, *, shots: int) -> Students:
+    """Zero-shot, and few-shot with ground truth and with weak labels."""
+    builder, naive = planner.builder, planner.naive
+    require_label_tokens(planner, "prompting")
+    init = builder.init("strong")
+    variants: dict[str, tuple[int, dict[str, str]]] = {"zero_shot": (0, {})}
+    if shots:
+        variants |= {
+            "few_shot_truth": (shots, {}),
+            "few_shot_weak": (shots, {"labels": naive.weak}),
+        }
+    students: Students = {}
+    for variant, (count, parents) in variants.items():
+        phase = builder.labels(
+            "prompted", "strong", builder.evaluated, init | parents, label=variant, shots=count
         )
-    ]
-    head = np.asarray(prefix, np.int32)
-    tokens, weights, lengths = [], [], []
-    for n, id_ in enumerate(documents.ids_N.tolist()):
-        body = documents.document(n)[start : documents.lengths_N[n] - end]
-        chosen: list[np.ndarray] = []
-        total = start + len(body)
-        # From the document backwards, so that the first ones are those left out.
-        for e in hash_order(examples.ids_N, "few_shot", seed, id_)[::-1].tolist():
-            if examples.ids_N[e] == id_:
-                continue
-            if max_length is not None and total + len(solved[e]) > max_length:
-                break
-            chosen.insert(0, solved[e])
-            total += len(solved[e])
-        tokens += [head, *chosen, body]
-        own = _weights(documents, n)[start : start + len(body)]
-        weights += [np.zeros(total - len(body), np.float32), own]
-        lengths.append(total)
-    return _replaced(documents, tokens, weights, np.array(lengths, np.int64))
-
-
-def _check_single(documents: TokenizedDocuments, what: str) -> None:
-    if documents.num_texts != 1:
-        raise InputError(
-            f"{what}: documents of {documents.num_texts} texts; allowed: documents of one text"
-        )
-
-
-def _check_ends(documents: TokenizedDocuments, special: Sequence[int], name: str) -> None:
-    """Refuses documents that do not begin ('prefix') or end ('suffix') with the special tokens."""
-    count = len(special)
-    first = documents.offsets[:-1] if name == "prefix" else documents.offsets[1:] - count
-    # A document too short for them would be compared to its neighbour's tokens.
-    wrong_N = documents.lengths_N < count
-    for i, token in enumerate(special):
-        at_N = (first + i).clip(0, len(documents.tokens_T) - 1)
-        wrong_N |= documents.tokens_T[at_N] != token
-    if wrong_N.any():
-        raise InputError(
-            f"{name}: {tuple(special)} is not what {wrong_N.sum()} of {len(documents)} documents "
-            f"have (the first: document {documents.ids_N[np.argmax(wrong_N)]}); allowed: the "
-            f"{name} of the tokenizer they come from"
-        )
-
-
-def _weights(documents: TokenizedDocuments, n: int) -> np.ndarray:
-    """Loss weights of document `n`; what stands for them where there are none is never used."""
-    if documents.loss_weights_T is None:
-        return _NO_WEIGHTS
-    return documents.loss_weights_T[documents.offsets[n] : documents.offsets[n + 1]]
-
-
-def _replaced(
-    documents: TokenizedDocuments,
-    tokens: list[np.ndarray],
-    weights: list[np.ndarray],
-    lengths_N: np.ndarray,
-) -> TokenizedDocuments:
-    """The documents with other tokens."""
-    weighted = documents.loss_weights_T is not None
-    return dataclasses.replace(
-        documents,
-        tokens_T=np.concatenate(tokens),
-        offsets=np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64),
-        loss_weights_T=np.concatenate(weights) if weighted else None,
-    )
+        name = f"prompting_{variant}"
+        students[name] = Student(phase, "", name, naive.weak, naive.ceiling)
+    return students

@@ -1,24 +1,82 @@
-"""Synthetic supervisors: labels of one accuracy whose errors lie in different places.
+"""Synthetic supervisors: labels of one accuracy with errors on different documents.
 
 Burns et al. 2023 (arXiv 2312.09390) compare weak models' own errors with such labels, to see
-whether it matters for the student where a supervisor errs, and not only how often.
+whether it matters to the student where a supervisor errs, not only how often.
 """
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.methods.labels import p_of, soft_labels
+from w2s_jax.methods.registry import Students, register
+from w2s_jax.planning.plan import MethodPlanner
 
-#: structure -> where the labels are wrong
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
+
+#: Structure -> where the labels are wrong.
 STRUCTURES = {
-    "weak": "where the weak model is, then where it is the least sure of what is right",
+    "weak": "where the weak model is wrong, then where it is least certain of the right label",
     "random": "at random",
     "longest": "on the longest documents",
     "shortest": "on the shortest documents",
     "strong_unconfident": "where a strong model trained on ground truth is the least confident",
     "strong_confident": "where a strong model trained on ground truth is the most confident",
 }
+
+
+def _synthetic(work: "LabelWork", *, structure: str) -> "Labels":
+    """Ground truth with as many errors as the weak model makes, of one structure."""
+    made: Labels = {}
+    for number, split in enumerate(work.phase.label_splits):
+        truth_N, weak_NC = work.truth(split), work.labels(split)
+        strong = "strong" in work.phase.parents
+        soft_NC = synthetic_labels(
+            structure,
+            truth_N,
+            error_rate=float(np.mean((weak_NC[:, 1] > 0.5) != (truth_N > 0.5))),
+            seed=work.phase.seed + number,
+            lengths_N=work.documents(split).lengths_N,
+            strong_p_N=work.labels(split, "strong")[:, 1] if strong else None,
+            weak_soft_NC=weak_NC,
+        )
+        made |= work.of_all(split, soft_NC)
+    return made
+
+
+@register(
+    "synthetic",
+    label_makers={"synthetic": _synthetic},
+    students="`+synthetic_<structure>`",
+    summary="Supervisors made of ground truth with exactly as many errors as the weak model makes: "
+    "its own, at random, on the longest or shortest documents, or where a strong model is least or "
+    "most confident. Hard labels",
+    source="Burns et al. 2023, appendix on synthetic supervisors",
+    structures=Option(tuple(STRUCTURES), "Where the errors are", choices=tuple(STRUCTURES)),
+)
+def synthetic(planner: MethodPlanner, *, structures: tuple[str, ...]) -> Students:
+    """Students of a synthetic supervisor for each structure."""
+    builder, splits = planner.builder, planner.label_splits
+    strong = builder.trained("ceiling", "strong", "slice1", label="on slice1", label_splits=splits)
+    students: Students = {}
+    for structure in structures:
+        parents = {"labels": planner.naive.weak}
+        if structure.startswith("strong"):
+            parents["strong"] = strong
+        labels = builder.labels(
+            "synthetic",
+            "strong",
+            splits,
+            parents,
+            label=f"errors {structure}",
+            structure=structure,
+        )
+        students |= planner.students(f"synthetic_{structure}", labels)
+    return students
 
 
 def synthetic_labels(
@@ -32,14 +90,14 @@ def synthetic_labels(
     weak_soft_NC: ArrayLike | None = None,
     confidence: float = 1.0,
 ) -> np.ndarray:
-    """Labels that are wrong on exactly round(error_rate * N) documents, chosen by `structure`.
+    """Return labels that are wrong on round(error_rate * N) documents, chosen by `structure`.
 
     Args:
-      structure: one of `STRUCTURES`. 'weak' takes the weak model's errors first, those it is most
-        sure of before others: at the weak model's own error rate, exactly its errors.
+      structure: one of `STRUCTURES`. 'weak' takes the weak model's errors first, the most certain
+        before others: at the weak model's own error rate, exactly its errors.
       truth_N: ground truth, 0 or 1.
       error_rate: share of wrong labels.
-      seed: of 'random', and of the order of documents that the structure does not tell apart.
+      seed: seed of 'random', and of the order of documents that the structure ranks equal.
       lengths_N: tokens of each document; for 'longest' and 'shortest'.
       strong_p_N: P(label 1) of the strong model; for 'strong_unconfident' and 'strong_confident'.
         Its confidence is max(p, 1 - p).
@@ -50,8 +108,8 @@ def synthetic_labels(
       Soft labels, float32 [N, 2].
 
     Raises:
-      InputError: an unknown structure, one without the array it needs, ground truth other than 0
-        and 1, or an error rate or confidence out of range.
+      InputError: for an unknown structure, one without the array it needs, ground truth other than
+        0 and 1, or an error rate or confidence out of range.
     """
     values_N: np.ndarray = np.asarray(truth_N)
     if not np.all((values_N == 0) | (values_N == 1)):
@@ -77,7 +135,7 @@ def _scores(
     strong_p_N: ArrayLike | None,
     weak_soft_NC: ArrayLike | None,
 ) -> np.ndarray:
-    """float64 [N]; the labels of the highest are wrong."""
+    """Return scores, float64 [N]; the labels of the highest are wrong."""
 
     def given(array: ArrayLike | None, name: str) -> ArrayLike:
         if array is None:

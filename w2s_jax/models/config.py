@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax.config.schema import READ_OUTS
+from w2s_jax.config import READ_OUTS
 from w2s_jax.core import errors
 
 NORMS = ("layernorm", "rmsnorm")

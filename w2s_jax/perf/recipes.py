@@ -9,11 +9,11 @@ from ml_collections import config_dict
 
 from w2s_jax.config.validation import validate
 from w2s_jax.core import errors
-from w2s_jax.methods.planning import plan
 from w2s_jax.models import adapting, lora, network
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.phases import parameters
 from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import Resolved, resolve
 
 

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings
 from w2s_jax.data import packing
+from w2s_jax.data.prompts import with_suffix
 from w2s_jax.data.stream import stream_batches
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.methods.prompting import with_suffix
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase

@@ -1,14 +1,12 @@
-"""The phases of a run, a DAG, from a resolved config. Pure; imports no JAX.
+"""The phases of a run, a DAG, from a resolved config. Pure; imports no JAX."""
 
-`base` plans what every run has; `methods.planning.plan` adds what its methods do.
-"""
-
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.config import Settings
+from w2s_jax.config import METHODS, LossSettings, Settings
 from w2s_jax.planning.build import (
     ceiling_slice,
     features_phase,
@@ -177,3 +175,106 @@ def base(builder: Builder) -> Plan:
 def _supervised(settings: Settings) -> tuple[str, ...]:
     """The slices that the weak model labels."""
     return tuple(f"slice{number}" for number in range(2, settings.num_slices + 1))
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MethodPlanner:
+    """Where a method adds its phases and students.
+
+    Attributes:
+      builder: collects the phases of the run.
+      naive: the weak model, the ceiling and the naive students.
+    """
+
+    builder: Builder
+    naive: Plan
+
+    @property
+    def losses(self) -> tuple[LossSettings, ...]:
+        """The losses that a method trains its students with."""
+        return self.builder.settings.method_losses
+
+    @property
+    def label_splits(self) -> tuple[str, ...]:
+        """The splits that a supervisor labels: the student's slice, validation and test."""
+        return ("slice2", *self.builder.evaluated)
+
+    def size(self, split: str) -> int:
+        """Documents of a split."""
+        return len(self.builder.resolved.roles["strong"].splits[split])
+
+    def student(
+        self,
+        method: str,
+        labels: str,
+        loss: LossSettings,
+        *,
+        supervisor: str = "",
+        ceiling: str = "",
+        split: str = "slice2",
+        **more: Any,
+    ) -> Student:
+        """Add a student: the strong model, trained on labels that a phase has made.
+
+        Args:
+          method: name of the method, or of its variant.
+          labels: the phase with the labels.
+          loss: of the student.
+          supervisor: the phase whose test labels agreement is measured against; '': `labels`.
+          ceiling: the phase that recovers the whole gap; '': that of the run.
+          split: the slice that is labelled.
+          **more: as in `Builder.trained`.
+        """
+        phase = self.builder.trained(
+            "student",
+            "strong",
+            split,
+            loss=loss,
+            parents={"labels": labels},
+            label=f"{loss.label}+{method}",
+            **more,
+        )
+        ceiling = ceiling or self.naive.ceiling
+        return Student(phase, loss.label, method, supervisor or labels, ceiling)
+
+    def students(self, method: str, labels: str, **more: Any) -> dict[str, Student]:
+        """Add a student for each loss, and return them by their keys in result.json."""
+        return {
+            f"{loss.label}+{method}": self.student(method, labels, loss, **more)
+            for loss in self.losses
+        }
+
+
+def plan(resolved: Resolved) -> Plan:
+    """Return all phases of a run: naive students, and what its methods add.
+
+    Raises:
+      InputError: for a method that the models, the data or the other settings do not allow.
+    """
+    builder = Builder(resolved)
+    naive = base(builder)
+    students = dict(naive.students)
+    for method in resolved.settings.methods:
+        spec = METHODS[method.kind]
+        students |= spec.plan(MethodPlanner(builder, naive), **dict(method.options))
+    used = {naive.weak, naive.ceiling}
+    for student in students.values():
+        used |= {student.phase, student.supervisor, student.ceiling}
+    used = _with_ancestors(builder, used)
+    phases = tuple(phase for phase in builder.phases.values() if phase.name in used)
+    return dataclasses.replace(naive, phases=phases, students=students)
+
+
+def _with_ancestors(builder: Builder, names: Iterable[str]) -> set[str]:
+    """Return the names, and those of all phases that they build on."""
+    found: set[str] = set()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += builder.phases[name].parents.values()
+    return found

@@ -18,7 +18,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax.config import default_config, flatten, student_settings
+from w2s_jax.config import default_config, flatten
+from w2s_jax.config.options import check_type
 from w2s_jax.config.recipes import load_config
 from w2s_jax.config.validation import unknown_field
 from w2s_jax.core import errors
@@ -120,7 +121,7 @@ def with_overrides(
             section[leaf] = value
         except TypeError as error:
             default = flatten(default_config()).get(field, value)
-            student_settings.check_type(field, value, section.get_type(leaf), default is None)
+            check_type(field, value, section.get_type(leaf), default is None)
             raise errors.InputError(f"{field}: {value!r}: {error}") from error
     return config
 

@@ -70,8 +70,8 @@ class Session:
 
     def state(self, resolved: Resolved) -> State:
         """The programs of the run."""
-        from w2s_jax.methods.planning import plan
         from w2s_jax.perf.aot import compiler, programs
+        from w2s_jax.planning.plan import plan
 
         mesh = compiler.mesh_on(self.devices, resolved.settings.mesh, self.slice)
         found, left_out = programs.programs_of(

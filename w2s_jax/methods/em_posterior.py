@@ -1,7 +1,7 @@
-"""The posterior of the truth, given a weak label and what a base model holds.
+"""The posterior of the truth, given a weak label and the prediction of a base model.
 
-The model. Of each document a base model's margin m is known (its log-odds of label 1 against label
-0, on any scale), and the weak model's P(label 1) = p, which is a label w = 1[p > 1/2] of certainty
+The model. Each document has a base model's margin m (its log-odds of label 1 against label 0, on
+any scale), and the weak model's P(label 1) = p, that is a label w = 1[p > 1/2] of certainty
 s = |log(p / (1 - p))|. The truth y is hidden, and
 
   prior     P(y = 1 | m)          = sigmoid(a m + b)      Platt scaling of the margin
@@ -23,26 +23,61 @@ outweigh every margin; slopes are shrunk as by one observation, which makes the 
 constant certainties (hard labels: one rate for each class) and separable margins.
 """
 
-import numpy as np
-from scipy.special import expit
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from w2s_jax.config.options import Option
+from w2s_jax.methods.activations import logistic, with_features
 from w2s_jax.methods.labels import log_odds, p_of, soft_labels
+from w2s_jax.methods.registry import Students, register
+from w2s_jax.planning.plan import MethodPlanner
+
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
 
 _MAX_CERTAINTY = 6.0
 _RATE_CLIP = 0.01
+#: The base model's probabilities are at least this far from 0 and 1.
+_CLIP = 1e-6
 
 
-def em_posterior(margin_N: np.ndarray, soft_NC: np.ndarray, rounds: int = 2) -> np.ndarray:
-    """Soft labels float32 [N, 2]: P(y | margin, weak label) after `rounds` rounds of EM.
+def _corrected(work: "LabelWork", *, rounds: int) -> "Labels":
+    """The posterior of the true labels, under a prior from the student's activations."""
+    soft_NC = work.labels("slice2")
+    p_N = logistic(work.features("slice2"), soft_NC, seed=work.phase.seed)
+    p_N = np.clip(p_N, _CLIP, 1 - _CLIP)
+    margin_N = np.log(p_N) - np.log1p(-p_N)
+    return work.of_all("slice2", posterior(margin_N, soft_NC, rounds=rounds))
+
+
+@register(
+    "em_posterior",
+    label_makers={"em_posterior": _corrected},
+    students="`+em_posterior`",
+    summary="The student learns the posterior of the true labels: error rates that depend on the "
+    "supervisor's confidence, a prior from a cross-fitted probe of the student's activations, EM",
+    rounds=Option(2, "Rounds of EM", low=1),
+)
+def em_posterior(planner: MethodPlanner, *, rounds: int) -> Students:
+    """Students on labels that a model of the supervisor's errors has corrected."""
+    labels = with_features(planner, "em_posterior", rounds=rounds)
+    return planner.students("em_posterior", labels, supervisor=planner.naive.weak)
+
+
+def posterior(margin_N: np.ndarray, soft_NC: np.ndarray, rounds: int = 2) -> np.ndarray:
+    """Return soft labels float32 [N, 2]: P(y | margin, weak label) after `rounds` rounds of EM.
 
     Args:
       margin_N: the base model's log-odds of label 1, finite, on any scale and of either sign.
       soft_NC: weak labels.
-      rounds: of an M-step and an E-step each; 0 gives the start.
+      rounds: number of M-steps and E-steps; 0 gives the start.
 
     Raises:
-      ValueError: shapes that differ, or a margin that is not finite.
+      ValueError: for shapes that differ, or a margin that is not finite.
     """
+    from scipy.special import expit
+
     margin_N, p_N = np.asarray(margin_N, np.float64), p_of(soft_NC)
     if margin_N.shape != p_N.shape or not np.isfinite(margin_N).all():
         raise ValueError(
@@ -65,11 +100,14 @@ def em_posterior(margin_N: np.ndarray, soft_NC: np.ndarray, rounds: int = 2) -> 
 
 
 def _fitted(x_N: np.ndarray, target_N: np.ndarray, weights_N: np.ndarray) -> np.ndarray:
-    """Log-odds [N] that a logistic regression on one variable gives, fitted to soft targets.
+    """Return the log-odds [N] of a logistic regression on one variable, fitted to soft targets.
 
-    Newton's method on the weighted cross-entropy with a penalty of half the squared slope (of the
-    standardised variable); the faint one on the intercept bounds it where all targets are equal.
+    It is Newton's method on the weighted cross-entropy with a penalty of half the squared slope (of
+    the standardized variable) and a small one on the intercept, which bounds it where all targets
+    are equal.
     """
+    from scipy.special import expit
+
     std = x_N.std()
     z_N = (x_N - x_N.mean()) / (std if std > 1e-9 * max(1.0, np.abs(x_N).max()) else 1.0)
     design_N2 = np.stack([z_N, np.ones_like(z_N)], axis=1)

@@ -1,19 +1,18 @@
-"""Divergences other than cross-entropy, some of them robust to wrong labels.
+"""Divergences between student and weak labels other than cross-entropy.
 
 f is the student's distribution over the two classes, w the soft label. Where a formula has log w,
-w is at least 1e-7: hard labels would make it infinite.
+w is at least 1e-7, as hard labels would make it infinite.
 """
 
-import jax
-import jax.numpy as jnp
-
+from w2s_jax.config.options import Option
+from w2s_jax.core.lazy import Array, jax, jnp
 from w2s_jax.losses.common import log_probabilities, weighted_mean
 from w2s_jax.losses.registry import register
 
-Array = jax.Array
-
-#: The least probability that a logarithm of a label is taken of.
+#: Labels are at least this in a logarithm.
 FLOOR = 1e-7
+
+_SMOOTHING = Option(0.0, "e: w is replaced by (1 - e) w + e / 2", low=0, high=1)
 
 
 def _entropy_of_labels(targets_BC: Array) -> Array:
@@ -34,7 +33,12 @@ def _smoothed(targets_BC: Array, label_smoothing: Array | float) -> Array:
     return (1.0 - label_smoothing) * targets_BC.astype(jnp.float32) + 0.5 * label_smoothing
 
 
-@register("kl", coupled=False)
+@register(
+    "kl",
+    coupled=False,
+    summary="KL(w, f) = CE(f, w) - H(w)",
+    source="EleutherAI/w2s, 'kl'",
+)
 def kl(
     logits_BC: Array,
     targets_BC: Array,
@@ -44,7 +48,7 @@ def kl(
 ) -> Array:
     """Forward divergence KL(w || f) = CE(f, w) - H(w): the gradient is that of `xent`.
 
-    As 'kl' of EleutherAI's code. Its value is 0 where the student repeats the labels.
+    This is 'kl' of EleutherAI's code. It is 0 where the student's distribution is the label.
     """
     del step_fraction
     targets_BC = targets_BC.astype(jnp.float32)
@@ -52,14 +56,21 @@ def kl(
     return weighted_mean(cross_B - _entropy_of_labels(targets_BC), weights_B)
 
 
-@register("reverse_kl", coupled=False, traced=("label_smoothing",))
+@register(
+    "reverse_kl",
+    coupled=False,
+    traced=("label_smoothing",),
+    summary="KL(f, w)",
+    source="reverse KL under noisy labels",
+    label_smoothing=_SMOOTHING,
+)
 def reverse_kl(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    label_smoothing: Array | float = 0.0,
+    label_smoothing: Array | float,
 ) -> Array:
     """Reverse divergence KL(f || w) = sum_c f_c (log f_c - log w_c), which seeks one mode.
 
@@ -72,18 +83,25 @@ def reverse_kl(
     return weighted_mean(own_B + reverse_B, weights_B)
 
 
-@register("reverse_xent", coupled=False, traced=("label_smoothing",))
+@register(
+    "reverse_xent",
+    coupled=False,
+    traced=("label_smoothing",),
+    summary="-sum_c f_c log w_c",
+    source="Wang et al. 2019; Xu et al. 2026 for weak labels",
+    label_smoothing=_SMOOTHING,
+)
 def reverse_xent(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    label_smoothing: Array | float = 0.0,
+    label_smoothing: Array | float,
 ) -> Array:
     """Reverse cross-entropy -sum_c f_c log w_c (Wang et al. 2019; Xu et al. 2026 for weak labels).
 
-    An uncertain label (w near 1/2) has hardly any gradient. `label_smoothing` as in `reverse_kl`.
+    An uncertain label (w near 1/2) has almost no gradient. `label_smoothing` as in `reverse_kl`.
     """
     del step_fraction
     targets_BC = _smoothed(targets_BC, label_smoothing)
@@ -91,19 +109,26 @@ def reverse_xent(
     return weighted_mean(reverse_B, weights_B)
 
 
-@register("cace", coupled=False, traced=("c",))
+@register(
+    "cace",
+    coupled=False,
+    traced=("c",),
+    summary="CE(f, w) where abs(w - 1/2) >= c, else reverse cross-entropy",
+    source="Xu et al. 2026",
+    c=Option(0.1, "Certainty of a label from which cross-entropy is taken", low=0, high=0.5),
+)
 def cace(
     logits_BC: Array,
     targets_BC: Array,
     step_fraction: Array | float,
     *,
     weights_B: Array | None = None,
-    c: Array | float = 0.1,
+    c: Array | float,
 ) -> Array:
     """Confidence-adaptive cross-entropy (Xu et al. 2026).
 
-    Cross-entropy where the label is certain, |w - 1/2| >= c, and reverse cross-entropy where it is
-    not. With c = 0 it is `xent`.
+    Cross-entropy where the label is certain, |w - 1/2| >= c, reverse cross-entropy elsewhere. With
+    c = 0 it is `xent`.
     """
     del step_fraction
     targets_BC = targets_BC.astype(jnp.float32)
@@ -116,22 +141,3 @@ def cace(
         _reverse_cross_entropy(log_p_BC, targets_BC),
     )
     return weighted_mean(loss_B, weights_B)
-
-
-@register("generalized_xent", coupled=False, traced=("q",))
-def generalized_xent(
-    logits_BC: Array,
-    targets_BC: Array,
-    step_fraction: Array | float,
-    *,
-    weights_B: Array | None = None,
-    q: Array | float = 0.7,
-) -> Array:
-    """Generalized cross-entropy sum_c w_c (1 - f_c^q) / q (Zhang & Sabuncu 2018).
-
-    Between cross-entropy (q to 0) and the mean absolute error (q = 1); the paper has hard labels,
-    for which this is (1 - f_y^q) / q.
-    """
-    del step_fraction
-    terms_BC = -jnp.expm1(q * log_probabilities(logits_BC)) / q
-    return weighted_mean(jnp.sum(targets_BC.astype(jnp.float32) * terms_BC, axis=-1), weights_B)

@@ -1,0 +1,345 @@
+"""The sections of a config: fields with their defaults, allowed values and meanings."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from w2s_jax.config.options import option, redefault
+
+OPTIMIZERS = ("adam", "adamw", "adafactor")
+SCHEDULES = ("cosine", "linear", "constant")
+DTYPES = ("float32", "bfloat16")
+#: What of a model is trained: everything; low-rank adapters; the last layers; the head alone, on
+#: features that are computed once; or the head first and then everything (LP-FT).
+ADAPTS = ("full", "lora", "last_layers", "probe", "probe_then_full")
+REMATS = ("none", "block", "dots")
+#: Which slots of a document the class head reads.
+READ_OUTS = ("last", "first", "mean", "pooler")
+OVERLONG = ("truncate", "drop", "error")
+#: How the kept step of a student is chosen: the last one; the best agreement with its labels; as an
+#: oracle, the best accuracy on ground truth.
+STOPPING = ("none", "agreement", "ground_truth")
+
+#: A larger one could make an update overflow where the gradient does not.
+MAX_LEARNING_RATE = 1000.0
+#: A JAX key takes 32 bits of its seed.
+MAX_SEED = 2**32 - 1
+
+#: The switches of each protocol (Burns et al. 2023, and the code released with it); see `Protocol`.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "head_init": "unembedding",
+        "balance": True,
+        "balance_test": True,
+        "grouping": True,
+        "halves": "shared",
+        "item_expansion": "all",
+        "early_stopping": "agreement",
+    },
+    "released": {
+        "head_init": "zeros",
+        "balance": False,
+        "balance_test": False,
+        "grouping": False,
+        "halves": "separate",
+        "item_expansion": "one",
+        "early_stopping": "none",
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How one model is trained. The fields' meanings are in their declarations."""
+
+    epochs: float = option(2.0, above=0, meaning="Passes over the training documents")
+    steps: int | None = option(None, low=1, meaning="Training steps; overrides `epochs`")
+    batch_size: int = option(32, low=1, meaning="Documents per step")
+    microbatch_size: int | None = option(
+        None,
+        low=1,
+        meaning="Documents computed at a time, a divisor of `batch_size`; None: all of them. "
+        "Changes memory and speed, never results",
+    )
+    learning_rate: float | None = option(
+        None,
+        above=0,
+        high=MAX_LEARNING_RATE,
+        meaning="Peak learning rate; None: by the model and `adapt` (`w2s models NAME` shows it)",
+    )
+    schedule: str = option(
+        "cosine",
+        choices=SCHEDULES,
+        meaning="Learning rate after the warm-up: to 0 along a cosine or a line, or constant",
+    )
+    warmup: float = option(
+        0.0, low=0, high=1, meaning="Share of steps over which the learning rate rises linearly"
+    )
+    optimizer: str = option("adam", choices=OPTIMIZERS, meaning="Optimizer")
+    beta1: float = option(0.9, low=0, high=0.99999, meaning="Decay of Adam's first moment")
+    beta2: float = option(0.999, low=0, high=0.9999999, meaning="Decay of Adam's second moment")
+    weight_decay: float = option(0.0, low=0, meaning="Decoupled weight decay; needs 'adamw'")
+    clip_norm: float | None = option(
+        None, above=0, meaning="Largest global norm of the gradient; None: not clipped"
+    )
+    compute_dtype: str = option("float32", choices=DTYPES, meaning="Dtype of the computation")
+    param_dtype: str | None = option(
+        None,
+        choices=DTYPES,
+        meaning="Dtype of the backbone's parameters (adapters and heads are float32); None: by the "
+        "model and `adapt`",
+    )
+    remat: str = option(
+        "none",
+        choices=REMATS,
+        meaning="Activations that the backward pass recomputes: none, all of a block's, or all but "
+        "the results of weight matmuls ('dots'). Changes memory and speed, never results",
+    )
+    max_shapes: int = option(
+        6,
+        low=1,
+        meaning="Static shapes that batches are packed into, at most. More leave fewer slots "
+        "empty; each is compiled. Changes memory and speed, never results",
+    )
+    adapt: str = option(
+        "full",
+        choices=ADAPTS,
+        meaning="Parameters that are trained: all, low-rank adapters, the last layers, the head "
+        "alone, or the head first and then all (LP-FT). The others have no optimizer state",
+    )
+    last_layers: int = option(
+        1, low=1, meaning="Blocks that adapt='last_layers' trains, with final norm and head"
+    )
+    dropout: float = option(
+        0.0,
+        low=0,
+        below=1,
+        meaning="Share of the embeddings and of the outputs of attention and MLP set to zero in "
+        "training, as in GPT-2 (Srivastava et al. 2014); not for probes",
+    )
+    ema: float = option(
+        0.0,
+        low=0,
+        below=1,
+        meaning="Above 0: the result is the exponential moving average of the trained parameters "
+        "with this decay, in float32 and debiased; evaluations use it too",
+    )
+    label_smoothing: float = option(
+        0.0,
+        low=0,
+        below=1,
+        meaning="e: train on (1 - e) w + e / 2 instead of the soft labels w; not for pretraining",
+    )
+
+
+@dataclass(frozen=True)
+class PretrainSettings(TrainSettings):
+    """Pretraining, or continued pretraining: `TrainSettings` and the source of the text."""
+
+    source: str | None = option(
+        None,
+        meaning="None: no pretraining; 'task': the task's own pretraining documents; or a folder "
+        "of `task.data_dir`, or a file",
+    )
+    seed: int = option(
+        0, low=0, high=MAX_SEED, meaning="Seed of the initial parameters and the order of the text"
+    )
+    chunk_length: int = option(
+        256, low=8, meaning="Tokens of the chunks that long text is cut into"
+    )
+    streaming: bool = option(
+        False,
+        meaning="Never hold the whole text in memory; needs `steps`, and a .jsonl file or a folder "
+        "written by `w2s data prepare`",
+    )
+    epochs: float = redefault(TrainSettings, "epochs", 1.0)
+
+
+@dataclass(frozen=True)
+class ProbeSettings(TrainSettings):
+    """How a head is trained on frozen features: Burns et al. 2023, appendix on linear probing."""
+
+    epochs: float = redefault(TrainSettings, "epochs", 200.0)
+    batch_size: int = redefault(TrainSettings, "batch_size", 128)
+    schedule: str = redefault(TrainSettings, "schedule", "constant")
+    adapt: str = redefault(TrainSettings, "adapt", "probe")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters: W + (alpha / rank) A B."""
+
+    rank: int = option(8, low=1, meaning="Rank of the adapters")
+    alpha: float = option(16.0, above=0, meaning="Scale of the adapters, over the rank")
+    targets: tuple[str, ...] = option(
+        ("attention.*", "mlp.*"),
+        meaning="Patterns of the adapted projections: `attention.{query,key,value,out}` and "
+        "`mlp.{gate,up,down}`",
+    )
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """The task and its documents."""
+
+    name: str = option("digits_even", meaning="Task; `w2s data list` shows all")
+    source: str = option(
+        "auto",
+        meaning="Origin of the data: 'files', 'hub', 'tfds', 'embedded', or 'auto' (the first that "
+        "is available, local files before others)",
+    )
+    data_dir: str | None = option(
+        None, meaning="Folder with local data; None: the environment variable W2S_DATA_DIR"
+    )
+    train_docs: int | None = option(
+        None, low=2, meaning="Training documents, counted before halving; None: all"
+    )
+    test_docs: int | None = option(
+        None, low=2, meaning="Test documents; None: all of the official split"
+    )
+    validation_docs: int | None = option(
+        None, low=0, meaning="Validation documents; None: all of the official split"
+    )
+    tokenizer: str = option(
+        "bytes",
+        meaning="Tokenizer of embedded models (pretrained models bring their own): 'bytes', or a "
+        "folder, file or hub id of a fast Hugging Face tokenizer",
+    )
+    max_length: int | None = option(
+        None, low=3, meaning="Tokens of a document, at most; None: as the model allows"
+    )
+    overlong: str = option("truncate", choices=OVERLONG, meaning="What to do with longer documents")
+    split_seed: int = option(
+        0, low=0, high=MAX_SEED, meaning="Seed of the choice and the split of documents"
+    )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The switches in which the paper and the released code differ; None: as the name says."""
+
+    name: str = option(choices=tuple(PROTOCOLS), meaning="Sets all switches that are None")
+    head_init: str = option(
+        choices=("unembedding", "zeros"),
+        meaning="Class head before training: the label tokens' rows of the unembedding, or 0",
+    )
+    balance: bool = option(
+        meaning="Balance the classes of training documents where one has more than 55%"
+    )
+    balance_test: bool = option(meaning="Balance the classes of validation and test documents")
+    grouping: bool = option(
+        meaning="Keep documents with the same passage, question or text on one side of every split"
+    )
+    halves: str = option(
+        choices=("shared", "separate"),
+        meaning="The ceiling trains on the student's slice, or on slice 1",
+    )
+    item_expansion: str = option(
+        choices=("all", "one"),
+        meaning="Every question-answer pair is a document, or one answer drawn with the seed",
+    )
+    early_stopping: str = option(
+        choices=STOPPING,
+        meaning="Students keep the last step, the one of the best agreement with the weak labels, "
+        "or (an oracle) the one of the best accuracy on ground truth",
+    )
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model and how it is trained: the weak supervisor or the strong student."""
+
+    train: TrainSettings
+    pretrain: PretrainSettings
+    probe: ProbeSettings
+    lora: LoraSettings
+    model: str = option(meaning="Name of an embedded model, or what `models.load` takes")
+    tokenizer: str | None = option(meaning="Tokenizer; None: the model's own")
+    read_out: str | None = option(
+        choices=READ_OUTS, meaning="Slots that the class head reads; None: the model's own"
+    )
+    labels: str | None = option(
+        None,
+        meaning="File of external labels (people, a judge) that replace the weak model's; only of "
+        "`weak`",
+    )
+
+
+#: Sections of a config that `weak` and `strong` inherit.
+ROLE_SECTIONS: dict[str, type] = {
+    "train": TrainSettings,
+    "pretrain": PretrainSettings,
+    "probe": ProbeSettings,
+    "lora": LoraSettings,
+}
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each mesh axis; one of `data`, `fsdp` and `tensor` may be -1 (fill)."""
+
+    data: int = option(
+        -1,
+        low=1,
+        also=(-1,),
+        meaning="Devices that split a batch's rows, with whole parameters; -1: all that remain",
+    )
+    fsdp: int = option(
+        1,
+        low=1,
+        also=(-1,),
+        meaning="Devices that split a batch's rows and the parameters; -1: all that remain",
+    )
+    tensor: int = option(
+        1,
+        low=1,
+        also=(-1,),
+        meaning="Devices that split each layer's parameters, by heads and MLP width; -1: all that "
+        "remain",
+    )
+    population: int = option(
+        -1,
+        low=1,
+        also=(-1,),
+        meaning="Phases trained as one program, each on one device, at most; -1: all that fit, "
+        "where that is faster by measurement and parameters are not split",
+    )
+
+    @property
+    def splits_parameters(self) -> bool:
+        """Whether a model may be spread over several devices."""
+        return (self.fsdp, self.tensor) != (1, 1)
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Checkpoints within a phase, and the parameters of finished phases."""
+
+    every_minutes: float = option(3.0, low=0, high=math.inf, meaning="Minutes between checkpoints")
+    keep: int = option(2, low=1, meaning="Checkpoints kept of a phase in training")
+    keep_final: bool = option(
+        True,
+        meaning="Keep the parameters of all finished phases, not only of those that others "
+        "start from",
+    )
+    dir: str | None = option(
+        None,
+        meaning="Folder of the checkpoints of phases in training, local or gs://bucket/path, so "
+        "that another machine can resume; runs that may train the same phase must not share it. "
+        "None: the phases' folders",
+    )
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Logs of a phase in training; metrics.jsonl has a row for every step in any case."""
+
+    every: int = option(10, low=1, meaning="Steps between rows in TensorBoard and Weights & Biases")
+    tensorboard: bool = option(True, meaning="Write TensorBoard event files")
+    wandb: bool = option(False, meaning="Log to Weights & Biases")
+    hang_minutes: float = option(
+        10.0,
+        low=0,
+        high=1_000_000,
+        meaning="Minutes without progress until the stacks of all threads are printed; 0: never",
+    )

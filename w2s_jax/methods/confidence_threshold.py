@@ -1,0 +1,57 @@
+"""Confidence thresholding: students on the most confident weak labels."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from w2s_jax.config.options import Option
+from w2s_jax.methods.labels import kept_count, p_of
+from w2s_jax.methods.registry import Students, register
+from w2s_jax.planning.plan import MethodPlanner
+
+if TYPE_CHECKING:
+    from w2s_jax.phases.labelling import Labels, LabelWork
+
+
+def _confident(work: "LabelWork", *, share: float) -> "Labels":
+    """The most confident labels of each class."""
+    return work.of_some("slice2", most_confident(work.labels("slice2"), share))
+
+
+@register(
+    "confidence_threshold",
+    label_makers={"confident": _confident},
+    students="`+confidence_threshold`",
+    summary="Only the most confident weak labels of each class",
+    source="Burns et al. 2023, appendix",
+    share=Option(0.5, "Share of the labels that is kept", above=0, below=1),
+)
+def confidence_threshold(planner: MethodPlanner, *, share: float) -> Students:
+    """Students on a share of the weak labels."""
+    weak = planner.naive.weak
+    labels = planner.builder.labels(
+        "confident", "strong", ("slice2",), {"labels": weak}, share=share
+    )
+    count = kept_count(planner.size("slice2"), share)
+    return planner.students("confidence_threshold", labels, supervisor=weak, subset=count)
+
+
+def most_confident(soft_NC: np.ndarray, share: float) -> np.ndarray:
+    """Return a mask of the most confident share of each predicted class.
+
+    It keeps `kept_count(N, share)` documents, with each class in proportion to its number
+    (rounded). Confidence is max(p, 1 - p); of equal ones the earlier is kept.
+
+    Returns:
+      Keep mask, bool [N].
+    """
+    p_N = p_of(soft_NC)
+    predicted_N = p_N > 0.5
+    num, ones = len(p_N), int(predicted_N.sum())
+    kept = kept_count(num, share)
+    kept_ones = (2 * kept * ones + num) // (2 * num) if num else 0
+    order_N = np.argsort(-np.abs(p_N - 0.5), kind="stable")
+    keep_N = np.zeros(num, bool)
+    for label, count in ((True, kept_ones), (False, kept - kept_ones)):
+        keep_N[order_N[predicted_N[order_N] == label][:count]] = True
+    return keep_N
