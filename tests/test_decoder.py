@@ -126,7 +126,7 @@ def test_a_tail_apart_lies_where_its_layers_lay():
         lambda a: (a.shape, a.sharding), abstract
     )
     for k in (0, 3):
-        with pytest.raises(errors.InputError, match=f"train.last_layers: {k}; allowed for .*: 1 to 2"):
+        with pytest.raises(errors.InputError, match=f"last_layers: {k}; allowed for .*: 1 to 2"):
             network.split_tail(config, params, k)
 
 
