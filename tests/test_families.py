@@ -1,4 +1,4 @@
-"""Every family against PyTorch's golden numbers; its config and its tensors there and back."""
+"""Every family against golden outputs of PyTorch; round trips of configs and tensors."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ def test_every_golden_model_is_tested(golden):
 
 @parametrize()
 def test_outputs_match_pytorch_padded_packed_and_alone(model):
-    """Unrolled in the first case, scanned in the others."""
+    """The first case is unrolled, the others are scanned."""
     folder, _, _, config, params = model
     inputs, outputs = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
     lengths, tokens = inputs["lengths"].tolist(), inputs["input_ids"]
@@ -110,7 +110,7 @@ PYTORCH_BFLOAT16 = {
 
 
 @parametrize()
-def test_bfloat16_errs_like_pytorch(model):
+def test_bfloat16_errors_are_like_those_of_pytorch(model):
     """At most 1.5 times its error, that is 2.7% in the worst family (2.2% and 1.6% were measured).
 
     Parameters and activations are in bfloat16, whose entries are off by up to 0.4%.
@@ -134,13 +134,13 @@ def relative_error(array, truth):
 
 
 @parametrize(NAMES + ENCODERS[:-1])
-def test_configs_survive_the_way_there_and_back(model):
+def test_configs_survive_a_round_trip(model):
     _, raw, family, config, _ = model
     written = json.loads(json.dumps(family.to_hf(config)))
     assert family.to_config(written) == config
     assert families.family_of(written, "config.json") is family
     assert ModelConfig(**json.loads(json.dumps(config.to_dict()))) == config
-    # The released files' keys, where they differ from those of today.
+    # Keys of the released files that differ from those of recent ones.
     assert (written["architectures"], written["model_type"]) == (
         raw["architectures"],
         raw["model_type"],
@@ -148,7 +148,7 @@ def test_configs_survive_the_way_there_and_back(model):
 
 
 @parametrize(NAMES + ENCODERS[:-1])
-def test_tensors_survive_the_way_there_and_back(model):
+def test_tensors_survive_a_round_trip(model):
     folder, _, family, config, params = model
     tensors = peers.read_safetensors(folder / "model.safetensors")
     assert set(families.disassemble(family, config, params)) == set(tensors)
@@ -203,7 +203,7 @@ def test_gradients_agree_scanned_unrolled_and_rematerialised(model):
 
 @parametrize(["gpt2", "llama", "opt", "gpt_neox"])
 def test_a_file_of_the_bare_backbone_is_read(model):
-    """Without the prefix, with tables that old versions stored, and with a classification head."""
+    """Without the prefix, with tables stored by old versions, and with a class head."""
     folder, _, family, config, params = model
     tensors = {
         name.removeprefix(family.prefixes[0]): tensor
@@ -303,7 +303,7 @@ def test_unknown_architectures_are_refused():
     assert families.family_of(classifier, "here").name == "opt"
 
 
-def test_a_family_cannot_take_the_place_of_another():
+def test_a_family_cannot_replace_another():
     llama = families.FAMILIES["llama"]
     assert families.register_family(llama) is llama
     for changed in ({"name": "llama"}, {"name": "mine"}):
@@ -312,8 +312,8 @@ def test_a_family_cannot_take_the_place_of_another():
     assert "mine" not in families.FAMILIES
 
 
-def test_released_config_files_of_old_are_read():
-    """Keys of the first releases: a base beside scaling, rotary_pct, a period of windows."""
+def test_old_released_config_files_are_read():
+    """Keys of the first releases: rope_theta next to rope_scaling, rotary_pct, window periods."""
     size = dict(vocab_size=64, hidden_size=32, num_hidden_layers=6, num_attention_heads=4)
     size |= dict(intermediate_size=48)
 
@@ -347,7 +347,7 @@ def test_released_config_files_of_old_are_read():
 
 
 def test_later_fields_are_written_only_where_they_are_used():
-    """So that fingerprints of models without them stay as they were."""
+    """So that fingerprints of models without them stay the same."""
     plain = models.embedded_model("gpt-d8", vocab_size=8, max_positions=8)
     assert list(plain.to_dict())[-1] == "init_std"
     windowed = ModelConfig(**plain.to_dict() | {"window": 4, "local_layers": [True]})

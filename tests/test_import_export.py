@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's layout: read into any sharding, written back bit for bit."""
+"""Folders in Hugging Face's layout: imported with any sharding, exported bit for bit."""
 
 import json
 
@@ -37,7 +37,7 @@ MESHES = ((1, 1, 1), (1, 8, 1), (2, 2, 2))
 def test_import_and_export_keep_every_bit(tmp_path, model_type):
     tensors = tiny(model_type, tmp_path / "in")
     found = importing.import_huggingface(tmp_path / "in", sharding.mesh_of((1, 8, 1)))
-    # The family's own reading of tensors in memory is another path to the same parameters.
+    # `families.assemble` is another way to the same parameters.
     expected = assemble(family_of_type(model_type), found.config, tensors)
     assert_same_bits(whole(found.params), whole(expected))
     models.export_huggingface(
@@ -73,7 +73,7 @@ def test_each_device_gets_its_slice(tmp_path, model_type, shape):
 
 
 class Spy:
-    """Counts what is read of each tensor."""
+    """Count the elements read of each tensor."""
 
     def __init__(self, monkeypatch):
         self.reads = []
@@ -125,7 +125,7 @@ def test_boxes_of_fused_tensors_are_small():
 
 @pytest.mark.parametrize("stored", ("float16", "bfloat16", "float32"))
 @pytest.mark.parametrize("wanted", importing.DTYPES)
-def test_dtypes_are_cast_on_the_way(tmp_path, stored, wanted):
+def test_dtypes_are_cast_on_import(tmp_path, stored, wanted):
     kind = ml_dtypes.bfloat16 if stored == "bfloat16" else np.dtype(stored)
     tensors = tiny("gpt2", tmp_path / "in", kind)
     found = importing.import_huggingface(tmp_path / "in", sharding.mesh_of((1, 8, 1)), wanted)
@@ -297,7 +297,7 @@ def test_a_tokenizer_that_fits_is_fine(tmp_path):
     assert "unknown value 'float64'" in error(models.load, tmp_path, one(), "float64")
 
 
-def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
+def test_nothing_is_overwritten_and_no_partial_folder_remains(tmp_path, monkeypatch):
     tiny("llama", tmp_path / "in")
     config, params = models.load(tmp_path / "in", one())
     assert "already exists" in error(models.export_huggingface, config, params, tmp_path / "in")
@@ -312,7 +312,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ("gpt-d16", "rotary-d32"))
-def test_embedded_models_are_exported_in_the_form_of_a_family(tmp_path, name):
+def test_embedded_models_are_exported_as_models_of_a_family(tmp_path, name):
     config = embedded_model(name, vocab_size=29, max_positions=40)
     params = network.init_params(config, 0, one())
     models.export_huggingface(config, params, tmp_path / "out")
@@ -326,7 +326,7 @@ def test_embedded_models_are_exported_in_the_form_of_a_family(tmp_path, name):
     )
 
 
-def test_convert_there_and_back(tmp_path):
+def test_convert_round_trip(tmp_path):
     tensors = tiny("gpt2", tmp_path / "in", ml_dtypes.bfloat16)
     tensors["score.weight"] = np.ones((1, 32), ml_dtypes.bfloat16)
     save_file(tensors, tmp_path / "in" / files.SINGLE)
@@ -354,7 +354,7 @@ def test_convert_there_and_back(tmp_path):
         models.load(tmp_path / "ours", one())
 
 
-def test_convert_by_the_command_line(tmp_path, golden, capsys):
+def test_convert_on_the_command_line(tmp_path, golden, capsys):
     from w2s_jax.cli.main import main
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

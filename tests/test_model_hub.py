@@ -1,4 +1,4 @@
-"""Models by hub id: from the hub's cache, without a network, and what the hub says."""
+"""Models by hub id: from the hub's cache without a network, and answers of the hub."""
 
 import http.server
 import json
@@ -54,7 +54,7 @@ def test_hub_ids_and_revisions_come_from_the_cache(tmp_path, offline):
     assert folder.startswith("/no/such: no such folder; give a folder, or a hub id")
 
 
-def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
+def test_answers_of_the_hub_are_passed_on(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub import errors as hub_errors
@@ -65,7 +65,7 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
     def info(siblings=(), raises=None):
         def model_info(self, name, revision=None, timeout=None):
             if raises is not None:
-                # Its arguments differ between versions.
+                # The constructor's arguments depend on the version.
                 failure = raises.__new__(raises)
                 failure.args = ("no",)
                 raise failure
@@ -98,7 +98,7 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
     assert asked[-1]["allow_patterns"] == wanted
 
 
-def test_without_the_package_only_folders_can_be_had(tmp_path, monkeypatch):
+def test_without_the_package_only_folders_are_found(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = error(local_folder, "org/name")
     assert message == (
@@ -109,7 +109,7 @@ def test_without_the_package_only_folders_can_be_had(tmp_path, monkeypatch):
 
 
 def test_a_repository_is_pinned_by_its_commit(monkeypatch):
-    """By a server on this machine, for each kind of repository, with the address that was asked."""
+    """A local server answers for each kind of repository; the requested path is recorded."""
     import huggingface_hub
     from huggingface_hub import constants
 

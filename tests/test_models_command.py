@@ -50,14 +50,14 @@ def test_a_model_is_shown_with_its_costs(capsys):
     # the scores of 8 heads over 256 slots twice; 6 layers keep their input.
     layer = 4 * (6 * 512 + 2 * 2048) + 4 * (4 * 512 + 2 * 8 * 256)
     activations = 8192 * (7 * layer + 6 * 4 * 512) / 2**30
-    # A classifier's unembedding, 50,304 times 512, is not trained.
+    # The unembedding of a classifier, 50,304 times 512, is not trained.
     trained = 70_426_624 - 50_304 * 512
     total = (4 * 70_426_624 + 12 * trained) / 2**30 + activations
     wanted = ["0.26", "0.17", "0.33", f"{activations:.2f}", f"{total:.2f}"]
     assert rows(out)["full"] == wanted
 
 
-def test_devices_are_as_many_as_the_memory_needs(capsys):
+def test_the_number_of_devices_follows_from_the_memory(capsys):
     _, out, _ = run(capsys, "Qwen/Qwen2.5-72B")
     total = rows(out)["full"][-1].replace(",", "")
     wanted = float(total) / (0.9 * 141)

@@ -192,7 +192,7 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
 def _print_sizes(config: ModelConfig, console: Console) -> None:
     table = _table(None, ("", ""))
     table.show_header = False
-    heads = f"{config.num_heads} of {config.head_dim}"
+    heads = f"{config.num_heads} of size {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f", {config.num_kv_heads} for keys and values"
     count = config.num_parameters()
