@@ -1,11 +1,11 @@
-"""Starts several processes of one command on this machine, joined by `jax.distributed`.
+"""Start several processes of one command on this machine, joined by `jax.distributed`.
 
     python launch/local_multiprocess.py -n 2 --devices_per_process 4 -- w2s run --config=...
 
 Each process finds the others by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-Process 0 has this terminal; the lines of the others come with their number before them. When one
-fails, the others are ended, and its status is this program's. SIGTERM and SIGINT go to all; when
-they have ended, the status is 75. Needs nothing but Python.
+Process 0 uses this terminal; lines of the others are prefixed with their number. When a process
+fails, the others are stopped, and its exit status is returned. SIGTERM and SIGINT are forwarded to
+all; the exit status is then 75. Needs only Python.
 """
 
 import argparse
@@ -20,20 +20,20 @@ import threading
 import time
 from typing import IO
 
-#: The status of a run that a signal has interrupted; the same command resumes it.
+#: Exit status of an interrupted run, which the same command resumes.
 INTERRUPTED = 75
-#: How long processes may take to end by themselves when one has failed, and when they are told to.
+#: Seconds that processes have to end, first by themselves when one has failed, then after SIGTERM.
 GRACE_SECONDS = 5.0
-#: So many lines of the process that failed first are told at the end.
+#: Number of last lines of the process that failed first, printed at the end.
 LAST_LINES = 15
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; the exit status."""
+    """Run the command line and return the exit status."""
     options = _parser().parse_args(argv)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
-        print("local_multiprocess: no command; give it after --", file=sys.stderr)
+        print("local_multiprocess: give a command after --", file=sys.stderr)
         return 2
     if options.n < 1:
         print(f"local_multiprocess: -n: {options.n}; allowed: 1 or more", file=sys.stderr)
@@ -53,32 +53,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="local_multiprocess.py",
         description="Start several processes of one command on this machine, joined by "
-        "jax.distributed: what a pod does with one process a host, here for tests and for GPUs.",
-        epilog="Exit status: that of the process that failed first, 75 if a signal came, else 0.",
+        "jax.distributed, as a pod does with one process per host; for tests and for GPUs.",
+        epilog="Exit status: that of the process that failed first, 75 after a signal, else 0.",
         allow_abbrev=False,
     )
-    parser.add_argument("-n", type=int, required=True, metavar="N", help="how many processes")
+    parser.add_argument("-n", type=int, required=True, metavar="N", help="number of processes")
     parser.add_argument(
         "--devices_per_process",
         type=int,
         metavar="D",
-        help="simulate so many CPU devices in each (default: what there is)",
+        help="simulate this number of CPU devices in each (default: use the real devices)",
     )
-    parser.add_argument("--port", type=int, help="of the coordinator (default: a free one)")
+    parser.add_argument("--port", type=int, help="port of the coordinator (default: a free one)")
     parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     return parser
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """Return a free port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 def variables(port: int, count: int, index: int, devices: int | None) -> dict[str, str]:
-    """What a process finds in its environment besides what is there."""
+    """Return the variables that are added to the environment of a process."""
     found = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(count),
@@ -126,7 +126,7 @@ class Processes:
             reader.start()
 
     def wait(self) -> int:
-        """Waits for all, ends the others when one fails, and returns the exit status."""
+        """Wait for all processes, stop the others when one fails, and return the exit status."""
         failed: int | None = None
         failed_at = 0.0
         while any(process.poll() is None for process in self.running):
@@ -145,15 +145,15 @@ class Processes:
         stopped = self.signalled and status in (-signal.SIGTERM, -signal.SIGINT)
         if stopped or status == INTERRUPTED:
             return INTERRUPTED
-        self._tell(failed, status)
+        self._print_failure(failed, status)
         return status if status > 0 else 128 - status
 
     def _first_failure(self) -> int | None:
-        """The process with the lowest number of those that have failed by now, or None."""
+        """Return the lowest index of a process that has failed, or None."""
         return next((i for i, process in enumerate(self.running) if process.poll()), None)
 
     def _end(self) -> None:
-        """Ends those that still run: SIGTERM first, as they may want to save."""
+        """Stop the processes that still run, with SIGTERM first so that they can save."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             left = [process for process in self.running if process.poll() is None]
             for process in left:
@@ -169,15 +169,15 @@ class Processes:
                 process.send_signal(number)
 
     def _read(self, index: int, stream: IO[str]) -> None:
-        """Passes on what a process says."""
+        """Pass on the output of a process."""
         for line in stream:
             self.tails[index].append(line)
             sys.stderr.write(line if index == 0 else f"[{index}] {line}")
             sys.stderr.flush()
 
-    def _tell(self, index: int, status: int) -> None:
+    def _print_failure(self, index: int, status: int) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        print(f"local_multiprocess: process {index} ended with {how}", file=sys.stderr)
+        print(f"local_multiprocess: process {index} exited with {how}", file=sys.stderr)
         for line in self.tails[index]:
             print(f"  {line.rstrip()}", file=sys.stderr)
 

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# A command on all hosts of a Cloud TPU slice, through queued resources, until it has succeeded.
+# Run a command on all hosts of a Cloud TPU slice, through queued resources, until it succeeds.
 #
 #   launch/tpu_vm.sh --name=w2s --zone=us-west4-a --type=v5litepod-16 [options] -- COMMAND...
 #
 #   launch/tpu_vm.sh --name=w2s --zone=us-west4-a --type=v5litepod-16 --spot -- \
 #       w2s run --config=configs/quickstart.py --workdir=/mnt/share/run --distributed
 #
-# It asks for the slice, waits for it, installs the package on all hosts, and runs the command on all
-# of them at once. When a spot slice is taken away, it asks for a new one and runs the same command,
-# which resumes; likewise after exit status 75 (interrupted). Any other status ends it. The slice is
-# deleted at the end, unless --keep.
+# It requests the slice, waits for it, installs the package on all hosts, and runs the command on all
+# of them at once. When a spot slice is preempted, it requests a new one and runs the same command,
+# which resumes; likewise after exit status 75 (interrupted). Any other status ends the script. The
+# slice is deleted at the end, unless --keep is given.
 #
 #   --name=NAME       of the queued resource, and of the TPU
-#   --zone=ZONE       where
+#   --zone=ZONE       zone of the slice
 #   --type=TYPE       accelerator type, as v5litepod-16 or v6e-8
 #   --runtime=NAME    runtime version of the hosts (default: that of the type's generation)
 #   --project=ID      (default: gcloud's)
 #   --source=PIP      what pip installs (default: this repository at its commit, from its remote
 #                     'origin'); [tpu] is added to it
-#   --setup=COMMAND   runs on each host first: mount the shared file system, for example
+#   --setup=COMMAND   runs on each host first, for example to mount the shared file system
 #   --spot            a spot slice
-#   --keep            leave the slice there at the end
-#   --poll=SECONDS    between looks at the state (default: 30)
-#   --dry_run         print the exact commands, and run none
+#   --keep            do not delete the slice at the end
+#   --poll=SECONDS    interval between checks of the state (default: 30)
+#   --dry_run         print the exact commands instead of running them
 #
-# The command's --workdir must be on a file system that all hosts share (Filestore, say), mounted by
+# The command's --workdir must be on a file system that all hosts share (e.g. Filestore), mounted by
 # --setup. Exit status: the command's; 2 for bad arguments; 1 if the request fails.
 set -euo pipefail
 
@@ -54,8 +54,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ -n "$name" ] && [ -n "$zone" ] && [ -n "$type" ] || fail "--name, --zone and --type are needed; see --help"
-[ $# -gt 0 ] || fail "no command after --; see --help"
+[ -n "$name" ] && [ -n "$zone" ] && [ -n "$type" ] || fail "--name, --zone and --type are required; see --help"
+[ $# -gt 0 ] || fail "give a command after --; see --help"
 
 if [ -z "$runtime" ]; then
     case "$type" in
@@ -68,7 +68,7 @@ if [ -z "$runtime" ]; then
 fi
 if [ -z "$source" ]; then
     here="$(dirname "$0")"
-    origin="$(git -C "$here" remote get-url origin 2>/dev/null)" || fail "--source is needed: no remote 'origin' here"
+    origin="$(git -C "$here" remote get-url origin 2>/dev/null)" || fail "--source is required: this repository has no remote 'origin'"
     source="git+$origin@$(git -C "$here" rev-parse HEAD)"
 fi
 where=(--zone="$zone")
@@ -76,7 +76,7 @@ where=(--zone="$zone")
 command="$(printf '%q ' "$@")"
 command="${command% }"
 
-# Shows a command in dry runs, else runs it.
+# Run a command, or print it in dry runs.
 run() {
     if [ -n "$dry_run" ]; then
         (printf '%q ' "$@") | sed 's/ $//' && echo
@@ -96,7 +96,7 @@ create() {
     run "${request[@]}"
 }
 
-# Waits until the slice is there; fails if it never will be.
+# Wait until the slice is active; fail if it never will be.
 await() {
     [ -z "$dry_run" ] || { echo "# until ACTIVE, every ${poll} s:" && run gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' && return; }
     while true; do
@@ -114,7 +114,7 @@ if [ -z "$dry_run" ]; then
 fi
 install="python3 -m venv ~/w2s && ~/w2s/bin/pip install --quiet 'w2s_jax[tpu] @ $source'"
 while true; do
-    # One that is left from before is used again.
+    # A slice of an earlier attempt is used again.
     if [ -n "$dry_run" ] || [ "$(state)" = ABSENT ]; then create; fi
     status=1
     if await; then
@@ -123,16 +123,16 @@ while true; do
         { on_all "$install" && on_all "PATH=~/w2s/bin:\$PATH $command"; } || status=$?
     fi
     if [ -n "$dry_run" ]; then
-        echo "# exit status 0: done. 75, or the slice was taken away: delete, and all of this again"
+        echo "# exit status 0: done; 75, or the slice was preempted: delete it and start again"
         [ -n "$keep" ] || delete
         exit 0
     fi
     [ "$status" -ne 0 ] || exit 0
     case "$(state)" in
         ACTIVE) [ "$status" -eq 75 ] || exit "$status" ;;
-        FAILED) fail "the request for $name has failed: see gcloud compute tpus queued-resources describe" 1 ;;
-        *) [ -n "$spot" ] || fail "$name is gone" 1 ;;
+        FAILED) fail "the request for $name failed: see gcloud compute tpus queued-resources describe" 1 ;;
+        *) [ -n "$spot" ] || fail "$name no longer exists" 1 ;;
     esac
-    echo "tpu_vm.sh: interrupted; the same command again" >&2
+    echo "tpu_vm.sh: interrupted; running the same command again" >&2
     if [ "$(state)" != ACTIVE ]; then delete && sleep "$poll"; fi
 done

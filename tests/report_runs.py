@@ -1,4 +1,4 @@
-"""Finished runs for tests of the report: their numbers and names are fabricated."""
+"""Finished runs with made-up numbers and names, for tests of the report."""
 
 import json
 
@@ -19,7 +19,14 @@ def fabricated(seed=0, shift=0.0, **changes):
         "ceiling": entry(0.913 + shift, 0.957, 0.0334, "fabricated-strong"),
         "students": {
             "xent": entry(
-                0.742 + shift, 0.803, 0.0625, "fabricated-strong", pgr=0.153, **agreement
+                0.742 + shift,
+                0.803,
+                0.0625,
+                "fabricated-strong",
+                pgr=0.153,
+                loss="xent",
+                method="naive",
+                **agreement,
             ),
             "confidence": entry(
                 0.795 + shift,
@@ -27,6 +34,8 @@ def fabricated(seed=0, shift=0.0, **changes):
                 0.0741,
                 "fabricated-strong",
                 pgr=0.416,
+                loss="confidence",
+                method="naive",
                 agreement=0.833,
                 agreement_when_correct=0.902,
                 agreement_when_wrong=0.587,
@@ -65,7 +74,7 @@ def write_run(folder, result, config=None, curves=True):
         phase.mkdir(parents=True)
         rows = [{"step": i, "loss": 0.7 / (i + 1), "split": "train"} for i in range(30)]
         rows.append({"step": 29, "split": "validation", "accuracy": 0.7, "agreement": 0.8})
-        # A killed run may leave a torn last line.
-        torn = '\n{"step": 30, "lo'
-        (phase / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + torn)
+        # An interrupted run may leave an incomplete last line.
+        incomplete = '\n{"step": 30, "lo'
+        (phase / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + incomplete)
     return folder

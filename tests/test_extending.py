@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from w2s_jax.config import LOSSES, METHODS
+from w2s_jax.planning.kinds import PHASE_KINDS
 
 DOC = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
 #: Title of a section with code -> its code blocks, one after another.
@@ -20,7 +21,7 @@ SECTIONS = {
 @pytest.fixture
 def registering():
     """Removes what an example has registered."""
-    tables = [(table, set(table)) for table in (LOSSES, METHODS)]
+    tables = [(table, set(table)) for table in (LOSSES, METHODS, PHASE_KINDS)]
     yield
     for table, before in tables:
         for name in set(table) - before:

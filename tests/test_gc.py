@@ -209,6 +209,13 @@ def test_finals_go_when_asked_for_but_for_those_that_phases_start_from(run):
     }
 
 
+def test_finals_of_a_kind_that_is_not_registered_stay(run):
+    custom = name_of("custom", 6)
+    make_phase(run / "phases", custom)
+    make_run(run, [STUDENT, custom])
+    assert not any(custom in path for path in removed(run, finals=True))
+
+
 def test_finals_of_a_run_that_is_not_complete_stay(run):
     (run / "result.json").unlink()
     assert removed(run, finals=True) == {f"phases/{WEAK}/checkpoints/steps/5/array"}

@@ -108,10 +108,10 @@ def test_a_place_that_cannot_be_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_time_that_is_none_is_refused(tmp_path):
+def test_a_negative_time_is_refused(tmp_path):
     config = testing.tiny_config(tmp_path)
     config.log.hang_minutes = -1.0
-    with pytest.raises(errors.InputError, match="log.hang_minutes: -1.0; allowed: at least 0"):
+    with pytest.raises(errors.InputError, match="log.hang_minutes: -1.0; allowed: from 0"):
         validation.validate(config)
 
 

@@ -108,11 +108,11 @@ def test_a_slice_that_was_interrupted_and_is_still_there_is_used_again(fake):
 
 def test_bad_arguments_are_refused_in_one_line():
     assert "unknown argument '--zoone=x'" in ran("tpu_vm.sh", "--zoone=x", status=2)
-    assert "are needed" in ran("tpu_vm.sh", "--name=x", "--", "w2s", status=2)
+    assert "are required" in ran("tpu_vm.sh", "--name=x", "--", "w2s", status=2)
     assert "has no known runtime" in ran(
         "tpu_vm.sh", "--name=x", "--zone=y", "--type=v9-8", "--", "w2s", status=2
     )
-    assert "no arguments of w2s sweep" in ran("ray/submit.sh", status=2)
+    assert "give the arguments of w2s sweep" in ran("ray/submit.sh", status=2)
 
 
 def test_sbatch_scripts_start_a_process_a_node_and_queue_again_when_interrupted(fake):
@@ -238,11 +238,11 @@ def test_queues_have_a_quota_of_the_flavor_they_name():
     "arguments,said",
     [
         (["run", "--name=A", "--", "x"], "'A'; allowed: up to 40"),
-        (["run", *GKE, "--topology=4by4", "--", "x"], "'4by4'; allowed: as 4x4"),
-        (["run", *GKE, "--topology=3x3", "--", "x"], "3x3 is no multiple of 4"),
-        (["run", *GKE], "no arguments of w2s after --"),
-        (["run", "--image=x", "--", "x"], "--name is needed"),
-        (["sweep", *GKE, "--", "x"], "a worker of a sweep is one host"),
+        (["run", *GKE, "--topology=4by4", "--", "x"], "'4by4'; must have the form 4x4"),
+        (["run", *GKE, "--topology=3x3", "--", "x"], "3x3 is not a multiple of 4"),
+        (["run", *GKE], "give the arguments of w2s after --"),
+        (["run", "--image=x", "--", "x"], "--name is required"),
+        (["sweep", *GKE, "--", "x"], "a worker of a sweep has one host"),
     ],
 )
 def test_bad_manifests_are_refused(arguments, said):

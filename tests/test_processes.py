@@ -311,14 +311,14 @@ def test_one_failure_ends_all_and_is_told_last():
     done = launch(3, code)
     assert done.returncode == 3 and time.monotonic() - started < 30
     assert done.stderr.splitlines()[-2:] == [
-        "local_multiprocess: process 1 ended with status 3",
+        "local_multiprocess: process 1 exited with status 3",
         "  the cause",
     ]
 
 
 def test_a_kill_is_told_as_a_shell_tells_it():
     done = launch(2, ID + "i == 0 and os.kill(os.getpid(), 9); time.sleep(60)")
-    assert done.returncode == 137 and "process 0 ended with signal 9" in done.stderr
+    assert done.returncode == 137 and "process 0 exited with signal 9" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

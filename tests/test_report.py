@@ -1,4 +1,4 @@
-"""The report, from results whose numbers and names are fabricated."""
+"""Files and page of the report, for results with made-up numbers and names."""
 
 import csv
 import io
@@ -12,18 +12,18 @@ import pytest
 from report_runs import fabricated, null_pgr, write_run
 
 from w2s_jax.core.errors import InputError, StorageError
-from w2s_jax.metrics import classification, intervals
+from w2s_jax.metrics import classification
 from w2s_jax.report import print_result, write_report
 from w2s_jax.report.drawing import MAX_PANELS
-from w2s_jax.report.groups import group_runs
 from w2s_jax.report.runs import load_runs
+from w2s_jax.report.settings import settings_of
 from w2s_jax.store.artifacts import write_predictions
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and keeps texts, attributes and the tags seen."""
+    """Parses a page: checks that tags nest, and collects tags, attributes and texts."""
 
     def __init__(self, source):
         super().__init__(convert_charrefs=True)
@@ -73,9 +73,9 @@ def report(tmp_path_factory):
     return page, page.read_text(encoding="utf-8")
 
 
-def test_files_are_written_and_nothing_else(report):
+def test_only_the_documented_files_are_written(report):
     out = report[0].parent
-    # These results tell no sizes and left no predictions: no ladder, no calibration.
+    # No ladder and no calibration: these results have no sizes and no predictions.
     figures = [
         f"{n}.{k}" for n in ("accuracy", "agreement", "pgr", "training") for k in ("png", "svg")
     ]
@@ -95,29 +95,29 @@ def test_page_is_well_formed_and_complete(report):
     assert ("name", "viewport") in page.attributes
     assert "prefers-color-scheme: dark" in source
     for words in ("fabricated_task", "paper protocol", "seed 0", "weak-11fab1", "0.0.fabricated",
-                  "63.125", "learning_rate", "only xent right", "confidence"):  # fmt: skip
+                  "63.125", "learning_rate", "only xent correct", "confidence"):  # fmt: skip
         assert words in page.text
     figures = page.tags.count("svg")
-    # Accuracies, PGR, agreement, and three phases.
+    # Accuracies, PGR, agreement, and the training curves of three phases.
     assert figures == 3 + 3
     assert len([1 for k, v in page.attributes if k == "aria-label" and v]) >= figures
     identifiers = [v for k, v in page.attributes if k == "id"]
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_what_has_no_data_is_said_in_a_line(report):
+def test_missing_figures_are_explained(report):
     text = Page(report[1]).text
-    assert "Not drawn: no result tells the size of its models." in text
-    assert "Not drawn: no predictions were found beside these results." in text
+    assert "Not drawn: no result records the sizes of its models." in text
+    assert "Not drawn: no predictions were found for these results." in text
 
 
-def test_sections_stand_in_the_order_in_which_they_are_read(report):
-    places = [
+def test_sections_are_in_reading_order(report):
+    positions = [
         report[1].index(f'id="{name}"')
         for name in ("summary", "ladder", "pgr", "accuracy", "agreement", "calibration", "training",
                      "table", "configs")
     ]  # fmt: skip
-    assert places == sorted(places)
+    assert positions == sorted(positions)
 
 
 def test_every_number_of_the_result_is_on_the_page(report):
@@ -130,15 +130,15 @@ def test_every_number_of_the_result_is_on_the_page(report):
     assert [(r["data-role"], r["data-label"]) for r in page.rows] == [r[:2] for r in roles]
     for row, (_, _, wanted) in zip(page.rows, roles, strict=True):
         shown = {k: float(v) for k, v in row["values"].items() if v}
-        assert shown == {k: v for k, v in wanted.items() if k != "model"}
+        assert shown == {k: v for k, v in wanted.items() if not isinstance(v, str)}
 
 
-def test_page_refers_to_nothing_outside(report):
+def test_page_is_self_contained(report):
     links = []
     for name, value in Page(report[1]).attributes:
         if name in ("src", "href", "xlink:href", "data", "poster", "action") and value != "data:,":
             links += [] if value.startswith("#") else [value]
-    # The one thing that is not in the page: where the run's config lies.
+    # The only link leads to the run's config.
     assert links == ["../run/config.json"]
     assert (report[0].parent / links[0]).is_file()
     assert "@import" not in report[1]
@@ -149,13 +149,13 @@ def test_colours_of_inline_figures_follow_the_theme(report):
     figures = "".join(re.findall(r"<svg.*?</svg>", report[1], flags=re.DOTALL))
     assert "var(--ink)" in figures and "var(--s0)" in figures and "var(--weak)" in figures
     assert not re.search(r"#(1f2328|0068a3|c25400|ffffff)", figures)
-    # Text stays text: it can be searched for, and read aloud.
+    # Text is text, for search and screen readers.
     assert re.search(r"<text[^>]*>confidence</text>", figures)
     file = (report[0].parent / "accuracy.svg").read_text()
     assert "prefers-color-scheme:dark" in file and "fill: #1f2328" in file
 
 
-def test_table_csv_has_a_row_a_role_with_full_precision(report):
+def test_table_csv_has_one_row_per_role_with_full_precision(report):
     rows = list(csv.DictReader(io.StringIO((report[0].parent / "table.csv").read_text())))
     assert [(r["role"], r["loss"]) for r in rows] == [
         ("weak", ""), ("student", "xent"), ("student", "confidence"), ("ceiling", ""),
@@ -195,17 +195,17 @@ def test_undefined_pgr_shows_its_note(tmp_path):
     both = [tmp_path / "a", write_run(tmp_path / "b", fabricated(seed=1), curves=False)]
     text = Page(write_report(both, tmp_path / "out").read_text()).text
     assert "a fabricated reason 0.9130." in text
-    assert "undefined or absent in 1 of them" in text
+    assert "undefined or missing in 1 of them" in text
 
 
-def test_runs_are_grouped_over_seeds_only(tmp_path):
+def test_a_setting_is_runs_that_differ_only_in_seeds(tmp_path):
     runs = [write_run(tmp_path / f"s{s}", fabricated(s, s / 100), curves=False) for s in (0, 1, 3)]
     other = {"seed": 0, "train": {"learning_rate": 3e-4}}
     runs.append(write_run(tmp_path / "other", fabricated(0, 0.05), other, curves=False))
     loaded, _ = load_runs(runs)
-    groups = group_runs(loaded)
-    assert [len(group.runs) for group in groups] == [3, 1]
-    assert [g.variant for g in groups] == [
+    settings = settings_of(loaded)
+    assert [len(setting.runs) for setting in settings] == [3, 1]
+    assert [s.variant for s in settings] == [
         "train.learning_rate=0.0001", "train.learning_rate=0.0003",
     ]  # fmt: skip
     page = Page(write_report(runs, tmp_path / "out").read_text())
@@ -217,12 +217,12 @@ def test_runs_are_grouped_over_seeds_only(tmp_path):
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_a_run_named_twice_counts_once(tmp_path):
+def test_a_run_given_twice_counts_once(tmp_path):
     run = write_run(tmp_path / "run", fabricated())
     assert len(load_runs([run, run / ".." / "run"])[0]) == 1
 
 
-def test_a_sweep_folder_stands_for_its_finished_runs(tmp_path):
+def test_a_sweep_is_replaced_by_its_finished_runs(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / "runs" / f"seed{seed}", fabricated(seed), curves=False)
     (tmp_path / "runs" / "unfinished_one").mkdir()
@@ -231,7 +231,7 @@ def test_a_sweep_folder_stands_for_its_finished_runs(tmp_path):
     (phase / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5, "split": "train"}\n')
     page = Page(write_report([tmp_path], tmp_path / "report").read_text())
     assert "2 runs" in page.text and "no result yet: unfinished_one" in page.text
-    # The shared weak phase is drawn once.
+    # The weak phase, which both runs share, is drawn once.
     assert page.tags.count("svg") == 3 + 1
 
 
@@ -255,14 +255,14 @@ def test_an_output_that_is_a_file_is_a_storage_error(tmp_path):
         write_report([write_run(tmp_path / "run", fabricated(), curves=False)], tmp_path / "out")
 
 
-def test_sparse_results_still_make_a_page(tmp_path):
+def test_results_may_lack_fields(tmp_path):
     sparse = {"name": "fabricated_sparse", "ceiling": {"model": "m", "accuracy": 0.9},
               "weak": {"accuracy": 0.8}, "students": {"xent": {}}}  # fmt: skip
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(sparse))
     page = Page(write_report([folder], tmp_path / "out").read_text())
-    assert "no accuracy recorded" in page.text and "no training curves were found" in page.text
+    assert "no recorded accuracy" in page.text and "no training curves were found" in page.text
     assert not (tmp_path / "out" / "training.png").exists()
     print_result(sparse, console(io.StringIO()))
 
@@ -291,7 +291,7 @@ def test_terminal_table_at_80_columns_keeps_every_number():
     assert "0.742 ± 0.021" in line and "0.803" in line and "317" in line
 
 
-def test_terminal_prints_names_as_they_are():
+def test_terminal_prints_names_without_markup_or_control_codes():
     stream = io.StringIO()
     result = null_pgr(fabricated(name="[red]x[/red]\x1b[2J"), "PGR is undefined: fabricated.")
     print_result(result, console(stream, width=100))
@@ -318,29 +318,21 @@ def write_phase(folder, stage, p_N, truth_N, **result):
     (phase / "result.json").write_text(json.dumps(result))
 
 
-def test_what_older_results_lack_comes_from_their_phases(tmp_path):
+def test_predictions_and_kept_steps_are_read_from_phases(tmp_path):
     rng = np.random.default_rng(0)
     truth_N = rng.integers(0, 2, 300).astype(np.float32)
     p = {k: np.clip(truth_N * 0.6 + 0.2 + rng.normal(0, s, 300), 0.01, 0.99).astype(np.float32)
          for k, s in (("weak", 0.5), ("student", 0.35), ("ceiling", 0.2))}  # fmt: skip
     result = fabricated()
     result["stages"].append({"kind": "ceiling", "phase": "ceiling-33", "model": "m"})
-    result["students"]["xent"]["misfit"] = 0.125
+    for role, phase in (("weak", "weak-11fab1"), ("ceiling", "ceiling-33")):
+        result[role]["phase"] = phase
+    result["students"]["xent"]["phase"] = "student-22fab0"
     folder = write_run(tmp_path / "run", result)
-    write_phase(folder, "weak-11fab1", p["weak"], truth_N, parameters=1234)
-    write_phase(folder, "student-22fab0", p["student"], truth_N, parameters=98765, kept_step=20)
-    write_phase(folder, "ceiling-33", p["ceiling"], truth_N, parameters=98765)
-    page = Page(write_report([folder], tmp_path / "out").read_text())
-    student = next(r for r in page.rows if r["data-label"] == "xent")["values"]
-    expected = intervals.pgr_interval(p["weak"], p["student"], p["ceiling"], truth_N)
-    assert float(student["pgr_low"]) == expected["low"]
-    assert float(student["pgr_high"]) == expected["high"]
-    assert student["parameters"] == "98765"
-    wanted = classification.overconfidence_error(p["student"], truth_N)
-    assert float(student["overconfidence"]) == pytest.approx(wanted)
-    # What the result says is not replaced.
-    assert (student["misfit"], student["accuracy"]) == ("0.125", "0.742")
-    assert (tmp_path / "out" / "ladder.png").is_file()
+    write_phase(folder, "weak-11fab1", p["weak"], truth_N)
+    write_phase(folder, "student-22fab0", p["student"], truth_N, kept_step=20)
+    write_phase(folder, "ceiling-33", p["ceiling"], truth_N)
+    write_report([folder], tmp_path / "out")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "calibration.csv").read_text())))
     assert sum(int(r["n"]) for r in rows if r["label"] == "xent") == 300
     curve = classification.calibration_curve(p["student"], truth_N, 10)
@@ -354,11 +346,11 @@ def test_what_older_results_lack_comes_from_their_phases(tmp_path):
         write_report([folder], tmp_path / "out")
 
 
-def test_a_figure_that_lost_its_data_is_removed(tmp_path):
+def test_figures_of_an_earlier_report_are_removed(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for name in ("training.png", "training.svg", "mine.png"):
-        (out / name).write_text("of an earlier report")
+        (out / name).write_text("from an earlier report")
     write_report([write_run(tmp_path / "run", fabricated(), curves=False)], out)
     assert not list(out.glob("training.*")) and (out / "mine.png").exists()
 
@@ -372,4 +364,4 @@ def test_fifty_runs_take_less_than_twenty_seconds(tmp_path):
     started = time.process_time()
     page = write_report(runs, tmp_path / "out").read_text()
     assert time.process_time() - started < 20
-    assert f"The first {MAX_PANELS} panels; 5 more are not drawn" in Page(page).text
+    assert f"Only the first {MAX_PANELS} panels are drawn; 5 more are omitted" in Page(page).text

@@ -1,4 +1,4 @@
-"""The page in a real browser: it works alone, on a phone, in the dark, and its table answers."""
+"""The page in a browser: self-contained, on a narrow screen, in dark mode, with a working table."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: chromium i
 
 
 def sized(result, strong, size):
-    """The result with sizes, so that there is a ladder."""
+    """Adds model sizes to a result, so that there is a ladder."""
     result["weak"]["parameters"] = 1000
     for entry in (result["ceiling"], *result["students"].values()):
         entry |= {"model": strong, "parameters": size}
@@ -32,7 +32,9 @@ def path(tmp_path_factory):
         for strong, size in (("strong-a", 10_000), ("strong-b", 300_000)):
             task = f"a_task_with_quite_a_long_name_{seed}"
             result = sized(fabricated(seed, seed / 100 + size / 1e7, task=task), strong, size)
-            result["students"]["xent+bootstrap"] = result["students"]["xent"] | {"accuracy": 0.761}
+            result["students"]["xent+bootstrap"] = result["students"]["xent"] | {
+                "accuracy": 0.761, "method": "bootstrap",
+            }  # fmt: skip
             result["students"]["confidence"].pop("pgr")
             runs.append(write_run(folder / f"{strong}-{seed}", result, curves=not runs))
     return write_report(runs, folder / "out")
@@ -61,26 +63,26 @@ def opened(browser, path, width=1280, scheme="light", fragment=""):
 
 
 def visible(page):
-    """(run, label) of the table's rows that are shown, in their order."""
+    """Returns (run, label) of the table's visible rows, in order."""
     return page.evaluate(
         "Array.from(document.querySelectorAll('#runs tbody tr')).filter(r => r.offsetParent)"
         ".map(r => [r.dataset.run, r.dataset.label])"
     )
 
 
-def test_the_page_is_silent_and_alone(browser, path):
+def test_the_page_loads_nothing_else_and_logs_nothing(browser, path):
     with opened(browser, path) as page:
         assert page.messages == []
-        outside = [u for u in page.requests if not u.startswith("data:")]
-        assert outside == [path.as_uri()]
+        requests = [u for u in page.requests if not u.startswith("data:")]
+        assert requests == [path.as_uri()]
 
 
-def test_every_figure_is_there_and_has_a_size(browser, path):
+def test_every_figure_is_drawn(browser, path):
     with opened(browser, path) as page:
         names = page.evaluate(
             "Array.from(document.querySelectorAll('figure')).map(f => f.dataset.figure)"
         )
-        # Two tasks; agreement has a panel a task and label; one run has curves of three phases.
+        # Two tasks; agreement has one panel per task and label; one run has curves of three phases.
         wanted = {"ladder": 2, "pgr": 1, "accuracy": 4, "agreement": 6, "training": 3}
         assert {name: names.count(name) for name in names} == wanted
         boxes = page.evaluate(
@@ -93,7 +95,7 @@ def test_every_figure_is_there_and_has_a_size(browser, path):
             assert width > 250 and height > 100 and paths > 3 and texts > 3
 
 
-def test_filters_and_search_show_the_rows_that_fit(browser, path):
+def test_filters_and_search_show_matching_rows(browser, path):
     with opened(browser, path) as page:
         everything = visible(page)
         # Weak model, three students, ceiling.
@@ -119,26 +121,26 @@ def test_filters_and_search_show_the_rows_that_fit(browser, path):
         assert visible(page) == []
 
 
-def column(page, place):
+def column(page, index):
     return page.evaluate(
         "i => Array.from(document.querySelectorAll('#runs tbody tr'))"
         ".map(r => r.cells[i].dataset.value ?? r.cells[i].textContent.trim())",
-        place,
+        index,
     )
 
 
-def test_columns_sort_by_value_both_ways_with_the_undefined_last(browser, path):
+def test_columns_sort_by_value_with_undefined_values_last(browser, path):
     with opened(browser, path) as page:
         heads = page.locator("#runs thead th").all_inner_texts()
         accuracy, pgr, role = (heads.index(n) for n in ("accuracy", "PGR", "role"))
-        for place in (accuracy, pgr):
-            before = column(page, place)
-            page.locator("#runs thead th").nth(place).locator("button").click()
-            up = column(page, place)
+        for index in (accuracy, pgr):
+            before = column(page, index)
+            page.locator("#runs thead th").nth(index).locator("button").click()
+            up = column(page, index)
             numbers = [float(v) for v in up if v]
             assert numbers == sorted(numbers) and sorted(up) == sorted(before)
-            page.locator("#runs thead th").nth(place).locator("button").click()
-            down = column(page, place)
+            page.locator("#runs thead th").nth(index).locator("button").click()
+            down = column(page, index)
             assert [float(v) for v in down if v] == numbers[::-1]
             for values in (up, down):
                 assert "" not in values[: len(numbers)]
@@ -168,7 +170,7 @@ def luminance(page, selector, property_):
     return sum(found[:3]) / 3
 
 
-def test_dark_pages_have_light_ink_in_the_figures_too(browser, path):
+def test_figures_follow_the_color_scheme(browser, path):
     for scheme, dark in (("light", False), ("dark", True)):
         with opened(browser, path, scheme=scheme) as page:
             assert (luminance(page, "body", "backgroundColor") < 60) is dark
@@ -176,7 +178,7 @@ def test_dark_pages_have_light_ink_in_the_figures_too(browser, path):
                 assert (luminance(page, selector, property_) > 180) is dark, selector
 
 
-def test_a_row_leads_to_what_made_it(browser, path):
+def test_a_row_links_to_its_config(browser, path):
     with opened(browser, path) as page:
         page.locator("#runs tbody a").nth(5).click()
         details = page.locator("details[open]").first

@@ -1,4 +1,4 @@
-"""The plotting notebook, executed on the table of a report."""
+"""The plotting notebook, run on the table of a report."""
 
 import sys
 from pathlib import Path
@@ -23,10 +23,10 @@ def test_the_notebook_draws_the_ladder_and_the_losses(tmp_path, monkeypatch):
         runs.append(write_run(tmp_path / f"run{seed}", result, curves=False))
     page = write_report(runs, tmp_path / "out")
     monkeypatch.setenv("W2S_TABLE", str(page.parent / "table.csv"))
-    # The kernel of this environment, whatever kernels the system has.
+    # Use this environment's kernel, not the system's.
     monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix) / "share" / "jupyter"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    # It is stored without results.
+    # It is stored without outputs.
     assert all(not cell.get("outputs") for cell in notebook.cells)
     resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
     nbclient.NotebookClient(notebook, timeout=120, resources=resources).execute()

@@ -22,8 +22,8 @@ from w2s_jax.data.loading import load_task
 from w2s_jax.execution import execute
 from w2s_jax.metrics import classification
 from w2s_jax.report import write_report
-from w2s_jax.report.groups import group_runs
 from w2s_jax.report.runs import load_runs
+from w2s_jax.report.settings import settings_of
 from w2s_jax.store import artifacts, trees
 from w2s_jax.training import loop
 
@@ -184,10 +184,10 @@ def test_changed_data_are_refused(workdir, tmp_path):
 
 def test_a_foreign_folder_is_refused(tmp_path, data_dir):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(errors.InputError, match="is not empty and holds no run"):
+    with pytest.raises(errors.InputError, match="is not a run folder"):
         execute.run(testing.tiny_config(data_dir), tmp_path, console=QUIET)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(errors.InputError, match="config.json is not a run's record"):
+    with pytest.raises(errors.InputError, match="config.json is not the config of a run"):
         execute.run(testing.tiny_config(data_dir), tmp_path, console=QUIET)
 
 
@@ -229,7 +229,7 @@ def test_runs_that_differ_in_seeds_are_one_group_of_a_report(workdir, data_dir, 
     shared = {s["phase"] for s in finished[1]["stages"]} & {s["phase"] for s in other["stages"]}
     assert {name.split("-")[0] for name in shared} == {"pretrain"}
     runs, _ = load_runs([workdir, tmp_path / "seed1"])
-    assert [len(group.runs) for group in group_runs(runs)] == [2]
+    assert [len(setting.runs) for setting in settings_of(runs)] == [2]
     assert all(run.curves for run in runs), "training curves are found in the store too"
     page = write_report([workdir, tmp_path / "seed1"], tmp_path / "both").read_text()
     medians = [
@@ -576,5 +576,5 @@ def test_sigterm_saves_and_exits_with_75(tmp_path, data_dir):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
-    assert "the same command resumes" in stderr and "Traceback" not in stderr
+    assert "resume" in stderr and "Traceback" not in stderr
     assert subprocess.run(run, capture_output=True, check=False).returncode == 0

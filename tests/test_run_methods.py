@@ -349,12 +349,12 @@ def test_a_file_without_a_label_for_each_document_is_refused(data_dir, tmp_path)
         ({"method__bagging__members": 1}, "at least 2"),
         (
             {"method__name": "confidence_threshold", "method__confidence_threshold__share": 0.1},
-            r"strong\.train\.batch_size: 16 is more than the 8 documents of slice2",
+            r"strong\.train\.batch_size: 16 exceeds the 8 training documents of slice2",
         ),
         ({"method__name": "saliency", "probe__batch_size": 128}, r"strong\.probe\.batch_size"),
         (
             {"method__name": "generative", "pretrain__batch_size": 100},
-            r"strong\.pretrain\.batch_size: 100 is more than the 80 documents",
+            r"strong\.pretrain\.batch_size: 100 exceeds the 80 training documents",
         ),
         ({"method__name": "saliency", "strong__train__adapt": "lora"}, "finetuned in full"),
         (

@@ -322,7 +322,7 @@ def test_phases_of_other_seeds_keep_their_own_order(alone, data_dir, tmp_path):
     with grouped(workdir, config_of(data_dir, 1)) as (_, _, context, missing):
         pass
     ceiling = missing[0]
-    other = dataclasses.replace(ceiling, seed=1, spec={**ceiling.spec, "seed": 1})
+    other = dataclasses.replace(ceiling, seed=1)
     group = phases.Group((ceiling, other), "loop", 2)
     for phase in group.phases:
         context.folder(phase.name).path.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from w2s_jax.core import errors
 from w2s_jax.models import budget
 from w2s_jax.perf.workloads import model_flops
 from w2s_jax.planning import resolve
+from w2s_jax.planning.costs import Flops, phase_flops
 from w2s_jax.planning.plan import plan as plan_of
 from w2s_jax.sweep import costs, planning
 from w2s_jax.sweep.points import NamedPoint, load_points, with_overrides
@@ -103,7 +104,7 @@ def test_costs_are_sums_over_documents(data_dir, tmp_path):
     plan = planned(path, tmp_path, "--config.train.steps=30", "--config.eval.every=7")
     resolved = plan.runs[0].prepared.resolved
     splits = resolved.roles["weak"].splits
-    found = {phase.kind: costs.phase_flops(phase, resolved) for phase in plan.phases.values()}
+    found = {phase.kind: phase_flops(phase, resolved) for phase in plan.phases.values()}
     weak = next(phase for phase in plan.phases.values() if phase.kind == "weak")
 
     def forward(split):
@@ -123,7 +124,7 @@ def test_costs_are_sums_over_documents(data_dir, tmp_path):
     slow = sum(
         n * budget.train_flops_per_token(pretrain.model, n, logits=True) for n in lengths
     ) / len(lengths)
-    assert found["pretrain"] == costs.Flops(pytest.approx(slow * 10 * 16), 0.0)
+    assert found["pretrain"] == Flops(pytest.approx(slow * 10 * 16), 0.0)
 
 
 def test_hours_follow_from_flops_peaks_and_utilisation(data_dir, tmp_path):
@@ -137,7 +138,7 @@ def test_hours_follow_from_flops_peaks_and_utilisation(data_dir, tmp_path):
         if phase.kind == "pretrain"
     }
     total, fast = (
-        sum(costs.phase_flops(phases[name], plan.resolved[name]).total for name in phases)
+        sum(phase_flops(phases[name], plan.resolved[name]).total for name in phases)
         for phases in (plan.phases, halves)
     )
     rows = {row.device: row for row in costs.hours(plan.phases, plan.resolved, 0.25)}
@@ -156,14 +157,14 @@ def test_probes_cost_their_features_once(data_dir, tmp_path):
     plan = planned(path, tmp_path, *options)
     resolved = plan.runs[0].prepared.resolved
     by_kind = {phase.kind: phase for phase in plan.phases.values()}
-    features = costs.phase_flops(by_kind["features"], resolved)
+    features = phase_flops(by_kind["features"], resolved)
     splits = resolved.roles["strong"].splits
     wanted = sum(
         model_flops(by_kind["features"].model, by_kind["weak"].train, splits[name], labels=True)
         for name in ("slice2", "test", "validation")
     )
-    assert features == costs.Flops(0.0, pytest.approx(wanted))
-    assert costs.phase_flops(by_kind["ceiling"], resolved) == costs.Flops(0.0, 0.0)
+    assert features == Flops(0.0, pytest.approx(wanted))
+    assert phase_flops(by_kind["ceiling"], resolved) == Flops(0.0, 0.0)
 
 
 BAD = [
@@ -233,8 +234,8 @@ def test_options_of_a_loss_and_names_are_overridden_in_a_copy(data_dir):
     "points,said",
     [
         ("[]", "sweep returns no point"),
-        ("[3]", "sweep returns 3; allowed: dicts"),
-        ("over('seed', 'abc')", "over: seed: 'abc'; allowed: a list of values"),
+        ("[3]", "sweep returns 3; points must be dicts"),
+        ("over('seed', 'abc')", "over: seed: 'abc'; must be a list of values"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
@@ -262,16 +263,16 @@ def test_a_recipe_is_no_sweep_and_a_sweep_is_run_once(data_dir, tmp_path):
             ["--executor=rai"],
             "unknown value 'rai' (did you mean 'ray'?); allowed: local, ray",
         ),
-        (["--resources=num_gpus=1"], "'num_gpus=1' with --executor=local; allowed: with --exec"),
-        (["--executor=slurm", "--ray_address=x:1"], "--ray_address: 'x:1' with --executor=slurm"),
-        (["--slurm.time=60"], "--slurm: ['--slurm.time=60'] with --executor=local"),
-        (["--executor=ray", "--resources=num_gpus"], "--resources: 'num_gpus'; allowed: NAME="),
-        (["--executor=ray", "--resources=a=1,a=2"], "--resources: 'a=1,a=2'; allowed: NAME="),
+        (["--resources=num_gpus=1"], "'num_gpus=1' needs --executor=ray, not --executor=local"),
+        (["--executor=slurm", "--ray_address=x:1"], "--ray_address: 'x:1' needs --executor=ray"),
+        (["--slurm.time=60"], "--slurm: ['--slurm.time=60'] needs --executor=slurm"),
+        (["--executor=ray", "--resources=num_gpus"], "--resources: 'num_gpus'; must be NAME="),
+        (["--executor=ray", "--resources=a=1,a=2"], "--resources: 'a=1,a=2'; must be NAME="),
         (["--mfu=0"], "--mfu: 0.0; allowed: above 0 and at most 1"),
         (["--mfu=nan"], "--mfu: nan"),
         (["--dry"], "unknown argument '--dry'"),
         (["status"], "sweep: unknown action 'status'; use status DIR"),
-        (["status", "nowhere"], "nowhere: no sweep.json here"),
+        (["status", "nowhere"], "nowhere: has no sweep.json"),
         (["status", "nowhere", "--config.seed=1"], "unknown argument '--config.seed=1'"),
     ],
 )
@@ -289,9 +290,9 @@ def test_a_foreign_folder_is_refused_and_a_kill_in_the_first_write_is_not(data_d
     (tmp_path / ".sweep.json.4711.tmp").write_text("{")
     check_workdir(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
-    assert "is not empty and holds no sweep" in error(check_workdir, tmp_path)
+    assert "is not a sweep folder" in error(check_workdir, tmp_path)
     (tmp_path / "sweep.json").write_text("[]")
-    assert "is not a sweep's record" in error(check_workdir, tmp_path)
+    assert "is not the record of a sweep" in error(check_workdir, tmp_path)
 
 
 def test_the_two_spaces_of_the_recipes_are_what_they_say():

@@ -106,7 +106,7 @@ def test_a_stopped_sweep_has_saved_its_state_and_is_resumed(recipe, local, tmp_p
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=600)
-    assert process.returncode == 75 and "the same command resumes" in err
+    assert process.returncode == 75 and "run the same command to resume" in err
     assert not list(workdir.glob("phases/*/holder.json")), "workers have stopped by themselves"
     assert list(workdir.glob("phases/*/checkpoints/steps/[0-9]*")), "and saved their state"
     # Another executor goes on with it.

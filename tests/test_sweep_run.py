@@ -145,7 +145,7 @@ def test_a_finished_sweep_is_read_and_nothing_is_written(workdir, recipe, ran):
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     assert ran == [] and {p: after[p] for p in before} == before
     text = console.export_text()
-    assert "4 runs of 20 phases, 10 of them distinct, 6 shared by several runs" in text
+    assert "4 runs with 20 phases, 10 of them distinct, 6 shared by several runs" in text
     assert "10 done, 0 missing" in text and "4 of 4 runs are complete" in text
     for name, result in results(workdir).items():
         weak, ceiling = (result[role]["accuracy"] for role in ("weak", "ceiling"))
@@ -159,7 +159,7 @@ def test_a_dry_run_tells_what_is_missing_and_touches_nothing(workdir, recipe, fi
     console = recording()
     sweep(str(recipe), [], workdir, console, dry_run=True, mfu=0.25)
     text = console.export_text()
-    assert "9 done, 1 missing" in text and "at a utilisation of 25%" in text
+    assert "9 done, 1 missing" in text and "assuming 25% of peak FLOP/s" in text
     assert re.search(r"student +4 +3 +1\b", text) and "TPU v5e" in text
     assert text.count("losses=") == 4 and {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == (
         before
@@ -202,7 +202,7 @@ def test_a_failure_stops_only_what_builds_on_it_until_it_is_retried(
     captured = capsys.readouterr()
     # Both students of the seed 0 fail; those of the seed 1 have no labels to learn.
     line = captured.err.strip().splitlines()[-1]
-    assert line.startswith("w2s: 3 failed (student-") and "2 of 10 phases build on that" in line
+    assert line.startswith("w2s: 3 failed (student-") and "2 of 10 phases build on them" in line
     assert captured.out.count("not finite at step 0 of 20") == 2 * 3
     kinds = [name.partition("-")[0] for name in ran]
     assert [kinds.count(k) for k in ("weak", "ceiling", "student")] == [2, 2, 2]
@@ -284,7 +284,7 @@ def test_sigterm_stops_at_a_boundary_and_the_same_command_resumes(
 
     monkeypatch.setattr(phases, "run_phase", run_phase)
     assert main(command) == 75
-    assert "the same command resumes" in capsys.readouterr().err
+    assert "resume" in capsys.readouterr().err
     assert len(ran) == 3
     stopped = workdir / "phases" / ran[-1]
     assert list((stopped / "checkpoints" / "steps").iterdir()), "its state was saved"
@@ -340,7 +340,7 @@ def test_status_tells_who_runs_what_and_how_fast(workdir, finished, monkeypatch)
     who = f"{socket.gethostname()}, process {os.getpid()}"
     assert f"running  {who}: step 15 of 20, 2.5 steps/s, 1 s left" in text, text
     assert re.search(r"all +10 +8 +1 +1\b", text)
-    assert "phases of 2 of 4 runs are complete" in text
+    assert "2 of 4 runs have all phases complete" in text
     assert ceiling in told(workdir) and "running" not in told(workdir)
 
 
@@ -359,7 +359,7 @@ def test_status_is_watched_until_nothing_is_left_to_run(workdir, finished, monke
     text = capsys.readouterr().out
     assert len(waits) == 3
     # What has been shown last stays: all are done, and none of them has a line of its own.
-    assert re.search(r"all +10 +10\b", text) and "phases of 4 of 4 runs are complete" in text
+    assert re.search(r"all +10 +10\b", text) and "4 of 4 runs have all phases complete" in text
     assert done.parent.name not in text
 
 

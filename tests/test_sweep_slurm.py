@@ -74,7 +74,7 @@ scontrol update JobId="$job" StartTime=now+20
     phase, job = re.search(r"interrupted (\S+) (\S+)", out).groups()
     said = "".join(p.read_text() for p in (workdir / "slurm").glob(f"{job}_*_log.*"))
     assert "Requeued job" in said and said.count("Loading pickle") == 2, said
-    assert "phases of 4 of 4 runs are complete" in out
+    assert "4 of 4 runs have all phases complete" in out
     lines = completed(list((workdir / "slurm").glob("*_log.out")))
     assert len(lines) == 10, "each phase is trained once"
     assert (workdir / "report" / "report.html").exists()

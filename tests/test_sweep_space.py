@@ -87,8 +87,8 @@ def test_conflicts_and_mistakes_are_named():
     )
     assert "2, 3 points" in error(zip_, seeds, over("x", range(3)))
     for wrong in ("gpt-d8", 3, None):
-        assert f"strong.model: {wrong!r}; allowed: a list" in error(over, "strong.model", wrong)
-    assert "allowed: a list" in error(pairs, "gpt-d8")
+        assert f"strong.model: {wrong!r}; must be a list" in error(over, "strong.model", wrong)
+    assert "must be a list" in error(pairs, "gpt-d8")
 
 
 def test_names_are_readable_safe_and_unique():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A sweep as a job of a Ray cluster (see cluster.yaml beside this file, or `ray start`).
+# Submit a sweep as a job of a Ray cluster (see cluster.yaml in this folder, or `ray start`).
 #
 #   launch/ray/submit.sh [--address=http://HEAD:8265] [--dry_run] -- SWEEP ARGUMENTS...
 #
@@ -7,11 +7,11 @@
 #       --config=/shared/w2s_jax/configs/sweeps/digits.py --workdir=/shared/digits --resources=num_gpus=1
 #
 #   --address=URL   of the cluster's job server (default: RAY_API_SERVER_ADDRESS, or this machine's)
-#   --dry_run       print the exact command, and run none
+#   --dry_run       print the exact command instead of running it
 #
-# The driver, `w2s sweep --executor=ray`, runs on the cluster's head, so this machine may go away. The
-# same command resumes. The package is installed on all nodes, and the working directory, the sweep
-# file and the data are on a file system that all nodes share.
+# The driver, `w2s sweep --executor=ray`, runs on the cluster's head, so this machine may be shut down.
+# Run the same command to resume. The package must be installed on all nodes. The working directory,
+# the sweep file and the data must be on a file system that all nodes share.
 set -euo pipefail
 
 address="${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" dry_run=''
@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ $# -gt 0 ] || { echo "submit.sh: no arguments of w2s sweep after --; see --help" >&2 && exit 2; }
+[ $# -gt 0 ] || { echo "submit.sh: give the arguments of w2s sweep after --; see --help" >&2 && exit 2; }
 command=(ray job submit --address "$address" --no-wait -- w2s sweep --executor=ray "$@")
 if [ -n "$dry_run" ]; then
     printf '%q ' "${command[@]}" && echo

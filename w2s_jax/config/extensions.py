@@ -32,5 +32,10 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.methods.controls",
         "w2s_jax.methods.imitation",
     ),
-    "phase kind": (),
+    "phase kind": (
+        "w2s_jax.phases.kinds.pretrain",
+        "w2s_jax.phases.kinds.features",
+        "w2s_jax.phases.kinds.finetune",
+        "w2s_jax.phases.kinds.labels",
+    ),
 }

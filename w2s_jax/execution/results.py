@@ -1,101 +1,125 @@
-"""A run's result, from what its phases have left. Imports no JAX."""
+"""The result of a run, computed from the results of its phases. Imports no JAX."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from w2s_jax.core import errors
 from w2s_jax.metrics import classification, intervals
-from w2s_jax.planning.plan import Plan
+from w2s_jax.planning.plan import Plan, Student
 from w2s_jax.planning.resolve import Resolved
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
 
 
-def collect(plan: Plan, resolved: Resolved, phases_dir: Path) -> dict[str, Any]:
-    """The contents of a run's result.json, from what its phases have left.
+def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
+    """Return the contents of a run's result.json.
+
+    Args:
+      plan: the phases of the run, all complete.
+      resolved: its input.
+      store: the folder of the phases.
 
     Raises:
-      StorageError: if that is damaged.
+      StorageError: the result of a phase is damaged.
     """
     settings = resolved.settings
-    found = {p.name: artifacts.read_result(PhaseFolder(phases_dir / p.name)) for p in plan.phases}
-
-    outside = settings.weak.labels is not None
-
-    def role(name: str) -> dict[str, Any]:
-        entry = {"model": found[name]["model"], "parameters": found[name]["parameters"]}
-        if outside and name == plan.weak:
-            entry = {"model": plan.phase(name).label}
-        return entry | {"phase": name, **found[name]["metrics"]["test"]}
-
-    weak, ceiling = role(plan.weak), role(plan.ceiling)
-    kinds = {loss.label: loss.kind for loss in settings.losses}
-    students = {}
-    for key, made in plan.students.items():
-        top = role(made.ceiling)
-        student = role(made.phase) | {"loss": kinds.get(made.loss), "method": made.method}
-        if made.ceiling != plan.ceiling:
-            student["ceiling"] = top
-        if made.supervisor != plan.weak:
-            student["supervisor"] = role(made.supervisor)
-        pgr, note = classification.performance_gap_recovered(
-            weak["accuracy"], student["accuracy"], top["accuracy"]
-        )
-        student |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
-        tests = [
-            _test_predictions(phases_dir, name)
-            for name in (made.phase, made.supervisor, plan.weak, made.ceiling)
-        ]
-        own, supervisor, weak_test, top_test = tests
-        for name, other in zip((made.supervisor, plan.weak, made.ceiling), tests[1:], strict=True):
-            if list(own["id"]) != list(other["id"]):
-                raise errors.StorageError(
-                    f"{phases_dir / made.phase}: its test documents are not those of {name}"
-                )
-        interval = intervals.pgr_interval(
-            weak_test["p"], own["p"], top_test["p"], own["ground_truth"]
-        )
-        student |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
-        students[key] = student | classification.agreement_metrics(
-            own["p"], supervisor["p"], own["ground_truth"]
-        )
-    stages = []
-    for phase in plan.phases:
-        model = found[phase.name]["model"]
-        stage = {"kind": phase.kind, "phase": phase.name, "model": model}
-        if phase.kind == "student" or phase.label not in ("", model):
-            stage["label"] = phase.label
-        if "test" in found[phase.name].get("metrics", {}):
-            stage["accuracy"] = found[phase.name]["metrics"]["test"]["accuracy"]
-        stages.append(stage)
+    found = {p.name: artifacts.read_result(PhaseFolder(store / p.name)) for p in plan.phases}
+    phases = _Phases(plan, resolved, store, found)
     return {
         "name": settings.name,
         "task": settings.task.name,
         "seed": settings.seed,
         "protocol": settings.protocol.name,
-        "weak": weak,
-        "ceiling": ceiling,
-        "students": students,
-        "stages": stages,
+        "weak": phases.role(plan.weak),
+        "ceiling": phases.role(plan.ceiling),
+        "students": {key: phases.student(student) for key, student in plan.students.items()},
+        "stages": phases.stages(),
         "timing": {
-            "seconds": sum(f["seconds"] for f in found.values()),
-            # Phases of earlier versions do not tell.
-            "compile_seconds": sum(f.get("compile_seconds", 0.0) for f in found.values()),
+            "seconds": sum(result["seconds"] for result in found.values()),
+            # Phases of earlier versions have not recorded it.
+            "compile_seconds": sum(result.get("compile_seconds", 0.0) for result in found.values()),
         },
         "versions": _versions(found.values()),
     }
 
 
+@dataclass(frozen=True)
+class _Phases:
+    """The complete phases of a run and their results, by name."""
+
+    plan: Plan
+    resolved: Resolved
+    store: Path
+    found: dict[str, dict[str, Any]]
+
+    def role(self, name: str) -> dict[str, Any]:
+        """Return a phase's model and its test metrics."""
+        result = self.found[name]
+        if name == self.plan.weak and self.resolved.settings.weak.labels is not None:
+            entry = {"model": self.plan.phase(name).label}
+        else:
+            entry = {"model": result["model"], "parameters": result["parameters"]}
+        return entry | {"phase": name, **result["metrics"]["test"]}
+
+    def student(self, student: Student) -> dict[str, Any]:
+        """Return a student's test metrics, with the gap that it recovers and its agreement."""
+        plan = self.plan
+        kinds = {loss.label: loss.kind for loss in self.resolved.settings.losses}
+        weak, ceiling = self.role(plan.weak), self.role(student.ceiling)
+        entry = self.role(student.phase)
+        entry |= {"loss": kinds.get(student.loss), "method": student.method}
+        if student.ceiling != plan.ceiling:
+            entry["ceiling"] = ceiling
+        if student.supervisor != plan.weak:
+            entry["supervisor"] = self.role(student.supervisor)
+        pgr, note = classification.performance_gap_recovered(
+            weak["accuracy"], entry["accuracy"], ceiling["accuracy"]
+        )
+        entry |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
+        own = self._test_predictions(student.phase)
+        others = {
+            name: self._test_predictions(name)
+            for name in (student.supervisor, plan.weak, student.ceiling)
+        }
+        for name, other in others.items():
+            if list(own["id"]) != list(other["id"]):
+                raise errors.StorageError(
+                    f"{self.store / student.phase}: its test documents are not those of {name}"
+                )
+        interval = intervals.pgr_interval(
+            others[plan.weak]["p"], own["p"], others[student.ceiling]["p"], own["ground_truth"]
+        )
+        entry |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
+        return entry | classification.agreement_metrics(
+            own["p"], others[student.supervisor]["p"], own["ground_truth"]
+        )
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Return a record of each phase, each after its parents."""
+        stages = []
+        for phase in self.plan.phases:
+            result = self.found[phase.name]
+            model = result["model"]
+            stage = {"kind": phase.kind, "phase": phase.name, "model": model}
+            # Where nothing is classified, the label is often the model, which is listed already.
+            if phase.label and (phase.loss is not None or phase.label != model):
+                stage["label"] = phase.label
+            if "test" in result.get("metrics", {}):
+                stage["accuracy"] = result["metrics"]["test"]["accuracy"]
+            stages.append(stage)
+        return stages
+
+    def _test_predictions(self, name: str) -> dict[str, Any]:
+        return artifacts.read_predictions(PhaseFolder(self.store / name).predictions, "test")
+
+
 def _versions(results: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """The versions that computed the phases; several of a package are joined."""
+    """Return the package versions that computed the phases; several of a package are joined."""
     seen: dict[str, list[str]] = {}
     for result in results:
         for name, version in result["execution"]["versions"].items():
             if version not in seen.setdefault(name, []):
                 seen[name].append(version)
     return {name: ", ".join(versions) for name, versions in seen.items()}
-
-
-def _test_predictions(phases_dir: Path, name: str) -> dict[str, Any]:
-    return artifacts.read_predictions(PhaseFolder(phases_dir / name).predictions, "test")

@@ -1,17 +1,17 @@
-"""`w2s gc`: what no result needs is listed, and then removed. Imports no JAX.
+"""`w2s gc`: list what no result needs, then remove it. Imports no JAX.
 
-In a run's folder, or in a folder of runs (DIR/runs/*) that share DIR/phases, that is:
+In a run's folder, or in a folder of runs (DIR/runs/*) that share DIR/phases, these are:
 
 - phases that no run there refers to, by its config.json (`phases`) or its result.json (`stages`),
-  and from which nothing that they refer to was made;
-- mid-phase checkpoints of complete phases, in `checkpoint.dir` too;
-- temporary files and folders of writes that were killed;
-- if asked for, the final parameters of complete runs, as `checkpoint.keep_final=False` would have
-  left none: parameters from which phases start stay.
+  and that no such phase builds on;
+- mid-phase checkpoints of complete phases, also in `checkpoint.dir`;
+- temporary files and folders of interrupted writes;
+- on request, the final parameters of complete runs, which `checkpoint.keep_final=False` would not
+  have kept. Parameters that other phases start from stay.
 
-A phase that a process has claimed is never touched, nor anything outside of DIR but what its phases
-have in the run's `checkpoint.dir`. What is removed is
-looked for anew after the question, so that a run that has begun meanwhile keeps what it has.
+Phases that a process has claimed are never touched, nor is anything outside of DIR, except what its
+phases have in the run's `checkpoint.dir`. After the confirmation the search is repeated, so that a
+run that has started in the meantime keeps its files.
 """
 
 import re
@@ -26,20 +26,20 @@ from rich.table import Table
 
 from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json
-from w2s_jax.planning.phase import STARTS
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
 
 _PHASE = re.compile(r"[a-z]+-[0-9a-f]{16}")
 #: What writes leave that are killed: `files.write_json`, predictions, Orbax's folders.
 _TEMPORARY = (".*.tmp", "*.parquet.tmp", "*.orbax-checkpoint-tmp*")
-#: Nobody claims a run's own folder: what a process may just be writing there is left alone.
+#: A run's own folder is not claimed, so its temporary files count as abandoned after this time.
 _SETTLED_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something to be removed: a file or a folder, why, and the phase that it is of, if any."""
+    """A file or folder to remove, the reason, and the phase that it belongs to, if any."""
 
     path: Path
     why: str
@@ -47,7 +47,7 @@ class Garbage:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files in it."""
+        """Size of all files in it."""
         if files.is_remote(self.path):
             import fsspec
 
@@ -58,10 +58,15 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder, and the phases that it refers to; None: its config.json does not say.
+class RunFolder:
+    """A run on disk.
 
-    `saves`: its `checkpoint.dir`.
+    Attributes:
+      folder: its folder.
+      phases: the phases that it refers to; None if its config.json does not name them.
+      complete: whether it has a result.
+      store: the folder of its phases.
+      saves: its `checkpoint.dir`.
     """
 
     folder: Path
@@ -74,19 +79,19 @@ class Run:
 def collect(
     folder: Path, console: Console, confirm: Callable[[], bool], *, finals: bool = False
 ) -> int:
-    """Prints what no result needs in `folder`, and removes it if `confirm` says so.
+    """Print what no result needs in `folder`, and remove it if `confirm` returns True.
 
     Args:
-      folder: a run's folder, or one of runs.
+      folder: a run's folder, or one with runs/<name>.
       console: where to print.
-      confirm: asked once, if there is anything.
-      finals: final parameters of complete runs too.
+      confirm: called once, if there is anything to remove.
+      finals: include the final parameters of complete runs.
 
     Returns:
       The number of bytes that were removed.
 
     Raises:
-      InputError: if there is no run.
+      InputError: there is no run in `folder`.
     """
     found, notes = find(folder, finals=finals)
     for note in notes:
@@ -111,7 +116,7 @@ def collect(
 
 
 def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str]]:
-    """(what no result needs, what is left alone and why); see `collect`."""
+    """Return what no result needs, and notes on what is left alone; see `collect`."""
     runs = _runs(folder)
     root = folder.resolve()
     stores = {folder / "phases", *(run.folder / "phases" for run in runs)}
@@ -129,8 +134,8 @@ def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str
                 phases.setdefault(path.resolve(), PhaseFolder(path))
     unknown = [run for run in runs if run.phases is None]
     notes += [
-        f"{run.folder}: its config.json names no phases (of an earlier version), so no whole phase "
-        "is removed; `w2s run` with the same config adds them once it has something to write"
+        f"{run.folder}: its config.json (of an earlier version) names no phases, so no whole phase "
+        "is removed; `w2s run` with the same config adds the names when it next runs a phase"
         for run in unknown
     ]
     kept = _with_parents({n for r in runs for n in r.phases or ()}, list(phases.values()))
@@ -146,7 +151,7 @@ def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str
                 continue
             unused = name not in kept and not unknown
             if unused or phase.complete:
-                why = "mid-phase checkpoints of a phase that is complete, or of no run"
+                why = "mid-phase checkpoints of a phase that is complete or belongs to no run"
                 found += [Garbage(path, why, phase) for path in saves]
             if unused:
                 found.append(Garbage(phase.path, "no run refers to it", phase))
@@ -155,21 +160,21 @@ def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str
     return found, notes
 
 
-def _runs(folder: Path) -> list[Run]:
-    """The run in `folder`, or those in its runs/."""
-    places = [folder, *sorted((folder / "runs").glob("*"))]
-    runs = [_run(place) for place in places if (place / "config.json").is_file()]
+def _runs(folder: Path) -> list[RunFolder]:
+    """Return the run in `folder`, or those in its runs/."""
+    candidates = [folder, *sorted((folder / "runs").glob("*"))]
+    runs = [_run(path) for path in candidates if (path / "config.json").is_file()]
     if not runs:
         raise errors.InputError(
-            f"gc: {folder} holds no run; allowed: a run's folder, or a folder with runs/<name>"
+            f"gc: {folder} contains no run; give a run's folder, or a folder with runs/<name>"
         )
     return runs
 
 
-def _run(folder: Path) -> Run:
+def _run(folder: Path) -> RunFolder:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not {"config", "data"} <= config.keys():
-        raise errors.InputError(f"gc: {folder / 'config.json'} is not a run's record")
+        raise errors.InputError(f"gc: {folder / 'config.json'} is not the config of a run")
     phases: frozenset[str] | None = None
     if "phases" in config:
         phases = frozenset(config["phases"])
@@ -178,23 +183,23 @@ def _run(folder: Path) -> Run:
         phases |= {stage["phase"] for stage in read_json(path)["stages"]}
     store = Path(config["store"]) if "store" in config else folder / "phases"
     saves = config["config"].get("checkpoint", {}).get("dir")
-    return Run(folder, phases, path.exists(), store, saves)
+    return RunFolder(folder, phases, path.exists(), store, saves)
 
 
-def _saved(runs: list[Run], notes: list[str]) -> dict[Path, set[str]]:
-    """Each `checkpoint.dir` of the runs, and the phases that have something there."""
+def _saved(runs: list[RunFolder], notes: list[str]) -> dict[Path, set[str]]:
+    """Return each `checkpoint.dir` of the runs, and the phases that have checkpoints there."""
     found = {}
     for text in sorted({run.saves for run in runs if run.saves is not None}):
         try:
             folder = files.place(text)
             found[folder] = {p.name for p in folder.iterdir()} if folder.exists() else set()
         except Exception as error:  # whatever a store's client says
-            notes.append(f"checkpoint.dir {text}: cannot be looked at ({error}), left alone")
+            notes.append(f"checkpoint.dir {text}: cannot be read ({error}), left alone")
     return found
 
 
 def _with_parents(names: set[str], phases: list[PhaseFolder]) -> set[str]:
-    """The names, and those of all phases that they were made from, as far as these are there."""
+    """Return the names and those of all phases that they build on, as far as these exist."""
     parents = {phase.path.name: _parents(phase) for phase in phases}
     reached: set[str] = set()
     waiting = set(names)
@@ -208,8 +213,8 @@ def _parents(phase: PhaseFolder) -> dict[str, str]:
     return artifacts.read_parents(phase) if phase.config.exists() else {}
 
 
-def _finals(runs: list[Run], phases: list[PhaseFolder]) -> set[str]:
-    """Phases whose final parameters nothing starts from, of complete runs alone."""
+def _finals(runs: list[RunFolder], phases: list[PhaseFolder]) -> set[str]:
+    """Return the phases of complete runs alone whose final parameters no phase starts from."""
     open_runs = [run for run in runs if not run.complete]
     if any(run.phases is None for run in open_runs):
         return set()
@@ -220,12 +225,17 @@ def _finals(runs: list[Run], phases: list[PhaseFolder]) -> set[str]:
         for phase in phases
         if phase.complete
         and phase.path.name not in needed | starts
-        and phase.path.name.split("-")[0] not in STARTS
+        and not _keeps_parameters(phase.path.name.partition("-")[0])
     }
 
 
+def _keeps_parameters(kind: str) -> bool:
+    """Whether other phases start from a kind's parameters; assumed of kinds not registered here."""
+    return kind not in PHASE_KINDS or PHASE_KINDS[kind].keeps_parameters
+
+
 def _within(phase: PhaseFolder, finals: bool) -> Iterator[Garbage]:
-    """What of an unclaimed phase that stays is of no use."""
+    """Yield what can be removed of an unclaimed phase that stays."""
     checkpoints = phase.final.parent
     searched = [phase.path, checkpoints, phase.steps]
     if finals and checkpoints.exists():
@@ -236,16 +246,16 @@ def _within(phase: PhaseFolder, finals: bool) -> Iterator[Garbage]:
             if path.exists():
                 yield Garbage(path, "mid-phase checkpoints of a complete phase", phase)
         searched = [phase.path, checkpoints]
-    for place in searched:
-        for path in _temporary(place):
-            yield Garbage(path, "a write that was killed", phase)
+    for parent in searched:
+        for path in _temporary(parent):
+            yield Garbage(path, "interrupted write", phase)
 
 
 def _settled(folder: Path) -> Iterator[Garbage]:
-    """Temporary files of a run's own folder that nobody is writing any more."""
+    """Yield abandoned temporary files of a run's own folder."""
     for path in _temporary(folder) + _temporary(folder / "report"):
         if time.time() - path.lstat().st_mtime > _SETTLED_SECONDS:
-            yield Garbage(path, "a write that was killed")
+            yield Garbage(path, "interrupted write")
 
 
 def _temporary(folder: Path) -> list[Path]:

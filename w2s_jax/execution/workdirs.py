@@ -1,4 +1,4 @@
-"""A run's working directory: what it was begun with, and what may differ from that."""
+"""A run's working directory: the config it was created with, and what may differ from it."""
 
 import dataclasses
 import json
@@ -13,30 +13,30 @@ from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
 
-#: Fields in which a config may differ from the one that a working directory was begun with.
+#: Fields in which a config may differ from the one that a working directory was created with.
 FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses", "method.name")
 FREE_ENDINGS = (".microbatch_size", ".remat")
 
 
 def make(folder: Path) -> None:
-    """Makes the folder and those around it.
+    """Create a folder and its parents.
 
     Raises:
-      InputError: if the system refuses.
+      InputError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise errors.InputError(f"--workdir: cannot make {folder}: {error}") from error
+        raise errors.InputError(f"--workdir: cannot create {folder}: {error}") from error
 
 
 def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """A config as it reads back from JSON."""
+    """Return a config as it reads back from JSON."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def with_earlier_losses(settings: Settings, earlier: dict[str, Any]) -> Settings:
-    """The settings with the losses that the working directory already has put before its own."""
+    """Return the settings with the losses of the working directory before their own."""
     own = {loss.label for loss in settings.losses}
     kept = [
         validation.loss_settings(label, earlier["loss"][label])
@@ -45,14 +45,14 @@ def with_earlier_losses(settings: Settings, earlier: dict[str, Any]) -> Settings
     ]
     order = {label: n for n, label in enumerate(earlier["losses"])}
     merged = sorted([*kept, *settings.losses], key=lambda x: order.get(x.label, len(order)))
-    # Methods that take all losses take the earlier ones too.
+    # Methods that apply to all losses apply to the earlier ones too.
     all_taken = settings.method_losses == settings.losses
     taken = tuple(merged) if all_taken else settings.method_losses
     return dataclasses.replace(settings, losses=tuple(merged), method_losses=taken)
 
 
 def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Settings:
-    """The settings with the methods that the working directory already has put before its own."""
+    """Return the settings with the methods of the working directory before their own."""
     own = {method.kind for method in settings.methods}
     kept = [
         validation.method_settings(kind, earlier["method"].get(kind, {}))
@@ -65,28 +65,28 @@ def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Setting
 
 
 def _method_matters(field: str, methods: list[str]) -> bool:
-    """Whether a field of `config.method` says something of these methods."""
+    """Return whether a field of `config.method` concerns these methods."""
     if field == "method.losses":
         return methods != ["naive"]
     return field.split(".")[1] in methods
 
 
 def _loss_label(field: str) -> str:
-    """Whose option a field of `config.loss` is; labels may have dots."""
+    """Return the loss that a field of `config.loss` belongs to; labels may contain dots."""
     return field.removeprefix("loss.").rpartition(".")[0]
 
 
 def _methods(earlier: dict[str, Any]) -> list[str]:
-    """The methods of a stored config; those of before there were any have none."""
+    """Return the methods of a stored config, which may be older than methods."""
     name = earlier.get("method", {}).get("name", "naive")
     return [kind.strip() for kind in name.split(",") if kind.strip()]
 
 
 def stored(workdir: Path) -> dict[str, Any] | None:
-    """The record that the working directory was begun with, or None for a new one.
+    """Return the contents of a working directory's config.json, or None for a new directory.
 
     Raises:
-      InputError: if it holds something else.
+      InputError: the folder is not that of a run.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -94,8 +94,8 @@ def stored(workdir: Path) -> dict[str, Any] | None:
         if isinstance(found, dict) and {"config", "data"} <= found.keys():
             return found
         raise errors.InputError(
-            f"--workdir: {path} is not a run's record; allowed: a new or empty folder, or the "
-            "folder of this run"
+            f"--workdir: {path} is not the config of a run; use a new or empty folder, or this "
+            "run's folder"
         )
     if workdir.is_dir():
         # A kill in the first write leaves its temporary file.
@@ -104,8 +104,8 @@ def stored(workdir: Path) -> dict[str, Any] | None:
         foreign = workdir.exists()
     if foreign:
         raise errors.InputError(
-            f"--workdir: {workdir} is not empty and holds no run; allowed: a new or empty folder, "
-            "or the folder of this run"
+            f"--workdir: {workdir} is not a run folder; use a new or empty folder, or this run's "
+            "folder"
         )
     return None
 
@@ -113,11 +113,11 @@ def stored(workdir: Path) -> dict[str, Any] | None:
 def refuse_other_config(
     workdir: Path, earlier: dict[str, Any], data: dict[str, str], config: config_dict.ConfigDict
 ) -> None:
-    """Refuses a working directory that belongs to another experiment, naming what differs."""
-    # Fields that did not exist when the run was begun had the defaults of today.
+    """Refuse a working directory of another experiment, naming the fields that differ."""
+    # Fields that did not exist when the run was created have their current defaults.
     there = config_lib.flatten(_plain(config_lib.default_config())) | config_lib.flatten(earlier)
     now = config_lib.flatten(_plain(config))
-    # Models that are pinned by their contents may be elsewhere now.
+    # Models that are pinned by their contents may have moved.
     pinned = {f"{role}.model" for role in ("weak", "strong") if f"model:{role}" in data}
     differences = []
     for field in sorted(there.keys() | now.keys()):
@@ -135,9 +135,9 @@ def refuse_other_config(
 
 
 def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
-    """Refuses data and models that are not those that the run was begun with."""
+    """Refuse data and models that have changed since the run was created."""
     changed = [
-        f"the model of {name.removeprefix('model:')} (it is another one)"
+        f"the model of {name.removeprefix('model:')} (its files have changed)"
         if name.startswith("model:")
         else f"the documents of {name} (the data have changed)"
         for name, digest in earlier.items()
@@ -149,7 +149,7 @@ def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved
 
 def _other_run(workdir: Path, differences: list[str]) -> errors.InputError:
     return errors.InputError(
-        f"--workdir: {workdir} holds a run that differs in {'; '.join(differences)}; allowed: the "
+        f"--workdir: {workdir} contains a run that differs in {'; '.join(differences)}; use the "
         "same config (losses and methods may be added), or another folder"
     )
 
@@ -157,7 +157,7 @@ def _other_run(workdir: Path, differences: list[str]) -> errors.InputError:
 def record(
     config: config_dict.ConfigDict, stored: dict[str, Any] | None, resolved: Resolved
 ) -> dict[str, Any]:
-    """What config.json holds: the config, with all losses so far, and the digests of the data."""
+    """Return the contents of config.json: the config with all losses so far, and data digests."""
     plain = _plain(config)
     if stored is not None:
         plain["loss"] = stored["config"]["loss"] | plain["loss"]

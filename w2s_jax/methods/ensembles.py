@@ -11,7 +11,7 @@ from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError
 from w2s_jax.methods.labels import log_odds, p_of, soft_labels
 from w2s_jax.methods.registry import Students, register
-from w2s_jax.planning.plan import Builder, MethodPlanner
+from w2s_jax.planning.plan import MethodPlanner, PlanBuilder
 
 if TYPE_CHECKING:
     from w2s_jax.phases.labelling import Labels, LabelWork
@@ -133,7 +133,7 @@ def boosting(planner: MethodPlanner, *, members: int) -> Students:
     return planner.students("boosting", labels)
 
 
-def _seed(builder: Builder, number: int) -> int:
+def _seed(builder: PlanBuilder, number: int) -> int:
     """The seed of a member; the first has the run's own."""
     return (builder.settings.seed + (number - 1) * _SEED_STEP) % 2**32
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_jax.config.declarations import METHODS, MethodSpec
 from w2s_jax.config.options import declared
 from w2s_jax.core import errors
-from w2s_jax.planning.plan import Builder, MethodPlanner, Student
+from w2s_jax.planning.plan import MethodPlanner, PlanBuilder, Student
 
 if TYPE_CHECKING:
     from w2s_jax.phases.labelling import LabelMaker
@@ -34,8 +34,8 @@ def register(
     Args:
       name: as `method.name` names it.
       label_makers: kind of a 'labels' phase -> function (work, **options) -> labels, where `work`
-        is a `LabelWork` and the options are those given to `Builder.labels`. The kinds are part of
-        fingerprints.
+        is a `LabelWork` and the options are those given to `PlanBuilder.labels`. The kinds are part
+        of fingerprints.
       middle_models: the option that lists models between the weak and the strong one, whose roles
         are then 'middle1', ...; there is one more slice for each. '': none.
       students: the keys of its students, for the documentation.
@@ -69,7 +69,7 @@ def register(
     return wrap
 
 
-def require_full(builder: Builder, role: str, method: str) -> None:
+def require_full(builder: PlanBuilder, role: str, method: str) -> None:
     """Refuse a method where a role's model is not finetuned in full.
 
     Raises:
@@ -81,7 +81,7 @@ def require_full(builder: Builder, role: str, method: str) -> None:
         raise refused(method, f"a {role} model that is finetuned in full", found)
 
 
-def require_validation(builder: Builder, method: str) -> None:
+def require_validation(builder: PlanBuilder, method: str) -> None:
     """Refuse a method where there is no validation set.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every phase of a run shares."""
+"""The context of a phase: input, devices, folders, console."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,9 +19,18 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 @dataclass(frozen=True)
 class Context:
-    """What every phase of a run shares.
+    """What the phases of a run share.
 
-    `starts` are the phases from whose parameters others start.
+    Attributes:
+      resolved: the input.
+      store: the folder of the phases.
+      mesh: the devices.
+      console: where to print.
+      should_stop: returns whether to stop at the next boundary; all processes agree on it.
+      wandb_run: the Weights & Biases run, or None.
+      profile: (start, stop): the steps to trace, or None.
+      dump_hlo: whether to write the step programs.
+      starts: the phases from whose parameters others start, which are kept.
     """
 
     resolved: Resolved
@@ -45,20 +54,20 @@ class Context:
         return self.settings.checkpoint.keep_final
 
     def folder(self, phase_name: str) -> PhaseFolder:
-        """Where a phase lives."""
-        place = self.settings.checkpoint.dir
+        """Return the folder of a phase."""
+        saves = self.settings.checkpoint.dir
         return PhaseFolder(
             self.store / phase_name,
-            saves=None if place is None else files.place(place) / phase_name,
+            saves=None if saves is None else files.place(saves) / phase_name,
         )
 
     def watched(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
-        """As long as it lasts, a hang is told; each process has a file of its own for stacks."""
+        """Report a hang while the block runs; each process writes stacks to a file of its own."""
         number = jax.process_index()
         name = f"hang-{number}.txt" if number else "hang.txt"
         minutes = self.settings.log.hang_minutes
         return watchdog.watching(self.folder(phase.name).path / name, phase.title, minutes)
 
     def data(self, phase: Phase) -> RoleInput:
-        """The model and the documents of a phase's role."""
+        """Return the model and the documents of a phase's role."""
         return self.resolved.roles[phase.role]

@@ -1,4 +1,4 @@
-"""What a phase tells while it trains: metrics.jsonl, TensorBoard, Weights & Biases, a bar."""
+"""Logs of a phase that trains: metrics.jsonl, TensorBoard, Weights & Biases, a progress bar."""
 
 import hashlib
 import json
@@ -16,11 +16,20 @@ from w2s_jax.core import errors, processes
 
 
 class PhaseLog:
-    """The `training.loop.Reporter` of one phase; use it as a context manager.
+    """The `training.loop.Reporter` of one phase; a context manager.
 
-    The files are begun anew: a resumed phase first reports all the rows it remembers. metrics.jsonl
-    holds them all; TensorBoard and Weights & Biases get the evaluations, and of the training steps
-    every `log.every`-th and the last. A terminal has room for the bar of one phase at a time.
+    Files are overwritten: a resumed phase reports its earlier rows again. metrics.jsonl has all
+    rows. TensorBoard and Weights & Biases get the evaluations, every `log.every`-th training step
+    and the last one.
+
+    Args:
+      folder: the phase's folder.
+      title: the phase's title.
+      total_steps: its training steps.
+      settings: `config.log`.
+      console: where to show the progress bar.
+      wandb_run: the Weights & Biases run, or None.
+      shows_bar: whether to show the bar; a terminal shows one at a time.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class PhaseLog:
             self.board.close()
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
-        """Appends rows to metrics.jsonl, and those that are due to the other logs."""
+        """Append rows to metrics.jsonl, and a selection of them to the other logs."""
         for row in rows:
             self.file.write(json.dumps(row, allow_nan=False) + "\n")
             if row["split"] == "train" and not self._is_shown(row["step"]):
@@ -86,7 +95,7 @@ class PhaseLog:
         return step % self.settings.every == 0 or step == self.total_steps
 
     def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
-        """Moves the bar."""
+        """Update the progress bar."""
         processes.note(f"{self.title}: step {step} of {self.total_steps}")
         numbers = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  {docs_per_second:,.0f} docs/s"
@@ -96,9 +105,9 @@ class PhaseLog:
 
 @dataclass(frozen=True)
 class ProcessLog:
-    """The `training.loop.Reporter` of a phase in a process that is not the first of its run.
+    """The `training.loop.Reporter` of a process that is not the first of its run.
 
-    It tells where training is in the process's own log; the rows are the same in all processes.
+    It writes the progress to the process's own log. Rows are the same in all processes.
     """
 
     title: str
@@ -111,31 +120,32 @@ class ProcessLog:
         pass
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
-        """The first process writes them."""
+        """Do nothing: the first process writes the rows."""
 
     def progress(self, step: int, row: dict[str, Any], docs_per_second: float) -> None:
-        """A line in the process's log."""
+        """Write a line to the process's log."""
         processes.note(f"{self.title}: step {step} of {self.total_steps}")
 
 
 @dataclass
 class NoProfiler:
-    """The `training.loop.Profiler` of such a process: the steps of the first one are traced."""
+    """The `training.loop.Profiler` of such a process, which traces nothing."""
 
     start: int
     stop: int
 
     def begin(self) -> None:
-        """Nothing to begin; blocks end where those of the first process do."""
+        """Do nothing. Blocks of steps end where they do in the first process."""
 
     def end(self) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
 
 def log_result(result: dict[str, Any], workdir: Path, settings: LogSettings) -> None:
-    """Writes a run's test metrics, those of its result.json, as TensorBoard scalars of its folder.
+    """Write a run's test metrics as TensorBoard scalars into its folder.
 
-    '<weak, ceiling or student>/<metric>', at the run's seed: the seeds of a sweep make a line.
+    They are called '<weak, ceiling or student>/<metric>'. The step is the run's seed, so the seeds
+    of a sweep make a line.
     """
     if not settings.tensorboard:
         return
@@ -151,12 +161,12 @@ def log_result(result: dict[str, Any], workdir: Path, settings: LogSettings) -> 
 
 
 def start_wandb(settings: LogSettings, name: str, workdir: Path, config: dict[str, Any]) -> Any:
-    """A Weights & Biases run if `log.wandb` asks for one, else None.
+    """Return a Weights & Biases run if `log.wandb` is set, else None.
 
-    A working directory has one id there, so that a resumed run goes on in its own page.
+    Its id belongs to the working directory, so a resumed run continues its page.
 
     Raises:
-      InputError: if the package is not installed.
+      InputError: the package wandb is not installed.
     """
     if not settings.wandb:
         return None
@@ -164,7 +174,7 @@ def start_wandb(settings: LogSettings, name: str, workdir: Path, config: dict[st
         import wandb
     except ImportError as error:
         raise errors.InputError(
-            "log.wandb: True, but the package wandb is not installed; allowed: False, or "
+            "log.wandb: True, but the package wandb is not installed; install it with "
             "pip install 'w2s_jax[wandb]'"
         ) from error
     identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""A phase's parameters: where they start, what of them is trained, and how the result is stored.
+"""The parameters of a phase: initial values, which of them are trained, and storage.
 
-config.json          'trained': what of the model `final` holds; 'base': where the rest is from
-checkpoints/final/   everything, or what was trained of it
+config.json          'trained': which part of the model `final` has; 'base': where the rest is
+checkpoints/final/   all parameters, or those that were trained
 tokenizer/           the files of a pretrained model's tokenizer
 """
 
@@ -33,15 +33,15 @@ class Parameters:
     frozen: Any
 
     def joined(self) -> Any:
-        """As predictors take them: {'backbone', 'head'}, of a probe just the head."""
+        """Return {'backbone', 'head'} for predictors; of a probe just {'head'}."""
         return adapting.join(self.trained, self.frozen)
 
 
 def record(phase: Phase, source: ModelSource | None, store: Path) -> dict[str, Any]:
-    """What a phase's config.json says of its parameters."""
+    """Return the entries of a phase's config.json on its parameters."""
     found: dict[str, Any] = {"name": phase.model.name, "trained": phase.train.adapt}
     if "features" in phase.parents:
-        # A probe is one of the model that its features come from.
+        # A probe is a head of the model that its features come from.
         parent = read_json(PhaseFolder(store / phase.parents["features"]).config)
         found |= {"dtype": parent["dtype"], "base": parent["base"]}
     else:
@@ -56,31 +56,31 @@ def _base(phase: Phase, source: ModelSource | None) -> dict[str, Any]:
         return {"phase": phase.parents["init"]}
     if source is not None:
         local = Path(source.given).expanduser().is_dir()
-        place = str(source.folder)
+        folder = str(source.folder)
         return {
-            "model": place if local else source.given,
-            "folder": place,
+            "model": folder if local else source.given,
+            "folder": folder,
             "digest": source.digest,
         }
     return {"seed": phase.seed}
 
 
 def keep_tokenizer(tokenizer: Tokenizer | None, folder: PhaseFolder) -> None:
-    """Copies the files of the tokenizer that the model reads with, if it is one of files."""
+    """Copy the files of the tokenizer into a phase's folder, if it consists of files."""
     source = Path(getattr(tokenizer, "source", ""))
-    place = source.parent if source.is_file() else source
-    if processes.is_first() and place.is_absolute() and tokenizer_files(place):
+    origin = source.parent if source.is_file() else source
+    if processes.is_first() and origin.is_absolute() and tokenizer_files(origin):
         folder.tokenizer.mkdir(exist_ok=True)
-        copy_tokenizer(place, folder.tokenizer)
+        copy_tokenizer(origin, folder.tokenizer)
 
 
 def backbone(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -> Any:
-    """The parameters that the phase starts from, without adapters, in its `param_dtype`."""
+    """Return the parameters that a phase starts from, without adapters, in its `param_dtype`."""
     config, dtype = phase.model.without_adapters(), phase.train.param_dtype or "float32"
     if "init" in phase.parents:
         target = adapting.abstract_params(phase.train, config, mesh, None)
         final = PhaseFolder(store / phase.parents["init"]).final
-        # A finetuned one has a head besides.
+        # A finetuned model also has a head.
         return trees.load_part(final, target)["backbone"]
     if source is not None:
         return loading.load(source.folder, mesh, dtype)[1]
@@ -89,7 +89,7 @@ def backbone(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) 
 
 
 def initial(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -> Parameters:
-    """What the phase starts from: pretrained parameters or fresh ones, adapters, a head."""
+    """Return what a phase starts from: pretrained or fresh parameters, adapters, a head."""
     if phase.train.adapt == "probe":
         return Parameters({"head": _head(phase, None, store, mesh)}, {})
     params = backbone(phase, source, store, mesh)
@@ -102,7 +102,7 @@ def initial(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -
 
 
 def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
-    """A probed head, else one from the unembedding, else zeros."""
+    """Return the initial head: a probed one, one from the unembedding, or zeros."""
     target = heads.abstract_class_head(phase.model, mesh, phase.num_texts)
     if "head" in phase.parents:
         final = PhaseFolder(store / phase.parents["head"]).final
@@ -122,7 +122,7 @@ def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
 
 
 def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray]:
-    """The head that probes on these features start from."""
+    """Return the head that probes on these features start from, on the host."""
     tokens = phase.label_tokens
     how = "unembedding" if tokens else "zeros"
     head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.num_texts)
@@ -130,19 +130,19 @@ def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray
 
 
 def save(phase: Phase, params: Parameters, folder: PhaseFolder) -> None:
-    """Stores the result: everything if everything may have changed, else what was trained."""
+    """Store all parameters if all may have changed, else those that were trained."""
     full = phase.train.adapt == "full"
     tree = params.joined() if full else params.trained
     trees.save_tree(folder.final, tree)
 
 
 def load(phase: Phase, start: Parameters, folder: PhaseFolder) -> Parameters:
-    """What `save` stored, in the places of `start`."""
+    """Load what `save` stored, sharded like `start`."""
     if phase.train.adapt != "full":
         trained = trees.load_tree(folder.final, trees.abstract(start.trained))
         return Parameters(trained, start.frozen)
     tree = trees.abstract(start.joined())
-    # Two models may not fit beside each other.
+    # The devices may not have memory for two models.
     trees.free(start.trained)
     params = trees.load_tree(folder.final, tree)
     return Parameters(*adapting.split(phase.train, phase.model, params))

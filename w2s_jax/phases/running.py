@@ -1,7 +1,8 @@
-"""One phase from its parents to its result: train, keep the parameters, predict, record."""
+"""Run one phase up to its result; keep parameters and records of what is computed."""
 
 import logging
 import shutil
+import time
 from importlib import metadata
 from typing import Any
 
@@ -9,10 +10,12 @@ import jax
 
 from w2s_jax.core import processes
 from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
-from w2s_jax.phases import labelling, parameters, prediction, training
+from w2s_jax.phases import parameters, training
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.parameters import Parameters
-from w2s_jax.planning.phase import STARTS, Phase
+from w2s_jax.planning.kinds import PHASE_KINDS
+from w2s_jax.planning.phase import Phase
+from w2s_jax.profiling import compilation
 from w2s_jax.store import trees
 from w2s_jax.store.artifacts import PhaseFolder
 
@@ -20,10 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def run_phase(phase: Phase, context: Context) -> None:
-    """Runs a phase whose parents are complete, up to its result.json.
+    """Run a phase whose parents are complete, up to its result.json.
 
-    Whatever an earlier attempt left is used if it is whole: the final parameters, else the newest
-    checkpoint.
+    An earlier attempt is continued from its final parameters or newest checkpoint, if undamaged.
     """
     folder = context.folder(phase.name)
     with context.watched(phase):
@@ -32,40 +34,40 @@ def run_phase(phase: Phase, context: Context) -> None:
 
 def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
     processes.on_first("begin", lambda: begin(phase, context))
+    started, compiled = time.monotonic(), compilation.compile_clock().seconds
+    found = PHASE_KINDS[phase.kind].run(phase, context, folder)
     result: dict[str, Any] = {
         "kind": phase.kind,
         "model": phase.model.name,
         "parameters": phase.model.num_parameters(),
+        # What trains counts the seconds of all its attempts itself.
+        "seconds": time.monotonic() - started,
+        "compile_seconds": compilation.compile_clock().seconds - compiled,
+        **found,
     }
-    if phase.kind == "features":
-        result |= prediction.compute_features(phase, context, folder)
-    elif phase.kind == "labels":
-        result |= labelling.make_labels(phase, context, folder)
-    else:
-        parameters.keep_tokenizer(context.data(phase).tokenizer, folder)
-        params, trained = _trained(phase, context, folder)
-        result |= trained
-        if phase.loss is not None:
-            result |= prediction.predict(phase, context, folder, params)
     result["execution"] = _execution(phase, context, result.pop("population", None))
     processes.on_first("complete", lambda: _complete(phase, context, folder, result))
 
 
 def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[str, Any]) -> None:
-    """Writes the result, and removes what has had its day."""
+    """Write the result, and remove what is no longer needed."""
     files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
-    # The final parameters are stored by now, so these have had their day.
+    # The final parameters are stored by now.
     remove_folder(folder.saves or folder.steps)
     write_json(folder.result, result)
-    if not (phase.kind in STARTS or phase.name in context.starts or context.keeps):
+    kept = PHASE_KINDS[phase.kind].keeps_parameters or phase.name in context.starts
+    if not (kept or context.keeps):
         shutil.rmtree(folder.final.parent, ignore_errors=True)
 
 
 def begin(phase: Phase, context: Context, population: dict[str, Any] | None = None) -> None:
-    """Writes what the phase computes, and how, before it does.
+    """Write config.json: what the phase computes, and how.
 
-    `population` says in which one it is trained; None: in none, or in the one that has trained it.
+    Args:
+      phase: the phase.
+      context: its context.
+      population: the population that trains it; None for the one that has trained it, if any.
     """
     folder, source = context.folder(phase.name), context.data(phase).source
     if population is None and folder.trained.exists():
@@ -82,7 +84,7 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
 
 
 def _execution(phase: Phase, context: Context, population: dict[str, Any] | None) -> dict[str, Any]:
-    """How the phase is computed: recorded, and no part of the fingerprint."""
+    """Return how the phase is computed, which is recorded but not part of the fingerprint."""
     execution = {
         "backend": jax.default_backend(),
         "device_kind": context.mesh.devices.flat[0].device_kind,
@@ -95,22 +97,26 @@ def _execution(phase: Phase, context: Context, population: dict[str, Any] | None
     return execution if population is None else execution | {"population": population}
 
 
-def _trained(
+def trained(
     phase: Phase, context: Context, folder: PhaseFolder
 ) -> tuple[Parameters, dict[str, Any]]:
-    """The phase's final parameters and the record of their training; trains if need be."""
+    """Returns a phase's final parameters and the record of their training.
+
+    Trains the phase and keeps the parameters, unless an earlier attempt did.
+    """
+    parameters.keep_tokenizer(context.data(phase).tokenizer, folder)
     source = context.data(phase).source
     start = parameters.initial(phase, source, context.store, context.mesh)
     before = processes.on_first("trained", lambda: _trained_before(folder))
     if before is not None:
         return parameters.load(phase, start, folder), before
-    params, trained = training.train(phase, context, folder, start)
-    keep(phase, folder, params, trained)
-    return params, trained
+    params, record = training.train(phase, context, folder, start)
+    keep(phase, folder, params, record)
+    return params, record
 
 
 def _trained_before(folder: PhaseFolder) -> dict[str, Any] | None:
-    """The record of a training whose final parameters are whole, or None."""
+    """Return the record of a training whose final parameters are undamaged, or None."""
     if not folder.trained.exists():
         return None
     problem = trees.damage(folder.final)
@@ -123,10 +129,10 @@ def _trained_before(folder: PhaseFolder) -> dict[str, Any] | None:
 
 
 def keep(phase: Phase, folder: PhaseFolder, params: Parameters, trained: dict[str, Any]) -> None:
-    """Stores final parameters and the record of their training.
+    """Store final parameters and the record of their training.
 
     Raises:
-      StorageError: if the disk is full.
+      StorageError: the disk is full.
     """
     with trees.storage_errors(f"{phase.title}: saving the final parameters", folder.path):
         parameters.save(phase, params, folder)

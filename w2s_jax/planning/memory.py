@@ -1,7 +1,8 @@
-"""What a phase takes of the devices' memory, by formula. Imports no JAX."""
+"""Estimated memory of a phase on the devices. Imports no JAX."""
 
 from w2s_jax.config import PretrainSettings
 from w2s_jax.models import budget
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved
 
@@ -9,24 +10,34 @@ _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
 def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """Bytes on the devices, by formula, were the whole phase on one device.
+    """Return the bytes of a phase on one device by what they hold, and their 'total'."""
+    return PHASE_KINDS[phase.kind].memory(phase, resolved)
 
-    Those of `budget.training_memory` for a full microbatch of documents of mean length, the batches
-    that lie on the devices, and their 'total'. A probe has features instead of a model; computing
-    features, or labels without training, takes the model alone.
+
+def forward_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
+    """Return the memory of a phase that trains nothing: its model's 'parameters'."""
+    del resolved
+    width = _WIDTHS[phase.train.param_dtype or "float32"]
+    return with_total({"parameters": width * phase.model.num_parameters()})
+
+
+def probe_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
+    """Return the memory of a phase that trains a head: 'features' of all documents, 'batches'."""
+    documents = resolved.roles[phase.role].splits[phase.inputs["train"]]
+    features = 4 * len(documents) * documents.num_texts * phase.model.d_model
+    batches = 16 * phase.train.batch_size * phase.total_steps
+    return with_total({"features": features, "batches": batches})
+
+
+def training_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
+    """Return the memory of a phase that trains a model.
+
+    It has the entries of `budget.training_memory`, for a full microbatch of documents of mean
+    length, and the 'batches' that are on the devices.
     """
     train, model = phase.train, phase.model
     data = resolved.roles[phase.role]
-    if phase.kind in ("features", "labels"):
-        memory = {"parameters": _WIDTHS[train.param_dtype or "float32"] * model.num_parameters()}
-        return memory | {"total": sum(memory.values())}
-    split = phase.inputs["train"]
-    batch = train.batch_size
-    if train.adapt == "probe":
-        documents = data.splits[split]
-        features = 4 * len(documents) * documents.num_texts * model.d_model
-        memory = {"features": features, "batches": 16 * batch * phase.total_steps}
-        return memory | {"total": sum(memory.values())}
+    split, batch = phase.inputs["train"], train.batch_size
     if split in data.streams:
         assert isinstance(train, PretrainSettings)
         mean_length, longest = float(train.chunk_length), train.chunk_length
@@ -56,6 +67,10 @@ def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
         last_layers=train.last_layers,
         average=train.ema > 0,
     )
-    memory["batches"] = int(resident * batch * mean_length * 4)
-    memory.pop("total")
+    del memory["total"]
+    return with_total(memory | {"batches": int(resident * batch * mean_length * 4)})
+
+
+def with_total(memory: dict[str, int]) -> dict[str, int]:
+    """Return the same bytes and their 'total'."""
     return memory | {"total": sum(memory.values())}

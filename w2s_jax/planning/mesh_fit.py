@@ -1,4 +1,4 @@
-"""Whether the phases of a plan can use a mesh, said before anything is computed. Imports no JAX."""
+"""Check whether the phases of a plan can use a mesh, before anything runs. Imports no JAX."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from w2s_jax.planning.phase import Phase
 
 
 def refuse_idle_tensor(phases: Sequence[Phase], shape: Shape) -> None:
-    """Refuses a tensor axis along which nothing of a model's layers would be split.
+    """Refuse a tensor axis along which nothing of a model's layers would be split.
 
     Raises:
-      InputError: with the sizes that divide the heads or the MLP of each model.
+      InputError: the size divides neither the heads nor the MLP of a model; names the nearest size
+        that fits all models.
     """
     tensor = shape[2]
     models = {_layers_of(phase.model): phase.model for phase in phases}
@@ -45,9 +46,9 @@ class Idle:
     """Phases whose batches cannot fill the rows that the mesh asks for.
 
     Attributes:
-      texts: of a microbatch; each lies in one row, so no more rows than these hold anything.
-      row_shards: data x fsdp; there are at least as many rows.
-      phases: their titles.
+      texts: texts per microbatch. Each is in one row, so at most that many rows are used.
+      row_shards: data x fsdp, the least number of rows.
+      phases: titles of the phases.
     """
 
     texts: int
@@ -56,15 +57,15 @@ class Idle:
 
     @property
     def share(self) -> Fraction:
-        """Of the slots, that hold nothing at the least."""
+        """The least share of slots that are empty."""
         return 1 - Fraction(self.texts, self.row_shards)
 
 
 def idle_slots(phases: Sequence[Phase], shape: Shape) -> list[Idle]:
-    """Which phases leave devices without a document in every step, and to what extent.
+    """Return the phases that leave devices without a document in every step.
 
-    Rows are split over data x fsdp. With fewer texts in a microbatch than that, empty rows fill the
-    batch up: they change no result (their weight is 0), and are computed in vain.
+    Rows are split over data x fsdp. If a microbatch has fewer texts, the batch is filled up with
+    empty rows, which have weight 0: they change no result but are computed.
     """
     row_shards = shape[0] * shape[1]
     found: dict[int, list[str]] = {}
@@ -80,11 +81,11 @@ def idle_slots(phases: Sequence[Phase], shape: Shape) -> list[Idle]:
 
 
 def explain(phases: Sequence[Phase], shape: Shape) -> list[str]:
-    """What `idle_slots` finds, as lines for people, with what to set instead."""
-    return [_told(idle, shape) for idle in idle_slots(phases, shape)]
+    """Return a line for each result of `idle_slots`, with advice."""
+    return [_explained(idle, shape) for idle in idle_slots(phases, shape)]
 
 
-def _told(idle: Idle, shape: Shape) -> str:
+def _explained(idle: Idle, shape: Shape) -> str:
     data, fsdp, tensor = shape
     advice = []
     if idle.texts >= fsdp:
@@ -95,9 +96,9 @@ def _told(idle: Idle, shape: Shape) -> str:
         advice.append(f"mesh.fsdp={idle.texts} or less, and more of mesh.tensor")
     advice.append(f"a batch_size or microbatch_size of {idle.row_shards} or more")
     if fsdp == tensor == 1:
-        advice.append("mesh.population, which puts whole phases on devices of their own")
+        advice.append("mesh.population, which gives whole phases their own devices")
     return (
-        f"mesh: data x fsdp = {data} x {fsdp} splits rows in {idle.row_shards}, but "
-        f"{', '.join(idle.phases)}: at most {idle.texts} texts at a time; at least "
-        f"{float(idle.share):.0%} of the slots are empty. Instead: {'; '.join(advice)}"
+        f"mesh: data x fsdp = {data} x {fsdp} splits rows into {idle.row_shards} parts, but "
+        f"{', '.join(idle.phases)}: at most {idle.texts} texts at a time, so at least "
+        f"{float(idle.share):.0%} of the slots are empty. Try {'; '.join(advice)}"
     )

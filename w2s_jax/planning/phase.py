@@ -1,75 +1,94 @@
-"""What a phase is: a unit of work, named by a hash of everything that can change its result.
+"""A phase: a unit of work, named by a hash of everything that can change its result.
 
-The fingerprint takes in data, model, loss, optimiser, protocol switches, seeds, the semantics
-version of the kind and the fingerprints of the phases it builds on, and nothing that can't change
-a result (mesh, microbatch, rematerialisation, logging, paths). Imports no JAX.
+The fingerprint covers data, model, loss, optimiser, protocol switches, seeds, the semantics version
+of the kind and the fingerprints of the phases it builds on. It leaves out what cannot change a
+result: mesh, microbatch, rematerialisation, logging, paths. Imports no JAX.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from w2s_jax.config import LossSettings, TrainSettings
 from w2s_jax.models.config import ModelConfig
-
-#: Kinds of phases whose parameters other phases start from: they are kept in any case.
-STARTS = ("pretrain", "features", "probe")
+from w2s_jax.planning.kinds import PHASE_KINDS, kind_title
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One unit of work: a model trained on one set of documents, and what it then predicts.
+    """One unit of work: a model, the documents it is trained on, and what it then predicts.
+
+    Which fields are hashed is up to the kind (`PhaseKind.spec`). `role`, `label` and
+    `label_sources` never are.
 
     Attributes:
-      kind: 'pretrain', 'weak', 'student' or 'ceiling'; 'features' computes what the heads of a
-        frozen model see; 'probe' trains a head alone before one of the others trains everything;
-        'labels' makes labels without training a model of its own (see `phases.labelling`).
-      role: a key of `Settings.roles`: whose model and documents. Not part of the fingerprint, like
-        label.
-      label: loss label of a student, model of a pretraining, what a probe is for; else ''.
-      spec: everything that can change the result, JSON-ready.
-      model, train, total_steps, seed, loss, select: the same, typed. The model has adapters if
-        some are trained.
+      kind: a key of `PHASE_KINDS`.
+      role: whose model and documents: a key of `Settings.roles`.
+      label: distinguishes phases of a kind for people: the loss of a student, the model of a
+        pretraining, the purpose of a probe; may be ''.
+      model: the model's config; it has adapters if these are trained.
+      train: how it is trained; of phases without steps, in which dtypes it computes.
+      total_steps: training steps; 0 if nothing is trained.
+      seed: of the data order, fresh parameters, dropout and draws.
+      loss: what a classifier minimises; None for language models and where nothing is trained.
       inputs: 'train', 'validation', 'test' -> name of a split.
-      parents: 'init' (pretrained parameters), 'features', 'head' (probed), 'labels' (weak labels)
-        -> phase name; of 'labels' phases whatever they take.
-      label_splits: the splits whose class probabilities the phase stores as weak labels; of
-        'features' those whose features it stores.
-      select: what a student's kept step is best by, evaluated `eval_every`: 'agreement' with its
-        labels, or 'ground_truth'; '' keeps the last one.
+      parents: 'init' (parameters to start from), 'features', 'head' (a probed one), 'labels' (weak
+        labels) -> name of a phase; phases of kind 'labels' may have others.
+      label_splits: the splits whose class probabilities the phase stores as weak labels, or whose
+        features.
+      select: the step that a student keeps is the best one by 'agreement' with its labels or by
+        'ground_truth', evaluated every `eval_every` steps; '' keeps the last step.
       eval_every: steps between evaluations, or None.
-      method: (kind, options) of 'labels'.
-      subset: it trains on just those documents that its labels are of, so many (None: on all).
-      suffixed: each document is followed by the token of its weak label.
+      method: (name, options) of what makes the labels of a 'labels' phase.
+      subset: number of training documents, where these are just the ones that have weak labels;
+        None to train on the whole split.
+      suffixed: whether each document is followed by the token of its weak label.
       num_texts: read-outs per document: 1, or 2 for pairs.
       head_init: how a class head starts: 'unembedding' or 'zeros'; '' without one.
       label_tokens: ids of the tokens that spell the labels 0 and 1; () if there are none.
+      streamed: whether the training text is read while it is used.
+      data_digests: split -> sha256 of its tokenised contents, of those that matter.
+      weights_digest: sha256 of the pretrained weights of the role's model, or None.
+      labels_digest: sha256 of the file of external labels, if the phase reads it.
+      label_sources: split -> the phase with the weak labels that this one learns and is evaluated
+        by on the split; splits that are not listed have ground truth.
     """
 
     kind: str
     role: str
     label: str
-    spec: Mapping[str, Any]
     model: ModelConfig
     train: TrainSettings
-    total_steps: int
-    seed: int
-    loss: LossSettings | None
-    inputs: Mapping[str, str]
-    parents: Mapping[str, str]
-    label_splits: tuple[str, ...]
-    select: str
-    eval_every: int | None
+    total_steps: int = 0
+    seed: int = 0
+    loss: LossSettings | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+    label_splits: tuple[str, ...] = ()
+    select: str = ""
+    eval_every: int | None = None
     method: tuple[str, tuple[tuple[str, Any], ...]] | None = None
     subset: int | None = None
     suffixed: bool = False
     num_texts: int = 1
     head_init: str = ""
     label_tokens: tuple[int, ...] = ()
+    streamed: bool = False
+    data_digests: Mapping[str, str] = field(default_factory=dict)
+    weights_digest: str | None = None
+    labels_digest: str | None = None
+    label_sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def spec(self) -> dict[str, Any]:
+        """Everything that can change the phase's result, JSON-ready; written to config.json."""
+        kind = PHASE_KINDS[self.kind]
+        return {"semantics": kind.semantics, "kind": kind.name, **kind.spec(self)}
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the sha256 of the canonical JSON of `spec`."""
         text = json.dumps(self.spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -83,4 +102,4 @@ class Phase:
     @property
     def title(self) -> str:
         """For people: 'student xent', 'pretrain gpt-d8', 'ceiling'."""
-        return f"{self.kind} {self.label}".strip()
+        return f"{kind_title(self.kind)} {self.label}".strip()

@@ -7,27 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from w2s_jax.config import METHODS, LossSettings, Settings
-from w2s_jax.planning.build import (
-    ceiling_slice,
-    features_phase,
-    finetune_phase,
-    generative_phase,
-    labels_phase,
-    pretrain_phase,
-)
+from w2s_jax.planning.build import ceiling_slice
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase as Phase
 from w2s_jax.planning.resolve import Resolved
 
 
 @dataclass(frozen=True)
 class Student:
-    """Who is compared with the weak model and the ceiling.
+    """A student of a run: what is compared with the weak model and the ceiling.
 
     Attributes:
-      phase: whose predictions they are.
-      loss: label of the loss.
-      method: 'naive', or what made it.
-      supervisor: the phase whose test labels it is held against in agreement.
+      phase: the phase with its predictions.
+      loss: label of its loss.
+      method: the method that adds it, or 'naive'.
+      supervisor: the phase with whose test labels its agreement is measured.
       ceiling: the phase that recovers the whole gap.
     """
 
@@ -40,10 +34,13 @@ class Student:
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases in an order in which each comes after its parents, without duplicates, and the roles.
+    """The phases of a run and what they are to it.
 
-    `weak` and `ceiling` are phase names; `students` maps '<loss>', and '<loss>+<method>', to who
-    they are.
+    Attributes:
+      phases: distinct, each after its parents.
+      weak: the phase of the weak model.
+      ceiling: the phase of the ceiling.
+      students: key in result.json ('<loss>' or '<loss>+<method>') -> student.
     """
 
     phases: tuple[Phase, ...]
@@ -52,12 +49,12 @@ class Plan:
     students: Mapping[str, Student]
 
     def phase(self, name: str) -> Phase:
-        """The phase of that name."""
+        """Return the phase of that name."""
         return next(p for p in self.phases if p.name == name)
 
 
-class Builder:
-    """Collects the phases of a run; each method returns a phase's name."""
+class PlanBuilder:
+    """Collects the phases of a run. Methods that add a phase return its name."""
 
     def __init__(self, resolved: Resolved):
         self.resolved, self.settings = resolved, resolved.settings
@@ -66,28 +63,50 @@ class Builder:
         self.evaluated = tuple(sorted({"test", "validation"} & set(weak)))
 
     def add(self, phase: Phase) -> str:
-        """Adds a phase, unless it is there."""
+        """Add a phase, unless the builder has it; its parents must have been added."""
+        sources = {
+            split: source
+            for split in phase.inputs.values()
+            if (source := self._label_source(phase, split)) is not None
+        }
+        phase = dataclasses.replace(phase, label_sources=sources)
         return self.phases.setdefault(phase.name, phase).name
 
+    def _label_source(self, phase: Phase, split: str) -> str | None:
+        """Return the phase whose labels of a split apply; None for ground truth.
+
+        Some phases make labels of the training documents only, from other labels. On other splits,
+        these other labels apply.
+        """
+        source = phase.parents.get("labels")
+        while source is not None and split not in self.phases[source].label_splits:
+            source = self.phases[source].parents.get("labels")
+        return source
+
+    def make(self, kind: str, **arguments: Any) -> str:
+        """Add a phase of a kind; `arguments` are those of its `PhaseKind.build`."""
+        return self.add(PHASE_KINDS[kind].build(self.resolved, **arguments))
+
     def init(self, role: str) -> dict[str, str]:
-        """{'init': a role's pretraining}, or {}."""
-        pretrain = pretrain_phase(self.resolved, role)
-        return {} if pretrain is None else {"init": self.add(pretrain)}
+        """Return {'init': a role's pretraining phase}, or {} without one."""
+        if "pretrain" not in self.resolved.roles[role].digests:
+            return {}
+        return {"init": self.make("pretrain", role=role)}
 
     def generative(self, role: str, split: str, epochs: float) -> dict[str, str]:
-        """{'init': a role's model after next-token training on a split's texts}."""
-        return {
-            "init": self.add(generative_phase(self.resolved, role, split, epochs, self.init(role)))
-        }
+        """Return {'init': a phase of next-token training of a role's model on a split's texts}."""
+        parents = self.init(role)
+        name = self.make("pretrain", role=role, split=split, epochs=epochs, parents=parents)
+        return {"init": name}
 
     def features(self, role: str, init: Mapping[str, str] | None = None) -> str:
-        """What the heads of a role's frozen model see, pretrained or as a phase has left it."""
+        """Add features of a role's frozen model: pretrained, or that of the phase in `init`."""
         parents = self.init(role) if init is None else init
-        return self.add(features_phase(self.resolved, role, parents))
+        return self.make("features", role=role, parents=parents)
 
     def labels(
         self,
-        kind: str,
+        method: str,
         role: str,
         splits: tuple[str, ...],
         parents: Mapping[str, str],
@@ -95,9 +114,16 @@ class Builder:
         label: str = "",
         **options: Any,
     ) -> str:
-        """Labels of some splits, made as `phases.labelling` says of `kind`."""
-        made = labels_phase(self.resolved, kind, role, splits, parents, options, label or kind)
-        return self.add(made)
+        """Add labels of some splits, made by the label maker `method` (see `phases.labelling`)."""
+        return self.make(
+            "labels",
+            method=method,
+            role=role,
+            splits=splits,
+            parents=parents,
+            options=options,
+            label=label,
+        )
 
     def trained(
         self,
@@ -110,43 +136,34 @@ class Builder:
         adapt: str | None = None,
         **more: Any,
     ) -> str:
-        """The phase that trains a role's model, behind those that it starts from.
+        """Add a phase that finetunes a role's model, and those that it starts from.
 
         Args:
-          kind, role, split: as in `Phase`; the split that it trains on.
-          init: what it starts from; None: the role's pretraining.
+          kind: 'weak', 'student' or 'ceiling'.
+          role: the role.
+          split: the split that it is trained on.
+          init: what it starts from; None for the role's pretraining.
           parents: others, such as 'labels'.
-          adapt: instead of the role's own.
+          adapt: in place of the role's own.
           **more: `loss`, `label`, `label_splits`, `subset`, `suffixed`, `seed`, `select`, `train`
-            (see `finetune_phase`).
+            (see `phases.kinds.finetune.build`).
         """
-        own = self.settings.roles[role].train
-        adapt = adapt or own.adapt
+        adapt = adapt or self.settings.roles[role].train.adapt
         start = self.init(role) if init is None else dict(init)
-        given = dict(parents or {})
+        given, where = dict(parents or {}), {"role": role, "split": split}
         if adapt in ("probe", "probe_then_full"):
             probed = given | {"features": self.features(role, start)}
-            more_of_probe = {k: more[k] for k in ("loss", "subset", "seed") if k in more}
             if adapt == "probe":
-                return self.add(
-                    finetune_phase(self.resolved, kind, role, split, probed, probe=True, **more)
-                )
-            first = finetune_phase(
-                self.resolved,
-                "probe",
-                role,
-                split,
-                probed,
-                probe=True,
-                purpose=kind,
-                **more_of_probe,
+                return self.make(kind, **where, parents=probed, probe=True, **more)
+            shared = {k: more[k] for k in ("loss", "subset", "seed") if k in more}
+            given["head"] = self.make(
+                "probe", **where, parents=probed, probe=True, purpose=kind, **shared
             )
-            given["head"] = self.add(first)
-        return self.add(finetune_phase(self.resolved, kind, role, split, start | given, **more))
+        return self.make(kind, **where, parents=start | given, **more)
 
 
-def base(builder: Builder) -> Plan:
-    """Weak model, ceiling, and a naive student for each loss, behind what they start from."""
+def base(builder: PlanBuilder) -> Plan:
+    """Return the plan of every run: weak model, ceiling, and a naive student for each loss."""
     settings = builder.settings
     for role in ("weak", "strong"):
         start = builder.init(role)
@@ -173,7 +190,7 @@ def base(builder: Builder) -> Plan:
 
 
 def _supervised(settings: Settings) -> tuple[str, ...]:
-    """The slices that the weak model labels."""
+    """Return the slices that the weak model labels."""
     return tuple(f"slice{number}" for number in range(2, settings.num_slices + 1))
 
 
@@ -189,7 +206,7 @@ class MethodPlanner:
       naive: the weak model, the ceiling and the naive students.
     """
 
-    builder: Builder
+    builder: PlanBuilder
     naive: Plan
 
     @property
@@ -226,7 +243,7 @@ class MethodPlanner:
           supervisor: the phase whose test labels agreement is measured against; '': `labels`.
           ceiling: the phase that recovers the whole gap; '': that of the run.
           split: the slice that is labelled.
-          **more: as in `Builder.trained`.
+          **more: as in `PlanBuilder.trained`.
         """
         phase = self.builder.trained(
             "student",
@@ -254,7 +271,7 @@ def plan(resolved: Resolved) -> Plan:
     Raises:
       InputError: for a method that the models, the data or the other settings do not allow.
     """
-    builder = Builder(resolved)
+    builder = PlanBuilder(resolved)
     naive = base(builder)
     students = dict(naive.students)
     for method in resolved.settings.methods:
@@ -268,7 +285,7 @@ def plan(resolved: Resolved) -> Plan:
     return dataclasses.replace(naive, phases=phases, students=students)
 
 
-def _with_ancestors(builder: Builder, names: Iterable[str]) -> set[str]:
+def _with_ancestors(builder: PlanBuilder, names: Iterable[str]) -> set[str]:
     """Return the names, and those of all phases that they build on."""
     found: set[str] = set()
     pending = list(names)

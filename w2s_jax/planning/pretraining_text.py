@@ -1,4 +1,4 @@
-"""The text that a run's models are pretrained on: read whole, or opened as a stream. No JAX."""
+"""The text that models are pretrained on: read whole, or opened as a stream. Imports no JAX."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,23 +22,23 @@ def read_chunks(
     task: TaskSettings,
     notes: list[str],
 ) -> TokenizedDocuments:
-    """Tokenised pretraining text of a role, in chunks of `pretrain.chunk_length` tokens.
+    """Return the tokenised pretraining text of a role, in chunks of `pretrain.chunk_length` tokens.
 
     Args:
-      pretrain: what to read.
-      raw: the task's documents; 'pretrain' may be among them.
-      tokenizer: of texts; None if the task's documents are tokens.
-      task: where to look.
-      notes: gets a line.
+      pretrain: the settings; `pretrain.source` says what to read.
+      raw: split -> documents of the task, possibly with a split 'pretrain'.
+      tokenizer: the role's; None if the task's documents are tokens.
+      task: the task settings; `task.data_dir` says where to look.
+      notes: a line on the text is appended.
 
     Raises:
-      InputError: if there is no such text, or it cannot be cut so.
+      InputError: there is no such text, or its documents cannot be cut.
     """
     if pretrain.source == "task":
         if "pretrain" not in raw:
             raise errors.InputError(
-                f"pretrain.source: 'task', but task {task.name!r} brings no pretraining "
-                "documents; allowed: a folder of task.data_dir, or a file"
+                f"pretrain.source: 'task', but task {task.name!r} has no pretraining documents; "
+                "give a folder of task.data_dir, or a file"
             )
         documents = raw["pretrain"]
     else:
@@ -46,7 +46,7 @@ def read_chunks(
         if tokenizer is None:
             raise errors.InputError(
                 f"pretrain.source: {pretrain.source!r}, but the documents of task "
-                f"{task.name!r} are tokens, not text; allowed: 'task' or None"
+                f"{task.name!r} are tokens, not text; allowed: 'task', None"
             )
         texts = read_corpus(pretrain.source, task.data_dir)
         documents = [
@@ -76,10 +76,10 @@ def open_stream(
     task: TaskSettings,
     notes: list[str],
 ) -> Corpus:
-    """Text that a role is pretrained on as it is read; `pretrain.chunk_length` is a row.
+    """Open text that is read while a role is pretrained, in rows of `pretrain.chunk_length`.
 
     Raises:
-      InputError: if there is no such text, or no number of steps.
+      InputError: there is no such text, or `pretrain.steps` is None.
     """
     source = pretrain.source
     assert source is not None
@@ -90,17 +90,17 @@ def open_stream(
         )
     if pretrain.steps is None:
         raise errors.InputError(
-            "pretrain.steps: None; a stream has no end, so allowed with pretrain.streaming: a "
-            "number of steps"
+            "pretrain.steps: None, but a stream has no end; pretrain.streaming needs a number of "
+            "steps"
         )
-    corpus = open_corpus(_corpus_place(source, task.data_dir))
+    corpus = open_corpus(_corpus_path(source, task.data_dir))
     check_stream(corpus, tokenizer, row_length=pretrain.chunk_length)
     notes.append(f"pretraining streams {len(corpus):,} texts from {corpus.name}")
     return corpus
 
 
-def _corpus_place(source: str, data_dir: str | None) -> str:
-    """The file or folder itself, else what lies below the data folder under that name."""
+def _corpus_path(source: str, data_dir: str | None) -> str:
+    """Return the path itself if it exists, else that name in the data folder."""
     root = records.data_root(data_dir)
     if Path(source).expanduser().exists() or root is None:
         return source
@@ -111,6 +111,6 @@ def _corpus_place(source: str, data_dir: str | None) -> str:
 
 
 def stream_digest(corpus: Corpus, tokenizer: Tokenizer) -> str:
-    """Of all that decides the stream's tokens but its seed and the length of its rows."""
+    """Return a digest of everything that decides the tokens, except seed and row length."""
     parts = f"stream 1;{corpus.digest};{tokenizer.digest}"
     return hashlib.sha256(parts.encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""resolve(settings): the only input read before work starts.
+"""resolve(settings): read all input of a run before any work starts. Imports no JAX.
 
-Loads the task and cuts it into splits; finds the models; tokenises the splits for each of them,
-reads pretraining text, and digests it all, so that `plan` is pure and bad input is answered before
-anything is written or compiled. No JAX.
+It loads the task and cuts it into splits, finds the models, tokenises the splits for each of them,
+reads pretraining text, and digests everything. So `plan` is pure, and bad input is refused before
+anything is written or compiled.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ from w2s_jax.planning.role_settings import check_model, with_defaults
 
 @dataclass(frozen=True)
 class RoleInput:
-    """What the model of a role is, and what it works on.
+    """The model of a role and its data.
 
     Attributes:
       model: its config, without adapters.
-      source: where its parameters come from; None: they are made in the run.
+      source: the pretrained model; None for an embedded one, whose parameters the run makes.
       tokenizer: of the task's texts; None if its documents are tokens.
-      label_tokens: ids of the tokens that spell the labels 0 and 1, of which the model has an
-        unembedding; (): there are none.
+      label_tokens: ids of the tokens that spell the labels 0 and 1, which are rows of the model's
+        unembedding; () if there are none.
       head_init: 'unembedding' (a head starts from the rows of these tokens) or 'zeros'.
       prefix, suffix: the tokens that begin and end each text.
       splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
@@ -62,13 +62,13 @@ class RoleInput:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a run works on.
+    """The input of a run.
 
     Attributes:
-      settings: the validated config, with what depends on the models filled in.
+      settings: the validated config, with defaults that depend on the models filled in.
       roles: 'weak', 'strong' -> model and data.
-      notes: what a user should know about the data (counts, over-long documents) and the models.
-      outside: sha256 of the file of the supervisor's labels, if they are from outside.
+      notes: facts about data and models for the user: counts, over-long documents.
+      outside: sha256 of the file with the supervisor's labels, if these are external.
     """
 
     settings: Settings
@@ -78,7 +78,7 @@ class Resolved:
 
     @property
     def digests(self) -> dict[str, str]:
-        """What the run is made of: split -> sha256; of the strong role only where it differs."""
+        """Digests of splits and models; a role's own entries are marked where roles differ."""
         flat: dict[str, str] = {} if self.outside is None else {"labels": self.outside}
         for role, data in self.roles.items():
             found = dict(data.digests)
@@ -91,11 +91,11 @@ class Resolved:
 
 
 def resolve(settings: Settings) -> Resolved:
-    """Reads and checks all input of a run.
+    """Read and check all input of a run.
 
     Raises:
-      InputError: for a model, tokenizer or data that are bad or do not fit together, or data that
-        are too few for the config.
+      InputError: a model, a tokenizer or the data are bad or do not fit together, or there are too
+        few documents for the config.
     """
     task_settings, protocol = settings.task, settings.protocol
     loaded = load(
@@ -154,7 +154,7 @@ def resolve(settings: Settings) -> Resolved:
 
 
 def _check_outside(path: str, data: RoleInput) -> str:
-    """The sha256 of a file of labels, after seeing that it has all that are needed."""
+    """Return the sha256 of a file of labels, after checking that it has all that are needed."""
     found = read_outside(path)
     for split, documents in data.splits.items():
         if split not in ("slice1", "pretrain"):
@@ -163,7 +163,7 @@ def _check_outside(path: str, data: RoleInput) -> str:
 
 
 def _source(role: str, settings: Settings) -> ModelSource | None:
-    """Where a role's parameters come from; None for an embedded model."""
+    """Return the pretrained model of a role; None for an embedded one."""
     model = settings.roles[role].model
     if model in EMBEDDED_MODELS:
         return None
@@ -177,7 +177,11 @@ def _source(role: str, settings: Settings) -> ModelSource | None:
 class _Reader:
     """How a role's texts become tokens; roles with the same `key` share their documents.
 
-    `limit`: tokens of a document, at most. `tokenizer` None: the documents are tokens.
+    Attributes:
+      task: the task.
+      tokenizer: of its texts; None if its documents are tokens.
+      limit: most tokens of a document; None for no limit.
+      overlong: what to do with longer ones: 'truncate', 'drop' or 'error'.
     """
 
     task: Task
@@ -202,7 +206,7 @@ def _reader(
             sources.check_fits(source, tokenizer.vocab_size, tokenizer.name)
         longest = source.config.max_positions
         if source.config.positions == "learned" and (limit is None or limit > longest):
-            notes.append(f"{role}: {source.name} takes at most {longest} tokens: that is the limit")
+            notes.append(f"{role}: documents are limited to the {longest} tokens of {source.name}")
             limit = longest
     return _Reader(task, tokenizer, limit, overlong)
 
@@ -210,15 +214,14 @@ def _reader(
 def _tokenizer(
     role: str, task: Task, source: ModelSource | None, settings: Settings
 ) -> Tokenizer | None:
-    """The tokenizer of a role's texts; None if the task's documents are tokens."""
+    """Return the tokenizer of a role's texts; None if the task's documents are tokens."""
     given = settings.roles[role].tokenizer
     if task.token_space is not None:
         field = "task.tokenizer" if given is None else f"{role}.tokenizer"
         if (given or settings.task.tokenizer) != TaskSettings.tokenizer:
             raise errors.InputError(
                 f"{field}: {given or settings.task.tokenizer!r}, but the documents of task "
-                f"{task.name!r} are tokens already; allowed: {TaskSettings.tokenizer!r}, which is "
-                "not used"
+                f"{task.name!r} are tokens already; leave it at {TaskSettings.tokenizer!r}"
             )
         return None
     if given is None and source is None:
@@ -227,8 +230,8 @@ def _tokenizer(
         given = str(source.tokenizer)
     if given is None:
         raise errors.InputError(
-            f"{role}.tokenizer: None, and {settings.roles[role].model} has no tokenizer.json; "
-            "allowed: 'bytes', or a folder, file or hub id of a fast Hugging Face tokenizer"
+            f"{role}.tokenizer: None, but {settings.roles[role].model} has no tokenizer.json; give "
+            "'bytes', or a folder, file or hub id of a fast Hugging Face tokenizer"
         )
     try:
         return load_tokenizer(given)
@@ -238,12 +241,12 @@ def _tokenizer(
 
 
 def _check_vocabulary(role: str, task: Task, source: ModelSource) -> None:
-    """A model for a task of tokens must know them all."""
+    """Check that a model has all tokens of a task whose documents are tokens."""
     assert task.token_space is not None
     if source.config.vocab_size < task.token_space.vocab_size:
         raise errors.InputError(
-            f"{role}.model: {source.given}: its vocabulary has {source.config.vocab_size} tokens; "
-            f"allowed: at least the {task.token_space.vocab_size} of task {task.name!r}"
+            f"{role}.model: {source.given} has a vocabulary of {source.config.vocab_size} tokens; "
+            f"task {task.name!r} needs at least {task.token_space.vocab_size}"
         )
 
 
@@ -256,7 +259,7 @@ def _role_input(
     settings: Settings,
     notes: list[str],
 ) -> RoleInput:
-    """A role's model, and its documents with those for pretraining."""
+    """Return a role's model and its documents, with those for pretraining."""
     own = settings.roles[role]
     splits, streams, tokenizer = dict(splits), {}, reader.tokenizer
     if own.pretrain.source is not None and own.pretrain.streaming:
@@ -281,7 +284,7 @@ def _role_input(
         head_init = "zeros"
     label_tokens: tuple[int, ...] = ()
     if not model.bidirectional:
-        # A tokenizer may spell them with several tokens; that matters if they are needed.
+        # A tokenizer may spell them with several tokens, which is an error if they are needed.
         with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
             label_tokens = vocabulary.label_tokens
     digests = {name: documents.digest() for name, documents in splits.items()}
@@ -310,9 +313,9 @@ def _role_input(
 def _without_overlong(
     documents: Mapping[str, list[Document]], reader: _Reader, notes: list[str]
 ) -> Mapping[str, list[Document]]:
-    """With task.overlong='drop' the documents that are short enough, by split.
+    """Return the documents; with task.overlong='drop' only those that are short enough.
 
-    They are dropped before anything is balanced, counted or halved.
+    Others are dropped before the documents are balanced, counted and halved.
     """
     if reader.overlong != "drop" or reader.limit is None:
         return documents
@@ -344,10 +347,10 @@ def _tokenize_split(
 
 
 def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> int:
-    """Tokens that an embedded model must take: `task.max_length` or the longest document, chunks.
+    """Return the number of positions of an embedded model, enough for documents and chunks.
 
-    With `task.max_length` set it does not depend on which documents were drawn, so that pretrained
-    models with learned positions can be shared.
+    With `task.max_length` it does not depend on which documents were drawn, so that runs can share
+    pretrained models with learned positions.
     """
     longest = settings.task.max_length or 0
     if own.pretrain.source is not None and own.pretrain.streaming:
@@ -359,18 +362,18 @@ def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocume
 
 
 def _check(role: str, data: RoleInput, settings: Settings) -> None:
-    """Enough documents for a batch, both classes, and a validation set where one is needed."""
+    """Check that documents fill a batch, have both classes, and that validation ones exist."""
     own = settings.roles[role]
     splits = data.splits
     slices = [f"slice{number}" for number in range(1, settings.num_slices + 1)]
     for name in (*slices, "test"):
         if name not in splits:
-            raise errors.InputError(f"task.{name}_docs: leaves no document in {name}")
+            raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
         classes = np.unique(hard_labels(splits[name].labels_N))
         if len(classes) < 2:
             raise errors.InputError(
-                f"task.name: all documents of {name} are of one class ({classes.tolist()}); both "
-                "classes 0 and 1 are needed"
+                f"task.name: all documents of {name} have label {classes.tolist()[0]:g}; labels 0 "
+                "and 1 are both needed"
             )
     used = [slices[list(settings.roles).index(role)]]
     if role == "strong":
@@ -388,7 +391,7 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
         batch, available = getattr(own, part).batch_size, len(splits[name])
         if available < batch:
             raise errors.InputError(
-                f"{role}.{part}.batch_size: {batch} is more than the {available} documents of "
+                f"{role}.{part}.batch_size: {batch} exceeds the {available} documents of "
                 f"{'pretrain:' + role if name == 'pretrain' else name}; allowed: at most "
                 f"{available} (or raise task.train_docs)"
             )
@@ -396,5 +399,5 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
         raise errors.InputError(
             f"task.validation_docs: {settings.task.validation_docs} leaves no validation set, but "
             f"protocol.early_stopping={settings.protocol.early_stopping!r} needs one; "
-            "allowed: at least 2, or protocol.early_stopping=none"
+            "allowed: at least 2 (or set protocol.early_stopping=none)"
         )

@@ -1,4 +1,4 @@
-"""What of a role's settings depends on its model: what it can do, and its defaults. No JAX."""
+"""Settings of a role that depend on its model: checks and defaults. Imports no JAX."""
 
 import dataclasses
 from typing import Any
@@ -11,15 +11,15 @@ from w2s_jax.models.sources import ModelSource
 
 
 def check_model(role: str, source: ModelSource | None, settings: Settings) -> None:
-    """Sees that a role's model can be trained as asked, before any document is read for it.
+    """Check that a role's model can be trained as configured, before any document is read.
 
     Args:
-      role: 'weak' or 'strong'.
-      source: where its parameters come from; None: an embedded model.
+      role: a key of `settings.roles`.
+      source: the pretrained model; None for an embedded one.
       settings: the config.
 
     Raises:
-      InputError: for a read-out, layers, adapters or pretraining that the model does not have.
+      InputError: the model does not have the read-out, layers, adapters or pretraining asked for.
     """
     own = settings.roles[role]
     if source is None:
@@ -28,7 +28,7 @@ def check_model(role: str, source: ModelSource | None, settings: Settings) -> No
         model = source.config
     if own.read_out == "pooler" and not model.pooler:
         raise errors.InputError(
-            f"{role}.read_out: 'pooler', but {own.model} has none; allowed: last, first, mean"
+            f"{role}.read_out: 'pooler', but {own.model} has no pooler; allowed: last, first, mean"
         )
     if own.train.adapt == "last_layers" and own.train.last_layers > model.num_layers:
         raise errors.InputError(
@@ -46,19 +46,19 @@ def check_model(role: str, source: ModelSource | None, settings: Settings) -> No
     if model.bidirectional:
         raise errors.InputError(
             f"{role}.pretrain.source: {pretrain.source!r}, but {own.model} is an encoder, which "
-            "predicts no next token; allowed: None"
+            "does not predict next tokens; allowed: None"
         )
     if model.positions == "learned" and pretrain.chunk_length > model.max_positions:
         raise errors.InputError(
             f"{role}.pretrain.chunk_length: {pretrain.chunk_length}; allowed: at most the "
-            f"{model.max_positions} tokens that {own.model} takes"
+            f"{model.max_positions} positions of {own.model}"
         )
 
 
 def with_defaults(own: Role, model: ModelConfig) -> Role:
-    """The settings of a role with learning rates and parameter dtypes by its model."""
+    """Return a role's settings with the model's default learning rates and parameter dtypes."""
     parameters = model.num_parameters()
-    # An embedded model that a phase has trained is still one.
+    # Also an embedded model that was trained by a phase.
     embedded = not model.family
     parts = {}
     for part in ("train", "pretrain", "probe"):

@@ -1,8 +1,7 @@
-"""What a run found, for a person: a table in the terminal, and a page with figures.
+"""Reports on finished runs: a table in the terminal, and a page with figures.
 
-`print_result` shows one result.json in the terminal. `write_report` reads the folders of one or
-several finished runs and writes a self-contained page, figures and tables. Importing this
-package is cheap: plotting and templating libraries are imported when they are used.
+`print_result` prints one result. `write_report` writes a self-contained page, figures and tables on
+one or more runs. Plotting and templating libraries are imported when first used.
 """
 
 from w2s_jax.report.html import write_report

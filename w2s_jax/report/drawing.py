@@ -1,17 +1,19 @@
-"""How figures look, and how they become SVG and PNG, without a display.
+"""Style of the figures, and rendering to SVG and PNG without a display.
 
-Only matplotlib's object-oriented API is used (no pyplot, so no backend and no global state). A
-figure is a list of panels: the page shows each by itself, so that a narrow screen stacks them, and
-the files hold all of them. Colours can be told apart by colour-blind readers, have a counterpart
-for dark pages, and never stand alone: markers or line styles differ as well.
+Only matplotlib's object-oriented API is used: pyplot would need a backend and keeps global state. A
+figure is a list of panels. The page shows each panel separately, so that they stack on a narrow
+screen; the files contain all of them. Colours are distinguishable by colour-blind readers, have a
+counterpart for dark pages, and are always combined with markers or line styles.
 """
 
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from w2s_jax.report.results import Entry, number, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +23,7 @@ INK, RULE, WEAK = "#1f2328", "#c9d1d9", "#c25400"
 SERIES = ("#0068a3", "#a8457f", "#00805e", "#8f6a00", "#5b5fc7", "#6d6f73")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "^", "v", "P", "X", "h")
-#: name of the style sheet's variable -> colour on light and on dark pages.
+#: CSS variable -> colour on light and on dark pages.
 THEME = {
     "ink": (INK, "#e6e9ec"),
     "rule": (RULE, "#3d4650"),
@@ -33,41 +35,82 @@ THEME = {
     "s4": (SERIES[4], "#a5a8ff"),
     "s5": (SERIES[5], "#b4b8be"),
 }
-# A sweep can have hundreds of panels: beyond this many nobody looks, and the page is slow.
+#: A sweep can have hundreds of panels; drawing them all would make the page slow.
 MAX_PANELS = 12
+#: Default width of a panel in inches.
 WIDTH = 4.5
+#: Distance in inches from the axes to their legend: the height of the ticks and the axis label.
+LEGEND_OFFSET = 0.42
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: its title, what it shows in words, how it is drawn, its size in inches."""
+    """One set of axes.
+
+    Attributes:
+        title: its title.
+        alt_text: a description of its content for screen readers.
+        draw: a function that draws on the axes.
+        height: its height in inches.
+        width: its width in inches.
+    """
 
     title: str
-    words: str
+    alt_text: str
     draw: Callable[["Axes"], None]
     height: float = 3.3
     width: float = WIDTH
 
 
 def colour(index: int) -> str:
-    """The colour of the series `index`; they repeat after six."""
+    """Return the colour of a series; six colours repeat."""
     return SERIES[index % len(SERIES)]
 
 
-def plain(text: str) -> str:
-    """`text` for matplotlib: a dollar sign in a name would otherwise start a formula."""
+def role_style(role: str, index: int) -> tuple[str, str, str]:
+    """Return colour, marker and line style of a role; `index` is a student's among all labels."""
+    if role == "student":
+        return colour(index), MARKERS[index % len(MARKERS)], LINES[index % len(LINES)]
+    return (WEAK, "s", "-") if role == "weak" else (INK, "D", "-")
+
+
+def escape_mathtext(text: str) -> str:
+    """Escape dollar signs, which matplotlib would read as the start of a formula."""
     return text.replace("$", r"\$")
 
 
 def wrap(text: str, width: int) -> str:
-    """`text` over several lines."""
+    """Break `text` into lines of at most `width` characters, escaped for matplotlib."""
     import textwrap
 
-    return plain("\n".join(textwrap.wrap(text, width, break_on_hyphens=False)))
+    return escape_mathtext("\n".join(textwrap.wrap(text, width, break_on_hyphens=False)))
+
+
+def width_for(labels: Iterable[str]) -> float:
+    """Return the width in inches of a panel with these labels on its left."""
+    return WIDTH + 0.07 * max(0, max(map(len, labels)) - 14)
+
+
+def count_documents(entries: Iterable[Entry]) -> str:
+    """Format the number of test documents: `400 documents`, `317 to 400 documents`, `documents`."""
+    sizes = sorted({int(n) for n in (number(e.get("n")) for e in entries) if n is not None})
+    if not sizes:
+        return "documents"
+    if len(sizes) == 1:
+        return plural(sizes[0], "document")
+    return f"{sizes[0]} to {sizes[-1]} documents"
+
+
+def seeds_per_point(counts: Iterable[int]) -> str:
+    """Format the number of seeds: `3 seeds per point`, `1 to 3 seeds per point`."""
+    distinct = sorted(set(counts))
+    if len(distinct) == 1:
+        return f"{plural(distinct[0], 'seed')} per point"
+    return f"{distinct[0]} to {distinct[-1]} seeds per point"
 
 
 def style(ax: "Axes", grid: bool = True) -> None:
-    """Quiet axes: two spines, small ticks, a light grid below the data."""
+    """Apply the common style: two spines, small ticks, a light grid below the data."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -80,20 +123,25 @@ def style(ax: "Axes", grid: bool = True) -> None:
         ax.grid(color=RULE, lw=0.5, alpha=0.7)
 
 
-def legend(ax: "Axes", columns: int = 2, below: float = 0.17) -> None:
-    """A legend below the axes (by a share of their height), if anything is named."""
+def legend(ax: "Axes", columns: int = 2) -> None:
+    """Add a legend below the axes, if it has entries."""
+    from matplotlib.transforms import ScaledTranslation
+
     handles, names = ax.get_legend_handles_labels()
     if not handles:
         return
     columns = 1 if max(map(len, names)) > 26 else columns
+    # In inches: a fraction of the axes' height would move the legend when they are laid out.
+    shift = ScaledTranslation(0, -LEGEND_OFFSET, ax.get_figure(root=True).dpi_scale_trans)
     ax.legend(
-        handles, names, loc="upper center", bbox_to_anchor=(0.5, -below), ncols=columns,
-        frameon=False, fontsize=8.5, labelcolor=INK, handlelength=2.4,
+        handles, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns,
+        bbox_transform=ax.transAxes + shift, frameon=False, fontsize=8.5, labelcolor=INK,
+        handlelength=2.4,
     )  # fmt: skip
 
 
 def sizes_axis(ax: "Axes", sizes: Sequence[float]) -> None:
-    """A logarithmic axis of parameter counts that are written as people say them."""
+    """Make the x axis a logarithmic axis of parameter counts, labelled like `28.5k`."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
     distinct = sorted(set(sizes))
@@ -101,18 +149,18 @@ def sizes_axis(ax: "Axes", sizes: Sequence[float]) -> None:
     low, high = distinct[0], distinct[-1]
     ax.set_xlim(low / (high / low) ** 0.08 / 1.15, high * (high / low) ** 0.08 * 1.15)
     ticks: list[float] = []
-    room = (math.log(high / low) or 1.0) / 7
+    spacing = (math.log(high / low) or 1.0) / 7
     for size in distinct:
-        # Neighbours whose names would overlap share a tick.
-        if not ticks or math.log(size / ticks[-1]) > room:
+        # Skip ticks whose labels would overlap.
+        if not ticks or math.log(size / ticks[-1]) > spacing:
             ticks.append(size)
-    ax.set_xticks(ticks, [count(t) for t in ticks])
+    ax.set_xticks(ticks, [_format_count(t) for t in ticks])
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def count(value: float) -> str:
-    """`28.5k`, `1.4B`."""
+def _format_count(value: float) -> str:
+    """Format a count with three significant digits: `28.5k`, `1.4B`."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g}{name}"
@@ -120,7 +168,7 @@ def count(value: float) -> str:
 
 
 def figure_of(panels: Sequence[Panel], titled: bool = True) -> "Figure":
-    """All panels in one figure, in up to three columns."""
+    """Draw all panels in one figure of up to three columns."""
     from matplotlib.figure import Figure
 
     columns = min(len(panels), 1 if len(panels) == 1 else 2 if len(panels) < 7 else 3)
@@ -135,7 +183,7 @@ def figure_of(panels: Sequence[Panel], titled: bool = True) -> "Figure":
             ax.set_title(wrap(panel.title, 58), fontsize=9.5, color=INK, loc="left")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    # Once is enough, and each layout takes as long as drawing: the axes stay where they are now.
+    # Lay out only once: each layout takes as long as drawing, and a figure is saved twice.
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -144,14 +192,14 @@ def figure_of(panels: Sequence[Panel], titled: bool = True) -> "Figure":
 
 
 def png(figure: "Figure") -> bytes:
-    """The figure on white."""
+    """Render as PNG on a white background."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _svg(figure: "Figure", salt: str) -> str:
-    """The figure as SVG with a transparent ground and its text as text."""
+    """Render as SVG on a transparent background, with text as text elements."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -159,16 +207,16 @@ def _svg(figure: "Figure", salt: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # matplotlib repeats the figure's texts in comments.
+    # matplotlib repeats all texts in comments.
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    # Where the font is not there another sans serif does.
+    # Matplotlib's font may not be installed where the page is read.
     return re.sub(
         r"(font:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1'DejaVu Sans', Verdana, sans-serif", svg
     )
 
 
 def svg_file(figure: "Figure", name: str) -> bytes:
-    """SVG that stands alone: drawn for light grounds, with colours for viewers that are dark."""
+    """Render as an SVG file that also has colours for viewers with a dark background."""
     rules = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
         for light, dark in THEME.values()
@@ -180,11 +228,13 @@ def svg_file(figure: "Figure", name: str) -> bytes:
     return (svg[:end] + sheet + svg[end:]).encode()
 
 
-def svg_inline(figure: "Figure", prefix: str, words: str) -> str:
-    """SVG for the page, whose colours follow the page's style sheet.
+def svg_inline(figure: "Figure", prefix: str, alt_text: str) -> str:
+    """Render as SVG for the page, with colours from the page's style sheet.
 
-    `prefix` is put before each id, since several figures share the page's ids; `words` say what
-    there is to see.
+    Args:
+        figure: the figure.
+        prefix: put before each id, which must be unique within the page.
+        alt_text: the description for screen readers.
     """
     from markupsafe import escape
 
@@ -196,4 +246,4 @@ def svg_inline(figure: "Figure", prefix: str, words: str) -> str:
     svg = svg.replace("url(#", f"url(#{prefix}-")
     for name, (light, _) in THEME.items():
         svg = svg.replace(light, f"var(--{name})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(words)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt_text)}"', 1)

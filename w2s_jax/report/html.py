@@ -1,103 +1,115 @@
-"""The report of one or several finished runs: a self-contained page, figures, tables."""
+"""Write the report on finished runs: a self-contained page, figures and tables."""
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from w2s_jax.core.errors import StorageError
+from w2s_jax.planning.kinds import kind_title
 from w2s_jax.report import tables
 from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
-from w2s_jax.report.findings import overview
-from w2s_jax.report.groups import Group, compare_students, group_runs
-from w2s_jax.report.runs import Run, load_runs
-from w2s_jax.report.words import group_summary, plural, show
+from w2s_jax.report.results import plural, show
+from w2s_jax.report.runs import FinishedRun, load_runs
+from w2s_jax.report.settings import Setting, compare_students, settings_of
+from w2s_jax.report.summaries import overview, setting_summary
 
-#: Sections with a figure: name of its files -> heading, what one sees, and what is missing if not.
-_FIGURES = {
-    "ladder": (
+
+@dataclass(frozen=True)
+class _Section:
+    """A section with a figure: its heading, caption, and why the figure may be missing."""
+
+    heading: str
+    caption: str
+    no_data: str
+
+
+#: Name of the figure's files -> its section, in the order of the page.
+_SECTIONS = {
+    "ladder": _Section(
         "The ladder",
-        "Test accuracy against the size of the strong model: a line for each supervisor and loss,"
-        " the ceilings in black, dotted lines at the supervisors' own accuracy. Bars are ± 1"
-        " standard error: of the mean over seeds where there are several, over the test documents"
-        " otherwise.",
-        "no result tells the size of its models",
+        "Test accuracy against the size of the strong model, one line per supervisor and loss."
+        " Black: ceilings. Dotted lines: the supervisors' own accuracy. Error bars: ± 1 standard"
+        " error, over seeds if there are several, otherwise over test documents.",
+        "no result records the sizes of its models",
     ),
-    "pgr": (
+    "pgr": _Section(
         "PGR against the gap",
-        "Each point is one student of one seed; bars are 95% intervals over the test documents"
-        " (bootstrap). Small gaps make PGR unstable: it divides by them. Hollow arrows lie outside"
-        " the axes.",
+        "One point per student and seed, with 95% bootstrap intervals over test documents. PGR"
+        " divides by the gap, so small gaps make it unstable. Hollow arrows mark points outside the"
+        " axes.",
         "no student has a defined PGR",
     ),
-    "accuracy": (
+    "accuracy": _Section(
         "Losses and methods side by side",
-        "Light points are single seeds, large ones their mean with ± 1 standard error over seeds;"
-        " with one seed the bar is over the test documents.",
+        "Light points: individual seeds. Large points: their mean. Error bars: ± 1 standard error,"
+        " over seeds if there are several, otherwise over test documents.",
         "no accuracies are recorded",
     ),
-    "agreement": (
+    "agreement": _Section(
         "Agreement with the supervisor",
-        "How often the student predicts what its supervisor predicts. A student that imitates"
-        " agrees where the supervisor is wrong, too. Bars: ± 1 standard error over seeds.",
+        "Share of test documents for which the student predicts the same class as its supervisor. A"
+        " student that imitates its supervisor also agrees where the supervisor is wrong. Error"
+        " bars: ± 1 standard error over seeds.",
         "no agreement is recorded",
     ),
-    "calibration": (
+    "calibration": _Section(
         "Calibration",
-        "Of the documents to which a model gives P(label 1) = p, the share whose label is 1. On the"
-        " diagonal a model is calibrated. Seeds are pooled; bins of fewer than 5 documents are left"
-        " out here, and are in calibration.csv.",
-        "no predictions were found beside these results",
+        "Observed share of label 1 among documents with predicted probability p. A calibrated model"
+        " is on the diagonal. Seeds are pooled. Bins with fewer than 5 documents are not drawn, but"
+        " are included in calibration.csv.",
+        "no predictions were found for these results",
     ),
-    "training": (
+    "training": _Section(
         "Training",
-        "Moving average of the training loss, a line a seed (with one seed the losses lightly"
-        " behind it); validation scores on the right axis; a star where early stopping kept a step"
-        " that is not the last.",
-        "no training curves were found beside these results",
+        "Moving average of the training loss, one line per seed (for a single seed, raw losses"
+        " shown faintly). Right axis: validation scores. Star: the step that early stopping kept,"
+        " if it is not the last.",
+        "no training curves were found for these results",
     ),
 }
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write `report.html`, its figures as PNG and SVG, and CSV tables into the folder `out`.
+    """Write `report.html`, figures as PNG and SVG, and CSV tables into a folder.
 
-    Figures: `ladder`, `pgr`, `accuracy`, `agreement`, `calibration` and `training`, those that have
-    data. Tables: `table.csv` (every number of every run), `curves.csv`, `calibration.csv`.
+    The figures are `ladder`, `pgr`, `accuracy`, `agreement`, `calibration` and `training`, those
+    that have data. The tables are `table.csv` (every number of every run), `curves.csv` and
+    `calibration.csv`.
 
     Args:
-        run_dirs: folders of finished runs; a sweep's folder stands for its finished runs.
-        out: the folder to write to, made if it is missing. Each file is replaced atomically, and
-            figures of an earlier report that now have no data are removed.
+        run_dirs: folders of finished runs, or of sweeps, whose finished runs are used.
+        out: the output folder, created if missing. Each file is replaced atomically. Figures of an
+            earlier report that no longer have data are removed.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: a folder without result.json (the message names it), or files that can't be
-            read.
-        StorageError: `out` can't be written.
+        InputError: a folder has no result.json (the message names it), or a file cannot be read.
+        StorageError: `out` cannot be written.
     """
-    from w2s_jax.report import charts, curves
+    from w2s_jax.report import agreement, charts, curves
     from w2s_jax.report.drawing import figure_of, png, svg_file
 
     out = Path(out)
     runs, unfinished = load_runs(run_dirs)
-    groups = group_runs(runs)
-    phases = curves.training_curves(groups)
-    bins = curves.calibration_rows(groups)
-    rows = tables.table_rows(groups)
+    settings = settings_of(runs)
+    phases = curves.training_curves(settings)
+    bins = curves.calibration_rows(settings)
+    rows = tables.table_rows(settings)
     panels = {
-        "ladder": charts.ladder_panels(groups),
-        "pgr": charts.gap_panels(groups),
-        "accuracy": charts.accuracy_panels(groups),
-        "agreement": charts.agreement_panels(groups),
-        "calibration": curves.calibration_panels(groups, bins),
+        "ladder": charts.ladder_panels(settings),
+        "pgr": charts.gap_panels(settings),
+        "accuracy": charts.accuracy_panels(settings),
+        "agreement": agreement.agreement_panels(settings),
+        "calibration": curves.calibration_panels(settings, bins),
         "training": curves.training_panels(phases),
     }
-    page = _render_page(groups, panels, rows, [p.name for p in unfinished], out)
+    page = _render_page(settings, panels, rows, [p.name for p in unfinished], out)
     files = {
         "table.csv": tables.to_csv(tables.TABLE_COLUMNS, rows),
         "curves.csv": tables.to_csv(tables.CURVE_COLUMNS, tables.curve_rows(phases)),
@@ -107,7 +119,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         if shown:
             figure = figure_of(shown[:MAX_PANELS])
             files |= {f"{name}.png": png(figure), f"{name}.svg": svg_file(figure, name)}
-    # The page last: whoever finds it takes the others to be there.
+    # The page is written last: where it exists, so do the other files.
     files["report.html"] = page.encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +129,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
             if name not in files:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{out}: the report can't be written ({error})") from error
+        raise StorageError(f"{out}: cannot write the report ({error})") from error
     return out / "report.html"
 
 
@@ -133,22 +145,19 @@ def _write_atomically(path: Path, content: bytes) -> None:
 def _figure_section(name: str, panels: list[Panel]) -> dict[str, Any]:
     from w2s_jax.report.drawing import figure_of, svg_inline
 
-    heading, explanation, missing = _FIGURES[name]
     shown = panels[:MAX_PANELS]
     figures = [
         {
             "title": panel.title,
-            "svg": svg_inline(figure_of([panel], titled=False), f"{name}{index}", panel.words),
+            "svg": svg_inline(figure_of([panel], titled=False), f"{name}{index}", panel.alt_text),
         }
         for index, panel in enumerate(shown)
     ]
     return {
         "name": name,
-        "heading": heading,
-        "explanation": explanation,
-        "missing": missing,
+        "text": _SECTIONS[name],
         "figures": figures,
-        "left_out": len(panels) - len(shown),
+        "omitted": len(panels) - len(shown),
     }
 
 
@@ -158,8 +167,8 @@ def _default_fields() -> dict[str, Any]:
     return flatten(json.loads(json.dumps(default_config().to_dict())))
 
 
-def _differences(config: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, str]]:
-    """The config's fields that differ from the defaults, as JSON."""
+def _changed_fields(config: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the fields of a config that differ from the defaults, with values as JSON."""
     from w2s_jax.config import flatten
 
     def text(value: Any) -> str:
@@ -176,7 +185,9 @@ def _differences(config: dict[str, Any], defaults: dict[str, Any]) -> list[dict[
     ]
 
 
-def _run_context(index: int, run: Run, defaults: dict[str, Any], out: Path) -> dict[str, Any]:
+def _run_context(
+    index: int, run: FinishedRun, defaults: dict[str, Any], out: Path
+) -> dict[str, Any]:
     result = run.result
     config = run.folder / "config.json"
     link = ""
@@ -187,21 +198,24 @@ def _run_context(index: int, run: Run, defaults: dict[str, Any], out: Path) -> d
         "folder": run.name,
         "name": result.get("name") or run.name,
         "seed": result.get("seed"),
-        "stages": result.get("stages") or [],
+        "stages": [
+            stage | {"kind": kind_title(str(stage.get("kind") or "–"))}
+            for stage in result.get("stages") or []
+        ],
         "timing": result.get("timing") or {},
         "versions": result.get("versions") or {},
         "link": link,
-        "differences": _differences(run.config, defaults),
+        "changed_fields": _changed_fields(run.config, defaults),
     }
 
 
-def _group_context(group: Group) -> dict[str, Any]:
+def _setting_context(setting: Setting) -> dict[str, Any]:
     return {
-        "title": group.title,
-        "summary": group_summary([run.result for run in group.runs]),
-        "seeds": [run.result.get("seed") for run in group.runs],
-        "comparison": compare_students(group),
-        "several": len(group.seeds) > 1,
+        "title": setting.title,
+        "summary": setting_summary([run.result for run in setting.runs]),
+        "seeds": [run.result.get("seed") for run in setting.runs],
+        "comparison": compare_students(setting),
+        "several": len(setting.seeds) > 1,
     }
 
 
@@ -210,12 +224,12 @@ def _interval(low: Any, high: Any) -> str:
 
 
 def _p_value(value: Any) -> str:
-    """Three decimals; smaller ones as a bound."""
+    """Format a p value with three decimals, smaller ones as a bound."""
     return "< 0.001" if isinstance(value, float) and value < 0.001 else show(value)
 
 
 def _render_page(
-    groups: list[Group],
+    settings: list[Setting],
     panels: dict[str, list[Panel]],
     rows: list[dict[str, Any]],
     unfinished: list[str],
@@ -232,16 +246,16 @@ def _render_page(
     )
     environment.filters.update(show=show, p_value=_p_value)
     environment.globals.update(interval=_interval)
-    # Only what svg_inline made is trusted as markup; its texts are escaped there.
+    # Only the output of svg_inline, which escapes texts, is inserted as markup.
     environment.filters["trusted_svg"] = Markup
-    runs = [run for group in groups for run in group.runs]
+    runs = [run for setting in settings for run in setting.runs]
     first = runs[0].result
     defaults = _default_fields()
     return environment.get_template("report.html.j2").render(
         title=str(first.get("name", "run")) if len(runs) == 1 else plural(len(runs), "run"),
         first=first,
-        overview=overview(groups),
-        groups=[_group_context(group) for group in groups],
+        overview=overview(settings),
+        settings=[_setting_context(setting) for setting in settings],
         sections={name: _figure_section(name, found) for name, found in panels.items()},
         rows=rows,
         runs=[_run_context(i, run, defaults, out) for i, run in enumerate(runs)],

@@ -1,4 +1,4 @@
-"""The tables of a report: all numbers of all runs, as rows and as CSV."""
+"""Tables of a report as rows and as CSV."""
 
 import csv
 import io
@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from w2s_jax.report.curves import Curve, series, thinned
-from w2s_jax.report.groups import Group
-from w2s_jax.report.words import Entry, roles
+from w2s_jax.report.results import Entry, roles
+from w2s_jax.report.settings import Setting
 
 _METRICS = ("accuracy", "accuracy_se", "auroc", "ece", "n", "pgr", "pgr_note")
 _AGREEMENTS = ("agreement", "agreement_when_correct", "agreement_when_wrong")
-_NEWER = ("overconfidence", "misfit", "pgr_low", "pgr_high", "parameters", "phase", "method")
+_DETAILS = ("overconfidence", "misfit", "pgr_low", "pgr_high", "parameters", "phase", "method")
 TABLE_COLUMNS = (
     "run", "name", "task", "protocol", "seed", "role", "loss", "model", *_METRICS, *_AGREEMENTS,
-    *_NEWER, "loss_kind", "label", "weak_model", "strong_model", "setting",
+    *_DETAILS, "loss_kind", "label", "weak_model", "strong_model", "setting",
 )  # fmt: skip
 CURVE_COLUMNS = (
     "run", "seed", "phase", "kind", "label", "kept_step", "split", "step", "loss", "accuracy",
@@ -23,19 +23,19 @@ CURVE_COLUMNS = (
 CALIBRATION_COLUMNS = ("setting", "role", "label", "seeds", "low", "high", "mean_p", "share", "n")
 
 
-def table_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """One row a run and role, with the values as they are in result.json.
+def table_rows(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Return one row per run and role, with the values of result.json.
 
-    `label` is the student's key there; `loss` is its part before the method, `loss_kind` the loss
-    function's name. `index` is the run's place among all runs.
+    `label` is the student's key in the result, `loss` the part of it before the method, `loss_kind`
+    the name of the loss function, and `index` the position of the run among all runs.
     """
     rows = []
     index = 0
-    for group in groups:
-        for run in group.runs:
+    for setting in settings:
+        for run in setting.runs:
             head = {k: run.result.get(k) for k in ("name", "task", "protocol", "seed")}
-            head |= {"run": run.name, "index": index, "setting": group.title}
-            head |= {"weak_model": group.weak, "strong_model": group.strong}
+            head |= {"run": run.name, "index": index, "setting": setting.title}
+            head |= {"weak_model": setting.weak, "strong_model": setting.strong}
             index += 1
             for role, label, entry in roles(run.result):
                 rows.append(head | _entry_row(role, label, entry))
@@ -44,14 +44,14 @@ def table_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def _entry_row(role: str, label: str, entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {"role": role, "label": label, "loss": None, "loss_kind": None}
-    row |= {k: entry.get(k) for k in ("model", *_METRICS, *_AGREEMENTS, *_NEWER)}
+    row |= {k: entry.get(k) for k in ("model", *_METRICS, *_AGREEMENTS, *_DETAILS)}
     if role == "student":
         row |= {"loss": label.partition("+")[0], "loss_kind": entry.get("loss")}
     return row
 
 
 def curve_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
-    """Losses and validation scores as they are drawn: of long phases some hundreds of steps."""
+    """Return losses and validation scores as drawn: at most some hundreds of steps per phase."""
     rows: list[dict[str, Any]] = []
     for curve in (c for members in curves.values() for c in members):
         head = {name: getattr(curve, name) for name in CURVE_COLUMNS[:6]}
@@ -66,7 +66,7 @@ def curve_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """CSV with full precision; what is undefined is empty."""
+    """Format rows as CSV with full precision; undefined values are empty."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

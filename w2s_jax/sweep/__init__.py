@@ -1,1 +1,1 @@
-"""Sweeps: many runs as one set of phases, each of which is computed once."""
+"""Sweeps: many runs planned as one graph of phases, each of which is computed once."""

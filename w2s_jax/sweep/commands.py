@@ -1,4 +1,4 @@
-"""`w2s sweep` and `w2s sweep status`. No JAX before a phase runs."""
+"""`w2s sweep`: print the plan of a sweep and its cost, then run it. Imports no JAX."""
 
 import os
 from collections.abc import Sequence
@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax.core import errors
+from w2s_jax.planning.costs import phase_flops
 from w2s_jax.sweep import costs, local, records
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
-from w2s_jax.sweep.points import load_points, source
+from w2s_jax.sweep.points import load_points, point_source
 from w2s_jax.sweep.status import print_counts
 
-#: What runs the phases.
+#: Ways to run the phases.
 EXECUTORS = ("local", "ray", "slurm")
 
 
@@ -32,21 +33,21 @@ def sweep(
     retry_failed: bool = False,
     mfu: float = costs.MFU,
 ) -> None:
-    """Runs every point of a sweep file, or what of it is missing.
+    """Run all points of a sweep file, or what is missing of them.
 
     Args:
       config: the sweep file.
-      overrides: `--config.FIELD=VALUE` of what all points start from.
+      overrides: `--config.FIELD=VALUE`, for all points.
       workdir: the sweep's folder.
       console: where to print.
-      store: where phases live, if not in `workdir`/phases; sweeps and runs may share it.
+      store: the folder of the phases, which sweeps and runs may share; None for `workdir`/phases.
       executor: one of `EXECUTORS`.
-      ray_address: with 'ray': the cluster's, see `on_ray.run_on_ray`.
-      resources: with 'ray': what a task takes, 'num_gpus=1,TPU=4'.
+      ray_address: with 'ray': address of the cluster, see `on_ray.run_on_ray`.
+      resources: with 'ray': resources of a task, as 'num_gpus=1,TPU=4'.
       slurm: with 'slurm': `--slurm.NAME=VALUE`, see `on_slurm.parse_parameters`.
-      dry_run: print what there is to do and what it costs, and write nothing.
+      dry_run: print the plan and its cost, and write nothing.
       retry_failed: forget which phases have failed.
-      mfu: the utilisation at which device-hours are told.
+      mfu: assumed utilisation for device-hours.
 
     Raises:
       InputError: bad input, before anything is written.
@@ -59,7 +60,7 @@ def sweep(
         of = "slurm" if flag == "--slurm" else "ray"
         if value is not None and executor != of:
             raise errors.InputError(
-                f"{flag}: {value!r} with --executor={executor}; allowed: with --executor={of}"
+                f"{flag}: {value!r} needs --executor={of}, not --executor={executor}"
             )
     if not 0 < mfu <= 1:
         raise errors.InputError(f"--mfu: {mfu!r}; allowed: above 0 and at most 1")
@@ -73,7 +74,7 @@ def sweep(
         from w2s_jax.sweep import on_ray
 
         amounts = on_ray.parse_resources(resources)
-    found = source(config, overrides)
+    source = point_source(config, overrides)
     points = load_points(config, overrides)
     plan = plan_sweep(points, folder, Path(store) if store is not None else folder / "phases")
     print_plan(plan, mfu, console, all_runs=dry_run)
@@ -83,19 +84,19 @@ def sweep(
         return
     if executor == "ray":
         on_ray.run_on_ray(
-            plan, found, folder, console, address=ray_address, resources=amounts,
+            plan, source, folder, console, address=ray_address, resources=amounts,
             retry_failed=retry_failed,
         )  # fmt: skip
     elif executor == "slurm":
         on_slurm.run_on_slurm(
-            plan, found, folder, console, parameters=parameters, retry_failed=retry_failed
+            plan, source, folder, console, parameters=parameters, retry_failed=retry_failed
         )
     else:
-        local.run_sweep(plan, found, folder, console, retry_failed=retry_failed)
+        local.run_sweep(plan, source, folder, console, retry_failed=retry_failed)
 
 
 def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool) -> None:
-    """Prints the runs (if asked), the phases by kind and state, and what is missing costs."""
+    """Print the runs (with `all_runs`), the phases by kind and state, and the remaining cost."""
     if all_runs:
         table = Table(title="runs", title_justify="left", box=None, pad_edge=False)
         for column in ("run", "phases", "missing"):
@@ -109,8 +110,9 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
     states = records.states(plan.store, plan.parents)
     missing = [name for name, state in states.items() if state != "done"]
     console.print(
-        f"{len(plan.runs)} runs of {uses.total()} phases, {len(phases)} of them distinct, {shared} "
-        f"shared by several runs; {len(phases) - len(missing)} done, {len(missing)} missing",
+        f"{len(plan.runs)} runs with {uses.total()} phases, {len(phases)} of them distinct, "
+        f"{shared} shared by several runs; {len(phases) - len(missing)} done, {len(missing)} "
+        "missing",
         highlight=False,
     )
     print_counts({name: phase.kind for name, phase in phases.items()}, states, console)
@@ -119,21 +121,20 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
 
 
 def _print_costs(plan: SweepPlan, missing: list[str], mfu: float, console: Console) -> None:
-    flops = {n: costs.phase_flops(plan.phases[n], plan.resolved[n]) for n in missing}
+    flops = {n: phase_flops(plan.phases[n], plan.resolved[n]) for n in missing}
     training = sum(own.training for own in flops.values())
     total = sum(own.total for own in flops.values())
     uses = plan.uses
     unshared = sum(uses[name] * own.total for name, own in flops.items())
     console.print(
         f"missing: {_si(total)}FLOP ({_si(training)}FLOP training, the rest labels and "
-        f"evaluation); {_si(unshared)}FLOP were nothing shared",
+        f"evaluation); {_si(unshared)}FLOP if nothing were shared",
         highlight=False,
     )
     table = Table(
-        title=f"at a utilisation of {mfu:.0%} of the peak", title_justify="left", box=None,
-        pad_edge=False,
+        title=f"assuming {mfu:.0%} of peak FLOP/s", title_justify="left", box=None, pad_edge=False,
     )  # fmt: skip
-    for column in ("device", "at least", "device-hours", "hours on these"):
+    for column in ("device", "min. devices", "device-hours", "wall-clock hours"):
         table.add_column(column, overflow="fold")
     chosen = {name: plan.phases[name] for name in missing}
     for row in costs.hours(chosen, plan.resolved, mfu):
@@ -149,7 +150,7 @@ def _hours(value: float) -> str:
 
 
 def _si(value: float) -> str:
-    """'3.21 T': three digits and a prefix."""
+    """Return a number with three digits and a prefix, as '3.21 T'."""
     for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
         if value < 999.5 or prefix == "Z":
             return f"{value:.3g} {prefix}"

@@ -1,4 +1,4 @@
-"""What comes after phases: the results of the runs, the report, and a word on what failed."""
+"""The end of a sweep: results of its runs, the report, and a summary of failures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,17 +16,20 @@ from w2s_jax.sweep.planning import SweepPlan, SweepRun
 
 
 class SweepFailed(errors.W2SError):
-    """Some phases of a sweep failed; everything else is complete: exit status 1."""
+    """Some phases of a sweep failed; all others are complete: exit status 1."""
 
 
 @dataclass
-class Results:
+class SweepResults:
     """The results of a sweep's runs, written as soon as their phases are complete.
 
     Attributes:
-      stopped: whether to stop waiting for other processes.
+      plan: the sweep.
+      workdir: its folder.
+      console: where to print.
+      stopped: returns whether to stop waiting for other processes.
       finished: the runs whose results are written.
-      damaged: runs whose phases are complete, but damaged -> how.
+      damaged: run with a damaged phase -> the error.
     """
 
     plan: SweepPlan
@@ -37,8 +40,8 @@ class Results:
     damaged: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Writes the results of the runs that have become complete."""
-        # Several processes may come to the end of the same run.
+        """Write the results of the runs that have become complete."""
+        # Several processes may finish the same run.
         with artifacts.claim(PhaseFolder(self.workdir), should_stop=self.stopped):
             for run in self.plan.runs:
                 if run.name in self.finished or run.name in self.damaged:
@@ -47,12 +50,12 @@ class Results:
                     self._write(run)
 
     def conclude(self) -> None:
-        """Writes what results are still missing and the report; says how many runs are complete.
+        """Write the remaining results and the report; print how many runs are complete.
 
         Raises:
-          SweepFailed: if some phases have failed, or are damaged; it says which.
+          SweepFailed: some phases have failed or are damaged.
         """
-        # The last phases may have been another process's.
+        # Another process may have run the last phases.
         self.write()
         failed = self._failed()
         _report(self.workdir, self.console)
@@ -60,7 +63,7 @@ class Results:
             f"{len(self.finished)} of {len(self.plan.runs)} runs are complete", highlight=False
         )
         if failed:
-            raise SweepFailed(self._say_failed(failed))
+            raise SweepFailed(self._print_failed(failed))
 
     def _write(self, run: SweepRun) -> None:
         try:
@@ -76,7 +79,7 @@ class Results:
         )
 
     def _failed(self) -> dict[str, str]:
-        """What failed: phase or run -> why."""
+        """Return the failed phases, and the runs with damaged ones: name -> error."""
         found = {name: records.read_failure(self.plan.folder(name)) for name in self.plan.phases}
         known = {
             name: why
@@ -85,8 +88,8 @@ class Results:
         }
         return known | {f"runs/{name}": why for name, why in self.damaged.items()}
 
-    def _say_failed(self, failed: dict[str, str]) -> str:
-        """Prints what failed; a line that says how much it is, and what was not run for that."""
+    def _print_failed(self, failed: dict[str, str]) -> str:
+        """Print the failures; return a line that summarises them."""
         phases = self.plan.phases
         for name, why in failed.items():
             title = phases[name].title if name in phases else "run"
@@ -96,13 +99,13 @@ class Results:
         states = records.states(self.plan.store, self.plan.parents)
         blocked = list(states.values()).count("blocked")
         return (
-            f"{len(failed)} failed ({', '.join(failed)}), {blocked} of {len(phases)} phases build "
-            "on that and were not run; --retry_failed tries again"
+            f"{len(failed)} failed ({', '.join(failed)}); {blocked} of {len(phases)} phases build "
+            "on them and were not run; use --retry_failed to try again"
         )
 
 
 def _report(workdir: Path, console: Console) -> None:
-    """Writes the report on all finished runs, if there are any and it is not there."""
+    """Write the report on all finished runs, unless it is up to date."""
     results = list((workdir / "runs").glob("*/result.json"))
     if not results:
         return

@@ -1,8 +1,8 @@
-"""The Ray executor: a task a phase, on a cluster or on this machine.
+"""The Ray executor: a task per unit of phases, on a cluster or on this machine.
 
 All tasks are submitted at once. Each takes the outcomes of those it builds on as arguments, so Ray
-starts it when they have ended, where there is room, and starts it again where a worker or its node
-died. The store is on a file system that all nodes share: the task goes on from its checkpoint.
+starts it when they have ended and resources are free. Ray starts it again if its worker or node
+dies; as the store is on a file system that all nodes share, it continues from its checkpoint.
 """
 
 import contextlib
@@ -17,38 +17,38 @@ from rich.console import Console
 from w2s_jax.core import errors, signals
 from w2s_jax.execution import execute
 from w2s_jax.sweep import records
-from w2s_jax.sweep.finishing import Results
+from w2s_jax.sweep.finishing import SweepResults
 from w2s_jax.sweep.planning import SweepPlan
-from w2s_jax.sweep.points import Source
+from w2s_jax.sweep.points import PointSource
 from w2s_jax.sweep.units import Unit, make_units
 from w2s_jax.sweep.worker import POLL_SECONDS, print_outcome, work
 
-#: How often Ray starts a task again whose worker or node died.
+#: How often Ray restarts a task whose worker or node died.
 MAX_RETRIES = 10
 
 
 def parse_resources(text: str | None) -> dict[str, float]:
-    """What 'num_gpus=1,TPU=4' says: resource -> how much of it a task takes.
+    """Parse 'num_gpus=1,TPU=4' into resource -> amount per task.
 
     Raises:
-      InputError: for anything else.
+      InputError: the text has another form.
     """
     found: dict[str, float] = {}
     for part in (text or "").split(",") if text is not None else ():
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+(?:\.\d+)?)\s*", part, re.ASCII)
         if match is None or match[1] in found:
             raise errors.InputError(
-                f"--resources: {text!r}; allowed: NAME=NUMBER,..., each once, as num_gpus=1"
+                f"--resources: {text!r}; must be NAME=NUMBER,..., each name once, as num_gpus=1"
             )
         found[match[1]] = float(match[2])
     return found
 
 
 def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
-    """The options of `ray.remote` for tasks that take these resources.
+    """Return the options of `ray.remote` for tasks that take these resources.
 
-    Where a task takes accelerators, its process ends with it: JAX would keep hold of them, and
-    those of the next task may be others. Ray sets what says which devices are a task's own.
+    The process of a task with accelerators ends with the task: JAX would keep them, and Ray may
+    assign other devices to the next task.
     """
     own = {name: resources[name] for name in ("num_cpus", "num_gpus") if name in resources}
     custom = {name: amount for name, amount in resources.items() if name not in own}
@@ -58,14 +58,14 @@ def task_options(resources: Mapping[str, float]) -> dict[str, Any]:
         "resources": custom,
         "max_calls": 0 if only_cpus else 1,
         "max_retries": MAX_RETRIES,
-        # A worker that was asked to stop has saved its state.
+        # A worker that was stopped by a signal has saved its state.
         "retry_exceptions": [errors.Interrupted],
     }
 
 
 def run_on_ray(
     plan: SweepPlan,
-    source: Source,
+    source: PointSource,
     workdir: Path,
     console: Console,
     *,
@@ -73,21 +73,21 @@ def run_on_ray(
     resources: Mapping[str, float],
     retry_failed: bool,
 ) -> None:
-    """Runs the missing phases of a sweep on Ray, and writes results and report.
+    """Run the missing phases of a sweep on Ray; write results and report.
 
     Args:
-      plan: what to run.
-      source: where its points come from.
-      workdir: the sweep's folder.
+      plan: the sweep.
+      source: the source of its points.
+      workdir: its folder.
       console: where to print.
-      address: the cluster's; None: RAY_ADDRESS, a cluster that runs on this machine, or a new one.
-      resources: what a task takes; if empty, see `_default_resources`.
+      address: of the cluster; None for RAY_ADDRESS, a cluster on this machine, or a new one.
+      resources: resource -> amount per task; {} for `_default_resources`.
       retry_failed: forget which phases have failed.
 
     Raises:
       SweepFailed, Interrupted: as `local.run_sweep`.
-      InputError: if Ray is not installed or there is no such cluster, or it lacks the resources.
-      StorageError: if a worker's disk did something wrong.
+      InputError: Ray is not installed, or there is no such cluster, or it lacks the resources.
+      StorageError: a worker's disk failed.
     """
     missing = [phase.name for phase in plan.missing()]
     with contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def run_on_ray(
             stack.enter_context(_connected(address))
             resources = _checked(resources or _default_resources())
         stopped = stack.enter_context(signals.stop_on_signals())
-        results = Results(plan, workdir, console, stopped)
+        results = SweepResults(plan, workdir, console, stopped)
         records.begin(workdir, plan, source, retry_failed=retry_failed)
         results.write()
         states = records.states(plan.store, plan.parents)
@@ -109,20 +109,20 @@ def run_on_ray(
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Ray, as long as the sweep takes."""
+    """Connect to Ray while the block runs."""
     try:
         import ray
     except ImportError as error:
         raise errors.InputError(
-            "--executor: ray is not installed; allowed: pip install 'w2s_jax[ray]' first"
+            "--executor=ray needs Ray; install it with pip install 'w2s_jax[ray]'"
         ) from error
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
         where = address or os.environ.get("RAY_ADDRESS")
         raise errors.InputError(
-            f"--ray_address: {where!r}: {records.first_line(error)}; allowed: HOST:PORT of a "
-            "cluster's head, or nothing for one on this machine"
+            f"--ray_address: {where!r}: {records.first_line(error)}; give HOST:PORT of a "
+            "cluster's head, or omit it for a cluster on this machine"
         ) from error
     try:
         yield
@@ -131,7 +131,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _default_resources() -> dict[str, float]:
-    """A GPU where the cluster has GPUs, all chips of a host where it has TPUs, else a CPU."""
+    """Return a GPU if the cluster has GPUs, all chips of a host if it has TPUs, else a CPU."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -142,7 +142,11 @@ def _default_resources() -> dict[str, float]:
 
 
 def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
-    """The resources, unless no node could ever give them: Ray would wait for ever."""
+    """Return the resources if a node has them; otherwise Ray would wait forever.
+
+    Raises:
+      InputError: no node has them.
+    """
     import ray
 
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
@@ -151,8 +155,8 @@ def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
         most = max((node.get(names.get(name, name), 0.0) for node in nodes), default=0.0)
         if amount > most:
             raise errors.InputError(
-                f"--resources: {name}={amount:g}; allowed: at most {most:g}, which the largest "
-                "node of the cluster has"
+                f"--resources: {name}={amount:g}; allowed: at most {most:g}, as on the largest "
+                "node of the cluster"
             )
     return resources
 
@@ -160,10 +164,10 @@ def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
 def _submit(
     units: list[Unit], workdir: Path, resources: Mapping[str, float]
 ) -> dict[Any, tuple[str, ...]]:
-    """Submits all units; what Ray gives for each -> its phases."""
+    """Submit all units; return Ray's reference of each task -> its phases."""
     import ray
 
-    # Ours alone: Ray would show others' values, such as tokens, in its dashboard.
+    # Only our own variables: Ray would show others, such as access tokens, in its dashboard.
     environment = {n: value for n, value in os.environ.items() if n.startswith("W2S_")}
     task = ray.remote(**task_options(resources))(_task)
     folder = str(workdir.absolute())
@@ -179,13 +183,13 @@ def _submit(
 def _task(
     workdir: str, names: tuple[str, ...], environment: dict[str, str], *before: Any
 ) -> dict[str, str]:
-    """What runs on a worker, when the tasks that made `before` have ended."""
+    """Run phases on a worker, after the tasks that returned `before` have ended."""
     os.environ.update(environment)
     return work(workdir, names)
 
 
-def _collect(tasks: dict[Any, tuple[str, ...]], results: Results, done: int) -> None:
-    """Waits for tasks, and tells and writes what they lead to."""
+def _collect(tasks: dict[Any, tuple[str, ...]], results: SweepResults, done: int) -> None:
+    """Wait for tasks; print the outcome of their phases and write results."""
     import ray
 
     plan, console = results.plan, results.console
@@ -201,18 +205,18 @@ def _collect(tasks: dict[Any, tuple[str, ...]], results: Results, done: int) -> 
             if ended:
                 results.write()
             if results.stopped():
-                raise errors.Interrupted("stopped by a signal; the same command resumes")
+                raise errors.Interrupted("stopped by a signal; run the same command to resume")
     except BaseException:
         for ref in pending:
             ray.cancel(ref)
         if pending:
-            # Workers save their state first.
+            # Workers save their state before they stop.
             ray.wait(pending, num_returns=len(pending))
         raise
 
 
 def _record_death(ref: Any, names: tuple[str, ...], plan: SweepPlan) -> None:
-    """Records as failed what a worker could not record itself: that it died, time after time."""
+    """Record phases as failed whose worker died as often as tasks are retried."""
     import ray
     from ray import exceptions
 
@@ -221,7 +225,7 @@ def _record_death(ref: Any, names: tuple[str, ...], plan: SweepPlan) -> None:
     except exceptions.RayTaskError as error:
         if isinstance(error, errors.W2SError):
             raise
-        # That of a task it builds on, most likely; if not, it is a defect of this package.
+        # Usually the error of a task that this one builds on; anything else is a bug.
         if not isinstance(error.cause, exceptions.RayError):
             raise
     except exceptions.RayError as error:

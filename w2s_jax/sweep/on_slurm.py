@@ -1,12 +1,12 @@
-"""The Slurm executor: job arrays through submitit, one job a phase, and one for the results.
+"""The Slurm executor: job arrays through submitit, a job per unit, and one for the results.
 
-    DIR/slurm/jobs.json     phase -> id of its job; and that of the last job, 'results'
-    DIR/slurm/<id>_*        what submitit keeps: the batch script, the job's output and errors
+    DIR/slurm/jobs.json     phase -> id of its job; and 'results' -> id of the last job
+    DIR/slurm/<id>_*        submitit's files: the batch script, the job's output and errors
 
-A job array is what has the same jobs to wait for: so each phase waits for its parents alone. Jobs
-wait for others to end (`afterany`), not to succeed: what builds on a failed phase sees that at its
-start and ends at once, and nothing stays in the queue for ever. A job that comes near its time
-limit saves its state and queues again; so it is with a preempted one and where a node dies.
+Units that wait for the same jobs form a job array, so each phase waits only for its parents. Jobs
+wait for others to end (`afterany`), not to succeed: a phase that builds on a failed one ends at
+once when it starts, and nothing stays in the queue forever. A job that reaches its time limit saves
+its state and is queued again, as are preempted jobs and those of nodes that die.
 """
 
 import re
@@ -26,17 +26,17 @@ from w2s_jax.core import errors
 from w2s_jax.core.files import write_json
 from w2s_jax.execution import execute
 from w2s_jax.sweep import records
-from w2s_jax.sweep.finishing import Results
+from w2s_jax.sweep.finishing import SweepResults
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
-from w2s_jax.sweep.points import Source
+from w2s_jax.sweep.points import PointSource
 from w2s_jax.sweep.units import Unit, make_units
 from w2s_jax.sweep.worker import work
 
-#: Minutes of a job where nothing is said; it queues again when they are over.
+#: Default time limit of a job in minutes, after which it is queued again.
 MINUTES = 60
 #: Jobs of an array; Slurm's default limit is 1001.
 LARGEST_ARRAY = 1000
-#: How often a job queues again because its time is over.
+#: How often a job is queued again after its time limit.
 MAX_TIMEOUTS = 100
 #: The name of the last job in jobs.json.
 RESULTS = "results"
@@ -51,17 +51,17 @@ _MORE = "additional_parameters"
 
 @dataclass(frozen=True)
 class Array:
-    """Units that wait for the same ones; their places among all units."""
+    """Units that wait for the same ones, as indices of units."""
 
     units: tuple[int, ...]
     after: tuple[int, ...]
 
 
 def parse_parameters(flags: Sequence[str]) -> dict[str, Any]:
-    """What '--slurm.time=60', '--slurm.partition=gpu' and so on say, as submitit takes it.
+    """Parse '--slurm.time=60', '--slurm.partition=gpu', ... into parameters of submitit.
 
     Raises:
-      InputError: for a parameter that submitit does not know, or a wrong value.
+      InputError: submitit does not know the parameter, or the value is wrong.
     """
     known = sorted(
         _submitit().SlurmExecutor._valid_parameters() - {_MORE, "dependency", "num_gpus"}
@@ -79,7 +79,7 @@ def parse_parameters(flags: Sequence[str]) -> dict[str, Any]:
             # A number of GPUs may have a type before it.
             if not (name.startswith("gpus_per") and re.fullmatch(r"[\w.-]+:\d+", text, re.ASCII)):
                 unit = " of minutes" if name == "time" else ""
-                raise errors.InputError(f"--slurm.{name}: {text!r}; allowed: a number{unit}")
+                raise errors.InputError(f"--slurm.{name}: {text!r}; must be a number{unit}")
             found[name] = text
         elif name in _NUMBERS:
             found[name] = int(text)
@@ -90,14 +90,14 @@ def parse_parameters(flags: Sequence[str]) -> dict[str, Any]:
     for name in ("nodes", "ntasks_per_node"):
         if found.get(name, 1) != 1:
             raise errors.InputError(
-                f"--slurm.{name}: {found[name]}; allowed in a sweep: 1 (a phase is one process; "
-                "launch/slurm/run.sbatch is for runs over several nodes)"
+                f"--slurm.{name}: {found[name]}; must be 1 in a sweep, where each phase is one "
+                "process (launch/slurm/run.sbatch is for runs on several nodes)"
             )
     return found | {_MORE: more}
 
 
 def make_arrays(units: Sequence[Unit]) -> list[Array]:
-    """Job arrays of units, each after those that it waits for."""
+    """Return job arrays of units, each after those that it waits for."""
     alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, unit in enumerate(units):
         alike[unit.after].append(number)
@@ -106,38 +106,37 @@ def make_arrays(units: Sequence[Unit]) -> list[Array]:
         for after, own in alike.items()
         for start in range(0, len(own), LARGEST_ARRAY)
     ]
-    # Units come after those they wait for, so the last of these decides.
+    # Units come after those that they wait for, so the last of these decides.
     return sorted(arrays, key=lambda array: max(array.after, default=-1))
 
 
 def run_on_slurm(
     plan: SweepPlan,
-    source: Source,
+    source: PointSource,
     workdir: Path,
     console: Console,
     *,
     parameters: Mapping[str, Any],
     retry_failed: bool,
 ) -> None:
-    """Submits the missing phases of a sweep to Slurm, and a last job for results and report.
+    """Submit the missing phases of a sweep to Slurm, and a last job for results and report.
 
-    What is in the queue already is not submitted again.
+    Phases that are in the queue already are not submitted again.
 
     Args:
-      plan: what to run.
-      source: where its points come from.
-      workdir: the sweep's folder, on a file system that all nodes share.
+      plan: the sweep.
+      source: the source of its points.
+      workdir: its folder, on a file system that all nodes share.
       console: where to print.
       parameters: as `parse_parameters` returns them.
       retry_failed: forget which phases have failed.
 
     Raises:
-      InputError: if there is no Slurm here, or it refuses the jobs.
+      InputError: this host has no Slurm, or Slurm refuses the jobs.
     """
     if shutil.which("sbatch") is None:
         raise errors.InputError(
-            "--executor: slurm, but there is no sbatch here; allowed: on a node from which jobs "
-            "are submitted"
+            "--executor=slurm needs sbatch, which is not on this host; run it on a login node"
         )
     with execute.disk_errors(workdir):
         records.begin(workdir, plan, source, retry_failed=retry_failed)
@@ -151,7 +150,7 @@ def run_on_slurm(
     waiting = len(queued.keys() - {RESULTS})
     console.print(
         f"{len(left)} phases submitted as {len(units)} jobs, {waiting} were in the queue; "
-        f"results and report: job {jobs[RESULTS]}\nw2s sweep status {workdir} tells how it stands",
+        f"results and report: job {jobs[RESULTS]}\nw2s sweep status {workdir} shows the state",
         highlight=False,
     )
 
@@ -159,18 +158,18 @@ def run_on_slurm(
 def print_jobs(
     plan: SweepPlan, workdir: Path, parameters: Mapping[str, Any], console: Console
 ) -> None:
-    """Prints what `run_on_slurm` would submit: parameters, arrays, and what each waits for."""
+    """Print what `run_on_slurm` would submit: parameters, arrays, and what each waits for."""
     queued = _queued(workdir) if shutil.which("squeue") else {}
     left = _left(plan, queued)
     units = make_units(plan, left)
     arrays = make_arrays(units)
-    places = _places(arrays)
+    names = _job_names(arrays)
     flags = {**parameters, **parameters[_MORE]}
-    said = " ".join(f"{k}={v}" for k, v in flags.items() if k != _MORE)
-    console.print(f"Slurm: each job with {said}", highlight=False, markup=False, soft_wrap=True)
+    shown = " ".join(f"{k}={v}" for k, v in flags.items() if k != _MORE)
+    console.print(f"Slurm: each job with {shown}", highlight=False, markup=False, soft_wrap=True)
     for number, array in enumerate(arrays):
-        waits = ", ".join(places[unit] for unit in array.after)
-        waits = f"after {waits} have ended" if waits else "after nothing"
+        waits = ", ".join(names[unit] for unit in array.after)
+        waits = f"after {waits} have ended" if waits else "can start at once"
         console.print(
             f"array {number}: {len(array.units)} jobs, {waits}", highlight=False, markup=False,
             soft_wrap=True,
@@ -178,14 +177,14 @@ def print_jobs(
         for unit in array.units:
             titles = [f"{plan.phases[name].title} ({name})" for name in units[unit].phases]
             console.print(
-                f"  {places[unit]}: {', '.join(titles)}", highlight=False, markup=False,
+                f"  {names[unit]}: {', '.join(titles)}", highlight=False, markup=False,
                 soft_wrap=True,
             )  # fmt: skip
     console.print("last: 1 job, after all others have ended: results and report", highlight=False)
 
 
-def _places(arrays: Sequence[Array]) -> dict[int, str]:
-    """Unit -> its job, before it has a number: '2[0]', the first of the array 2."""
+def _job_names(arrays: Sequence[Array]) -> dict[int, str]:
+    """Return unit -> name of its future job: '2[0]' for the first job of array 2."""
     return {
         unit: f"{number}[{index}]"
         for number, array in enumerate(arrays)
@@ -194,7 +193,7 @@ def _places(arrays: Sequence[Array]) -> dict[int, str]:
 
 
 def _left(plan: SweepPlan, queued: Mapping[str, str]) -> list[str]:
-    """The phases to submit; also those that other processes run, as they may be killed."""
+    """Return the phases to submit; also those that other processes run and that may be killed."""
     states = records.states(plan.store, plan.parents)
     open_ = ("waiting", "running")
     return [name for name, state in states.items() if state in open_ and name not in queued]
@@ -207,14 +206,14 @@ def _submit(
     workdir: Path,
     parameters: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Submits units and the last job; phase -> job, of these and those that were queued."""
+    """Submit units and the last job; return phase -> job, with those queued before."""
     submitit = _submitit()
     folder, root = workdir / "slurm", str(workdir.absolute())
     jobs, ids = dict(queued), dict[int, str]()
     jobs.pop(RESULTS, None)
     for array in make_arrays(units):
         names = [units[unit].phases for unit in array.units]
-        # Parents that an earlier command has submitted.
+        # Jobs of parents that an earlier command submitted.
         earlier = {jobs[p] for own in names for n in own for p in plan.parents[n] if p in queued}
         before = [ids[unit] for unit in array.after] + sorted(earlier)
         executor = _executor(submitit, folder, parameters, before, "w2s-sweep")
@@ -225,7 +224,7 @@ def _submit(
         for unit, job in zip(array.units, submitted, strict=True):
             ids[unit] = job.job_id
             jobs |= dict.fromkeys(units[unit].phases, job.job_id)
-        # At once: a kill in between must not make jobs unknown.
+        # Written after each array, so that no job is forgotten if this process is killed.
         write_json(records.jobs_path(workdir), jobs)
     cheap = {k: v for k, v in parameters.items() if "gpu" not in k and k != "gres"}
     last = _executor(submitit, folder, cheap, sorted(set(jobs.values())), "w2s-results")
@@ -248,16 +247,16 @@ def _executor(
 
 
 class PhaseJob:
-    """What a job does; submitit starts it again after it has called its signal handler."""
+    """The function of a job, which submitit can start again after a time limit."""
 
     def __init__(self, workdir: str) -> None:
         self.workdir = workdir
 
     def __call__(self, names: Sequence[str]) -> dict[str, str]:
-        """Runs phases; near the time limit saves the state and asks Slurm to queue the job again.
+        """Run phases; near the time limit save the state and have Slurm queue the job again.
 
-        Slurm says that the time is nearly over by a signal of submitit's choice. SIGTERM comes
-        before a preemption, where Slurm itself queues the job again, and when somebody cancels it.
+        Slurm announces the time limit by a signal that submitit chooses. SIGTERM announces a
+        preemption, after which Slurm itself queues the job again, or a cancellation.
         """
         number = _submitit().JobEnvironment()._usr_sig()
         again, asked = signal.getsignal(number), list[int]()
@@ -270,26 +269,26 @@ class PhaseJob:
             raise
 
     def checkpoint(self, names: Sequence[str]) -> Any:
-        """What to start again: the same, as the state is in the phase's folder."""
+        """Return the job to start again: the same, as the state is in the phase's folder."""
         return _submitit().helpers.DelayedSubmission(self, names)
 
 
 def finish(workdir: str, console: Console | None = None) -> None:
-    """The last job: writes the results of all runs that are complete, and the report.
+    """The last job: write the results of all complete runs, and the report.
 
     Raises:
-      SweepFailed: if some phases have failed.
+      SweepFailed: some phases have failed.
     """
     record = records.read_sweep(Path(workdir))
     points = records.read_source(record).points()
     plan = plan_sweep(points, Path(workdir), Path(record["store"]))
-    results = Results(plan, Path(workdir), console or Console(), lambda: False)
+    results = SweepResults(plan, Path(workdir), console or Console(), lambda: False)
     results.write()
     results.conclude()
 
 
 def _queued(workdir: Path) -> dict[str, str]:
-    """The jobs of the sweep that are in Slurm's queue, or run: phase -> id."""
+    """Return the jobs of the sweep that are queued or running: phase -> id."""
     jobs = records.read_jobs(workdir)
     if not jobs:
         return {}
@@ -297,8 +296,8 @@ def _queued(workdir: Path) -> dict[str, str]:
     try:
         found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or error)
-        raise errors.InputError(f"--executor: slurm: squeue: {' '.join(said.split())}") from error
+        message = str(getattr(error, "stderr", None) or error)
+        raise errors.InputError(f"--executor=slurm: squeue: {' '.join(message.split())}") from error
     alive = set(found.stdout.split())
     return {name: job for name, job in jobs.items() if job in alive}
 
@@ -308,6 +307,6 @@ def _submitit() -> ModuleType:
         import submitit
     except ImportError as error:
         raise errors.InputError(
-            "--executor: submitit is not installed; allowed: pip install 'w2s_jax[slurm]' first"
+            "--executor=slurm needs submitit; install it with pip install 'w2s_jax[slurm]'"
         ) from error
     return submitit

@@ -1,4 +1,4 @@
-"""All points of a sweep as one DAG of phases, each of which is there once. Imports no JAX."""
+"""Plan all points of a sweep as one DAG of distinct phases. Imports no JAX."""
 
 import dataclasses
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import Any
 from w2s_jax.config import CheckpointSettings, LogSettings, MeshSettings, Settings
 from w2s_jax.core import errors
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.execution.execute import Prepared, prepare
+from w2s_jax.execution.prepare import Prepared, prepare
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
 from w2s_jax.store.artifacts import PhaseFolder
@@ -38,8 +38,8 @@ class SweepPlan:
     Attributes:
       runs: in the order of the points.
       phases: by name, each after its parents; those of the first run first.
-      resolved: phase -> what the first run that has it works on.
-      store: where the phases live.
+      resolved: phase -> the input of the first run that has it.
+      store: the folder of the phases.
     """
 
     runs: tuple[SweepRun, ...]
@@ -48,11 +48,11 @@ class SweepPlan:
     store: Path
 
     def folder(self, name: str) -> PhaseFolder:
-        """Where a phase lives."""
+        """Return the folder of a phase."""
         return PhaseFolder(self.store / name)
 
     def missing(self) -> list[Phase]:
-        """The phases without a result, each after its parents."""
+        """Return the phases without a result, each after its parents."""
         return [phase for name, phase in self.phases.items() if not self.folder(name).complete]
 
     @property
@@ -68,7 +68,7 @@ class SweepPlan:
 
     @property
     def uses(self) -> Counter[str]:
-        """Phase -> how many runs have it."""
+        """Phase -> number of runs that have it."""
         return Counter(name for run in self.runs for name in run.phases)
 
 
@@ -78,23 +78,23 @@ def plan_sweep(
     store: Path,
     resolver: "SharedResolver | None" = None,
 ) -> SweepPlan:
-    """Checks, resolves and plans every point; reads, writes nothing.
+    """Check, resolve and plan every point. Writes nothing.
 
     Args:
       points: the points.
       workdir: the sweep's folder.
-      store: where phases live.
-      resolver: what has resolved other points, if some have been planned before.
+      store: the folder of the phases.
+      resolver: one that has resolved other points of the sweep, to reuse their data.
 
     Raises:
-      InputError: as `execute.prepare`, for the first bad point.
+      InputError: as `prepare`, for the first bad point.
     """
     resolver = resolver or SharedResolver()
     runs = []
     for point in points:
         if point.config.log.wandb:
             raise errors.InputError(
-                "log.wandb: True, but the phases of a sweep belong to several runs; allowed in a "
+                "log.wandb: True, but phases of a sweep may belong to several runs; allowed in a "
                 "sweep: False"
             )
         folder = workdir / "runs" / point.name
@@ -110,9 +110,9 @@ def plan_sweep(
 
 
 class SharedResolver:
-    """`resolve`, but settings that differ in nothing that it reads are resolved once.
+    """`resolve`, but once for all settings that are equal in everything it reads.
 
-    Equal documents are kept once, also those of settings that differ.
+    Equal documents are kept in memory once, even if their settings differ.
     """
 
     def __init__(self) -> None:
@@ -120,8 +120,8 @@ class SharedResolver:
         self._documents: dict[str, TokenizedDocuments] = {}
 
     def __call__(self, settings: Settings) -> Resolved:
-        """As `resolve(settings)`."""
-        key = _what_is_read(settings)
+        """Return `resolve(settings)`."""
+        key = _read_settings(settings)
         if key not in self._resolved:
             found = resolve(settings)
             roles = {role: self._with_kept(data) for role, data in found.roles.items()}
@@ -143,8 +143,8 @@ class SharedResolver:
         return dataclasses.replace(data, splits=splits)
 
 
-def _what_is_read(settings: Settings) -> Settings:
-    """The settings without what `resolve` does not look at."""
+def _read_settings(settings: Settings) -> Settings:
+    """Return the settings with defaults for everything that `resolve` does not read."""
     # Only the expansion 'one' draws documents with the run's own seed.
     seed = settings.seed if settings.protocol.item_expansion == "one" else 0
     return dataclasses.replace(

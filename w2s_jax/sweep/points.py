@@ -1,7 +1,7 @@
-"""The points of a sweep file: their names and their configs. Imports no JAX.
+"""The points of a sweep file: their names and configs. Imports no JAX.
 
-A sweep file is a recipe (`get_config` returns the config that all points start from) with a
-function `sweep` that returns what each of them overrides (see `space`).
+A sweep file is a recipe, whose `get_config` returns the config that all points start from, with a
+function `sweep` that returns what each point overrides (see `space`).
 """
 
 import functools
@@ -25,10 +25,10 @@ from w2s_jax.config.validation import unknown_field
 from w2s_jax.core import errors
 from w2s_jax.sweep import space
 
-#: The module that ml_collections makes of a recipe.
+#: The name of the module that ml_collections makes of a recipe.
 _RECIPE = "config_config"
 
-#: Longer names are cut; file systems take 255 bytes.
+#: Longer names are cut: file systems allow 255 bytes.
 _LONGEST = 160
 
 
@@ -42,13 +42,13 @@ class NamedPoint:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the points of a sweep come from, in words that any process on any host can follow.
+class PointSource:
+    """The source of a sweep's points, from which a process on any host can load them.
 
     Attributes:
-      config: the sweep file by its absolute path, with `:ARGUMENT` if there is one.
-      overrides: `--config.FIELD=VALUE`.
-      folder: what relative paths in the config start from.
+      config: absolute path of the sweep file, with `:ARGUMENT` if there is one.
+      overrides: `--config.FIELD=VALUE`, for all points.
+      folder: the working directory, for relative paths in the config.
     """
 
     config: str
@@ -56,38 +56,38 @@ class Source:
     folder: str
 
     def points(self) -> list[NamedPoint]:
-        """The points, in this process; it works in `folder` from now on.
+        """Load the points. Changes the working directory of the process to `folder`.
 
         Raises:
-          InputError: if the folder or the file is not there, or is broken.
+          InputError: the folder or the file is missing or broken.
         """
         try:
             os.chdir(self.folder)
         except OSError as error:
             raise errors.InputError(
-                f"{self.folder}: cannot work here ({error.strerror}), where the sweep was started; "
-                "allowed: a folder that all hosts see"
+                f"{self.folder}: the sweep was started there, but this host cannot open it "
+                f"({error.strerror}); start it in a folder that all hosts share"
             ) from error
         return load_points(self.config, self.overrides)
 
 
-def source(path: str, overrides: Sequence[str]) -> Source:
-    """The source that a sweep file and overrides make in this process."""
+def point_source(path: str, overrides: Sequence[str]) -> PointSource:
+    """Return the source for a sweep file and overrides given to this process."""
     file, colon, argument = path.partition(":")
     absolute = f"{Path(file).absolute()}{colon}{argument}"
-    return Source(absolute, tuple(overrides), str(Path.cwd()))
+    return PointSource(absolute, tuple(overrides), str(Path.cwd()))
 
 
 def load_points(path: str, overrides: Sequence[str]) -> list[NamedPoint]:
-    """The points of a sweep file, without repetitions.
+    """Return the distinct points of a sweep file.
 
     Args:
       path: the file, with `:ARGUMENT` for its `get_config` if there is one.
-      overrides: `--config.FIELD=VALUE`, of the config that all points start from.
+      overrides: `--config.FIELD=VALUE`, for all points.
 
     Raises:
-      InputError: for a missing or broken file, or one without points, an unknown field or a value
-        of a wrong type.
+      InputError: the file is missing, broken or without points; an unknown field or a value of a
+        wrong type.
     """
     sys.modules.pop(_RECIPE, None)
     base = load_config(path, overrides)
@@ -99,17 +99,17 @@ def load_points(path: str, overrides: Sequence[str]) -> list[NamedPoint]:
 def with_overrides(
     config: config_dict.ConfigDict, point: space.Point, name: str
 ) -> config_dict.ConfigDict:
-    """A copy of a config with a point's values, named after it unless the point says otherwise.
+    """Return a copy of a config with a point's values, and its name unless the point has one.
 
     Raises:
-      InputError: for an unknown field or a value of a wrong type.
+      InputError: an unknown field or a value of a wrong type.
     """
     config = config.copy_and_resolve_references()
     config.name = name
     for field, value in point.items():
         *parents, leaf = field.split(".")
         if parents[:1] == ["loss"]:
-            # Labels such as 'confidence(alpha_max=0.75)' have a dot.
+            # Labels may contain dots, as in 'confidence(alpha_max=0.75)'.
             parents = ["loss", ".".join(parents[1:])]
         try:
             section = functools.reduce(lambda found, key: found[key], parents, config)
@@ -127,10 +127,10 @@ def with_overrides(
 
 
 def names(points: Sequence[space.Point]) -> list[str]:
-    """A folder's name for each of some distinct points, by what it overrides: 'seed=3,...'.
+    """Return a folder name for each of some distinct points: its overrides, as 'seed=3,...'.
 
-    A point is called the same in every sweep, unless two names would differ in nothing but case.
-    What is unusual in a file's name becomes '-'; such names, and long ones, end in a hash.
+    A point has the same name in every sweep, unless two names would differ only in case.
+    Characters that are unusual in file names become '-'; such names, and long ones, end in a hash.
     """
     plain = [_plain_name(point) for point in points]
     folded = [name.casefold() for name in plain]
@@ -160,13 +160,13 @@ def _shown(value: Any) -> str:
 
 
 def _points(path: str) -> list[space.Point]:
-    """What `sweep` of a file returns."""
+    """Return what the function `sweep` of a file returns."""
     file = path.partition(":")[0]
     function = getattr(_module(file), "sweep", None)
     if not callable(function):
         raise errors.InputError(
-            f"--config: {file}: it has no function 'sweep', which returns what each run overrides; "
-            "allowed: a file as those in configs/sweeps"
+            f"--config: {file} has no function 'sweep' that returns what each run overrides; see "
+            "configs/sweeps for examples"
         )
     try:
         points = list(function())
@@ -179,17 +179,17 @@ def _points(path: str) -> list[space.Point]:
     for point in points:
         if not (isinstance(point, dict) and all(isinstance(field, str) for field in point)):
             raise errors.InputError(
-                f"--config: {file}: sweep returns {point!r:.100}; allowed: dicts of fields and "
-                "values"
+                f"--config: {file}: sweep returns {point!r:.100}; points must be dicts of "
+                "fields and values"
             )
     if not points:
-        raise errors.InputError(f"--config: {file}: sweep returns no point; allowed: at least one")
+        raise errors.InputError(f"--config: {file}: sweep returns no points; needs at least one")
     return space.distinct(points)
 
 
 def _module(file: str) -> ModuleType:
-    """A sweep file's module; `load_config` has just run it."""
-    # Run a second time, it would register its tasks and losses again.
+    """Return the module of a sweep file, which `load_config` has just run."""
+    # Running it again would register its tasks and losses twice.
     found = sys.modules.get(_RECIPE)
     if found is not None:
         return found

@@ -1,11 +1,11 @@
-"""What a sweep keeps on disk beside what runs and phases leave. Imports no JAX.
+"""Files of a sweep, besides those of its runs and phases. Imports no JAX.
 
-    DIR/sweep.json                 the runs and the phases, as they were planned, and from what
-    DIR/slurm/jobs.json            phase -> id of its job, where Slurm runs them
-    DIR/phases/<phase>/failed.json     why it failed; removed when it is complete
-    DIR/phases/<phase>/holder.json     who runs it; says nothing once the claim is free
+    DIR/sweep.json                     the planned runs and phases, and the source of the points
+    DIR/slurm/jobs.json                phase -> id of its job, with Slurm
+    DIR/phases/<phase>/failed.json     why the phase failed; removed when it is complete
+    DIR/phases/<phase>/holder.json     the process that runs it; valid while the phase is claimed
 
-Whether a phase is done, failed or being run is always read from its folder.
+The state of a phase is always read from its folder.
 """
 
 import dataclasses
@@ -25,15 +25,22 @@ from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import workdirs
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep.planning import SweepPlan
-from w2s_jax.sweep.points import Source
+from w2s_jax.sweep.points import PointSource
 
-#: The states of a phase, in the order in which they are told.
+#: The states of a phase, in the order in which they are listed.
 STATES = ("done", "running", "failed", "waiting", "blocked")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who runs a phase: host, process, since when (seconds of the epoch), and from which step."""
+    """The process that runs a phase.
+
+    Attributes:
+      host: its host name.
+      pid: its process id.
+      since: when it claimed the phase, in seconds since the epoch.
+      from_step: the step from which it trains.
+    """
 
     host: str
     pid: int
@@ -42,15 +49,15 @@ class Holder:
 
 
 def sweep_path(workdir: Path) -> Path:
-    """The record of a sweep."""
+    """Return the path of a sweep's record."""
     return workdir / "sweep.json"
 
 
 def check_workdir(workdir: Path) -> None:
-    """Refuses a folder that holds something else than a sweep.
+    """Check that a folder is new, empty, or that of a sweep.
 
     Raises:
-      InputError: saying what is allowed.
+      InputError: it is not.
     """
     if sweep_path(workdir).exists():
         read_sweep(workdir)
@@ -61,13 +68,13 @@ def check_workdir(workdir: Path) -> None:
     )
     if foreign:
         raise errors.InputError(
-            f"--workdir: {workdir} is not empty and holds no sweep; allowed: a new or empty "
-            "folder, or the folder of this sweep"
+            f"--workdir: {workdir} is not a sweep folder; use a new or empty folder, or this "
+            "sweep's folder"
         )
 
 
-def begin(workdir: Path, plan: SweepPlan, source: Source, *, retry_failed: bool) -> None:
-    """Makes the folders and writes what is planned; forgets what has failed, if asked."""
+def begin(workdir: Path, plan: SweepPlan, source: PointSource, *, retry_failed: bool) -> None:
+    """Create the folders and write the plan; with `retry_failed` forget failures."""
     workdirs.make(workdir)
     workdirs.make(plan.store)
     _write_sweep(workdir, plan, source)
@@ -76,7 +83,7 @@ def begin(workdir: Path, plan: SweepPlan, source: Source, *, retry_failed: bool)
             forget_failure(plan.folder(name))
 
 
-def _write_sweep(workdir: Path, plan: SweepPlan, source: Source) -> None:
+def _write_sweep(workdir: Path, plan: SweepPlan, source: PointSource) -> None:
     phases = {
         name: {
             "kind": phase.kind,
@@ -102,33 +109,33 @@ def _write_sweep(workdir: Path, plan: SweepPlan, source: Source) -> None:
 
 
 def read_sweep(workdir: Path) -> dict[str, Any]:
-    """What `begin` wrote.
+    """Return what `begin` wrote.
 
     Raises:
-      InputError: if the folder holds no sweep.
+      InputError: the folder is not that of a sweep.
     """
     path = sweep_path(workdir)
     if not path.exists():
-        raise errors.InputError(f"{workdir}: no sweep.json here; allowed: the folder of a sweep")
+        raise errors.InputError(f"{workdir}: has no sweep.json; give the folder of a sweep")
     found = read_json(path)
     if not (isinstance(found, dict) and {"store", "runs", "phases"} <= found.keys()):
-        raise errors.InputError(f"{path} is not a sweep's record; allowed: the folder of a sweep")
+        raise errors.InputError(f"{path} is not the record of a sweep; give the folder of a sweep")
     return found
 
 
-def read_source(record: dict[str, Any]) -> Source:
-    """Where the points of a recorded sweep come from."""
+def read_source(record: dict[str, Any]) -> PointSource:
+    """Return the source of the points of a recorded sweep."""
     source = record["source"]
-    return Source(source["config"], tuple(source["overrides"]), source["folder"])
+    return PointSource(source["config"], tuple(source["overrides"]), source["folder"])
 
 
 def jobs_path(workdir: Path) -> Path:
-    """The jobs of a sweep, where a batch system runs it: phase -> id."""
+    """Return the path of a sweep's jobs in a batch system."""
     return workdir / "slurm" / "jobs.json"
 
 
 def read_jobs(workdir: Path) -> dict[str, str]:
-    """The jobs of a sweep, as they were last submitted; {} if none were."""
+    """Return the last submitted jobs of a sweep: phase -> id; {} if there are none."""
     path = jobs_path(workdir)
     return dict(read_json(path)) if path.exists() else {}
 
@@ -142,7 +149,7 @@ def _holder_path(folder: PhaseFolder) -> Path:
 
 
 def write_failure(folder: PhaseFolder, error: Exception) -> None:
-    """Records why a phase failed; of what is not an error of this package, where in the code."""
+    """Record why a phase failed, with a traceback unless the error is one of this package's."""
     record = {"error": first_line(error), "time": time.time()}
     if not isinstance(error, errors.W2SError):
         record["traceback"] = "".join(traceback.format_exception(error))
@@ -150,13 +157,13 @@ def write_failure(folder: PhaseFolder, error: Exception) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says; of a foreign one with its type."""
+    """Return the first line of an error's message, after its type if it is not of this package."""
     text = str(error) if isinstance(error, errors.W2SError) else f"{type(error).__name__}: {error}"
     return text.strip().splitlines()[0]
 
 
 def read_failure(folder: PhaseFolder) -> str | None:
-    """The first line of the error that a phase failed with, or None."""
+    """Return the first line of the error that a phase failed with, or None."""
     path = _failed_path(folder)
     try:
         return str(read_json(path)["error"])
@@ -167,14 +174,14 @@ def read_failure(folder: PhaseFolder) -> str | None:
 
 
 def forget_failure(folder: PhaseFolder) -> None:
-    """Removes the record of a failure, if there is one."""
+    """Remove the record of a failure, if there is one."""
     _failed_path(folder).unlink(missing_ok=True)
 
 
 @contextmanager
 def held(folders: list[PhaseFolder]) -> Iterator[None]:
-    """Says in the folders of phases, which this process has claimed, that it runs them."""
-    # What is trained together has its checkpoints in the first folder.
+    """Record this process in the folders of phases that it has claimed, while the block runs."""
+    # Phases that train together have their checkpoints in the first folder.
     steps = [int(p.name) for p in folders[0].steps.glob("*") if p.name.isdigit()]
     record = {
         "host": socket.gethostname(),
@@ -192,7 +199,7 @@ def held(folders: list[PhaseFolder]) -> Iterator[None]:
 
 
 def read_holder(folder: PhaseFolder) -> Holder | None:
-    """Who says that it runs a phase; None if nobody does."""
+    """Return the process recorded as running a phase, or None."""
     try:
         return Holder(**read_json(_holder_path(folder)))
     except (FileNotFoundError, errors.InputError, TypeError):
@@ -200,7 +207,7 @@ def read_holder(folder: PhaseFolder) -> Holder | None:
 
 
 def is_claimed(folder: PhaseFolder) -> bool:
-    """Whether some process holds the claim on a phase now; changes nothing on disk."""
+    """Return whether a process has claimed a phase; changes nothing on disk."""
     try:
         with (folder.path / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -212,11 +219,11 @@ def is_claimed(folder: PhaseFolder) -> bool:
 
 
 def states(store: Path, parents: Mapping[str, list[str]]) -> dict[str, str]:
-    """The state of each phase, one of `STATES`; 'blocked' is what a failed phase stands before.
+    """Return the state of each phase, one of `STATES`; 'blocked' ones build on a failed phase.
 
     Args:
-      store: where the phases live.
-      parents: phase -> phases, each after its parents.
+      store: the folder of the phases.
+      parents: phase -> its parents, each phase after its parents.
     """
     found: dict[str, str] = {}
     for name, before in parents.items():

@@ -1,8 +1,8 @@
-"""A small language for the points of a sweep. Pure; imports no JAX.
+"""Functions that make the points of a sweep. Pure; imports no JAX.
 
-A point is what it overrides in a config: a dict of flat fields, {'strong.model': 'gpt-d32', 'seed':
-3}. A space is a list of points, without repetitions, in an order. Everything below makes spaces, of
-values or of other spaces:
+A point is a dict of the flat config fields that it overrides: {'strong.model': 'gpt-d32', 'seed':
+3}. A space is an ordered list of distinct points. The functions make spaces from values or from
+other spaces:
 
     product(pairs(MODELS), over("seed", range(3)))      every pair of models with every seed
 """
@@ -18,26 +18,26 @@ Space = list[Point]
 
 
 def over(field: str, values: Iterable[Any]) -> Space:
-    """A point for each value of a field.
+    """Return a point for each value of a field.
 
     Raises:
-      InputError: if `values` is a single string, or nothing that can be gone through.
+      InputError: `values` is a string or not iterable.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise errors.InputError(f"over: {field}: {values!r}; allowed: a list of values")
+        raise errors.InputError(f"over: {field}: {values!r}; must be a list of values")
     return distinct([{field: value} for value in values])
 
 
 def fixed(**fields: Any) -> Space:
-    """A single point; fields with dots come as `**{'strong.model': 'gpt-d32'}`."""
+    """Return a single point; give fields with dots as `**{'strong.model': 'gpt-d32'}`."""
     return [dict(fields)]
 
 
 def product(*spaces: Iterable[Mapping[str, Any]]) -> Space:
-    """Every combination of a point of each space; the last space turns fastest.
+    """Return every combination of one point per space; the last space varies fastest.
 
     Raises:
-      InputError: if two spaces give one field different values; it names the field.
+      InputError: two spaces give a field different values.
     """
     points: Space = [{}]
     for space in map(list, spaces):
@@ -46,16 +46,16 @@ def product(*spaces: Iterable[Mapping[str, Any]]) -> Space:
 
 
 def zip_(*spaces: Iterable[Mapping[str, Any]]) -> Space:
-    """The first points of all spaces as one, the second ones, and so on.
+    """Merge the first points of all spaces, the second ones, and so on.
 
     Raises:
-      InputError: if the spaces differ in length, or give one field different values.
+      InputError: the spaces differ in length, or give a field different values.
     """
     lists = [list(space) for space in spaces]
     lengths = [len(points) for points in lists]
     if len(set(lengths)) > 1:
         raise errors.InputError(
-            f"zip_: the spaces have {', '.join(map(str, lengths))} points; allowed: as many in each"
+            f"zip_: the spaces have {', '.join(map(str, lengths))} points; must be equally many"
         )
     points: Space = []
     for row in zip(*lists, strict=True):
@@ -67,20 +67,20 @@ def zip_(*spaces: Iterable[Mapping[str, Any]]) -> Space:
 
 
 def chain(*spaces: Iterable[Mapping[str, Any]]) -> Space:
-    """The points of all spaces, one space after another."""
+    """Concatenate spaces."""
     return distinct([dict(point) for space in spaces for point in space])
 
 
 def prefix(name: str, space: Iterable[Mapping[str, Any]]) -> Space:
-    """The points with `name` and a dot before each field: 'model' becomes 'strong.model'."""
+    """Prefix each field with `name` and a dot: 'model' becomes 'strong.model'."""
     return [{f"{name}.{field}": value for field, value in point.items()} for point in space]
 
 
 def pairs(models: Iterable[str]) -> Space:
-    """Each model as the weak one of itself and of all that come after it.
+    """Return all pairs of a weak model and a strong one that is the same or comes after it.
 
     Args:
-      models: their names, weak ones first. n of them give n (n + 1) / 2 points.
+      models: n names, weak ones first, which give n (n + 1) / 2 points.
     """
     names = [point["model"] for point in over("model", models)]
     return [
@@ -91,7 +91,7 @@ def pairs(models: Iterable[str]) -> Space:
 
 
 def distinct(points: Iterable[Mapping[str, Any]]) -> Space:
-    """The points without repetitions, in the order of their first appearance."""
+    """Return the distinct points, in the order of their first appearance."""
     found: dict[str, Point] = {}
     for point in points:
         found.setdefault(identity(point), dict(point))
@@ -99,7 +99,7 @@ def distinct(points: Iterable[Mapping[str, Any]]) -> Space:
 
 
 def identity(point: Mapping[str, Any]) -> str:
-    """A text that points share if and only if they are the same; 1, 1.0, '1' and True are not."""
+    """Return a text that is equal for equal points only; 1, 1.0, '1' and True differ."""
     return json.dumps(dict(point), sort_keys=True, default=repr)
 
 
@@ -109,6 +109,6 @@ def _merged(name: str, point: Mapping[str, Any], other: Mapping[str, Any]) -> Po
         if identity(ours) != identity(theirs):
             raise errors.InputError(
                 f"{name}: {field}: {point[field]!r} in one space, {other[field]!r} in another; "
-                "allowed: each field in one of them"
+                "give each field in one space"
             )
     return {**point, **other}

@@ -1,4 +1,4 @@
-"""How a sweep stands, read from its folder; nothing is planned, and nothing is written."""
+"""`w2s sweep status`: the state of a sweep, read from its folder. Imports no JAX."""
 
 import json
 import time
@@ -14,26 +14,26 @@ from rich.table import Table
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep import records
 
-#: How much of the end of a metrics.jsonl is read for its last row.
+#: Bytes read from the end of a metrics.jsonl for its last row.
 _TAIL_BYTES = 4096
 
 
 def print_status(workdir: Path, console: Console) -> None:
-    """Prints a line for each phase of a sweep, and how many of each kind are in which state.
+    """Print a line for each phase of a sweep, and counts by kind and state.
 
     Raises:
-      InputError: if the folder holds no sweep.
+      InputError: the folder is not that of a sweep.
     """
     console.print(_status(workdir, records.STATES)[0])
 
 
 def watch_status(workdir: Path, console: Console, seconds: float = 2.0) -> None:
-    """Shows how a sweep stands, again and again, until nothing is left to run.
+    """Show the state of a sweep, refreshed every `seconds` until it is finished.
 
-    A line for each phase that runs or has failed; the others are counted.
+    There is a line for each phase that is running or has failed; the others are counted.
 
     Raises:
-      InputError: if the folder holds no sweep.
+      InputError: the folder is not that of a sweep.
     """
     shown, states = _status(workdir, ("running", "failed"))
     with Live(shown, console=console, auto_refresh=False, vertical_overflow="visible") as live:
@@ -44,7 +44,7 @@ def watch_status(workdir: Path, console: Console, seconds: float = 2.0) -> None:
 
 
 def _status(workdir: Path, detailed: Collection[str]) -> tuple[Group, dict[str, str]]:
-    """What is to be shown, with a line for each phase in some states; the state of each phase."""
+    """Return what to show, with lines for phases in the states `detailed`; and all states."""
     record = records.read_sweep(workdir)
     store, phases = Path(record["store"]), record["phases"]
     states = records.states(store, {name: phase["parents"] for name, phase in phases.items()})
@@ -61,17 +61,17 @@ def _status(workdir: Path, detailed: Collection[str]) -> tuple[Group, dict[str, 
     complete = sum(
         all(states[name] == "done" for name in run["phases"]) for run in record["runs"].values()
     )
-    last = f"phases of {complete} of {len(record['runs'])} runs are complete"
+    last = f"{complete} of {len(record['runs'])} runs have all phases complete"
     return Group(*([table] if table.row_count else []), counts, last), states
 
 
 def print_counts(kinds: dict[str, str], states: dict[str, str], console: Console) -> None:
-    """Prints how many phases of each kind are in which state.
+    """Print the number of phases by kind and state.
 
     Args:
       kinds: phase -> kind.
       states: phase -> state.
-      console: where to.
+      console: where to print.
     """
     console.print(_counts(kinds, states))
 
@@ -95,7 +95,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _detail(folder: PhaseFolder, phase: dict[str, Any], state: str, states: dict[str, str]) -> str:
-    """What there is to say of a phase in its state."""
+    """Return details of a phase in a state: progress, error, or what it waits for."""
     if state == "running":
         return _progress(folder, phase["steps"])
     if state == "failed":
@@ -110,14 +110,14 @@ def _detail(folder: PhaseFolder, phase: dict[str, Any], state: str, states: dict
 
 
 def _progress(folder: PhaseFolder, total: int) -> str:
-    """Who runs a phase, at which step, at what rate, and when training will be over.
+    """Return the process that runs a phase, its step, its rate, and the time left.
 
-    The rate is the mean since the process claimed the phase, compiling included.
+    The rate is the mean since the process claimed the phase, compilation included.
     """
     holder = records.read_holder(folder)
     who = "" if holder is None else f"{holder.host}, process {holder.pid}: "
     if holder is None or not total or not folder.metrics.exists():
-        return f"{who}at work" if not total else f"{who}step 0 of {total}"
+        return f"{who}running" if not total else f"{who}step 0 of {total}"
     step, written = _last_step(folder.metrics), folder.metrics.stat().st_mtime
     if written < holder.since:
         # Rows of an earlier attempt.
@@ -131,7 +131,7 @@ def _progress(folder: PhaseFolder, total: int) -> str:
 
 
 def _last_step(path: Path) -> int:
-    """The step of the last whole row of a metrics.jsonl; 0 if there is none."""
+    """Return the step of the last complete row of a metrics.jsonl; 0 if there is none."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = file.read().splitlines()
@@ -144,7 +144,7 @@ def _last_step(path: Path) -> int:
 
 
 def duration(seconds: float) -> str:
-    """'45 s', '12 min' or '3.4 h'."""
+    """Return a duration for people: '45 s', '12 min' or '3.4 h'."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,9 +1,9 @@
-"""What of a sweep is given to one task of a cluster, and what has to come before it. No JAX.
+"""Units: the phases of a sweep that one task of a cluster runs. Imports no JAX.
 
-A unit is a phase, or several that `mesh.population` asks to be trained together. A worker packs by
-what it finds out about them (`phases.grouping`); what it does not pack it runs one by one. So that
-nothing waits without need, only a number for `mesh.population` joins phases: with -1 each is a unit
-of its own, for which the cluster may have another device.
+A unit is one phase, or several that `mesh.population` asks to train together. The worker decides
+which of them really train together (`phases.grouping`), and runs the others one by one. Phases are
+joined only if `mesh.population` is a number: with -1 each is its own unit, so that it can run on
+another device of the cluster.
 """
 
 import dataclasses
@@ -19,24 +19,24 @@ from w2s_jax.sweep.worker import context_key
 
 @dataclass(frozen=True)
 class Unit:
-    """Phases for one task, and the units that have to end before."""
+    """Phases for one task, and the units that must end before it starts."""
 
     phases: tuple[str, ...]
     after: tuple[int, ...]
 
 
 def make_units(plan: SweepPlan, names: Sequence[str]) -> list[Unit]:
-    """Divides phases into units, each after those it builds on.
+    """Divide phases into units, each after those that it builds on.
 
     Args:
       plan: the sweep.
-      names: the phases to run, each after its parents; other parents do not count.
+      names: the phases to run, each after its parents. Parents that are not listed do not count.
     """
     levels: dict[str, int] = {}
     for name in names:
         before = [levels[p] for p in plan.parents[name] if p in levels]
         levels[name] = max(before, default=-1) + 1
-    # Phases of one level do not build on each other, so units cannot wait in a circle.
+    # Phases of one level do not build on each other, so units cannot wait for each other.
     alike: defaultdict[Any, list[str]] = defaultdict(list)
     for name in names:
         alike[levels[name], _packing_key(plan, plan.phases[name])].append(name)
@@ -47,15 +47,18 @@ def make_units(plan: SweepPlan, names: Sequence[str]) -> list[Unit]:
         for start in range(0, len(own), size)
     ]
     groups.sort(key=lambda group: levels[group[0]])
-    place = {name: number for number, group in enumerate(groups) for name in group}
+    unit_of = {name: number for number, group in enumerate(groups) for name in group}
     return [
-        Unit(group, tuple(sorted({place[p] for n in group for p in plan.parents[n] if p in place})))
+        Unit(
+            group,
+            tuple(sorted({unit_of[p] for n in group for p in plan.parents[n] if p in unit_of})),
+        )
         for group in groups
     ]
 
 
 def _packing_key(plan: SweepPlan, phase: Phase) -> Any:
-    """Phases with equal keys may be of one population, as far as can be told in advance."""
+    """Return a key that is equal for phases that may form a population, as far as is known."""
     if phase.loss is None:
         return phase.name
     start = phase.parents.get("features") or phase.parents.get("init") or phase.seed

@@ -1,8 +1,8 @@
-"""A worker: phases of a sweep, run by this process. All executors run them so.
+"""A worker: runs phases of a sweep in this process. All executors use it.
 
-The local executor is one worker for all phases. A cluster has many: each is told the sweep's folder
-and some phases, plans what it needs of the sweep again, and claims what it runs. So workers of any
-kind may be at one store at once: each phase is run by one of them.
+The local executor is one worker for all phases. A cluster has many workers. Each gets the sweep's
+folder and the names of some phases, plans the part of the sweep that it needs, and claims what it
+runs. So workers of all executors can share a store: each phase is run by one of them.
 """
 
 import functools
@@ -17,20 +17,20 @@ from rich.console import Console
 
 from w2s_jax.config import MeshSettings
 from w2s_jax.core import errors, signals
-from w2s_jax.execution import execute
+from w2s_jax.execution import execute, printing
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved
 from w2s_jax.store import artifacts
 from w2s_jax.sweep import records
 from w2s_jax.sweep.planning import SharedResolver, SweepPlan, plan_sweep
-from w2s_jax.sweep.points import NamedPoint, Source
+from w2s_jax.sweep.points import NamedPoint, PointSource
 
 if TYPE_CHECKING:
     from w2s_jax import phases
 
-#: Seconds between looks at what other processes do.
+#: Seconds between checks of what other processes do.
 POLL_SECONDS = 0.5
-#: So long a worker waits for files that others have written: a network's file system may be late.
+#: Seconds to wait for files that other hosts have written: network file systems may lag.
 LATE_SECONDS = 60.0
 
 
@@ -41,24 +41,24 @@ def work(
     should_stop: Callable[[], bool] = lambda: False,
     console: Console | None = None,
 ) -> dict[str, str]:
-    """Runs phases of a sweep whose parents are complete, and what among them becomes so by that.
+    """Run phases of a sweep, each once its parents are complete.
 
-    A phase that another process runs is waited for. One that fails is recorded as failed; what
-    builds on it is left alone, as is what failed earlier.
+    A phase that another process runs is waited for. A phase that fails is recorded as failed; it is
+    not run again, and phases that build on it are not run.
 
     Args:
-      workdir: the sweep's folder; its sweep.json says what to plan.
+      workdir: the sweep's folder, with sweep.json.
       names: the phases.
-      should_stop: asked at boundaries, besides signals.
+      should_stop: called at boundaries; returns whether to stop. Signals stop the work as well.
       console: where to print.
 
     Returns:
       phase -> its state afterwards, one of `records.STATES`.
 
     Raises:
-      InputError: if the sweep has no such phase any more, or these devices make no such mesh.
+      InputError: the sweep no longer has such a phase, or these devices cannot make the mesh.
       Interrupted: by SIGTERM, SIGINT or `should_stop`, after the state was saved.
-      StorageError: if the disk did something wrong.
+      StorageError: the disk failed.
     """
     folder = Path(workdir).absolute()
     record = records.read_sweep(folder)
@@ -81,7 +81,7 @@ def work(
 
 
 def _planned(workdir: Path, names: Sequence[str]) -> SweepPlan:
-    """The plan of runs that have these phases, of each phase the first."""
+    """Plan the first run that has each of the phases."""
     record = records.read_sweep(workdir)
     runs = record["runs"]
     needed = {
@@ -93,27 +93,29 @@ def _planned(workdir: Path, names: Sequence[str]) -> SweepPlan:
     gone = [name for name in names if name not in plan.phases]
     if gone:
         raise errors.InputError(
-            f"{workdir}: its sweep has no phase {gone[0]!r} (any more); allowed: those in "
-            "sweep.json, as long as the sweep file and the data are as they were"
+            f"{workdir}: the sweep no longer plans phase {gone[0]!r}; the sweep file or the data "
+            "have changed since it was started"
         )
     return plan
 
 
 @functools.lru_cache(maxsize=1)
-def _read_once(source: Source) -> tuple[list[NamedPoint], SharedResolver]:
-    """The points of a sweep, and what remembers their data: workers may run phases for hours."""
+def _read_once(source: PointSource) -> tuple[list[NamedPoint], SharedResolver]:
+    """Return the points of a sweep and a resolver, cached: a worker may run phases for hours."""
     return source.points(), SharedResolver()
 
 
 @dataclass
 class Worker:
-    """What of a sweep this process runs.
+    """Runs phases of a sweep in this process.
 
     Attributes:
-      stopped: whether to stop at the next boundary.
+      plan: the sweep, or the part of it that the worker needs.
+      console: where to print.
+      stopped: returns whether to stop at the next boundary.
       starts: the phases from whose parameters others of the sweep start.
-      contexts: what phases share that work on equal data in the same way.
-      keys: phase -> its context.
+      contexts: key -> context; phases with equal data and settings share one.
+      keys: phase -> key of its context.
     """
 
     plan: SweepPlan
@@ -124,10 +126,10 @@ class Worker:
     keys: dict[str, Any] = field(default_factory=dict)
 
     def make_contexts(self, missing: Sequence[Phase]) -> None:
-        """Gives each phase the context of those that work on the same data in the same way.
+        """Make the contexts of phases.
 
         Raises:
-          InputError: for a mesh that these devices do not make.
+          InputError: these devices cannot make the mesh.
         """
         from w2s_jax import phases, sharding
         from w2s_jax.profiling import compilation
@@ -149,12 +151,12 @@ class Worker:
                 )
         for settings, alike in meshes.items():
             shape = sharding.make_mesh(settings).devices.shape
-            execute.tell_fit(alike, shape, self.console)
+            printing.check_mesh(alike, shape, self.console)
 
     def await_parents(self, chosen: Sequence[Phase]) -> None:
-        """Waits for the results of parents: as long as others run them, else but a while.
+        """Wait for the results of parents while others run them, or else for a short time.
 
-        What has failed is not waited for.
+        Parents that have failed are not waited for.
         """
         own = {phase.name for phase in chosen}
         parents = {name for phase in chosen for name in phase.parents.values()} - own
@@ -170,16 +172,16 @@ class Worker:
     def run_phases(
         self, missing: Sequence[Phase], after_each: Callable[[], None] = lambda: None
     ) -> None:
-        """Runs phases until each is complete, has failed, or waits for one that is not of them.
+        """Run phases until each is complete, has failed, or waits for one that is not listed.
 
         Args:
-          missing: what to run; they have contexts.
+          missing: the phases, which have contexts.
           after_each: called when some of them have ended.
 
         Raises:
-          Interrupted: if it was stopped.
+          Interrupted: `stopped` returned True.
         """
-        pending, told = {phase.name: phase for phase in missing}, False
+        pending, is_waiting = {phase.name: phase for phase in missing}, False
         while True:
             for name in [n for n in pending if self._is_over(n)]:
                 del pending[name]
@@ -187,21 +189,21 @@ class Worker:
             if not ready:
                 return
             if any(self._try(phase, ready, len(missing) - len(pending)) for phase in ready):
-                told = False
+                is_waiting = False
                 after_each()
-            elif not told:
+            elif not is_waiting:
                 titles = ", ".join(phase.title for phase in ready)
                 self.console.print(
                     f"waiting: other processes run {titles}", highlight=False, markup=False
                 )
-                told = True
+                is_waiting = True
             if self.stopped():
-                raise errors.Interrupted("stopped by a signal; the same command resumes")
-            if told:
+                raise errors.Interrupted("stopped by a signal; run the same command to resume")
+            if is_waiting:
                 time.sleep(POLL_SECONDS)
 
     def _is_over(self, name: str) -> bool:
-        """Whether a phase is complete, or cannot be run."""
+        """Return whether a phase is complete or cannot be run."""
         folder = self.plan.folder(name)
         if folder.complete or records.read_failure(folder) is not None:
             return True
@@ -212,7 +214,7 @@ class Worker:
         return all(self.plan.folder(name).complete for name in phase.parents.values())
 
     def _try(self, phase: Phase, ready: Sequence[Phase], ended: int) -> bool:
-        """Runs a phase, and what is to be trained with it, unless another process does."""
+        """Run a phase and those that train with it; return False if another process runs it."""
         from w2s_jax import phases
 
         folder, context = self.plan.folder(phase.name), self.contexts[self.keys[phase.name]]
@@ -220,7 +222,7 @@ class Worker:
         with artifacts.claim_if_free(folder) as claimed:
             if not claimed:
                 return False
-            # Another process may have been at it since the last look.
+            # Another process may have finished it since the last check.
             if self._is_over(phase.name):
                 return True
             with phases.claimed_group(phase, later, context) as group:
@@ -232,22 +234,22 @@ class Worker:
         return True
 
     def _note(self, phase: Phase, failure: Exception | None, number: int) -> None:
-        """Records and prints what became of a phase."""
+        """Record and print the outcome of a phase."""
         folder = self.plan.folder(phase.name)
         if failure is not None:
             records.write_failure(folder, failure)
         elif folder.complete:
             records.forget_failure(folder)
-        # Numbered among all of a sweep; of what other workers do, nothing is known here.
+        # The number counts all phases of the sweep, but only those that this worker has run.
         total = len(self.plan.phases)
         print_outcome(self.plan, phase, total - len(self.keys) + number, self.console)
 
 
 def print_outcome(plan: SweepPlan, phase: Phase, number: int, console: Console) -> None:
-    """Prints a line on a phase that is complete or has failed, the `number`-th of the sweep."""
+    """Print a line on a phase that is complete or has failed, the `number`-th of the sweep."""
     folder, total = plan.folder(phase.name), len(plan.phases)
     if folder.complete:
-        execute.print_phase(number, total, phase, artifacts.read_result(folder), console)
+        printing.print_phase(number, total, phase, artifacts.read_result(folder), console)
         return
     why = records.read_failure(folder)
     if why is not None:
@@ -260,7 +262,10 @@ def print_outcome(plan: SweepPlan, phase: Phase, number: int, console: Console) 
 
 
 def context_key(phase: Phase, resolved: Resolved) -> Any:
-    """Phases with equal keys may share a context: of it they look at their role's data alone."""
+    """Return a key that is equal for phases that may share a context.
+
+    A phase reads only its own role's data from the context.
+    """
     data, settings = resolved.roles[phase.role], resolved.settings
     return (
         phase.role,
@@ -277,9 +282,9 @@ def context_key(phase: Phase, resolved: Resolved) -> Any:
 
 
 def _run_group(group: "phases.Group", context: "phases.Context") -> dict[str, Exception]:
-    """Runs the members of a group; what went wrong, of those of which something did.
+    """Run the members of a group; return the errors of those that failed.
 
-    What a disk does wrong is raised instead: it would befall the other phases as well.
+    Disk errors are raised instead, because other phases would fail as well.
     """
     from w2s_jax import phases
 
@@ -288,7 +293,7 @@ def _run_group(group: "phases.Group", context: "phases.Context") -> dict[str, Ex
         try:
             failures |= phases.train_together(group, context)
         except Exception as error:
-            _raise_if_no_failure(error)
+            _raise_unless_failed(error)
             return {member.name: error for member in group.phases}
     for member in group.phases:
         if member.name in failures:
@@ -296,15 +301,15 @@ def _run_group(group: "phases.Group", context: "phases.Context") -> dict[str, Ex
         try:
             phases.run_phase(member, context)
         except Exception as error:
-            _raise_if_no_failure(error)
+            _raise_unless_failed(error)
             failures[member.name] = error
         if context.should_stop():
             break
     return failures
 
 
-def _raise_if_no_failure(error: Exception) -> None:
-    """Raises what is not the fault of a phase: a stop, or a disk's."""
+def _raise_unless_failed(error: Exception) -> None:
+    """Raise an error that is not the phase's: an interruption, or one of the disk."""
     cause = error if isinstance(error, OSError) else error.__cause__
     from_disk = isinstance(cause, OSError) and cause.errno in execute.DISK_ERRNOS
     if isinstance(error, errors.Interrupted) or from_disk or "no space left" in str(error).lower():

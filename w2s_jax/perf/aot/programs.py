@@ -26,6 +26,7 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf import workloads
 from w2s_jax.perf.aot.inputs import is_made_up
 from w2s_jax.phases.inputs import num_microbatches, step_spec
+from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.plan import Plan
 from w2s_jax.planning.resolve import Resolved
@@ -103,7 +104,7 @@ def programs_of(
     left_out = []
     with sharding.over(mesh):
         for phase in plan.phases:
-            if phase.kind == "labels":
+            if PHASE_KINDS[phase.kind].forward is None:
                 left_out.append(phase.title)
                 continue
             passes = _label_passes(phase, resolved, mesh, memory, host)
@@ -360,9 +361,9 @@ def _label_passes(
     phase: Phase, resolved: Resolved, mesh: Mesh, memory: int, host: Sequence[Any]
 ) -> list[Program]:
     """The largest batch of a phase's label passes: the program that takes most memory."""
-    if phase.train.adapt == "probe" or phase.kind == "pretrain":
+    if phase.train.adapt == "probe" or PHASE_KINDS[phase.kind].forward == "none":
         return []
-    features = phase.kind == "features"
+    features = PHASE_KINDS[phase.kind].forward == "features"
     texts = phase.num_texts
     params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
     if not features:
@@ -401,7 +402,8 @@ def _label_pass(
         row_multiple=1 if alone else sharding.row_shards(mesh),
         **row_preferences(phase.model),
     )
-    run = _pass(phase.model, phase.train.compute_dtype, phase.kind == "features")
+    forward = PHASE_KINDS[phase.kind].forward
+    run = _pass(phase.model, phase.train.compute_dtype, forward == "features")
     rows, whole = sharding.rows(mesh, leading=0), sharding.replicated(mesh)
     batch = {}
     for name, array, where in (
@@ -426,10 +428,10 @@ def _label_pass(
     flops = workloads.model_flops(phase.model, phase.train, documents, labels=True)
     share = order_SB.shape[1] / len(documents)
     return Program(
-        title=f"{phase.title}: {'features' if phase.kind == 'features' else 'labels'}",
+        title=f"{phase.title}: {'features' if forward == 'features' else 'labels'}",
         role=phase.role,
         trains=False,
-        key=(phase.model, phase.train.compute_dtype, phase.kind == "features", str(shapes)),
+        key=(phase.model, phase.train.compute_dtype, forward, str(shapes)),
         function=function,
         args=args,
         parts={"parameters": on_chip, "batches": of_batch},

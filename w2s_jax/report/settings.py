@@ -1,4 +1,4 @@
-"""Runs that differ only in their seeds, and what is compared within them."""
+"""Settings: runs that differ only in their seeds, and the comparison of their students."""
 
 import json
 from collections.abc import Iterable
@@ -8,21 +8,28 @@ from typing import Any
 
 from w2s_jax.config import flatten
 from w2s_jax.metrics import intervals
-from w2s_jax.report.runs import Predictions, Run
-from w2s_jax.report.words import Entry, number, roles, setting, strong_model
+from w2s_jax.report.results import Entry, number, roles, setting_title, strong_model
+from w2s_jax.report.runs import FinishedRun, Predictions
 
-# What may differ without changing a result: where things lie, how they are logged and laid out.
-_INERT = ("name", "mesh", "log", "checkpoint", "losses", "task.data_dir", "store")
+# Fields that cannot change a result: names, paths, logging, layout.
+_IGNORED = ("name", "mesh", "log", "checkpoint", "losses", "task.data_dir", "store")
+#: (role, label) of an entry, as in `results.roles`.
 Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs of one setting. `variant`: the fields that tell it from others of the same models."""
+class Setting:
+    """Finished runs that differ only in their seeds.
+
+    Attributes:
+        title: task, protocol, models and `variant`; unique within a report.
+        variant: the fields in which it differs from other settings of the same task and models.
+        runs: its runs.
+    """
 
     title: str
     variant: str
-    runs: list[Run]
+    runs: list[FinishedRun]
 
     @property
     def task(self) -> str:
@@ -36,30 +43,29 @@ class Group:
 
     @property
     def weak(self) -> str:
-        """The supervisor's model."""
+        """The weak model's name."""
         return str((self.runs[0].result.get("weak") or {}).get("model", "the weak model"))
 
     @property
     def strong(self) -> str:
-        """The students' model."""
+        """The strong model's name."""
         return strong_model(self.runs[0].result)
 
     @cached_property
     def seeds(self) -> dict[str, dict[Key, Entry]]:
-        """seeds -> (role, label) -> entry.
+        """Seeds (see `seeds_of`) -> (role, label) -> entry.
 
-        Runs that add losses to the same seeds share their weak model and their ceiling: these
-        count once.
+        Runs that add losses to the same seeds share a weak model and a ceiling, which appear once.
         """
         table: dict[str, dict[Key, Entry]] = {}
         for run in self.runs:
             for role, label, entry in roles(run.result):
-                table.setdefault(seed_of(run), {}).setdefault((role, label), entry)
+                table.setdefault(seeds_of(run), {}).setdefault((role, label), entry)
         return table
 
     @cached_property
     def entries(self) -> dict[Key, list[Entry]]:
-        """(role, label) -> the entries of the seeds that have an accuracy; the ceilings last."""
+        """(role, label) -> one entry per seed, those with an accuracy; ceilings last."""
         table: dict[Key, list[Entry]] = {}
         for wanted in ("weak", "student", "ceiling"):
             for found in self.seeds.values():
@@ -70,8 +76,19 @@ class Group:
 
     @cached_property
     def predictions(self) -> dict[str, Predictions]:
-        """phase -> its predictions on the test documents."""
+        """Phase -> its predictions on the test documents."""
         return {phase: p for run in self.runs for phase, p in run.predictions.items()}
+
+
+def student_labels(settings: Iterable[Setting]) -> list[str]:
+    """Return the labels of all students in order of appearance, which determines their colours."""
+    return list(dict.fromkeys(k[1] for s in settings for k in s.entries if k[0] == "student"))
+
+
+def seeds_of(run: FinishedRun) -> str:
+    """Return all seeds of a run as JSON."""
+    seeds = {k: v for k, v in flatten(run.config).items() if _is_seed(k) and v is not None}
+    return json.dumps(seeds or run.result.get("seed"), sort_keys=True)
 
 
 def _is_seed(name: str) -> bool:
@@ -79,59 +96,53 @@ def _is_seed(name: str) -> bool:
     return last == "seed" or last.endswith("_seed")
 
 
-def seed_of(run: Run) -> str:
-    """The seeds of a run, all of them, as one word."""
-    seeds = {k: v for k, v in flatten(run.config).items() if _is_seed(k) and v is not None}
-    return json.dumps(seeds or run.result.get("seed"), sort_keys=True)
-
-
-def _matters(name: str) -> bool:
-    if any(name == inert or name.startswith(f"{inert}.") for inert in _INERT):
+def _is_compared(name: str) -> bool:
+    if any(name == ignored or name.startswith(f"{ignored}.") for ignored in _IGNORED):
         return False
     return not _is_seed(name) and name.rsplit(".", 1)[-1] not in ("microbatch_size", "remat")
 
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Group the runs that differ only in seeds (fields named `seed` or `*_seed`).
+def settings_of(runs: Iterable[FinishedRun]) -> list[Setting]:
+    """Group runs into settings: runs that differ only in fields named `seed` or `*_seed`.
 
-    Fields that can't change a result (name, mesh, log, checkpoint, data folder) are not compared.
-    Titles have the task, protocol and models, and whichever fields tell the groups apart.
+    Fields that cannot change a result (name, mesh, log, checkpoint, data folder) are not compared.
     """
-    groups: dict[str, list[Run]] = {}
+    members: dict[str, list[FinishedRun]] = {}
     fields: dict[str, dict[str, str]] = {}
     for run in runs:
         flat = {k: json.dumps(v, sort_keys=True) for k, v in flatten(run.config).items()}
-        flat = {k: v for k, v in flat.items() if _matters(k)}
-        key = json.dumps([setting(run.result), flat], sort_keys=True)
-        groups.setdefault(key, []).append(run)
+        flat = {k: v for k, v in flat.items() if _is_compared(k)}
+        key = json.dumps([setting_title(run.result), flat], sort_keys=True)
+        members.setdefault(key, []).append(run)
         fields[key] = flat
-    settings = {key: setting(members[0].result) for key, members in groups.items()}
-    titled: dict[str, Group] = {}
-    for key, members in groups.items():
-        twins = [k for k in groups if settings[k] == settings[key]]
-        names = sorted({name for k in twins for name in fields[k]})
-        telling = [n for n in names if len({fields[k].get(n) for k in twins}) > 1]
-        variant = ", ".join(f"{n}={fields[key].get(n, 'unset')}" for n in telling[:4])
-        title = "; ".join(filter(None, [settings[key], variant]))
-        # Beyond four telling fields two groups could get one title: number them.
+    titles = {key: setting_title(found[0].result) for key, found in members.items()}
+    settings: dict[str, Setting] = {}
+    for key, found in members.items():
+        same = [k for k in members if titles[k] == titles[key]]
+        names = sorted({name for k in same for name in fields[k]})
+        differing = [n for n in names if len({fields[k].get(n) for k in same}) > 1]
+        variant = ", ".join(f"{n}={fields[key].get(n, 'unset')}" for n in differing[:4])
+        title = "; ".join(filter(None, [titles[key], variant]))
+        # Only four differing fields are listed, so titles may coincide: number them.
         unique, copies = title, 2
-        while unique in titled:
+        while unique in settings:
             unique, copies = f"{title} ({copies})", copies + 1
-        titled[unique] = Group(unique, variant + unique[len(title) :], members)
-    return list(titled.values())
+        settings[unique] = Setting(unique, variant + unique[len(title) :], found)
+    return list(settings.values())
 
 
-def compare_students(group: Group) -> dict[str, Any]:
-    """The students of a group side by side, and each against plain cross-entropy.
+def compare_students(setting: Setting) -> dict[str, Any]:
+    """Compare the students of a setting with plain cross-entropy.
 
     Returns:
-        `reference`: the label that the others are compared with (`xent`, or the first); `rows`: for
-        each label `accuracy` (`statistics.mean_over_seeds`), `pgr` (`statistics.pgr_over_seeds`),
-        with several seeds `paired` (`statistics.paired_over_seeds`), with one `documents`
-        (`statistics.mcnemar`), `document_interval` (of PGR) and `n`; and `p_holm`: their p (of
-        the t test) corrected for the number of comparisons, `comparisons`.
+        `reference`: the label that the others are compared with (`xent`, or the first one).
+        `rows`: a dict per label with `label`; `accuracy` (`intervals.mean_over_seeds`); `pgr`
+        (`intervals.pgr_over_seeds`); for several seeds `paired` (`intervals.paired_over_seeds`);
+        for one seed `documents` (`intervals.mcnemar`), `document_interval` (of PGR) and `n`; and
+        `p_holm`, the p value (of the t test or McNemar's) after Holm's correction.
+        `comparisons`: the number of p values corrected for.
     """
-    seeds = list(group.seeds.values())
+    seeds = list(setting.seeds.values())
     labels = list(dict.fromkeys(k[1] for s in seeds for k in s if k[0] == "student"))
     reference = "xent" if "xent" in labels else labels[0] if labels else None
     rows: list[dict[str, Any]] = []
@@ -148,9 +159,9 @@ def compare_students(group: Group) -> dict[str, Any]:
                 first, second = _accuracies(both, label), _accuracies(both, reference)
                 row["paired"] = intervals.paired_over_seeds(first, second)
             elif both:
-                row["documents"] = _on_documents(group, both[0], label, reference)
+                row["documents"] = _mcnemar(setting, both[0], label, reference)
         rows.append(row)
-    tested = {r["label"]: _p(r) for r in rows}
+    tested = {r["label"]: _p_value(r) for r in rows}
     corrected = intervals.holm(tested)
     for row in rows:
         row["p_holm"] = corrected[row["label"]]
@@ -158,7 +169,7 @@ def compare_students(group: Group) -> dict[str, Any]:
     return {"reference": reference, "rows": rows, "comparisons": comparisons}
 
 
-def _p(row: dict[str, Any]) -> float | None:
+def _p_value(row: dict[str, Any]) -> float | None:
     if row["paired"]:
         return row["paired"]["t_p"]
     return row["documents"]["p"] if row["documents"] else None
@@ -170,7 +181,7 @@ def _accuracies(seeds: Iterable[dict[Key, Entry]], label: str) -> list[float]:
 
 
 def pgr_rows(seeds: Iterable[dict[Key, Entry]], label: str) -> list[dict[str, float]]:
-    """The accuracies of weak model, student and its ceiling, of the seeds that have all three."""
+    """Return the accuracies of `weak`, `student` and `ceiling` of each seed that has all three."""
     rows = []
     for found in seeds:
         student = found.get(("student", label), {})
@@ -183,12 +194,13 @@ def pgr_rows(seeds: Iterable[dict[Key, Entry]], label: str) -> list[dict[str, fl
     return rows
 
 
-def _on_documents(
-    group: Group, found: dict[Key, Entry], label: str, reference: str
+def _mcnemar(
+    setting: Setting, found: dict[Key, Entry], label: str, reference: str
 ) -> dict[str, Any] | None:
-    predictions = group.predictions
+    """Compare two students of one seed on the test documents; None without their predictions."""
     first, second = (
-        predictions.get(str(found["student", name].get("phase"))) for name in (label, reference)
+        setting.predictions.get(str(found["student", name].get("phase")))
+        for name in (label, reference)
     )
     if first is None or second is None or list(first["id"]) != list(second["id"]):
         return None

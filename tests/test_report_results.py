@@ -1,4 +1,4 @@
-"""What the report draws and says, from results whose numbers and names are fabricated."""
+"""Figures, comparisons, summaries and caveats, for results with made-up numbers and names."""
 
 import math
 from pathlib import Path
@@ -8,42 +8,43 @@ import pytest
 from report_runs import entry, fabricated, null_pgr
 
 from w2s_jax.metrics import intervals
+from w2s_jax.report.agreement import agreement_panels
+from w2s_jax.report.caveats import result_caveats, setting_caveats
 from w2s_jax.report.charts import accuracy_panels, gap_panels, ladder_panels
 from w2s_jax.report.curves import Curve, series, training_panels
 from w2s_jax.report.drawing import figure_of
-from w2s_jax.report.findings import group_cautions, overview
-from w2s_jax.report.groups import compare_students, group_runs
-from w2s_jax.report.runs import Run
-from w2s_jax.report.words import caveats, difference, group_summary, summary
+from w2s_jax.report.results import difference
+from w2s_jax.report.runs import FinishedRun
+from w2s_jax.report.settings import compare_students, settings_of
+from w2s_jax.report.summaries import overview, setting_summary, summary
 
 
-def grouped(*results, configs=None):
-    runs = [Run(Path(f"r{i}"), r, (configs or {}).get(i, {})) for i, r in enumerate(results)]
-    return group_runs(runs)
+def in_settings(*results):
+    return settings_of([FinishedRun(Path(f"r{i}"), r) for i, r in enumerate(results)])
 
 
 def axes(panels):
     return [ax for ax in figure_of(panels).axes if ax.get_visible()]
 
 
-def test_accuracy_figure_shows_values_errors_and_lines():
-    (ax,) = axes(accuracy_panels(grouped(fabricated())))
+def test_accuracy_panels_show_values_errors_and_lines():
+    (ax,) = axes(accuracy_panels(in_settings(fabricated())))
     texts = [t.get_text() for t in ax.texts]
     assert texts == ["0.711 ± 0.021", "0.742 ± 0.021", "0.795 ± 0.021", "0.913 ± 0.021"]
     dashed = [x.get_xdata()[0] for x in ax.lines if x.get_linestyle() == "--"]
     assert dashed == [0.711, 0.913]
     assert "317 documents" in ax.get_xlabel()
-    (ax,) = axes(accuracy_panels(grouped(*(fabricated(s, s / 100) for s in range(3)))))
+    (ax,) = axes(accuracy_panels(in_settings(*(fabricated(s, s / 100) for s in range(3)))))
     # .711, .721, .731: the standard error of the mean is .01 / sqrt(3).
     assert ax.texts[0].get_text() == "0.721 ± 0.006 (n=3)"
-    other = grouped(fabricated(), fabricated(task="fabricated_other"))
+    other = in_settings(fabricated(), fabricated(task="fabricated_other"))
     assert len(axes(accuracy_panels(other))) == 2
 
 
-def test_training_series_pass_over_what_is_not_a_number():
+def test_training_series_skip_values_that_are_not_finite():
     rows = [{"step": i, "loss": 1.0, "split": "train"} for i in range(5)]
     rows += [{"step": 9, "loss": float("nan"), "split": "train"}, {"loss": 1.0, "split": "train"}]
-    # After a resume, a step is logged again: the later row counts.
+    # A step that is logged again after a resume: the later row counts.
     rows += [{"step": 4, "loss": 3.0, "split": "train"}, {"step": 4, "split": "validation"}]
     assert series(rows, "train", "loss") == ([0, 1, 2, 3, 4], [1, 1, 1, 1, 3])
     curve = Curve("run", "0", "phase", "student", "xent", rows, kept_step=2, steps=4)
@@ -58,7 +59,7 @@ def test_training_series_pass_over_what_is_not_a_number():
 
 
 def sized(seed, strong, size, shift, ceiling_phase=None):
-    """A result whose models have sizes."""
+    """Returns a result whose models have sizes."""
     result = fabricated(seed, shift)
     result["weak"] |= {"parameters": 1000, "phase": f"weak-{seed}"}
     result["ceiling"] |= {"model": strong, "parameters": size, "accuracy": 0.9 + shift,
@@ -68,7 +69,7 @@ def sized(seed, strong, size, shift, ceiling_phase=None):
     return result
 
 
-def test_ladder_has_means_over_seeds_and_a_line_for_each_supervisor():
+def test_ladder_has_means_over_seeds_and_one_line_per_supervisor():
     rungs = (("m1", 1e4, 0.0), ("m2", 1e6, 0.05))
     results = [sized(s, name, n, s / 100 + more) for s in (0, 2) for name, n, more in rungs]
     other = [dict(r) for r in results]
@@ -77,11 +78,11 @@ def test_ladder_has_means_over_seeds_and_a_line_for_each_supervisor():
         r["weak"] = r["weak"] | weak
         # Another supervisor has the same ceilings.
         r["students"] = {"xent": r["students"]["xent"] | {"accuracy": 0.65, "phase": "x"}}
-    (ax,) = axes(ladder_panels(grouped(*results, *other)))
+    (ax,) = axes(ladder_panels(in_settings(*results, *other)))
     lines = {c.get_label(): c.lines[0] for c in ax.containers}
     assert set(lines) == {
         "ceiling (ground truth)", "fabricated-weak, xent", "fabricated-weak, confidence",
-        "other-weak, xent", "weak fabricated-weak itself", "weak other-weak itself",
+        "other-weak, xent", "weak model fabricated-weak", "weak model other-weak",
     }  # fmt: skip
     ceiling = lines["ceiling (ground truth)"]
     assert list(ceiling.get_xdata()) == [1e4, 1e6]
@@ -91,8 +92,8 @@ def test_ladder_has_means_over_seeds_and_a_line_for_each_supervisor():
     (bars,) = ax.containers[0].lines[2]
     low, high = bars.get_segments()[0][:, 1]
     assert (low, high) == (pytest.approx(0.90), pytest.approx(0.92))
-    assert ax.get_xscale() == "log" and "2 seeds a point" in ax.get_xlabel()
-    single = axes(ladder_panels(grouped(sized(0, "m1", 1e4, 0))))[0]
+    assert ax.get_xscale() == "log" and "2 seeds per point" in ax.get_xlabel()
+    single = axes(ladder_panels(in_settings(sized(0, "m1", 1e4, 0))))[0]
     low, high = single.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx(0.0213)
 
@@ -100,24 +101,33 @@ def test_ladder_has_means_over_seeds_and_a_line_for_each_supervisor():
 def test_a_pgr_beyond_the_axes_is_an_arrow_with_its_value():
     result = fabricated()
     result["students"]["xent"]["pgr"] = -7.25
-    (ax,) = axes(gap_panels(grouped(result)))
+    (ax,) = axes(gap_panels(in_settings(result)))
     assert "-7.2" in [t.get_text() for t in ax.texts]
     inside = [
         line for line in ax.lines if line.get_marker() == "^" and line.get_linestyle() == "None"
     ]
     assert [list(line.get_xdata()) for line in inside] == [[pytest.approx(0.913 - 0.711)]]
-    assert gap_panels(grouped(null_pgr(fabricated(), "fabricated"))) == []
+    assert gap_panels(in_settings(null_pgr(fabricated(), "fabricated"))) == []
 
 
-def test_losses_are_compared_over_the_seeds_that_both_have():
+def test_agreement_legend_is_inside_the_figure():
+    settings = in_settings(fabricated(), fabricated(task="b"))
+    for panels in (agreement_panels(settings[:1]), agreement_panels(settings)):
+        figure = figure_of(panels)
+        for ax in figure.axes:
+            box = ax.get_legend().get_window_extent()
+            assert figure.bbox.y0 <= box.y0 and box.y1 <= ax.get_window_extent().y0
+
+
+def test_losses_are_compared_over_common_seeds():
     results = [fabricated(s, s / 100) for s in range(4)]
     gains = (0.05, 0.06, 0.04, 0.07)
     for result, gain in zip(results, gains, strict=True):
         result["students"]["confidence"]["accuracy"] = result["students"]["xent"]["accuracy"] + gain
         result["students"]["third"] = result["students"]["xent"] | {"accuracy": 0.7 + gain**2}
     del results[3]["students"]["third"]
-    (group,) = grouped(*results)
-    comparison = compare_students(group)
+    (setting,) = in_settings(*results)
+    comparison = compare_students(setting)
     rows = {row["label"]: row for row in comparison["rows"]}
     assert comparison["reference"] == "xent" and rows["xent"]["paired"] is None
     paired = rows["confidence"]["paired"]
@@ -136,84 +146,92 @@ def test_losses_are_compared_over_the_seeds_that_both_have():
 def test_runs_that_add_losses_to_a_seed_count_its_weak_model_once():
     results = [fabricated(s, s / 100) for s in range(3)]
     more = [dict(r, students={"third": r["students"]["xent"]}) for r in results]
-    (group,) = grouped(*results, *more)
-    counts = {label: len(found) for (_, label), found in group.entries.items()}
+    (setting,) = in_settings(*results, *more)
+    counts = {label: len(found) for (_, label), found in setting.entries.items()}
     assert counts == {"weak": 3, "xent": 3, "confidence": 3, "third": 3, "ceiling": 3}
 
 
-def test_a_student_may_have_a_ceiling_of_its_own():
+def test_a_student_may_have_its_own_ceiling():
     result = fabricated()
     result["students"]["xent+bootstrap"] = result["students"]["xent"] | {
         "method": "bootstrap", "ceiling": entry(0.95, 0.9, 0.1, "fabricated-strong"),
     }  # fmt: skip
-    (group,) = grouped(result)
-    row = next(r for r in compare_students(group)["rows"] if r["label"] == "xent+bootstrap")
+    (setting,) = in_settings(result)
+    row = next(r for r in compare_students(setting)["rows"] if r["label"] == "xent+bootstrap")
     assert row["pgr"]["of_means"]["pgr"] == pytest.approx((0.742 - 0.711) / (0.95 - 0.711))
-    assert ("ceiling", "ceiling of xent+bootstrap") in group.entries
+    assert ("ceiling", "ceiling of xent+bootstrap") in setting.entries
 
 
-def named(results):
-    return {name for name, _ in group_cautions(grouped(*results)[0])}
+def caveat_names(results):
+    return {name for name, _ in setting_caveats(in_settings(*results)[0])}
 
 
-def test_cautions_follow_the_numbers():
+def test_caveats_of_a_setting():
     clear = fabricated()
     clear["students"]["xent"]["accuracy"] = 0.82
     clear["students"]["confidence"]["accuracy"] = 0.83
-    assert named([clear]) == {"seeds", "comparisons"}
-    assert named([fabricated()]) == {"apart", "documents", "seeds", "comparisons"}
+    assert caveat_names([clear]) == {"seeds", "comparisons"}
+    assert caveat_names([fabricated()]) == {
+        "indistinguishable",
+        "documents",
+        "seeds",
+        "comparisons",
+    }
     # The paired error of xent - weak is sqrt((0.128 - 0.031**2) / 317).
     error = math.sqrt((0.128 - 0.031**2) / 317)
     needed = math.ceil(317 * (2 * error / 0.031) ** 2 / 10) * 10
-    text = " ".join(t for _, t in group_cautions(grouped(fabricated())[0]))
-    assert "317 test documents are too few for a difference of 0.031 (xent" in text
-    assert f"about {needed} could" in text and needed > 317
+    text = " ".join(t for _, t in setting_caveats(in_settings(fabricated())[0]))
+    assert "Detecting a difference of 0.031 (xent and the weak model)" in text
+    assert f"about {needed} test documents (317 used)" in text and needed > 317
     no_gap = fabricated()
     no_gap["ceiling"]["accuracy"] = 0.73
-    assert "unstable" in named([no_gap])
+    assert "unstable" in caveat_names([no_gap])
     chance = fabricated()
     chance["weak"]["accuracy"] = 0.52
-    assert "chance" in named([chance])
+    assert "chance" in caveat_names([chance])
     seeds = [fabricated(s, s / 1000) for s in range(6)]
-    assert "seeds" not in named(seeds) and "seeds" in named(seeds[:5])
+    assert "seeds" not in caveat_names(seeds) and "seeds" in caveat_names(seeds[:5])
     seeds[2] = null_pgr(seeds[2], "fabricated")
-    assert "undefined in 1 of 6 seeds" in " ".join(t for _, t in group_cautions(grouped(*seeds)[0]))
+    assert "undefined in 1 of 6 seeds" in " ".join(
+        t for _, t in setting_caveats(in_settings(*seeds)[0])
+    )
 
 
-def test_seeds_that_agree_by_luck_are_no_surer_than_their_documents():
-    # Two seeds with equal differences: no spread, and still 317 documents, which make
-    # 2 sqrt((0.128 - 0.024**2) / 317 / 2) = 0.028.
+def test_seeds_that_agree_by_chance_are_as_uncertain_as_their_documents():
+    # Two seeds with equal differences have no spread, but two standard errors over the 317
+    # documents are 2 sqrt((0.128 - 0.024**2) / 317 / 2) = 0.028.
     results = [fabricated(0), fabricated(1)]
     for result in results:
         result["students"]["xent"]["accuracy"] = result["weak"]["accuracy"] + 0.024
         result["students"]["confidence"]["accuracy"] = 0.85
-    assert "apart" in named(results)
+    assert "indistinguishable" in caveat_names(results)
     for result in results:
         result["students"]["xent"]["accuracy"] = result["weak"]["accuracy"] + 0.032
-    assert "apart" not in named(results)
+    assert "indistinguishable" not in caveat_names(results)
 
 
-def test_an_overview_of_several_settings_counts_them():
-    groups = grouped(fabricated(), fabricated(task="b"), null_pgr(fabricated(task="c"), "none"))
-    summary_of = overview(groups)
-    text = " ".join(summary_of["paragraphs"])
-    assert "3 runs of 3 settings on 3 tasks (fabricated_task, b and c)" in text
-    assert "xent student is above the weak model in 3 of 3 settings" in text
-    assert summary_of["cautions"]["Few seeds"][0]["setting"] == "in all settings"
-    assert summary_of["cautions"]["No gap to recover"][0]["setting"].startswith("c, ")
+def test_overview_of_several_settings():
+    found = overview(
+        in_settings(fabricated(), fabricated(task="b"), null_pgr(fabricated(task="c"), "none"))
+    )
+    text = " ".join(found["paragraphs"])
+    assert "3 runs in 3 settings on 3 tasks (fabricated_task, b and c)" in text
+    assert "xent student outperforms the weak model in 3 of 3 settings" in text
+    assert found["caveats"]["Few seeds"][0]["setting"] == "in all settings"
+    assert found["caveats"]["No gap to recover"][0]["setting"].startswith("c, ")
 
 
-def test_caveats_follow_the_numbers():
+def test_caveats_of_a_result():
     result = fabricated()
-    lines = " ".join(caveats(result))
+    lines = " ".join(result_caveats(result))
     # The paired error of xent - weak is sqrt((0.128 - 0.031**2) / 317) = 0.020 < 0.031.
-    assert "told apart" not in lines and "chance" not in lines and "One seed" in lines
+    assert "distinguishable" not in lines and "chance" not in lines and "One seed" in lines
     result["students"]["xent"]["accuracy"] = 0.725
-    assert "told apart from it: xent." in " ".join(caveats(result))
+    assert "(difference below one standard error): xent." in " ".join(result_caveats(result))
     result["ceiling"]["accuracy"] = 0.73
-    assert "unstable" in " ".join(caveats(result))
+    assert "unstable" in " ".join(result_caveats(result))
     result["weak"]["accuracy"] = 0.52
-    assert "classes: weak." in " ".join(caveats(result))
+    assert "classes): weak." in " ".join(result_caveats(result))
 
 
 def test_difference_is_paired_where_agreement_is_known():
@@ -222,17 +240,17 @@ def test_difference_is_paired_where_agreement_is_known():
     assert gap == pytest.approx(0.05)
     assert se == pytest.approx(((0.1 - 0.0025) / 317) ** 0.5)
     assert difference(left, right)[1] == pytest.approx(0.0213 * 2**0.5)
-    # Agreement that the accuracies rule out is not used.
+    # An agreement that contradicts the accuracies is ignored.
     assert difference(left, right, agreement=0.99)[1] == pytest.approx(0.0213 * 2**0.5)
     assert difference(left, {}) == (None, None)
 
 
-def test_summaries_say_who_beat_whom():
+def test_summaries_compare_students_with_the_weak_model():
     text = summary(fabricated())
     assert "xent student reaches 0.742 ± 0.021, 0.031 above the weak model" in text
     assert "1.5 standard errors of the difference, which is weak evidence" in text
     assert "recovers 0.153 of the gap" in text
-    assert "best student by raw accuracy is confidence" in text
+    assert "most accurate student is confidence" in text
     runs = [fabricated(s, s / 100) for s in range(3)]
-    assert "median 0.752, above the weak model in 3 of 3 runs" in group_summary(runs)
+    assert "median 0.752, above the weak model in 3 of 3 runs" in setting_summary(runs)
     assert "undefined" in summary(null_pgr(fabricated(), "fabricated"))

@@ -1,0 +1,147 @@
+"""Values of a result.json and their formatting, shared by the terminal and the page.
+
+Every field except the accuracies may be missing; a missing value is shown as a dash.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from w2s_jax.metrics.classification import paired_difference_se
+
+DASH = "–"
+#: With more students than this, figures and summaries show only some of them.
+MAX_STUDENTS = 6
+#: The content of a result.json.
+Result = dict[str, Any]
+#: The part of a result on one model: weak model, student or ceiling.
+Entry = dict[str, Any]
+
+
+def number(value: Any) -> float | None:
+    """Return `value` as a finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def show(value: Any, digits: int = 3) -> str:
+    """Format a number with `digits` decimals, an integer as it is, anything else as a dash."""
+    finite = number(value)
+    if finite is None:
+        return DASH
+    return str(value) if isinstance(value, int) else f"{finite:.{digits}f}"
+
+
+def show_accuracy(entry: Entry) -> str:
+    """Format accuracy and standard error: `0.812 ± 0.020`."""
+    if number(entry.get("accuracy_se")) is None:
+        return show(entry.get("accuracy"))
+    return f"{show(entry.get('accuracy'))} ± {show(entry['accuracy_se'])}"
+
+
+def join(names: Iterable[str]) -> str:
+    """Join names in prose: `a`, `a and b`, `a, b and c`."""
+    items = list(names)
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count: `1 run`, `2 runs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def roles(result: Result) -> list[tuple[str, str, Entry]]:
+    """Return (role, label, entry) of the weak model, each student and the ceiling, in this order.
+
+    The role is `weak`, `student` or `ceiling`. The label of a student is its key in the result. A
+    student may have its own ceiling, trained with the same method: `ceiling of <label>`.
+    """
+    rows: list[tuple[str, str, Entry]] = []
+    if result.get("weak"):
+        rows.append(("weak", "weak", result["weak"]))
+    for label, entry in (result.get("students") or {}).items():
+        rows.append(("student", str(label), entry))
+    if result.get("ceiling"):
+        rows.append(("ceiling", "ceiling", result["ceiling"]))
+    for label, entry in (result.get("students") or {}).items():
+        if entry.get("ceiling"):
+            rows.append(("ceiling", f"ceiling of {label}", entry["ceiling"]))
+    return rows
+
+
+def strong_model(result: Result) -> str:
+    """Return the model of the students and the ceiling."""
+    entries = [result.get("ceiling") or {}, *(result.get("students") or {}).values()]
+    return next((str(e["model"]) for e in entries if e.get("model")), "the strong model")
+
+
+def setting_title(result: Result) -> str:
+    """Describe a run in one line: task, protocol, weak and strong model."""
+    weak = (result.get("weak") or {}).get("model", "the weak model")
+    return (
+        f"{result.get('task', 'unnamed task')}, {result.get('protocol', 'unnamed')} protocol,"
+        f" {weak} → {strong_model(result)}"
+    )
+
+
+def median(values: Iterable[Any]) -> float | None:
+    """Return the median of the finite numbers in `values`, or None if there are none."""
+    finite = [v for v in map(number, values) if v is not None]
+    return statistics.median(finite) if finite else None
+
+
+def mean_and_error(entries: Sequence[Entry], field: str = "accuracy") -> tuple[float, float, int]:
+    """Return mean, standard error and number of the entries' values of a field.
+
+    Args:
+        entries: one per seed; those without the field are ignored.
+        field: the field's name.
+
+    Returns:
+        The mean (nan without values); its standard error over seeds, or with fewer than two values
+        the standard error over documents in `<field>_se` (0 if missing); and the number of values.
+    """
+    values = [v for v in (number(e.get(field)) for e in entries) if v is not None]
+    if len(values) > 1:
+        deviation = float(np.std(values, ddof=1))
+        return float(np.mean(values)), deviation / math.sqrt(len(values)), len(values)
+    error = number(entries[0].get(f"{field}_se")) if entries else None
+    return (values[0] if values else math.nan), error or 0.0, len(values)
+
+
+def difference(
+    left: Entry, right: Entry, agreement: float | None = None
+) -> tuple[float | None, float | None]:
+    """Return the accuracy of `left` minus that of `right`, and its standard error.
+
+    Args:
+        left: an entry of a result.
+        right: another one.
+        agreement: the share of documents for which both models predict the same class. If given,
+            the standard error is the paired one. Otherwise the two errors are added in quadrature,
+            which is conservative for models evaluated on the same documents.
+
+    Returns:
+        The difference and its standard error; each is None if it cannot be computed.
+    """
+    a, b = number(left.get("accuracy")), number(right.get("accuracy"))
+    if a is None or b is None:
+        return None, None
+    n = number(left.get("n"))
+    if agreement is not None and n is not None and n == number(right.get("n")):
+        paired = paired_difference_se(a - b, agreement, int(n))
+        if paired is not None:
+            return a - b, paired
+    se_a, se_b = number(left.get("accuracy_se")), number(right.get("accuracy_se"))
+    return a - b, None if se_a is None or se_b is None else math.hypot(se_a, se_b)
+
+
+def student_difference(result: Result, entry: Entry) -> tuple[float | None, float | None]:
+    """Return a student's accuracy minus the weak model's, and its standard error."""
+    # `agreement` refers to the supervisor, which is not always the weak model.
+    agreement = None if entry.get("supervisor") else number(entry.get("agreement"))
+    return difference(entry, result.get("weak") or {}, agreement)
