@@ -18,6 +18,7 @@ from checkpoints import (
     whole,
 )
 from flax import traverse_util
+from peers import assemble
 from refusals import error
 from safetensors.numpy import load_file, save_file
 
@@ -27,7 +28,6 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import importing, network, partial_reads
 from w2s_jax.models.config import embedded_model
 from w2s_jax.models.convert import convert
-from w2s_jax.models.families import assemble
 from w2s_jax.store import trees
 
 MESHES = ((1, 1, 1), (1, 8, 1), (2, 2, 2))
@@ -37,7 +37,7 @@ MESHES = ((1, 1, 1), (1, 8, 1), (2, 2, 2))
 def test_import_and_export_keep_every_bit(tmp_path, model_type):
     tensors = tiny(model_type, tmp_path / "in")
     found = importing.import_huggingface(tmp_path / "in", sharding.mesh_of((1, 8, 1)))
-    # `families.assemble` is another way to the same parameters.
+    # `peers.assemble` is another way to the same parameters.
     expected = assemble(family_of_type(model_type), found.config, tensors)
     assert_same_bits(whole(found.params), whole(expected))
     models.export_huggingface(

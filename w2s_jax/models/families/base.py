@@ -1,4 +1,4 @@
-"""`Family` and `TensorView`, the registry of families, and models converted in memory."""
+"""`Family` and `TensorView`, and the registry of families."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -9,8 +9,6 @@ import numpy as np
 
 from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
-
-Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -194,66 +192,3 @@ def tensor_names(family: Family, config: ModelConfig) -> list[str]:
 def is_ignored(family: Family, name: str) -> bool:
     """Return whether a tensor that no view names may be skipped."""
     return any(re.fullmatch(pattern, name) for pattern in family.ignored)
-
-
-def assemble(
-    family: Family, config: ModelConfig, tensors: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Return the parameters of a model whose tensors are all in memory.
-
-    Returns:
-      Nested dict for `network.forward`, with NumPy arrays in the tensors' dtypes.
-
-    Raises:
-      InputError: for a tensor that is missing, has the wrong shape or is not used.
-    """
-    names = file_names(family, config, tensors.keys())
-    for name in tensors:
-        known = name in (*names.values(), family.classifier_head, family.classifier_bias)
-        if not known and not is_ignored(family, name):
-            raise errors.unknown("tensor", name, names.values())
-
-    def read(view: TensorView, layer: int | None = None) -> np.ndarray:
-        name = names[view.name if layer is None else view.name.format(layer=layer)]
-        if name not in tensors:
-            raise errors.InputError(f"tensor {name!r} is missing")
-        if tensors[name].shape != view.stored:
-            raise errors.InputError(
-                f"tensor {name!r}: shape {tensors[name].shape}; expected {view.stored}"
-            )
-        return view.take(tensors[name])
-
-    params: Params = {}
-    for path, view in family.views(config).items():
-        if "{layer}" in view.name:
-            value = np.stack([read(view, i) for i in range(config.num_layers)])
-        else:
-            value = np.array(read(view))
-        *parents, leaf = path.split(".")
-        node = params
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return params
-
-
-def disassemble(
-    family: Family, config: ModelConfig, params: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Return the checkpoint tensors of a model's parameters: the exact inverse of `assemble`."""
-    tensors: dict[str, np.ndarray] = {}
-
-    def write(view: TensorView, name: str, value: np.ndarray) -> None:
-        tensors.setdefault(name, np.empty(view.stored, value.dtype))
-        view.put(value, tensors[name])
-
-    for path, view in family.views(config).items():
-        value: Any = params
-        for key in path.split("."):
-            value = value[key]
-        if "{layer}" not in view.name:
-            write(view, view.name, np.asarray(value))
-            continue
-        for i, layer in enumerate(np.asarray(value)):
-            write(view, view.name.format(layer=i), layer)
-    return tensors
