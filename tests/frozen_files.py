@@ -1,8 +1,8 @@
-"""Numbers and names that must not change, in tests/frozen/, and how a test holds against them.
+"""Values that must not change, in tests/frozen/, and how tests compare with them.
 
-They are frozen on purpose: where one differs, the code is wrong, not the file. Where a change is
-meant (a flag more, a semantics version raised), W2S_REFREEZE=1 writes anew what the tests that run
-then find; look at the difference before it is committed.
+If a value differs, the code is wrong, not the file. After an intended change (a new flag, a raised
+semantics version), run the tests with W2S_REFREEZE=1 to rewrite the values, and review the diff
+before committing it.
 """
 
 import json
@@ -14,20 +14,20 @@ FROZEN = Path(__file__).parent / "frozen"
 
 
 def frozen(name: str) -> dict[str, Any]:
-    """What tests/frozen/<name>.json holds; {} if it is not there."""
+    """Return the contents of tests/frozen/<name>.json; {} if it does not exist."""
     path = FROZEN / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def check(name: str, found: dict[str, Any]) -> None:
-    """Sees that the entries `found` are as they are frozen; or freezes them, if that is asked for.
+    """Compare entries with the frozen ones; with W2S_REFREEZE set, freeze them instead.
 
     Args:
-      name: of the file.
-      found: some of its entries, JSON-ready.
+      name: name of the file.
+      found: some of its entries, JSON-serialisable.
 
     Raises:
-      AssertionError: an entry differs; says in what, leaf by leaf.
+      AssertionError: an entry differs; lists all leaves that differ.
     """
     found = json.loads(json.dumps(found))
     kept = frozen(name)
@@ -43,7 +43,7 @@ def check(name: str, found: dict[str, Any]) -> None:
 
 
 def _differences(old: Any, new: Any, where: str) -> list[str]:
-    """A line for each leaf that differs."""
+    """Return one line per leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line

@@ -1,4 +1,4 @@
-"""The tiny golden PyTorch models as this package's parameters."""
+"""Load the tiny golden PyTorch models as parameters of this package."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from w2s_jax.models.config import ModelConfig
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a float32 safetensors file: an 8-byte length, a JSON header, raw data."""
+    """Return the tensors of a float32 safetensors file: 8-byte length, JSON header, raw data."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -25,7 +25,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def load(folder: Path) -> tuple[ModelConfig, dict]:
-    """The config and parameters of a folder in Hugging Face's format."""
+    """Load the config and parameters of a folder in Hugging Face's format."""
     raw = json.loads((folder / "config.json").read_text())
     family = families.family_of(raw, str(folder / "config.json"))
     config = family.to_config(raw)
@@ -65,6 +65,6 @@ def disassemble(family: families.Family, config: ModelConfig, params: dict) -> d
 
 
 def golden_folders(golden: Path) -> dict[str, Path]:
-    """The folders of golden models by name."""
+    """Return the folders of the golden models by name."""
     files = [*golden.glob("*/config.json"), *golden.glob("models/*/config.json")]
     return {file.parent.name: file.parent for file in sorted(files)}

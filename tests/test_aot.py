@@ -1,4 +1,4 @@
-"""`w2s compile`: collectives, slices, verdicts and the order of search by hand; real compiles."""
+"""`w2s compile`: collectives, slices, verdicts, search order, the memory formula, compilations."""
 
 import dataclasses
 import importlib.util
@@ -19,8 +19,8 @@ from w2s_jax.profiling import devices
 
 GIB = 2**30
 
-#: A loop of 3 with an asynchronous gather (written in three fusions), a scatter in a fusion, and a
-#: loop over steps, whose length nobody knows, around it; a conditional in the entry.
+#: A loop over an unknown number of steps around a loop of 3 iterations with an asynchronous gather
+#: (split over fusions) and a scatter in a fusion; and a conditional in the entry computation.
 HLO = """\
 HloModule jit_step, is_scheduled=true
 
@@ -87,13 +87,13 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 def test_collectives_of_a_program_are_counted_with_loops_and_once_when_asynchronous():
     found = collectives(HLO, chips=8)
     assert found == {
-        # 3 layers, 4 x 8 bfloat16 over the 4 chips of axis x: each sends 3/4 of 64 bytes.
+        # 3 layers, 4 x 8 bfloat16 over the 4 chips of axis x: each chip sends 3/4 of 64 bytes.
         "all-gather": Collectives(3, 3 * 64, 3 * 48),
         # 16 float32 reduced over 4 chips, of which each keeps 4.
         "reduce-scatter": Collectives(3, 3 * 16, 3 * 48),
-        # Two of one channel.
+        # Two collectives with the same channel.
         "collective-permute": Collectives(2, 32, 32),
-        # The branch that moves more: 100 float32 and 10 bfloat16, over pairs: twice the half.
+        # The branch that moves more: 100 float32 and 10 bfloat16 over pairs, each sending 2 x 1/2.
         "all-reduce": Collectives(1, 420, 420),
     }
 
@@ -106,20 +106,20 @@ def test_a_program_on_one_chip_has_no_collectives():
 
 
 @pytest.mark.parametrize(
-    "name,jax_name,chips,sold_as,gib",
+    "name,jax_name,chips,product_name,gib",
     [
         ("v5e:4x4", "v5e:4x4", 16, "v5e-16", 15.75),
         ("v5e-256", "v5e:16x16", 256, "v5e-256", 15.75),
-        # Sold by TensorCores, two a chip.
+        # Product names count TensorCores, two per chip.
         ("v5p-128", "v5p:4x4x4", 64, "v5p-128", 95.74),
         ("v6e-16", "v6e:4x4", 16, "v6e-16", 31.25),
         ("v5e:1x1", "v5e:1x1", 1, "v5e-1", 15.75),
         ("v4:2x2x1", "v4:2x2x1", 4, "v4-8", 32.0),
     ],
 )
-def test_slices_have_their_chips_and_memory(name, jax_name, chips, sold_as, gib):
+def test_slices_have_their_chips_and_memory(name, jax_name, chips, product_name, gib):
     found = topology.find(name)
-    assert (found.name, found.chips, found.sold_as) == (jax_name, chips, sold_as)
+    assert (found.name, found.chips, found.product_name) == (jax_name, chips, product_name)
     assert found.memory == pytest.approx(gib * GIB)
 
 
@@ -131,7 +131,7 @@ def test_a_host_of_a_slice_is_a_slice_of_at_most_four_chips():
     assert topology.host_of(topology.find("v5p-128")).name == "v5p:2x2x1"
 
 
-def test_an_unknown_slice_is_answered_with_the_nearest():
+def test_the_error_for_an_unknown_slice_names_the_nearest():
     with pytest.raises(errors.InputError, match=r"--topology: unknown value 'v5e:44' .*'v5e:4x4'"):
         topology.find("v5e:44")
     with pytest.raises(errors.InputError, match=r"did you mean 'v6e-16'"):
@@ -144,53 +144,53 @@ def test_every_slice_has_peak_rates_and_bandwidths():
     for generation, kind in kinds.items():
         bandwidth, peak = devices.bandwidth(kind), devices.peak_flops(kind, "bfloat16")
         assert bandwidth is not None and peak is not None, generation
-        # FLOPs a byte at which matmuls are no longer bound by memory: 229 to 574.
+        # FLOPs per byte above which matmuls are compute-bound: 229 to 574.
         assert 150 < peak / bandwidth.memory < 600
         assert bandwidth.links < bandwidth.memory
     assert devices.bandwidth("NVIDIA H200") is None
 
 
-def test_the_last_line_says_what_fits_in_gib():
+def test_the_last_line_shows_what_fits_in_gib():
     assert search.verdict(True, 3.15 * GIB, 15.75 * GIB) == (
         "fits: 3.15 GiB of 15.75 GiB a chip (20% of its memory)"
     )
     line = search.verdict(False, 20 * GIB, 15.75 * GIB, ["--config.mesh.fsdp=4"])
     assert line == (
-        "does not fit: needs 20.00 GiB of 15.75 GiB a chip; by the memory formula it would with "
-        "--config.mesh.fsdp=4"
+        "does not fit: needs 20.00 GiB of 15.75 GiB a chip; according to the memory formula, it "
+        "would with --config.mesh.fsdp=4"
     )
     assert "fits:" not in search.verdict(False, 20 * GIB, 15.75 * GIB)
 
 
 def test_search_tries_remat_then_microbatches_then_fsdp_then_tensor():
-    now = search.start(TrainSettings(batch_size=32), (4, 1, 1))
-    tried = [dataclasses.astuple(c) for c in search.candidates(now, chips=4, heads=6)]
+    current = search.current_options(TrainSettings(batch_size=32), (4, 1, 1))
+    tried = [dataclasses.astuple(c) for c in search.candidates(current, chips=4, heads=6)]
     assert tried == [
         ("dots", 32, 1, 1),
         ("block", 32, 1, 1),
         ("block", 16, 1, 1),
         ("block", 8, 1, 1),
-        ("block", 4, 1, 1),  # a document a chip: fewer would leave chips idle
+        ("block", 4, 1, 1),  # one document per chip: fewer would leave chips idle
         ("block", 4, 2, 1),
         ("block", 4, 4, 1),
         ("block", 4, 2, 2),  # 4 does not divide 6 heads
     ]
-    change = list(search.candidates(now, chips=4, heads=6))[6]
-    assert change.overrides("strong.train", now) == [
+    options = list(search.candidates(current, chips=4, heads=6))[6]
+    assert options.overrides("strong.train", current) == [
         "--config.strong.train.remat=block",
         "--config.strong.train.microbatch_size=4",
         "--config.mesh.fsdp=4",
     ]
 
 
-def test_a_change_reaches_the_settings_of_its_role_only():
+def test_options_apply_to_the_settings_of_their_role_only():
     settings = validate(default_config())
-    change = search.Change("block", 8, 2, 1)
-    new = search.changed(settings, "strong.train", change)
+    options = search.MemoryOptions("block", 8, 2, 1)
+    new = search.apply_options(settings, "strong.train", options)
     assert (new.strong.train.remat, new.strong.train.microbatch_size) == ("block", 8)
     assert new.weak == settings.weak and new.strong.pretrain == settings.strong.pretrain
     assert (new.mesh.data, new.mesh.fsdp, new.mesh.tensor) == (-1, 2, 1)
-    new = search.changed(settings, "weak.pretrain", change)
+    new = search.apply_options(settings, "weak.pretrain", options)
     assert new.weak.pretrain.remat == "block" and new.weak.train == settings.weak.train
 
 
@@ -210,7 +210,7 @@ def test_a_change_reaches_the_settings_of_its_role_only():
         ("RESOURCE_EXHAUSTED: in other words", 1.5 * GIB),
     ],
 )
-def test_what_a_refused_program_needs_is_read_from_the_message(text, needed):
+def test_the_memory_of_a_rejected_program_is_read_from_the_message(text, needed):
     assert compiler.needed_bytes(text, int(1.5 * GIB)) == int(needed)
 
 
@@ -227,10 +227,10 @@ def settings_of(**fields):
     return validate(config)
 
 
-def test_models_and_documents_need_not_be_there():
+def test_models_and_documents_need_not_exist():
     settings = settings_of(weak__model="gpt2", strong__model="EleutherAI/pythia-12b")
     resolved = inputs.find_inputs(settings, 1000, 100)
-    assert inputs.is_made_up(resolved)
+    assert inputs.is_synthetic(resolved)
     strong = resolved.roles["strong"]
     known = ladders.find("pythia-12b").config()
     assert strong.model.num_parameters() == known.num_parameters()
@@ -238,22 +238,24 @@ def test_models_and_documents_need_not_be_there():
         "slice1": 500, "slice2": 500, "validation": 500, "test": 1000
     }  # fmt: skip
     assert set(strong.splits["slice2"].lengths_N) == {100}
-    # The rates and dtypes that a run would have.
+    # The learning rates and dtypes are those of a run.
     assert resolved.settings.strong.train.param_dtype == "bfloat16"
     assert resolved.settings.weak.train.learning_rate == 5e-5
 
 
 def test_bad_models_and_lengths_are_named():
-    with pytest.raises(errors.InputError, match=r"strong.model: 'pythia-12bb' .*'pythia-12b'"):
+    with pytest.raises(
+        errors.InputError, match=r"strong.model: unknown model 'pythia-12bb' .*'pythia-12b'"
+    ):
         inputs.find_inputs(settings_of(strong__model="pythia-12bb"), 1000, 100)
-    with pytest.raises(errors.InputError, match=r"--tokens: 2000; allowed with gpt2: .*1024"):
+    with pytest.raises(errors.InputError, match=r"--tokens: 2000; allowed: at most 1024, .* gpt2"):
         inputs.find_inputs(settings_of(strong__model="gpt2"), 1000, 2000)
-    with pytest.raises(errors.InputError, match=r"--documents: 40, 20 of them in slice1"):
+    with pytest.raises(errors.InputError, match=r"--documents: 40 leaves 20 for slice1"):
         inputs.find_inputs(settings_of(strong__model="gpt2"), 40, 100)
 
 
 def test_the_formula_adds_up_to_shards_gradients_and_activations():
-    """On CPU devices, as only shapes and shardings matter: a model split over 4 of 8 devices."""
+    """On CPU devices, because only shapes and shardings matter: a model split over 4 devices."""
     import jax
 
     from w2s_jax import sharding
@@ -269,7 +271,7 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     assert left_out == []
     step = next(p for p in found if p.trains and p.role == "strong")
     model = ladders.find("gpt2").config()
-    # gpt2's width of 768 divides by 4; biases of queries, keys, values and the MLP are whole.
+    # gpt2's width of 768 is split by 4; biases of queries, keys, values and the MLP are not split.
     whole = 12 * (3 * 768 + 3072)
     quarter = (model.num_parameters() - whole) // 4
     assert step.trained == pytest.approx(quarter + whole, abs=2 * 768)
@@ -286,23 +288,23 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
     assert costs.estimate(many, shape)["gradients"] == 3 * 4 * step.trained
     half = dataclasses.replace(step.train, compute_dtype="bfloat16")
     cast = costs.estimate(dataclasses.replace(step, train=half), shape)
-    # The embedding is looked up, never multiplied with. Positions count as if they were.
+    # The embedding is only looked up. So are positions, but the formula counts them.
     multiplied = model.num_parameters() - 50257 * 768
-    assert cast["weights as computed with"] == 2 * multiplied // 4
+    assert cast["weights in the compute dtype"] == 2 * multiplied // 4
     assert cast["gathered layers"] == layer
-    # Weights are float32 and so computed with; 8 row shards: 4 rows of 64 slots each.
-    assert "weights as computed with" not in estimate
+    # Parameters and computation are both float32. 8 row shards: 4 rows of 64 slots each.
+    assert "weights in the compute dtype" not in estimate
     flops = budget.train_flops_per_token(model, 64, last_only=True)
     assert step.flops == pytest.approx(32 * 64 * flops)
     assert step.evaluates is not None
-    # Student and ceiling share the step; the label pass runs on each device for itself.
+    # Student and ceiling share the step; the label pass runs on each device separately.
     assert step.title == "ceiling, student xent"
     labels = next(p for p in found if p.key == step.evaluates)
     assert labels.chips == 1 and labels.parts["parameters"] > 4 * model.num_parameters()
     alone = costs.estimate(labels, shape)
     assert alone["activations"] == labels.slots * 8 * (2 * 768 + 3072)
     assert alone["gathered layers"] == 0 and "gradients" not in alone
-    assert alone["weights as computed with"] == 4 * (model.num_parameters() - 50257 * 768)
+    assert alone["weights in the compute dtype"] == 4 * (model.num_parameters() - 50257 * 768)
 
 
 def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp_path, monkeypatch):
@@ -312,8 +314,8 @@ def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp
         asked.append((model, slice_, compiles))
         if model == "xl":
             return tables.Cell(None)
-        way = ("--config.strong.train.remat=block", "--config.mesh.fsdp=4")
-        return tables.Cell(way, (2, 4, 1), 5 * GIB // 2, 3 * GIB if compiles else 0)
+        overrides = ("--config.strong.train.remat=block", "--config.mesh.fsdp=4")
+        return tables.Cell(overrides, (2, 4, 1), 5 * GIB // 2, 3 * GIB if compiles else 0)
 
     monkeypatch.setattr(tables, "cell", cell)
     models, cache = ["s", "m", "l", "xl"], tmp_path / "cells.json"
@@ -333,7 +335,7 @@ def test_a_table_compiles_the_first_middle_and_last_model_and_each_cell_once(tmp
     assert "v5e-4" not in cache.read_text()
 
 
-def test_the_least_time_of_a_step_is_that_of_its_slowest_part():
+def test_the_lower_bound_on_the_time_of_a_step_is_its_slowest_part():
     from w2s_jax.perf.aot import costs, programs
 
     program = programs.Program(
@@ -344,8 +346,8 @@ def test_the_least_time_of_a_step_is_that_of_its_slowest_part():
         shape=(1, 4, 30), trained=100, passes=2, loss="xent",
     )  # fmt: skip
     sent = {"all-reduce": Collectives(1, 100, 200)}
-    least = costs.bound(program, sent, 1e6, devices.Bandwidth(1e12, 2e3), tensor=1)
-    # 9000 FLOPs and a third for recomputing, a fifth for padding, on 4 chips.
+    least = costs.time_bound(program, sent, 1e6, devices.Bandwidth(1e12, 2e3), tensor=1)
+    # 9000 FLOPs, plus a third for recomputation and a fifth for padding, on 4 chips.
     assert least.compute == pytest.approx(9000 * 4 / 3 * 1.2 / 4e6)
     assert least.communication == pytest.approx(0.1)
     read = 2 * program.model.num_parameters() * 3
@@ -377,7 +379,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def compiled(tmp_path, *arguments, **fields):
-    """`w2s compile` in a process of its own: exit status and lines."""
+    """Run `w2s compile` in a new process; return exit status, lines and stderr."""
     lines = "".join(f"    config.{name} = {value!r}\n" for name, value in fields.items())
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
@@ -402,15 +404,15 @@ def test_a_tiny_run_fits_on_four_chips(tmp_path):
     assert lines[0].startswith("v5e:2x2 (v5e-4): 4 chips of 15.75 GiB; mesh data=2 fsdp=2 tensor=1")
     assert lines[-1].startswith("fits: 0.0") and "of 15.75 GiB a chip" in lines[-1]
     assert any("weak" in line and "4 chips, compiled" in line for line in lines)
-    assert any("each chip by itself" in line for line in lines)
+    assert any("each chip separately" in line for line in lines)
     gathers = [line for line in lines if "collectives:" in line and "all-gather" in line]
     assert gathers, "parameters split over fsdp are gathered"
 
 
 @pytest.mark.slow
 @needs_compiler
-def test_what_is_too_large_is_told_with_what_would_help(tmp_path):
-    """GPT-2 XL: 5.8 GiB of parameters and 11.6 of moments on each chip are more than 15.75."""
+def test_a_model_that_is_too_large_does_not_fit(tmp_path):
+    """GPT-2 XL: 5.8 GiB of parameters and 11.6 of moments per chip exceed 15.75."""
     status, lines, stderr = compiled(
         tmp_path, "--topology=v5e:2x2", "--documents=400", "--tokens=32",
         **{"strong.model": "gpt2-xl", "strong.train.compute_dtype": "bfloat16"},
@@ -418,5 +420,5 @@ def test_what_is_too_large_is_told_with_what_would_help(tmp_path):
     assert status == 1, stderr
     assert lines[-1].startswith("does not fit: needs ") and "of 15.75 GiB a chip" in lines[-1]
     assert float(lines[-1].split()[4]) > 17.4
-    assert any("the compiler: RESOURCE_EXHAUSTED" in line for line in lines)
+    assert any("compiler message: " in line and "RESOURCE_EXHAUSTED" in line for line in lines)
     assert "Traceback" not in stderr

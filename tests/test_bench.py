@@ -1,4 +1,4 @@
-"""w2s bench: formulas against slow references, records, the command line, packing's advantage."""
+"""`w2s bench`: formulas against slow references, records, command line, the gain from packing."""
 
 import dataclasses
 import json
@@ -74,8 +74,8 @@ def test_flops_are_summed_over_the_documents_own_lengths(labels):
     model = workloads.find_model("16m")
     documents = data.mix_documents("long", 50)
     total = workloads.model_flops(model, TrainSettings(), documents, labels=labels)
-    # A block: 4 matrices of the attention, 2 of the MLP; scores and mixing, each token seeing
-    # those before it and itself; of the last block keys, values and one query a document.
+    # A block: 4 attention matrices, 2 MLP matrices; scores and mixing over the tokens up to each
+    # token. The last block: keys, values and one query per document.
     d, f = 256, 1024
     matrices, slow = 4 * d * d + 2 * d * f, 0
     for i in range(50):
@@ -87,11 +87,11 @@ def test_flops_are_summed_over_the_documents_own_lengths(labels):
     mean = round(documents.lengths_N.mean())
     assert total > 1.01 * documents.lengths_N.sum() * (
         budget.flops_per_token(model, mean, last_only=True) * (1 if labels else 3)
-    ), "attention is quadratic: the mean length would not do"
+    ), "attention is quadratic: the mean length is not enough"
 
 
 def test_a_ratio_is_the_median_of_pairs_not_the_ratio_of_medians():
-    # A slow moment of the machine meets both sides of a pair.
+    # A slow moment of the machine affects both sides of a pair.
     ours, peer = [1.0, 10.0, 2.0], [2.0, 30.0, 3.0]
     found = measuring.paired_ratio(ours, peer)
     assert found["ratio"] == found["ratio_spread"]["median"] == 2.0
@@ -111,7 +111,7 @@ def test_runs_take_turns():
     assert seconds == [[1.0, 3.0, 5.0], [2.0, 4.0, 6.0]]
 
 
-def test_seconds_of_programs_traced_inside_of_programs_count_once():
+def test_nested_traces_count_once():
     assert first_step.covered([(0.0, 4.0), (1.0, 2.0), (3.0, 5.0), (7.0, 8.0)]) == 6.0
 
 
@@ -128,7 +128,7 @@ def test_a_recipe_is_measured_as_its_ceiling_is_trained(tmp_path):
         peer.check_workload("torch", workload)
 
 
-def test_compile_and_all_take_no_config(capsys, tmp_path):
+def test_compile_checkpoint_and_all_take_no_config(capsys, tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "from w2s_jax.testing import tiny_config\n"
@@ -136,24 +136,24 @@ def test_compile_and_all_take_no_config(capsys, tmp_path):
     )
     for what in ("compile", "checkpoint", "all"):
         assert main(["bench", what, f"--config={recipe}"]) == 2
-        assert "--config is given; allowed with it: train" in capsys.readouterr().err
+        assert "--config works with train, label and data only" in capsys.readouterr().err
 
 
-def test_a_peer_is_for_throughput_only():
+def test_peers_exist_for_throughput_only():
     pytest.importorskip("torch")
     for what in ("data", "population", "compile"):
-        with pytest.raises(errors.InputError, match=f"bench {what}: --peer=torch; allowed"):
+        with pytest.raises(errors.InputError, match=f"bench {what}: --peer=torch works with train"):
             bench.run(what, bench.Options(peer="torch"), Console())
 
 
 def first_lengths(count):
-    """Of the first documents of an epoch of the short mix."""
+    """Return the lengths of the first documents of an epoch of the short mix."""
     documents = data.mix_documents("short", workloads.EPOCH_DOCUMENTS)
     order_SB = packing.training_order(documents.ids_N, batch_size=32, num_steps=count // 32, seed=0)
     return documents.lengths_N[order_SB.reshape(-1)]
 
 
-def test_all_is_everything_and_quick(monkeypatch):
+def test_all_runs_every_benchmark_quickly(monkeypatch):
     calls = []
 
     def measure(name, workload, *, repeats, peer):
@@ -220,7 +220,7 @@ def test_bench_train_and_label_write_what_they_print(capsys, tmp_path):
         assert f"{rate:,.0f}" in out and "n/a" in out
         assert record["mfu"] is None and record["device_kind"] == "cpu"
         assert 0 < record["padding_share"] < 1
-        # What the documents of a pass take, over the time that it takes.
+        # FLOPs of the documents, divided by time.
         flops = record["model_flops_per_token"] * record["useful_tokens"]
         assert record["tflops"] == pytest.approx(flops / record["seconds"]["median"] / 1e12)
         assert record["compile_seconds"] > 0 and record["peak_memory"] > 1e7
@@ -249,7 +249,7 @@ def test_bad_values_are_one_line_before_anything_is_measured(capsys, monkeypatch
         assert part in err
 
 
-def test_a_missing_torch_says_what_to_install(monkeypatch):
+def test_the_error_for_missing_pytorch_says_how_to_install_it(monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -259,14 +259,14 @@ def test_a_missing_torch_says_what_to_install(monkeypatch):
 
 def test_documents_beyond_a_models_positions_are_refused():
     model = workloads.find_model("gpt-d8")
-    with pytest.raises(errors.InputError, match="at most its 100 positions"):
+    with pytest.raises(errors.InputError, match="has only 100 positions"):
         workloads.mix_workload(
             dataclasses.replace(model, max_positions=100), "long", dtype="float32"
         )
 
 
 def padded(workload):
-    """The batches with each document in a row of its own."""
+    """Return the batches with one document per row."""
     order_SB = packing.training_order(
         workload.documents.ids_N,
         batch_size=32,
@@ -295,8 +295,8 @@ def padded(workload):
 
 
 @pytest.mark.slow
-def test_packing_keeps_its_advantage_over_padding():
-    """Useful tokens a second of one step program on packed and on padded batches."""
+def test_packing_is_faster_than_padding():
+    """Compare tokens per second of the same step on packed and on padded batches."""
     model = workloads.find_model("gpt-d32")
     model = dataclasses.replace(model, d_mlp=256, vocab_size=300, max_positions=128)
     workload = workloads.mix_workload(model, "short", dtype="float32", documents=128)
@@ -306,7 +306,7 @@ def test_packing_keeps_its_advantage_over_padding():
     packed = programs.training(workload, mesh)
     rows = programs.training(workload, mesh, lambda given, _: padded(given))
     packed.run(), rows.run()
-    # The same documents, the same losses: only the layout differs.
+    # The same documents and losses; only the layout differs.
     np.testing.assert_allclose(packed.outputs[0], rows.outputs[0], rtol=1e-3)
     assert packed.facts["padding_share"] < 0.3 < rows.facts["padding_share"]
     seconds = measuring.interleaved([packed.run, rows.run], 7)
@@ -316,11 +316,11 @@ def test_packing_keeps_its_advantage_over_padding():
 
 
 @pytest.mark.slow
-def test_a_save_holds_training_up_for_a_part_of_its_time(tmp_path, monkeypatch):
+def test_a_save_stalls_training_for_part_of_its_duration(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model = workloads.find_model("gpt-d8")
     record = checkpointing.measure(model, repeats=2)
-    # Parameters and two moments, float32, and the optimiser's counters.
+    # Parameters and two moments in float32, and the optimiser's counters.
     assert 0 <= record["bytes"] - 12 * model.num_parameters() <= 64
     stall, whole = record["stall_seconds"], record["save_seconds"]
     assert 0 < stall["min"] <= stall["max"] < whole["max"] and record["read_seconds"] > 0

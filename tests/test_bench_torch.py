@@ -1,4 +1,4 @@
-"""The PyTorch peers compute what we compute, and answer as their protocol says (extra `torch`)."""
+"""The PyTorch peers compute the same as we do and follow their protocol (extra `torch`)."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from w2s_jax.perf import torch_gpt2, torch_peer, torch_programs  # noqa: E402
 
 @functools.cache
 def make(bench="train", dtype="float32", loss="xent"):
-    """(workload, our program, which has run once)."""
+    """Return a workload and our program, which has run once."""
     model = dataclasses.replace(workloads.find_model("gpt-d32"), vocab_size=300, max_positions=128)
     workload = workloads.mix_workload(model, "short", dtype=dtype, loss=loss, documents=96)
     mesh = sharding.mesh_of((1, 1, 1))
@@ -32,9 +32,9 @@ def make(bench="train", dtype="float32", loss="xent"):
 @pytest.fixture
 def handed_over(tmp_path):
     def hand(bench, workload, program, which="torch"):
-        path = tmp_path / "task.npz"
-        peer.write_task(path, bench, which, workload, program)
-        return torch_peer.read_task(str(path))
+        path = tmp_path / "job.npz"
+        peer.write_job(path, bench, which, workload, program)
+        return torch_peer.read_job(str(path))
 
     return hand
 
@@ -52,7 +52,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
-def test_first_loss_and_gradient_norm_are_ours(handed_over, variant):
+def test_first_loss_and_gradient_norm_match(handed_over, variant):
     dtype = "float32" if variant.precision == "float32" else "bfloat16"
     workload, program = make(dtype=dtype)
     trainer = torch_programs.Trainer(handed_over("train", workload, program), variant)
@@ -65,13 +65,13 @@ def test_first_loss_and_gradient_norm_are_ours(handed_over, variant):
 
 @pytest.mark.parametrize("which", ["torch", "torch-released"])
 @pytest.mark.parametrize("loss", ["xent", "confidence"])
-def test_training_goes_on_as_ours_does(handed_over, which, loss):
+def test_training_losses_match(handed_over, which, loss):
     workload, program = make(loss=loss)
-    task = handed_over("train", workload, program, which)
+    job = handed_over("train", workload, program, which)
     if which == "torch":
-        trainer = torch_programs.Trainer(task, torch_programs.Variant("packed", 2, "float32"))
+        trainer = torch_programs.Trainer(job, torch_programs.Variant("packed", 2, "float32"))
     else:
-        trainer = torch_programs.ReleasedTrainer(task)
+        trainer = torch_programs.ReleasedTrainer(job)
     _, losses_S = trainer.run()
     assert len(losses_S) == 3
     np.testing.assert_allclose(losses_S, program.outputs[0][:, 0], rtol=2e-5)
@@ -81,21 +81,21 @@ def test_training_goes_on_as_ours_does(handed_over, which, loss):
     ("which", "dtype"),
     [("torch", "float32"), ("torch", "bfloat16"), ("torch-released", "float32")],
 )
-def test_labels_are_ours(handed_over, which, dtype):
+def test_labels_match(handed_over, which, dtype):
     workload, program = make("label", dtype)
-    task = handed_over("label", workload, program, which)
+    job = handed_over("label", workload, program, which)
     if which == "torch":
         precision = "float32" if dtype == "float32" else "manual"
-        labeller = torch_programs.Labeller(task, torch_programs.Variant("packed", 16, precision))
+        labeller = torch_programs.Labeller(job, torch_programs.Variant("packed", 16, precision))
     else:
-        labeller = torch_programs.ReleasedLabeller(task)
+        labeller = torch_programs.ReleasedLabeller(job)
     _, logits_NC = labeller.run()
     (ours_NC,) = program.outputs
     limit = {"float32": 2e-5, "bfloat16": 2e-2}[dtype]
     np.testing.assert_allclose(logits_NC, ours_NC, atol=limit * np.abs(ours_NC).max())
 
 
-def test_nested_attention_is_the_same_where_it_runs():
+def test_nested_attention_matches_where_it_runs():
     rng = np.random.default_rng(0)
     documents = [rng.integers(1, 99, n) for n in (5, 1, 9, 9)]
     qkv = torch.from_numpy(rng.standard_normal((24, 3 * 32)).astype(np.float32))
@@ -105,31 +105,31 @@ def test_nested_attention_is_the_same_where_it_runs():
     try:
         found = torch_gpt2._attention(qkv, nested, 4)
     except (RuntimeError, NotImplementedError):
-        pytest.skip("this build of PyTorch has no kernel for it")
+        pytest.skip("this build of PyTorch has no kernel for nested attention")
     torch.testing.assert_close(found, expected)
 
 
-def test_the_strongest_variant_is_the_one_with_the_shortest_trial(handed_over, monkeypatch):
+def test_the_fastest_variant_has_the_shortest_trial(handed_over, monkeypatch):
     workload, program = make(dtype="bfloat16")
-    task = handed_over("train", workload, program)
+    job = handed_over("train", workload, program)
     times = {"packed 2, manual, fused": 1.0, "packed 2, manual, foreach": 0.5}
 
     def tried(make, variant, trials):
         trials[variant.name] = times.get(variant.name, 2.0)
         return trials[variant.name]
 
-    monkeypatch.setattr(torch_programs, "_tried", tried)
-    _, best, trials = torch_programs.strongest(task)
+    monkeypatch.setattr(torch_programs, "_trial_seconds", tried)
+    _, best, trials = torch_programs.fastest_variant(job)
     assert best == torch_programs.Variant("packed", 2, "manual", "foreach")
     assert {"packed 1", "padded 8", "nested 1"} <= {name.split(",")[0] for name in trials}
     assert any("autocast" in name for name in trials)
 
 
-def test_the_child_answers_one_line_a_request(tmp_path):
+def test_the_child_replies_with_one_line_per_request(tmp_path):
     workload, program = make()
-    peer.write_task(tmp_path / "task.npz", "train", "torch-released", workload, program)
+    peer.write_job(tmp_path / "job.npz", "train", "torch-released", workload, program)
     requests = [
-        {"command": "prepare", "task": str(tmp_path / "task.npz")},
+        {"command": "prepare", "job": str(tmp_path / "job.npz")},
         {"command": "run"},
         {"command": "outputs", "to": str(tmp_path / "out.npy")},
     ]
@@ -141,7 +141,7 @@ def test_the_child_answers_one_line_a_request(tmp_path):
     assert np.load(tmp_path / "out.npy").shape == (3,)
 
 
-def test_a_peer_that_computes_something_else_is_no_peer():
+def test_a_peer_that_computes_something_else_is_rejected():
     workload, program = make()
 
     class Wrong:
@@ -152,10 +152,10 @@ def test_a_peer_that_computes_something_else_is_no_peer():
         throughput._agreement("train", workload, program, Wrong())
 
 
-def test_models_that_the_peers_do_not_know_are_refused():
+def test_models_without_a_peer_are_rejected():
     for name in ("rotary-d64", "facebook/opt-125m", "EleutherAI/pythia-70m", "bert-base-uncased"):
         workload = workloads.mix_workload(workloads.find_model(name), "short", dtype="float32")
-        with pytest.raises(errors.InputError, match="not of GPT-2's form"):
+        with pytest.raises(errors.InputError, match="does not have GPT-2's architecture"):
             peer.check_workload("torch", workload)
 
 

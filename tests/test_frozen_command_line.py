@@ -1,6 +1,6 @@
-"""The commands, their flags, and the fields of a config, as users and their scripts know them.
+"""Commands, flags and config fields must not change, because users and scripts rely on them.
 
-Sentences of help, and what stands for a value there (metavar), may change.
+Help texts and metavars may change.
 """
 
 import argparse
@@ -9,19 +9,19 @@ from frozen_files import check, frozen
 
 
 def the_parser():
-    """The whole command line's parser: all that is asked of the package's insides."""
+    """Return the parser of the command line; the only internal function used here."""
     from w2s_jax.cli import parser
 
     return parser.parser()
 
 
 def name_of(kind):
-    """The name of an argument's type; None: a string as it stands."""
+    """Return the name of an argument's type; None for a plain string."""
     return None if kind is None else getattr(kind, "__name__", type(kind).__name__)
 
 
 def described(action):
-    """What an argument takes."""
+    """Return the properties of an argument."""
     found = {
         "action": type(action).__name__.strip("_"),
         "default": action.default,
@@ -35,7 +35,7 @@ def described(action):
 
 
 def commands(parser, name):
-    """{command: {flag or operand: what it takes}} of a parser and those below it."""
+    """Return {command: {flag or operand: properties}} of a parser and its subparsers."""
     own = {"(abbreviations are taken)": parser.allow_abbrev}
     found = {name: own}
     operands = 0
@@ -64,7 +64,7 @@ def test_the_commands_and_their_flags_are_frozen():
 
 
 def test_the_fields_of_a_config_are_frozen():
-    """--config.FIELD=VALUE: a field's default, and for None the type of what it takes."""
+    """--config.FIELD=VALUE: the default of each field, and the type if the default is None."""
     from ml_collections import config_dict
 
     from w2s_jax.config import default_config

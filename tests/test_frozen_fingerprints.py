@@ -1,7 +1,7 @@
-"""Fingerprints, literally: results that lie on disks are found by them.
+"""Fingerprints must not change, because stored results are found by them.
 
-They must not change with machines, Python or library versions, nor when code moves. All plans here
-are of the embedded digits, of the tiny task's files, or of the models of frozen_models.py.
+They must not depend on machines, versions of Python or libraries, or where code is. All plans here
+use the embedded digits, the files of the tiny task, or the models of frozen_models.py.
 """
 
 import json
@@ -28,7 +28,7 @@ METHODS = (
 
 
 def phases_of(config):
-    """{title: names of the phases of that title}: all that is asked of the package's insides."""
+    """Return {title: names of the phases with it}; the only internal functions used here."""
     from w2s_jax.config.validation import validate
     from w2s_jax.planning.plan import plan
     from w2s_jax.planning.resolve import resolve
@@ -45,13 +45,13 @@ def data_dir(tmp_path_factory):
 
 
 def changed(config, **changes):
-    """The config with fields set; `__` stands for a dot."""
+    """Set fields of a config; `__` in a name means a dot."""
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return config
 
 
 def digits(**changes):
-    """The quickstart, in fields: scikit-learn's digits."""
+    """Return the quickstart's config: scikit-learn's digits."""
     config = default_config()
     config.task.name = "digits_even"
     config.strong.pretrain.source = "task"
@@ -129,7 +129,7 @@ def test_digits(name, changes):
     check("fingerprints", {name: phases_of(digits(**changes))})
 
 
-def test_labels_from_outside(data_dir, tmp_path):
+def test_external_labels(data_dir, tmp_path):
     from w2s_jax.config.validation import validate
     from w2s_jax.planning.resolve import resolve
 
@@ -152,7 +152,7 @@ def test_a_pretrained_model(data_dir, tmp_path, model_type, adapt):
     check("fingerprints", {f"pretrained {model_type}, {adapt}": phases_of(config)})
 
 
-def test_all_kinds_are_frozen():
+def test_all_phase_kinds_are_frozen():
     names = [
         name
         for case in frozen("fingerprints").values()

@@ -1,9 +1,9 @@
-"""The operations of the train step, counted: moving code must not change what is computed.
+"""The operations of the train step must not change when code moves.
 
-For each phase that trains, of a few runs: how often each operation is there with its operands' and
-results' types, all functions inlined (see `stablehlo_counts`), as a sha256 and, to tell where a
-difference comes from, by the operation's name. Where one differs, W2S_STEP_TEXTS=DIR writes all
-counts there, one file a program, to be compared with those of a checkout where it does not.
+For each trained phase of a few runs, the test counts operations with the types of their operands
+and results, with all functions inlined (see `stablehlo_counts`). Frozen are a SHA-256 of the counts
+and, to locate a difference, the counts by operation name. W2S_STEP_TEXTS=DIR writes all counts to
+one file per program, to compare with those of a checkout where the test passes.
 """
 
 import hashlib
@@ -24,16 +24,17 @@ JAX_VERSION = "0.10.2"
 
 pytestmark = pytest.mark.skipif(
     jax.__version__ != JAX_VERSION,
-    reason=f"counted with jax {JAX_VERSION}; another lowers otherwise ({jax.__version__})",
+    reason=f"frozen with jax {JAX_VERSION}; version {jax.__version__} may lower differently",
 )
 
-# --- all that is asked of the package's insides --------------------------------------------------
+# --- the only internal functions used here -------------------------------------------------------
 
 
 def step_programs(config, devices, documents=None, tokens=None):
-    """{title of a phase: its train step as StableHLO} of a run on devices, which may be absent.
+    """Return {title of a phase: its train step as StableHLO}.
 
-    This is how `w2s compile` gets at them: `documents` of so many `tokens` are made up, if given.
+    Obtained in the same way as by `w2s compile`, so the devices may be absent. If `documents` and
+    `tokens` are given, the documents are synthetic.
     """
     from w2s_jax import sharding
     from w2s_jax.config.validation import validate
@@ -53,7 +54,7 @@ def step_programs(config, devices, documents=None, tokens=None):
 
 
 def tpu_devices(monkeypatch):
-    """Eight chips of a slice that is not there, once their compiler is told so."""
+    """Return eight chips of an absent slice, after setting the compiler's environment."""
     from w2s_jax.perf.aot import compiler, topology
 
     for name, value in topology.environment().items():
@@ -65,12 +66,12 @@ def tpu_devices(monkeypatch):
 
 
 def embedded_gpt(config, root):
-    """Learned positions; both losses; the whole batch at once."""
+    """Learned positions; both default losses; one microbatch."""
     config.strong.model = "gpt-d32"
 
 
 def embedded_rotary(config, root):
-    """Rotary positions; batch-coupled losses in microbatches, with dropout: two passes."""
+    """Rotary positions; batch-coupled losses in microbatches (two passes), with dropout."""
     config.strong.model = "rotary-d32"
     config.losses = ("confidence", "buffered_confidence")
     config.train.microbatch_size = 4
@@ -80,7 +81,7 @@ def embedded_rotary(config, root):
 
 
 def llama_lora(config, root):
-    """Grouped queries, adapters in bfloat16; an uncoupled loss, accumulated over microbatches."""
+    """Grouped queries; bfloat16 adapters; an uncoupled loss, accumulated over microbatches."""
     config.strong.model = str(write_model("llama", root / "llama"))
     config.strong.tokenizer = "bytes"
     config.pretrain.source = None
@@ -91,7 +92,7 @@ def llama_lora(config, root):
 
 
 def bert(config, root):
-    """An encoder; losses with state and with an option; bfloat16 parameters for Adafactor."""
+    """An encoder; losses with state and with an option; Adafactor with bfloat16 parameters."""
     config.strong.model = str(write_model("bert", root / "bert"))
     config.strong.tokenizer = "bytes"
     config.pretrain.source = None
@@ -102,7 +103,7 @@ def bert(config, root):
 
 
 def large(config, root):
-    """Made-up documents, long enough for the kernels of TPUs; models that need not be there."""
+    """Synthetic documents, long enough for TPU attention kernels; models without weights."""
     config.weak.model, config.strong.model = "gpt2", "Qwen/Qwen2.5-0.5B"
     config.pretrain.source = None
     config.losses = ("confidence",)
@@ -110,12 +111,12 @@ def large(config, root):
 
 
 RUNS = {run.__name__: run for run in (embedded_gpt, embedded_rotary, llama_lora, bert)}
-#: Configs that recipes return.
+#: Configs returned by the recipes of `test_it_is_the_step_that_a_run_dispatches`.
 RECIPES = {}
 
 
 def config_of(run, root):
-    """The config of a run on the tiny task, of few steps."""
+    """Return the config of a run of a few steps on the tiny task."""
     data_dir = root / "data"
     if not data_dir.exists():
         testing.write_tiny_task(data_dir)
@@ -126,7 +127,7 @@ def config_of(run, root):
 
 
 def counted(texts):
-    """{title: what is frozen of its program}; equal programs are counted once."""
+    """Return {title: frozen summary of its program}; equal programs are counted once."""
     counts = {text: operations(text) for text in set(texts.values())}
     return {title: summary(title, counts[text]) for title, text in texts.items()}
 
@@ -155,7 +156,7 @@ def test_a_step_on_a_cpu(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["embedded_rotary", "llama_lora"])
 def test_it_is_the_step_that_a_run_dispatches(run, tmp_path):
-    """`w2s run --dump_hlo` on one device; it needs nothing of the package's insides."""
+    """`w2s run --dump_hlo` on one device; uses no internal functions."""
     from w2s_jax.cli.main import main
 
     RECIPES[run] = config_of(run, tmp_path)
@@ -171,7 +172,7 @@ def test_it_is_the_step_that_a_run_dispatches(run, tmp_path):
         name = stage["model"] if stage["kind"] == "pretrain" else stage.get("label", "")
         folder = workdir / "phases" / stage["phase"] / "hlo"
         for number, path in enumerate(sorted(folder.glob("*.stablehlo.mlir"))):
-            assert number == 0, "one program a phase"
+            assert number == 0, "one program per phase"
             texts[f"{stage['kind']} {name}".strip()] = path.read_text()
     wanted = {f"cpu, {run}": counted(texts)}
     assert texts.keys() == frozen("step")[f"cpu, {run}"].keys()
@@ -185,9 +186,9 @@ def test_it_is_the_step_that_a_run_dispatches(run, tmp_path):
 )
 @pytest.mark.parametrize("run", [*RUNS, "large"])
 def test_a_step_on_a_tpu_slice(run, tmp_path, monkeypatch):
-    """As `w2s compile` compiles it for eight chips, parameters split over fsdp and tensor."""
+    """As compiled by `w2s compile` for eight chips, with parameters split over fsdp and tensor."""
     config = config_of(run, tmp_path)
     config.mesh.fsdp, config.mesh.tensor = 2, 2
-    made_up = dict(documents=400, tokens=512) if run == "large" else {}
-    texts = step_programs(config, tpu_devices(monkeypatch), **made_up)
+    synthetic = dict(documents=400, tokens=512) if run == "large" else {}
+    texts = step_programs(config, tpu_devices(monkeypatch), **synthetic)
     check("step", {f"v5e:2x4, {run}": counted(texts)})

@@ -1,1 +1,1 @@
-"""Benchmarks: what they measure is stated beside each number."""
+"""Benchmarks (`w2s bench`) and compilation for absent TPUs (`w2s compile`)."""

@@ -1,4 +1,4 @@
-"""`w2s bench`: which benchmarks there are, and what their command line allows."""
+"""`w2s bench`: the benchmarks and the checks of their options."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,22 +13,23 @@ from w2s_jax.perf.measuring import Record
 from w2s_jax.perf.workloads import Workload
 
 BENCHES = ("train", "label", "data", "population", "compile", "checkpoint", "all")
-#: Repetitions; and of 'all', which is to be quick, with documents of each.
+#: Default number of repetitions; repetitions and documents of the quick benchmark 'all'.
 REPEATS, QUICK_REPEATS, QUICK_DOCUMENTS = 7, 3, 128
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """Options of the command line.
 
     Attributes:
-      model: '16m', or a name that `w2s models` knows.
-      mixes: keys of `perf.data.MIXES`.
-      dtype: of the computation.
-      loss: of training.
-      documents: of a repetition; None: enough for about a second, in 'all' `QUICK_DOCUMENTS`.
-      repeats: repetitions; None: `REPEATS`, in 'all' `QUICK_REPEATS`.
-      peer: None, 'torch' or 'torch-released'.
+      model: '16m', or a name that `w2s models` lists.
+      mixes: distributions of document lengths, keys of `perf.data.MIXES`.
+      dtype: compute dtype.
+      loss: training loss.
+      documents: documents per repetition; None: about one second's worth (`QUICK_DOCUMENTS` for
+        'all').
+      repeats: number of repetitions; None: `REPEATS` (`QUICK_REPEATS` for 'all').
+      peer: None, or one of `peer.PEERS`.
     """
 
     model: str = "16m"
@@ -40,10 +41,10 @@ class Options:
     peer: str | None = None
 
     def check(self) -> None:
-        """Refuses bad values before anything is measured.
+        """Check all values.
 
         Raises:
-          InputError: see there.
+          InputError: a value is unknown or out of range, or the peer is not installed.
         """
         for mix in self.mixes:
             if mix not in data.MIXES:
@@ -56,10 +57,10 @@ class Options:
             raise errors.InputError(f"--repeats: {self.repeats}; allowed: at least 1")
         if self.documents is not None and self.documents < data.BATCH_SIZE:
             raise errors.InputError(
-                f"--documents: {self.documents}; allowed: at least {data.BATCH_SIZE}, one batch"
+                f"--documents: {self.documents}; allowed: at least {data.BATCH_SIZE} (one batch)"
             )
         if self.peer is not None:
-            peer.check(self.peer)
+            peer.check_installed(self.peer)
         workloads.find_model(self.model)
 
 
@@ -69,27 +70,28 @@ def run(
     console: Console,
     config: config_dict.ConfigDict | None = None,
 ) -> list[Record]:
-    """Measures `what`, prints tables, and returns the records.
+    """Run a benchmark and print its tables.
 
     Args:
       what: one of `BENCHES`.
-      options: what is measured, and how often.
+      options: what to measure, and how often.
       console: where to print.
-      config: a recipe that is measured in place of a model and mixes ('data': too).
+      config: a recipe to measure instead of a model and mixes (for 'data': in addition to them).
+
+    Returns:
+      One record per row of the tables.
 
     Raises:
-      InputError: bad options or config, or a peer that does not know them.
+      InputError: the options or the config are invalid, or the peer does not support them.
     """
     if what not in BENCHES:
         raise errors.unknown("bench", what, BENCHES)
     options.check()
     if config is not None and what not in ("train", "label", "data"):
-        raise errors.InputError(
-            f"bench {what}: --config is given; allowed with it: train, label, data"
-        )
+        raise errors.InputError(f"bench {what}: --config works with train, label and data only")
     if options.peer is not None and what not in ("train", "label", "all"):
         raise errors.InputError(
-            f"bench {what}: --peer={options.peer}; allowed with it: train, label, all"
+            f"bench {what}: --peer={options.peer} works with train, label and all only"
         )
     quick = what == "all"
     options = dataclasses.replace(
@@ -131,11 +133,11 @@ def _checkpoint(options: Options, console: Console) -> list[Record]:
 
 
 def _population(options: Options, console: Console) -> list[Record]:
-    from w2s_jax.perf import population_bench, throughput
+    from w2s_jax.perf import population_bench
 
-    found = _mix_workloads("train", options, throughput.backend_is_accelerated())
+    chosen = _mix_workloads("train", options)
     assert options.repeats is not None
-    records = [population_bench.measure(workload, repeats=options.repeats) for workload in found]
+    records = [population_bench.measure(workload, repeats=options.repeats) for workload in chosen]
     population_bench.print_records(records, console)
     return records
 
@@ -145,20 +147,19 @@ def _throughput(
 ) -> list[Record]:
     from w2s_jax.perf import recipes, throughput
 
-    if config is None:
-        found = _mix_workloads(bench, options, throughput.backend_is_accelerated())
-    else:
-        found = [recipes.recipe_workload(config)]
+    chosen = [recipes.recipe_workload(config)] if config else _mix_workloads(bench, options)
     assert options.repeats is not None
     records = [
         throughput.measure(bench, workload, repeats=options.repeats, peer=options.peer)
-        for workload in found
+        for workload in chosen
     ]
     throughput.print_records(records, console)
     return records
 
 
-def _mix_workloads(bench: str, options: Options, accelerated: bool) -> list[Workload]:
+def _mix_workloads(bench: str, options: Options) -> list[Workload]:
+    import jax
+
     model = workloads.find_model(options.model)
     return [
         workloads.mix_workload(
@@ -167,7 +168,7 @@ def _mix_workloads(bench: str, options: Options, accelerated: bool) -> list[Work
             dtype=options.dtype,
             loss=options.loss,
             documents=options.documents,
-            accelerated=accelerated,
+            accelerated=jax.default_backend() != "cpu",
             labels=bench == "label",
         )
         for mix in options.mixes

@@ -1,4 +1,4 @@
-"""`w2s bench compile`: from the start of a process to its first step, cold and from the cache."""
+"""`w2s bench compile`: time from process start to the first step, with and without a cache."""
 
 import json
 import os
@@ -9,21 +9,23 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
-from w2s_jax.perf.measuring import Record
+from w2s_jax.perf.measuring import Record, print_table
 
 PARTS = ("import_seconds", "lower_seconds", "compile_seconds", "seconds")
 
 
 def measure(model: str, mix: str, dtype: str, loss: str) -> list[Record]:
-    """A record for the train step and one for the label pass.
+    """Measure the start of the train step and of the label pass.
 
-    Each is reached by two fresh processes, one after the other, that share an empty folder for
-    compiled programs: 'cold' and 'warm'.
+    Each is started twice, in fresh processes that share an initially empty compilation cache:
+    'cold' and 'warm'.
 
     Args:
-      model, mix, dtype, loss: as the command line has them.
+      model, mix, dtype, loss: as on the command line.
+
+    Returns:
+      One record for the train step and one for the label pass.
 
     Raises:
       RuntimeError: a process failed.
@@ -46,7 +48,7 @@ def measure(model: str, mix: str, dtype: str, loss: str) -> list[Record]:
 
 
 def _first_step(request: Record, cache: str) -> Record:
-    """What `first_step` prints; of JAX's settings only those of the cache are changed."""
+    """Run `perf.first_step` in a fresh process with this compilation cache."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -59,26 +61,25 @@ def _first_step(request: Record, cache: str) -> Record:
         text=True,
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"bench compile: the process failed: {said[-1]}")
+        output = done.stderr.strip().splitlines() or ["no error message"]
+        raise RuntimeError(f"bench compile: the process failed: {output[-1]}")
     return json.loads(done.stdout)
 
 
 def print_records(records: Sequence[Record], console: Console) -> None:
-    """A table of both starts of each program."""
-    table = Table(title="\nto the first step", title_justify="left", box=None, pad_edge=False)
-    for column in ("model", "program", "start"):
-        table.add_column(column)
-    for column in ("imports", "lowering", "compiling", "in all"):
-        table.add_column(column, justify="right")
-    for record in records:
-        for start in ("cold", "warm"):
-            cells = [f"{record[start][part]:.1f}" for part in PARTS]
-            table.add_row(record["model"], record["program"], start, *cells)
-    console.print(table)
-    console.print(
-        "Seconds of a fresh process. cold: it compiles everything; warm: a second process, that "
-        "finds what the first one compiled on disk; lowering: tracing too; in all: from its start "
-        "to the end of its first step, or pass over a batch of documents.",
-        highlight=False,
+    """Print a table with the cold and the warm start of each program."""
+    print_table(
+        console,
+        "time to the first step",
+        ("model", "program", "start", "imports", "lowering", "compiling", "total"),
+        [
+            [record["model"], record["program"], start]
+            + [f"{record[start][part]:.1f}" for part in PARTS]
+            for record in records
+            for start in ("cold", "warm")
+        ],
+        "Seconds in a fresh process. cold: empty compilation cache; warm: a second process that "
+        "uses the cache of the first; lowering includes tracing; total: from process start to the "
+        "end of the first train step or label pass.",
+        text=("model", "program", "start"),
     )

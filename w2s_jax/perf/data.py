@@ -1,8 +1,8 @@
-"""`w2s bench data`: documents a second of tokenising and packing, and the share of real tokens.
+"""`w2s bench data`: speed of tokenising and packing, and how full packed rows are.
 
-The texts and lengths are made on the spot, in the two mixes on which throughput is compared
-(log-normal lengths in tokens; short: mean 25, sigma 0.45, 8 to 120; long: 150, 0.6, 20 to 512).
-With a config, its own task is measured as well.
+The texts and lengths are synthetic, in the two mixes that all benchmarks use (log-normal lengths in
+tokens; short: mean 25, sigma 0.45, 8 to 120; long: mean 150, sigma 0.6, 20 to 512). With a config,
+its task is measured as well.
 """
 
 import time
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 from rich.console import Console
-from rich.table import Table
 
 from w2s_jax.data import packing
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import ByteTokenizer, load_tokenizer
+from w2s_jax.perf.measuring import Record, print_table
 
-#: mix -> mean, sigma of the logarithm, least and most tokens.
+#: mix -> mean, sigma of the logarithm, minimum and maximum length in tokens.
 MIXES = {"short": (25, 0.45, 8, 120), "long": (150, 0.6, 20, 512)}
 BATCH_SIZE = 32
 EPOCH_DOCUMENTS = 10_000
@@ -26,18 +26,19 @@ MANY_DOCUMENTS = 100_000
 TEXTS = 2_000
 REPEATS = 3
 
-Record = dict[str, Any]
-
 
 def bench(console: Console, config: config_dict.ConfigDict | None = None) -> list[Record]:
-    """Measures, prints two tables, and returns a record for each row.
+    """Measure packing and tokenising, and print a table of each.
 
     Args:
       console: where to print.
       config: a recipe whose task is measured too.
 
+    Returns:
+      One record per row of the tables.
+
     Raises:
-      InputError: the config or its data are bad.
+      InputError: the config or its data are invalid.
     """
     packed = [_pack_record(mix, mix_documents(mix, EPOCH_DOCUMENTS)) for mix in MIXES]
     packed += [_pack_record(mix, mix_documents(mix, MANY_DOCUMENTS)) for mix in MIXES]
@@ -53,7 +54,7 @@ def bench(console: Console, config: config_dict.ConfigDict | None = None) -> lis
 
 
 def mix_documents(mix: str, count: int, seed: int = 0) -> TokenizedDocuments:
-    """`count` documents of random tokens whose lengths follow a mix."""
+    """Return `count` documents of random tokens, with the length distribution of a mix."""
     mean, sigma, least, most = MIXES[mix]
     rng = np.random.default_rng(seed)
     lengths = rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
@@ -67,7 +68,7 @@ def mix_documents(mix: str, count: int, seed: int = 0) -> TokenizedDocuments:
 
 
 def _best_seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """Seconds of the fastest of a few runs, by `clock`."""
+    """Return the time of the fastest of `REPEATS` runs, in seconds of `clock`."""
     seconds = []
     for _ in range(REPEATS):
         started = clock()
@@ -77,7 +78,7 @@ def _best_seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
 
 
 def _pack_record(name: str, documents: TokenizedDocuments, batch_size: int = BATCH_SIZE) -> Record:
-    """An epoch in training order: what packing takes, and what share of the slots it fills."""
+    """Measure packing one epoch in training order: its speed and the share of slots it fills."""
     steps = packing.steps_per_epoch(len(documents), batch_size)
 
     def pack(max_shapes: int = packing.MAX_SHAPES) -> packing.PackedBatches:
@@ -86,7 +87,7 @@ def _pack_record(name: str, documents: TokenizedDocuments, batch_size: int = BAT
         )
         return packing.pack(documents, order_SB, max_shapes=max_shapes)
 
-    # Packing uses one core; processor time does not show who else uses the machine.
+    # Packing uses one core. Processor time does not depend on the load of the others.
     seconds = _best_seconds(pack, time.process_time)
     packed = pack()
     order_SBK = packed.documents_SB[..., None] * documents.num_texts
@@ -113,7 +114,7 @@ def _pack_record(name: str, documents: TokenizedDocuments, batch_size: int = BAT
 
 
 def _words(count: int, seed: int = 0) -> list[str]:
-    """Texts of made-up words of 1 to 9 letters, as many as the long mix has tokens."""
+    """Return texts of random words of 1 to 9 letters; word counts follow the long mix."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     odds = 1.0 / np.arange(1, 27)
@@ -142,7 +143,7 @@ def _tokenize_record(texts_name: str, name: str, tokenizer: Any, texts: Sequence
 
 
 def _trained_records(texts: Sequence[str]) -> list[Record]:
-    """A byte-level BPE trained on the texts themselves: in batches, and one text at a time."""
+    """Measure a byte-level BPE trained on the texts: in batches, and one text per call."""
     import tempfile
     from pathlib import Path
 
@@ -159,7 +160,7 @@ def _trained_records(texts: Sequence[str]) -> list[Record]:
         batched = _tokenize_record("words", "BPE, in batches", tokenizer, texts)
 
         class OneByOne:
-            """Encodes each text in a call of its own."""
+            """Encode each text in a separate call."""
 
             def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
                 parts = [tokenizer.encode_batch([text])[0] for text in texts]
@@ -170,7 +171,7 @@ def _trained_records(texts: Sequence[str]) -> list[Record]:
 
 
 def _config_records(config: config_dict.ConfigDict) -> tuple[list[Record], list[Record]]:
-    """The same of a config's own task: its slices, as its models are trained on them."""
+    """Measure a config's own task: its slices, as the strong model is trained on them."""
     from w2s_jax.config.validation import validate
     from w2s_jax.data.loading import load
     from w2s_jax.planning.resolve import resolve
@@ -198,45 +199,47 @@ def _config_records(config: config_dict.ConfigDict) -> tuple[list[Record], list[
 
 
 def _print_packed(records: Sequence[Record], console: Console) -> None:
-    table = Table(title="packing", title_justify="left", box=None, pad_edge=False)
-    columns = ("documents", "documents/s", "real tokens", "shapes", "one shape", "its bound")
-    table.add_column("mix")
-    for column in (*columns, "padded"):
-        table.add_column(column, justify="right")
-    for record in records:
-        table.add_row(
-            record["mix"],
-            f"{record['documents']:,}",
-            f"{record['documents_per_second']:,.0f}",
-            f"{record['real_token_share']:.1%}",
-            str(record["shapes"]),
-            f"{record['share_of_one_shape']:.1%}",
-            f"{record['bound_of_one_shape']:.1%}",
-            f"{record['share_when_padding']:.1%}",
-        )
-    console.print(table)
-    console.print(
-        f"Batches of {BATCH_SIZE} (a task: its own), one data shard, processor time, ordering "
-        "included. real tokens: share of the slots that hold a token, over an epoch; one shape: "
-        "the same with a single shape; its bound: mean / longest batch; padded: each document a "
-        "row of its own, as long as the longest of its batch.",
-        highlight=False,
+    columns = ("mix", "documents", "documents/s", "real tokens", "shapes")
+    print_table(
+        console,
+        "packing",
+        (*columns, "one shape", "its bound", "padded"),
+        [
+            [
+                record["mix"],
+                f"{record['documents']:,}",
+                f"{record['documents_per_second']:,.0f}",
+                f"{record['real_token_share']:.1%}",
+                str(record["shapes"]),
+                f"{record['share_of_one_shape']:.1%}",
+                f"{record['bound_of_one_shape']:.1%}",
+                f"{record['share_when_padding']:.1%}",
+            ]
+            for record in records
+        ],
+        f"Batches of {BATCH_SIZE} (tasks: their own batch size), one data shard, processor time "
+        "including ordering. real tokens: share of slots that hold a token, over an epoch; one "
+        "shape: the same with a single batch shape; its bound: mean / longest batch; padded: the "
+        "same with one document per row, padded to the longest of its batch.",
+        text=("mix",),
     )
 
 
 def _print_tokenized(records: Sequence[Record], console: Console) -> None:
-    table = Table(title="\ntokenising", title_justify="left", box=None, pad_edge=False)
-    table.add_column("texts")
-    table.add_column("tokenizer")
-    for column in ("documents", "documents/s", "tokens/s"):
-        table.add_column(column, justify="right")
-    for record in records:
-        table.add_row(
-            record["texts"],
-            record["tokenizer"],
-            f"{record['documents']:,}",
-            f"{record['documents_per_second']:,.0f}",
-            f"{record['tokens_per_second']:,.0f}",
-        )
-    console.print(table)
-    console.print("By the clock on the wall, on all cores, without the cache.", highlight=False)
+    print_table(
+        console,
+        "tokenising",
+        ("texts", "tokenizer", "documents", "documents/s", "tokens/s"),
+        [
+            [
+                record["texts"],
+                record["tokenizer"],
+                f"{record['documents']:,}",
+                f"{record['documents_per_second']:,.0f}",
+                f"{record['tokens_per_second']:,.0f}",
+            ]
+            for record in records
+        ],
+        "Wall-clock time on all cores, without the token cache.",
+        text=("texts", "tokenizer"),
+    )

@@ -1,43 +1,52 @@
-"""What all benchmarks share: repetitions in turns, their spread, ratios, and the surroundings."""
+"""Helpers shared by all benchmarks: alternating repetitions, statistics, system info, tables."""
 
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+#: One measurement, ready for JSON.
 Record = dict[str, Any]
-#: Runs once, and returns the seconds that it took.
+#: Runs once and returns the time it took, in seconds.
 Run = Callable[[], float]
 
 
 def interleaved(runs: Sequence[Run], repeats: int) -> list[list[float]]:
-    """Seconds of each run, `repeats` times: first, second, ..., first, second, ...
+    """Time each run `repeats` times, in turns: first, second, ..., first, second, ...
 
-    What slows the machine down for a while then meets all of them.
+    A temporary slowdown of the machine then affects all of them.
+
+    Returns:
+      For each run, its times in seconds.
     """
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        for run, taken in zip(runs, seconds, strict=True):
-            taken.append(run())
+        for run, times in zip(runs, seconds, strict=True):
+            times.append(run())
     return seconds
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Smallest, quartiles, median and largest of some values."""
+    """Return minimum, quartiles, median and maximum."""
     names = ("min", "lower_quartile", "median", "upper_quartile", "max")
     quantiles = np.quantile(np.asarray(values, np.float64), (0, 0.25, 0.5, 0.75, 1))
     return dict(zip(names, map(float, quantiles), strict=True))
 
 
 def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Record:
-    """How many times our throughput is the peer's, by the seconds of neighbouring repetitions.
+    """Return our throughput relative to the peer's, from the times of adjacent repetitions.
+
+    Args:
+      ours, peer: seconds, in the order in which they were measured.
 
     Returns:
-      'ratio', the median of peer / ours over the pairs; 'ratio_spread'; and 'ratio_of_fastest', of
-      the fastest repetition of each side, which a busy machine changes least.
+      'ratio', the median of peer / ours over the pairs; 'ratio_spread'; and 'ratio_of_fastest',
+      computed from the fastest repetition of each side, which a busy machine affects least.
     """
     ratios = spread([theirs / mine for mine, theirs in zip(ours, peer, strict=True)])
     return {
@@ -48,7 +57,7 @@ def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Record:
 
 
 def surroundings() -> Record:
-    """Backend, devices and versions."""
+    """Return the backend, the devices and the package versions."""
     import jax
 
     return {
@@ -60,7 +69,7 @@ def surroundings() -> Record:
 
 
 def peak_memory() -> Record:
-    """Bytes in use at most so far: on a device if it tells, else of this process."""
+    """Return peak memory in bytes: of a device if it reports it, otherwise of this process."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -70,6 +79,34 @@ def peak_memory() -> Record:
 
 
 def process_peak() -> int:
-    """Bytes of memory that this process had resident at most."""
+    """Return the peak resident memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def print_table(
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    note: str,
+    *,
+    text: Collection[str],
+) -> None:
+    """Print a table and a note that explains its columns.
+
+    Args:
+      console: where to print.
+      title: the line above the table.
+      columns: headers.
+      rows: cells.
+      note: printed below the table.
+      text: the columns that are left-aligned; all others contain numbers.
+    """
+    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in text else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(note, highlight=False)

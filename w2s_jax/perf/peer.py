@@ -1,4 +1,4 @@
-"""A PyTorch peer in a child process, which measures while we wait, and waits while we measure."""
+"""A PyTorch peer in a child process. Only one of the two sides works at a time."""
 
 import importlib.util
 import json
@@ -20,47 +20,52 @@ from w2s_jax.perf.programs import Program
 from w2s_jax.perf.workloads import Workload
 
 PEERS = ("torch", "torch-released")
-#: Losses that the peers know.
+#: Losses that the peers implement.
 LOSSES = ("xent", "confidence")
 
 
-def check(peer: str) -> None:
-    """Refuses an unknown peer, and one that cannot run here.
+def check_installed(peer: str) -> None:
+    """Check that a peer is known and PyTorch is installed.
 
     Raises:
-      InputError: see there.
+      InputError: it is unknown, or PyTorch is missing.
     """
     if peer not in PEERS:
         raise errors.unknown("--peer", peer, PEERS)
     if importlib.util.find_spec("torch") is None:
         raise errors.InputError(
-            f"--peer={peer}: PyTorch is not installed; allowed after: pip install 'w2s_jax[torch]'"
+            f"--peer={peer} needs PyTorch; install it with pip install 'w2s_jax[torch]'"
         )
 
 
 def check_workload(peer: str, workload: Workload) -> None:
-    """Refuses what the peers do not know: models that are not of GPT-2's form, other losses, ...
+    """Check that the peers support a workload.
 
     Raises:
-      InputError: see there.
+      InputError: the model does not have GPT-2's architecture, or the peers do not implement the
+        loss, the training settings or the documents (pairs).
     """
     model, train = workload.model, workload.train
-    if not _like_gpt2(model):
+    if not _is_gpt2_like(model):
         raise errors.InputError(
-            f"--peer={peer}: {model.name} is not of GPT-2's form; allowed: 16m, gpt-*, gpt2, ..."
+            f"--peer={peer}: {model.name} does not have GPT-2's architecture; use 16m, gpt-* or "
+            "gpt2*"
         )
     if workload.loss[0] not in LOSSES:
         raise errors.unknown(f"--loss with --peer={peer}", workload.loss[0], LOSSES)
     if train.adapt != "full" or train.optimizer != "adam" or train.schedule != "cosine":
         raise errors.InputError(
-            f"--peer={peer}: the peers train everything by Adam with a cosine schedule; the config "
-            f"has {train.adapt}, {train.optimizer}, {train.schedule}"
+            f"--peer={peer}: the peers train all parameters with adam and a cosine schedule; the "
+            f"config has adapt={train.adapt}, optimizer={train.optimizer}, "
+            f"schedule={train.schedule}"
         )
     if workload.documents.num_texts > 1:
-        raise errors.InputError(f"--peer={peer}: {workload.mix} has pairs; allowed: single texts")
+        raise errors.InputError(
+            f"--peer={peer}: {workload.mix} has pairs; the peers support single texts only"
+        )
 
 
-def _like_gpt2(model: ModelConfig) -> bool:
+def _is_gpt2_like(model: ModelConfig) -> bool:
     return (
         not (model.bidirectional or model.lora_rank or model.window or model.attention_softcap)
         and not (model.parallel_residual or model.gated_mlp or model.post_norms or model.qk_norm)
@@ -75,10 +80,10 @@ def _like_gpt2(model: ModelConfig) -> bool:
     )
 
 
-def write_task(path: Path, bench: str, peer: str, workload: Workload, program: Program) -> None:
-    """Hands over documents, batches and initial parameters; see `torch_programs.Task`."""
+def write_job(path: Path, bench: str, peer: str, workload: Workload, program: Program) -> None:
+    """Write documents, batches and initial parameters to a file; see `torch_programs.PeerJob`."""
     documents, train = workload.documents, workload.train
-    facts = {
+    settings = {
         "bench": bench,
         "peer": peer,
         "dtype": "float32" if peer == "torch-released" else train.compute_dtype,
@@ -90,7 +95,7 @@ def write_task(path: Path, bench: str, peer: str, workload: Workload, program: P
         "beta2": train.beta2,
     }
     arrays: dict[str, Any] = {
-        "facts": np.array(json.dumps(facts)),
+        "settings": np.array(json.dumps(settings)),
         "tokens_T": documents.tokens_T,
         "offsets": documents.offsets,
         "targets_N": documents.targets_N,
@@ -103,23 +108,23 @@ def write_task(path: Path, bench: str, peer: str, workload: Workload, program: P
 
 
 class Peer:
-    """The child; a context manager, at whose end it is gone.
+    """A child process that runs the peer; a context manager that ends it on exit.
 
     Args:
       bench: 'train' or 'label'.
       peer: one of `PEERS`.
-      workload, program: what our side does.
+      workload, program: what our side runs.
     """
 
     def __init__(self, bench: str, peer: str, workload: Workload, program: Program):
-        self.folder = tempfile.TemporaryDirectory(prefix="w2s-bench-")
-        self.place = Path(self.folder.name)
-        self.task = self.place / "task.npz"
-        write_task(self.task, bench, peer, workload, program)
+        self.temporary = tempfile.TemporaryDirectory(prefix="w2s-bench-")
+        self.folder = Path(self.temporary.name)
+        self.job = self.folder / "job.npz"
+        write_job(self.job, bench, peer, workload, program)
         self.name = peer
 
     def __enter__(self) -> "Peer":
-        self.errors = (self.place / "stderr").open("w+")
+        self.errors = (self.folder / "stderr").open("w+")
         self.child = subprocess.Popen(
             [sys.executable, "-m", "w2s_jax.perf.torch_peer"],
             stdin=subprocess.PIPE,
@@ -128,11 +133,11 @@ class Peer:
             text=True,
         )
         try:
-            self.facts: Record = self.ask("prepare", task=str(self.task))
+            self.facts: Record = self.ask("prepare", job=str(self.job))
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        self.task.unlink()
+        self.job.unlink()
         return self
 
     def __exit__(
@@ -144,13 +149,13 @@ class Peer:
         self.child.kill()
         self.child.communicate()
         self.errors.close()
-        self.folder.cleanup()
+        self.temporary.cleanup()
 
     def ask(self, command: str, **more: Any) -> Record:
-        """Sends a request and returns the reply.
+        """Send a request and return the reply.
 
         Raises:
-          RuntimeError: the child has failed; with the last line of what it said.
+          RuntimeError: the child process has failed; contains the last line of its stderr.
         """
         assert self.child.stdin is not None and self.child.stdout is not None
         line = ""
@@ -161,16 +166,16 @@ class Peer:
             pass
         if not line:
             self.errors.seek(0)
-            said = self.errors.read().strip().splitlines() or ["it said nothing"]
-            raise RuntimeError(f"--peer={self.name}: the peer's process failed: {said[-1]}")
+            output = self.errors.read().strip().splitlines() or ["no error message"]
+            raise RuntimeError(f"--peer={self.name}: the peer's process failed: {output[-1]}")
         return json.loads(line)
 
     def run(self) -> float:
-        """Works through the documents once; the seconds by the child's own clock."""
+        """Process the documents once; return the time measured by the child, in seconds."""
         return float(self.ask("run")["seconds"])
 
     def outputs(self) -> tuple[np.ndarray, int]:
-        """(losses or logits of the last run, peak memory in bytes)."""
-        to = self.place / "outputs.npy"
-        memory = self.ask("outputs", to=str(to))["peak_memory"]
-        return np.load(to), memory
+        """Return the losses or logits of the last run, and peak memory in bytes."""
+        path = self.folder / "outputs.npy"
+        memory = self.ask("outputs", to=str(path))["peak_memory"]
+        return np.load(path), memory

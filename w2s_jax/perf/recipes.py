@@ -1,4 +1,4 @@
-"""The workload that a recipe describes: its strong model on its task, trained as its ceiling is."""
+"""The workload of a recipe: its strong model, trained as its ceiling."""
 
 import functools
 import tempfile
@@ -18,19 +18,19 @@ from w2s_jax.planning.resolve import Resolved, resolve
 
 
 def recipe_workload(config: config_dict.ConfigDict) -> Workload:
-    """One pass over the documents on which the recipe's ceiling is trained.
+    """Return one epoch of training of the recipe's ceiling.
 
-    Pretrained parameters are read; those that a run would make itself are random.
+    Pretrained parameters are loaded; those that the run would compute itself are random.
 
     Raises:
-      InputError: the config or its data are bad, or the strong model is only probed.
+      InputError: the config or its data are invalid, or the strong model is only probed.
     """
     resolved = resolve(validate(config))
     phases = plan(resolved)
     phase = phases.phase(phases.ceiling)
     if phase.train.adapt == "probe":
         raise errors.InputError(
-            "strong.train.adapt: 'probe'; allowed in bench: what trains the model itself"
+            "strong.train.adapt: 'probe' cannot be measured; choose one that trains the model"
         )
     documents = resolved.roles["strong"].splits[phase.inputs["train"]]
     if len(documents) < phase.train.batch_size:
@@ -50,7 +50,7 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
 
 
 def _params(phase: Phase, resolved: Resolved, mesh: Any) -> Any:
-    """What the ceiling starts from; random where that would be the result of another phase."""
+    """Return the ceiling's initial parameters; random if another phase would compute them."""
     source = resolved.roles["strong"].source
     if not phase.parents:
         with tempfile.TemporaryDirectory() as nowhere:

@@ -1,40 +1,38 @@
-"""`w2s bench train` and `w2s bench label`: useful tokens a second, and against a PyTorch peer."""
+"""`w2s bench train` and `w2s bench label`: throughput, optionally relative to a PyTorch peer."""
 
 import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from w2s_jax import sharding
 from w2s_jax.perf import measuring, programs
-from w2s_jax.perf.measuring import Record
+from w2s_jax.perf.measuring import Record, print_table
 from w2s_jax.perf.peer import Peer, check_workload
 from w2s_jax.perf.programs import Program
 from w2s_jax.perf.workloads import Workload, model_flops
 from w2s_jax.profiling import devices
 
-#: How far the first loss, or the logits, of a peer may lie from ours.
+#: Largest difference allowed between the peer's first loss (or logits) and ours.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 
 
 def measure(bench: str, workload: Workload, *, repeats: int, peer: str | None = None) -> Record:
-    """The record of one model on one set of documents.
+    """Measure the throughput of one model on one set of documents.
 
-    A first run on each side compiles and warms up; then they take turns.
+    The first run on each side, which compiles, does not count; after it the sides take turns.
 
     Args:
       bench: 'train' or 'label'.
-      workload: what is measured.
-      repeats: runs of each side.
+      workload: model, documents and training settings.
+      repeats: repetitions on each side.
       peer: one of `peer.PEERS`, or None.
 
     Raises:
-      InputError: the peer does not know such a model or loss.
-      RuntimeError: something was not finite, or the peer computes something else.
+      InputError: the peer does not support the model or the loss.
+      RuntimeError: a loss or logit was not finite, or the peer's results differ from ours.
     """
     if peer is not None:
         check_workload(peer, workload)
@@ -62,11 +60,11 @@ def _record(
 ) -> Record:
     documents = workload.documents
     if program.order_SB is None:
-        worked = documents
+        processed = documents
     else:
-        worked = documents.select(program.order_SB.reshape(-1))
-    tokens = int(worked.lengths_N.sum())
-    flops = model_flops(workload.model, workload.train, worked, labels=bench == "label")
+        processed = documents.select(program.order_SB.reshape(-1))
+    tokens = int(processed.lengths_N.sum())
+    flops = model_flops(workload.model, workload.train, processed, labels=bench == "label")
     times = measuring.spread(seconds)
     dtype = workload.train.compute_dtype
     around = measuring.surroundings()
@@ -79,14 +77,14 @@ def _record(
         "dtype": dtype,
         "loss": workload.loss[0] if bench == "train" else None,
         **around,
-        "documents": len(worked),
+        "documents": len(processed),
         "batch_size": workload.train.batch_size if bench == "train" else None,
         "useful_tokens": tokens,
         **program.facts,
         "repeats": len(seconds),
         "seconds": times,
         "tokens_per_second": tokens / times["median"],
-        "documents_per_second": len(worked) / times["median"],
+        "documents_per_second": len(processed) / times["median"],
         "model_flops_per_token": flops / tokens,
         "tflops": rate / 1e12,
         **devices.utilisation(rate, around["device_kind"], around["device_count"], dtype),
@@ -96,10 +94,10 @@ def _record(
 
 
 def _agreement(bench: str, workload: Workload, program: Program, peer: Peer) -> Record:
-    """How far both sides' first losses, or all logits, lie apart.
+    """Return the largest difference between both sides' first losses, or all logits.
 
     Raises:
-      RuntimeError: too far for the same computation.
+      RuntimeError: it is too large to be rounding.
     """
     theirs, _ = peer.outputs()
     (ours,) = program.outputs
@@ -110,8 +108,8 @@ def _agreement(bench: str, workload: Workload, program: Program, peer: Peer) -> 
     what = "first_loss_difference" if bench == "train" else "logits_difference"
     if not difference <= limit:
         raise RuntimeError(
-            f"the peer computes something else: {what} {difference:.3g}, at most {limit:.3g} "
-            "would be rounding"
+            f"the peer computes something else: {what} is {difference:.3g}; rounding explains at "
+            f"most {limit:.3g}"
         )
     return {what: difference}
 
@@ -129,35 +127,32 @@ def _peer_record(peer: Peer, workload: Workload, seconds: Sequence[float]) -> Re
 
 
 def print_records(records: Sequence[Record], console: Console) -> None:
-    """A table of throughput records, and what its columns mean."""
+    """Print a table of throughput records."""
     if not records:
         return
-    title = {"train": "training", "label": "labelling"}[records[0]["bench"]]
-    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
-    table.add_column("model")
-    table.add_column("mix")
-    for column in ("tokens/s", "documents/s", "seconds", "padding", "TFLOP/s", "MFU", "compile"):
-        table.add_column(column, justify="right")
+    columns = ["model", "mix", "tokens/s", "documents/s", "seconds", "padding", "TFLOP/s"]
+    columns += ["MFU", "compile"]
+    first = records[0]
+    note = (
+        f"{first['dtype']} on {first['device_count']} x {first['device_kind']}. tokens/s: without "
+        "padding; seconds: median of the repetitions (quartiles); TFLOP/s: model FLOPs by formula; "
+        "compile: time of the first repetition beyond the median."
+    )
     compared = any("ratio" in record for record in records)
     if compared:
-        table.add_column("ratio", justify="right")
-        table.add_column("peer's variant")
-    for record in records:
-        table.add_row(*_cells(record, compared))
-    console.print(table)
-    around = records[0]
-    console.print(
-        f"{around['dtype']} on {around['device_count']} x {around['device_kind']}. tokens/s: of "
-        "documents, padding not counted; seconds: median of the repetitions (quartiles); TFLOP/s: "
-        "of the model, by formula; compile: seconds more that the first repetition took.",
-        highlight=False,
-    )
-    if compared:
-        console.print(
-            f"ratio: our tokens/s over those of {_peer_name(records)}, median of the pairs of "
-            "repetitions (quartiles); the two sides took turns.",
-            highlight=False,
+        columns += ["ratio", "peer variant"]
+        note += (
+            f"\nratio: our tokens/s over those of {_peer_name(records)}, median of the pairs of "
+            "repetitions (quartiles); the two sides took turns."
         )
+    print_table(
+        console,
+        {"train": "training", "label": "labelling"}[first["bench"]],
+        columns,
+        [_cells(record) for record in records],
+        note,
+        text=("model", "mix", "peer variant"),
+    )
 
 
 def _peer_name(records: Sequence[Record]) -> str:
@@ -165,7 +160,7 @@ def _peer_name(records: Sequence[Record]) -> str:
     return f"{peer['name']} ({peer['dtype']})"
 
 
-def _cells(record: Record, compared: bool) -> list[str]:
+def _cells(record: Record) -> list[str]:
     mfu: Any = record["mfu"]
     cells = [
         record["model"],
@@ -178,7 +173,7 @@ def _cells(record: Record, compared: bool) -> list[str]:
         "n/a" if mfu is None else f"{mfu:.1%}",
         f"{record['compile_seconds']:.1f}",
     ]
-    if compared and "ratio" in record:
+    if "ratio" in record:
         cells += [_with_quartiles(record["ratio_spread"], 2), record["peer"]["variant"]]
     return cells
 
@@ -186,8 +181,3 @@ def _cells(record: Record, compared: bool) -> list[str]:
 def _with_quartiles(values: dict[str, float], digits: int) -> str:
     low, middle, high = (values[k] for k in ("lower_quartile", "median", "upper_quartile"))
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
-def backend_is_accelerated() -> bool:
-    """Whether the devices are no CPUs."""
-    return jax.default_backend() != "cpu"

@@ -1,11 +1,11 @@
 """GPT-2 with a class head in plain PyTorch, as fast as we know how to write it.
 
-Dense layers see the tokens of all documents of a batch in one row, without padding; attention sees
-them in groups of similar length, each padded to its longest (padding stands behind the text, so
-that the causal mask hides it). The last block computes queries and MLP at the read-outs only.
+Dense layers process the tokens of a whole batch as one row, without padding. Attention processes
+documents in groups of similar length, each padded to its longest (at the end, so that the causal
+mask hides the padding). The last block computes queries and MLP at the read-outs only.
 
-Shapes in names: T tokens of a batch, B documents, L slots, D width, F MLP width, H heads,
-E head size, V vocabulary, C classes, P positions.
+Shape letters: T tokens of a batch, B documents, L slots, D width, F MLP width, H heads, E head
+size, V vocabulary, C classes, P positions.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layer:
-    """Parameters of a block, matrices as F.linear takes them, [out, in]."""
+    """Parameters of a block. Matrices are [out, in], as F.linear takes them."""
 
     attention_norm_scale: Tensor
     attention_norm_bias: Tensor
@@ -36,13 +36,13 @@ class Layer:
     down_bias: Tensor
 
     def to(self, dtype: torch.dtype) -> "Layer":
-        """The same in another dtype; gradients come back in the old one."""
+        """Cast to another dtype; gradients have the original one."""
         return Layer(*(getattr(self, field.name).to(dtype) for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All parameters; `head` is [C, D]."""
+    """All parameters of the model. `head` is [C, D]."""
 
     embedding: Tensor
     positions: Tensor
@@ -53,13 +53,13 @@ class Weights:
     num_heads: int
 
     def parameters(self) -> list[Tensor]:
-        """The tensors that are trained."""
+        """Return the trained tensors."""
         inner = [getattr(layer, field.name) for layer in self.layers for field in fields(layer)]
         own = [self.embedding, self.positions, self.norm_scale, self.norm_bias, self.head]
         return own + inner
 
     def cast(self, dtype: torch.dtype, *, embeddings: bool) -> "Weights":
-        """Everything in `dtype`; the embeddings, of which few rows are used, only if asked for."""
+        """Cast to `dtype`; the embeddings, of which few rows are used, only on request."""
         layers = tuple(layer.to(dtype) for layer in self.layers)
         return Weights(
             self.embedding.to(dtype) if embeddings else self.embedding,
@@ -73,7 +73,13 @@ class Weights:
 
 
 def read_weights(flat: dict[str, np.ndarray], device: str, trainable: bool) -> Weights:
-    """Weights from our parameters by flat path ('backbone.blocks.mlp.up.kernel', 'head.kernel')."""
+    """Convert our parameters to PyTorch.
+
+    Args:
+      flat: arrays by flat path, such as 'backbone.blocks.mlp.up.kernel' or 'head.kernel'.
+      device: target device.
+      trainable: whether the tensors require gradients.
+    """
 
     def tensor(array: np.ndarray) -> Tensor:
         copy = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
@@ -82,7 +88,7 @@ def read_weights(flat: dict[str, np.ndarray], device: str, trainable: bool) -> W
     def block(name: str, layer: int) -> np.ndarray:
         return flat[f"backbone.blocks.{name}"][layer]
 
-    def three(part: str, layer: int, width: int) -> np.ndarray:
+    def joined(part: str, layer: int, width: int) -> np.ndarray:
         parts = [block(f"attention.{n}.{part}", layer) for n in ("query", "key", "value")]
         shape = (width, -1) if part == "kernel" else (-1,)
         return np.concatenate([x.reshape(shape) for x in parts], axis=-1).T
@@ -92,8 +98,8 @@ def read_weights(flat: dict[str, np.ndarray], device: str, trainable: bool) -> W
         Layer(
             tensor(block("attention_norm.scale", i)),
             tensor(block("attention_norm.bias", i)),
-            tensor(three("kernel", i, width)),
-            tensor(three("bias", i, width)),
+            tensor(joined("kernel", i, width)),
+            tensor(joined("bias", i, width)),
             tensor(block("attention.out.kernel", i).reshape(-1, width).T),
             tensor(block("attention.out.bias", i)),
             tensor(block("mlp_norm.scale", i)),
@@ -117,15 +123,16 @@ def read_weights(flat: dict[str, np.ndarray], device: str, trainable: bool) -> W
 
 
 @dataclass(frozen=True)
-class Group:
-    """Documents that attention sees together.
+class AttentionGroup:
+    """Documents that share one attention call.
 
     Attributes:
-      start, stop: their tokens in the batch.
+      start, stop: range of their tokens in the batch.
       documents, length: B and L.
-      slots_T: of each token its slot in [B * L]; None if every slot is a token (padding included).
-      last_B: of each document its last slot in [L].
-      seen_B11L: which slots a document's read-out sees.
+      slots_T: each token's slot in [B * L]; None if tokens and slots are the same (including
+        padding).
+      last_B: each document's last slot in [L].
+      seen_B11L: which slots each document's read-out attends to.
     """
 
     start: int
@@ -143,16 +150,16 @@ class Batch:
 
     Attributes:
       tokens_T, positions_T: int64.
-      groups: one after another in T.
-      read_outs_B: the last token of each document.
-      offsets: where documents start in T, for attention without groups ('nested'); or None.
-      longest: tokens of the longest document.
-      order_B: which of the given documents each one is.
+      groups: attention groups, in the order of T.
+      read_outs_B: position of each document's last token in T.
+      offsets: start of each document in T, for attention without groups ('nested'); else None.
+      longest: length of the longest document.
+      order_B: index of each document in the list given to `make_batch`.
     """
 
     tokens_T: Tensor
     positions_T: Tensor
-    groups: tuple[Group, ...]
+    groups: tuple[AttentionGroup, ...]
     read_outs_B: Tensor
     offsets: Tensor | None
     longest: int
@@ -160,14 +167,14 @@ class Batch:
 
 
 def make_batch(documents: Sequence[np.ndarray], layout: str, count: int, device: str) -> Batch:
-    """Sorts documents by length and lays them out.
+    """Sort documents by length and lay them out as one row.
 
     Args:
-      documents: token ids.
-      layout: 'packed' (no padding in dense layers), 'padded' (each group padded throughout) or
-        'nested' (no padding at all, jagged nested tensors in attention).
-      count: how many groups, at most.
-      device: where it goes.
+      documents: token ids of each document.
+      layout: 'packed' (no padding in dense layers), 'padded' (padding in all layers) or 'nested'
+        (no padding anywhere; attention uses jagged nested tensors).
+      count: maximum number of attention groups.
+      device: target device.
     """
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     tokens, positions, groups, read_outs, start = [], [], [], [], 0
@@ -183,7 +190,7 @@ def make_batch(documents: Sequence[np.ndarray], layout: str, count: int, device:
         slots_T = np.concatenate([b * longest + np.arange(n) for b, n in enumerate(held)])
         seen_BL = np.arange(longest) < lengths[:, None]
         groups.append(
-            Group(
+            AttentionGroup(
                 start,
                 start + int(held.sum()),
                 len(part),
@@ -208,7 +215,7 @@ def make_batch(documents: Sequence[np.ndarray], layout: str, count: int, device:
 
 
 class _Pad(torch.autograd.Function):
-    """Rows to slots; both directions are copies, where autograd's own would add."""
+    """Scatter rows to slots. Both directions copy, whereas autograd's version accumulates."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots_T: Tensor, count: int) -> Tensor:
@@ -222,7 +229,7 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """Slots to rows; see `_Pad`."""
+    """Gather rows from slots; see `_Pad`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots_T: Tensor) -> Tensor:
@@ -237,7 +244,7 @@ class _Unpad(torch.autograd.Function):
         return grad.new_zeros(ctx.count, grad.shape[1]).index_copy_(0, slots_T, grad), None
 
 
-def _slots(x: Tensor, group: Group) -> Tensor:
+def _slots(x: Tensor, group: AttentionGroup) -> Tensor:
     part = x[group.start : group.stop]
     if group.slots_T is None:
         return part
@@ -301,7 +308,7 @@ def _block(x: Tensor, layer: Layer, batch: Batch, num_heads: int) -> Tensor:
 
 
 def hidden(weights: Weights, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """Hidden states of all tokens after the final norm, [T, D]."""
+    """Return the hidden states of all tokens after the final norm, [T, D]."""
     x = _embed(weights, batch, dtype)
     for layer in weights.layers:
         x = _block(x, layer, batch, weights.num_heads)
@@ -309,7 +316,7 @@ def hidden(weights: Weights, batch: Batch, dtype: torch.dtype) -> Tensor:
 
 
 def logits(weights: Weights, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """Class logits of the documents in the order in which they were given, float32 [B, C]."""
+    """Return the class logits of the documents in their original order, float32 [B, C]."""
     x = _embed(weights, batch, dtype)
     for layer in weights.layers[:-1]:
         x = _block(x, layer, batch, weights.num_heads)
@@ -326,9 +333,12 @@ def logits(weights: Weights, batch: Batch, dtype: torch.dtype) -> Tensor:
 
 
 def batch_loss(logits_BC: Tensor, targets_BC: Tensor, loss: str, fraction: float) -> Tensor:
-    """The losses 'xent' and 'confidence' of `w2s_jax.losses`, with the options of their defaults.
+    """Return the loss 'xent' or 'confidence' of `w2s_jax.losses`, with default options.
 
-    `fraction` is the share of the training steps that are done.
+    Args:
+      logits_BC, targets_BC: class logits and soft labels.
+      loss: 'xent' or 'confidence'.
+      fraction: step / total steps.
     """
     if loss == "confidence":
         margin_B = (logits_BC[:, 1] - logits_BC[:, 0]).detach()

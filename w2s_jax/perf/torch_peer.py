@@ -1,10 +1,11 @@
-"""The child process in which a PyTorch peer runs: one line of JSON in, one line of JSON out.
+"""The child process in which a PyTorch peer runs. It reads and writes one line of JSON at a time.
 
-    {"command": "prepare", "task": FILE.npz}     -> {"variant": ..., "trials": ...}
+    {"command": "prepare", "job": FILE.npz}        -> {"variant": ..., "trials": ...}
     {"command": "run"}                             -> {"seconds": 1.25}
-    {"command": "outputs", "to": FILE.npy}         -> {"peak_memory": ...}: the last run's outputs
+    {"command": "outputs", "to": FILE.npy}         -> {"peak_memory": ...}; writes the last outputs
 
-It ends with its input. Between commands it only waits, so that the other side has the machine.
+The process ends with its input. Between commands it only waits, so that the other side has the
+whole machine.
 """
 
 import json
@@ -15,14 +16,14 @@ import numpy as np
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answers requests until there are no more."""
+    """Answer requests until the input ends."""
     program: Any = None
     outputs: np.ndarray | None = None
     for line in requests:
         request = json.loads(line)
         reply: dict[str, Any] = {}
         if request["command"] == "prepare":
-            program, reply = _prepare(request["task"])
+            program, reply = _prepare(request["job"])
         elif request["command"] == "run":
             seconds, outputs = program.run()
             reply = {"seconds": seconds}
@@ -39,9 +40,9 @@ def _prepare(path: str) -> tuple[Any, dict[str, Any]]:
     from w2s_jax.perf import torch_programs
 
     if torch.cuda.is_available():
-        # As XLA does by default.
+        # XLA's default.
         torch.set_float32_matmul_precision("high")
-    program, variant, trials = torch_programs.make_program(read_task(path))
+    program, variant, trials = torch_programs.make_program(read_job(path))
     return program, {
         "variant": variant,
         "trials": {name: seconds for name, seconds in trials.items() if seconds < float("inf")},
@@ -51,22 +52,22 @@ def _prepare(path: str) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def read_task(path: str) -> Any:
-    """The task that `perf.peer.write_task` wrote."""
-    from w2s_jax.perf.torch_programs import Task
+def read_job(path: str) -> Any:
+    """Read the `torch_programs.PeerJob` that `perf.peer.write_job` wrote."""
+    from w2s_jax.perf.torch_programs import PeerJob
 
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    facts = json.loads(str(arrays["facts"]))
+    settings = json.loads(str(arrays["settings"]))
     flat = {
         name.removeprefix("weights/"): x for name, x in arrays.items() if name.startswith("weights")
     }
-    return Task(
+    return PeerJob(
         documents=np.split(arrays["tokens_T"], arrays["offsets"][1:-1]),
         targets_N=arrays["targets_N"],
         order_SB=arrays.get("order_SB"),
         flat=flat,
-        **facts,
+        **settings,
     )
 
 
@@ -80,5 +81,5 @@ def _peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    replies, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no reply
+    replies, sys.stdout = sys.stdout, sys.stderr  # libraries may print to stdout
     serve(sys.stdin, replies)

@@ -1,4 +1,4 @@
-"""What is measured: a model, documents, how it is trained; and its FLOPs. Imports no JAX."""
+"""Workloads to measure: a model, documents, training settings, and their FLOPs. No JAX."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,36 +7,36 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.config import DTYPES, LOSS_OPTIONS, TrainSettings
+from w2s_jax.config import LOSS_OPTIONS, TrainSettings
 from w2s_jax.core import errors
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models import budget, ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
-from w2s_jax.perf.data import BATCH_SIZE, MIXES, mix_documents
+from w2s_jax.perf.data import BATCH_SIZE, mix_documents
 
-#: Vocabulary and positions of models that have none of their own: GPT-2's.
+#: Vocabulary and positions of embedded models: those of GPT-2.
 VOCABULARY, POSITIONS = 50_257, 1_024
-#: A repetition is to have about this many model FLOPs: 1 to 2 s on two cores, or on one chip.
+#: Target model FLOPs per repetition: 1 to 2 s on two cores, or on one chip.
 CPU_FLOPS, DEVICE_FLOPS = 0.2e12, 100e12
-#: Batches of a repetition.
-LEAST_BATCHES, MOST_BATCHES = 2, 400
-#: Batches are packed, and vocabularies cut, as for an epoch of so many documents, of which a
-#: repetition takes the first.
+#: Limits on the batches per repetition.
+MIN_BATCHES, MAX_BATCHES = 2, 400
+#: Packing and the reduced vocabulary are those of an epoch of this many documents. A repetition
+#: trains on the first of them.
 EPOCH_DOCUMENTS = 6_400
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model on documents.
+    """A model and the documents it is trained on or labels.
 
     Attributes:
-      mix: what the documents are, for people.
-      model: the model, with adapters if some are trained.
-      train: how it is trained; its compute dtype is also that of labelling.
+      mix: display name of the documents.
+      model: the model, including trained adapters.
+      train: training settings; labelling uses the same compute dtype.
       loss: (kind, options).
-      documents: what it is trained on, or labels.
-      steps: how many batches a repetition trains on, the first ones of an epoch; None: all.
-      params: mesh -> what the model starts from; None: random parameters.
+      documents: the documents.
+      params: mesh -> initial parameters; None: random parameters.
+      steps: batches per repetition, the first of an epoch; None: all.
     """
 
     mix: str
@@ -49,10 +49,14 @@ class Workload:
 
 
 def find_model(name: str) -> ModelConfig:
-    """'16m' (GPT-2's form: 4 layers, width 256, 4 heads), an embedded or a known model.
+    """Return a model by name.
+
+    Args:
+      name: '16m' (GPT-2's architecture with 4 layers, width 256 and 4 heads), or the name of an
+        embedded model or of one that `w2s models` lists.
 
     Raises:
-      InputError: for an unknown name.
+      InputError: the name is unknown.
     """
     if name == "16m":
         return ModelConfig(
@@ -76,7 +80,7 @@ def find_model(name: str) -> ModelConfig:
     match = errors.nearest(name, [*names, *short])
     hint = f" (did you mean {match!r}?)" if match else ""
     raise errors.InputError(
-        f"--model: unknown model {name!r}{hint}; allowed: 16m, or a name that w2s models lists"
+        f"--model: unknown model {name!r}{hint}; use 16m or a name that w2s models lists"
     )
 
 
@@ -90,70 +94,58 @@ def mix_workload(
     accelerated: bool = False,
     labels: bool = False,
 ) -> Workload:
-    """A model on random tokens, the lengths of the documents being those of a mix.
+    """Return the workload of a model on documents of random tokens.
 
     Args:
       model: the model.
-      mix: a key of `perf.data.MIXES`.
-      dtype: of the computation; the parameters are float32.
-      loss: its kind, with the options that it has by default.
-      documents: how many a repetition takes; None: enough for about a second.
-      accelerated: the devices are no CPUs.
-      labels: they are labelled, not trained on.
+      mix: distribution of document lengths, a key of `perf.data.MIXES`.
+      dtype: compute dtype; the parameters are float32.
+      loss: kind of the loss, with its default options.
+      documents: documents per repetition, at least one batch; None: about one second's worth.
+      accelerated: whether the devices are accelerators.
+      labels: whether the documents are labelled instead of trained on.
 
     Raises:
-      InputError: for an unknown mix, dtype or loss; too few documents; a document longer than the
-        model's learned positions.
+      InputError: a document is longer than the model's learned positions.
     """
-    for field, value, allowed in (
-        ("--mix", mix, MIXES),
-        ("--dtype", dtype, DTYPES),
-        ("--loss", loss, LOSS_OPTIONS),
-    ):
-        if value not in allowed:
-            raise errors.unknown(field, value, allowed)
     train = TrainSettings(learning_rate=5e-5, compute_dtype=dtype, param_dtype="float32")
     if documents is None:
         documents = _count(model, mix, train, accelerated, labels)
-    if documents < BATCH_SIZE:
-        raise errors.InputError(
-            f"--documents: {documents}; allowed: at least {BATCH_SIZE}, one batch"
-        )
     count = documents if labels else max(documents, EPOCH_DOCUMENTS)
-    drawn = mix_documents(mix, count)
-    if model.positions == "learned" and drawn.longest > model.max_positions:
+    sampled = mix_documents(mix, count)
+    if model.positions == "learned" and sampled.longest > model.max_positions:
         raise errors.InputError(
-            f"--mix: {mix!r} has documents of {drawn.longest} tokens; allowed with {model.name}: "
-            f"at most its {model.max_positions} positions"
+            f"--mix: {mix!r} has documents of {sampled.longest} tokens; {model.name} has only "
+            f"{model.max_positions} positions"
         )
     rng = np.random.default_rng(1)
-    drawn = dataclasses.replace(
-        drawn,
-        tokens_T=drawn.tokens_T % model.vocab_size,
+    sampled = dataclasses.replace(
+        sampled,
+        tokens_T=sampled.tokens_T % model.vocab_size,
         labels_N=rng.random(count).astype(np.float32),
     )
     options = tuple(sorted(LOSS_OPTIONS[loss].items()))
     steps = None if labels else documents // BATCH_SIZE
-    return Workload(mix, model, train, (loss, options), drawn, steps=steps)
+    return Workload(mix, model, train, (loss, options), sampled, steps=steps)
 
 
 def _count(
     model: ModelConfig, mix: str, train: TrainSettings, accelerated: bool, labels: bool
 ) -> int:
-    """How many documents take about a second, in whole batches."""
+    """Return the number of documents that take about a second, in whole batches."""
     sample = mix_documents(mix, 1_000)
     flops = model_flops(model, train, sample, labels=labels) / len(sample)
     batches = (DEVICE_FLOPS if accelerated else CPU_FLOPS) / flops / BATCH_SIZE
-    return BATCH_SIZE * int(np.clip(round(batches), LEAST_BATCHES, MOST_BATCHES))
+    return BATCH_SIZE * int(np.clip(round(batches), MIN_BATCHES, MAX_BATCHES))
 
 
 def model_flops(
     model: ModelConfig, train: TrainSettings, documents: TokenizedDocuments, *, labels: bool
 ) -> float:
-    """Model FLOPs of training once on all documents, or of labelling them, by formula.
+    """Return the model FLOPs of one epoch of training, or of labelling all documents.
 
-    The sum over the actual lengths, as attention is not linear in them; of the last block only what
-    the read-outs need, so that a program that leaves the rest out is not credited with it. See
+    Sums over the length of each document, because attention is not linear in it. In the last block
+    only what the read-outs need counts, so that skipping the rest does not raise the rate. See
     `models.budget` for what is counted.
     """
     lengths_V, counts_V = np.unique(documents.piece_lengths_P, return_counts=True)

@@ -1,1 +1,1 @@
-"""`w2s compile`: what a run takes of a TPU slice, by its compiler, without a TPU."""
+"""`w2s compile`: compile a run's programs for a TPU slice, without a TPU."""

@@ -1,4 +1,4 @@
-"""Collectives in the text of a compiled program: how many, and how many bytes. Imports no JAX."""
+"""Count the collectives in the text of a compiled program, and their bytes. No JAX."""
 
 import math
 import re
@@ -28,13 +28,13 @@ _BELOW = re.compile(r"ROOT .* compare\(%\S+, %(?P<bound>[^\s)]+)\), direction=LT
 
 @dataclass(frozen=True)
 class Collectives:
-    """Of one kind, all that a chip runs in one step.
+    """All collectives of one kind that a chip runs in one step.
 
     Attributes:
-      count: how often.
-      result_bytes: of the arrays that they give to a chip.
-      moved_bytes: what a chip sends, by the best algorithm on a ring of n chips: of an array of b
-        bytes that is gathered or scattered b (n - 1) / n, of a reduction twice that.
+      count: number of collectives.
+      result_bytes: size of their results on a chip.
+      moved_bytes: bytes a chip sends, with the best algorithm on a ring of n chips: b (n - 1) / n
+        for a gather or scatter of b bytes, twice that for a reduction.
     """
 
     count: int = 0
@@ -42,7 +42,7 @@ class Collectives:
     moved_bytes: float = 0.0
 
     def plus(self, other: "Collectives", times: int = 1) -> "Collectives":
-        """Both, the other one `times` over."""
+        """Return the sum of this and `times` times the other."""
         return Collectives(
             self.count + times * other.count,
             self.result_bytes + times * other.result_bytes,
@@ -51,27 +51,27 @@ class Collectives:
 
 
 _Totals = dict[str, Collectives]
-#: The lines of each computation by its name.
-_Program = Mapping[str, list[str]]
+#: Name -> the computation's lines.
+_Computations = Mapping[str, list[str]]
 
 
 def collectives(text: str, chips: int) -> Mapping[str, Collectives]:
-    """The collectives of one run of a program, by kind, those of loops as often as the loops go.
+    """Return the collectives of one run of a program, by kind.
 
-    A loop whose condition compares a counter with a constant goes that often; any other, as the
-    one over the steps of a training block, counts once. Of a conditional's branches the one that
-    moves most counts. One that is started and awaited apart counts once.
+    Those in a loop count once per iteration if the condition compares a counter with a constant.
+    Other loops, such as the one over the steps of a training block, count as one iteration. Of a
+    conditional, the branch that moves most counts. An asynchronous collective counts once.
 
     Args:
-      text: of the compiled program (HLO), partitioned: shapes are those on one chip.
-      chips: on how many it runs.
+      text: HLO of the compiled, partitioned program (shapes are per chip).
+      chips: number of chips that run it.
     """
     computations, entry = _computations(text)
     return _total(entry, computations, chips, {})
 
 
-def _computations(text: str) -> tuple[_Program, str]:
-    """The program, and the name of its entry."""
+def _computations(text: str) -> tuple[_Computations, str]:
+    """Return the lines of each computation, and the name of the entry computation."""
     found: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -85,8 +85,8 @@ def _computations(text: str) -> tuple[_Program, str]:
     return found, entry
 
 
-def _total(name: str, computations: _Program, chips: int, done: dict[str, _Totals]) -> _Totals:
-    """What a computation that runs by itself (no fusion) and all below it have."""
+def _total(name: str, computations: _Computations, chips: int, done: dict[str, _Totals]) -> _Totals:
+    """Return the collectives of a computation (not a fusion) and all those it calls."""
     if name in done:
         return done[name]
     totals: defaultdict[str, Collectives] = defaultdict(Collectives)
@@ -106,21 +106,21 @@ def _total(name: str, computations: _Program, chips: int, done: dict[str, _Total
             for kind, part in max(each, key=_moved).items():
                 totals[kind] = totals[kind].plus(part)
         elif one := _COLLECTIVE.search(line):
-            # Start, work beside it and end of an asynchronous one each repeat it, in fusions of
-            # their own; those that a program asks for by itself all have one channel.
+            # An asynchronous collective appears in several fusions: its start, its end, and the
+            # work in between. Explicit collectives of a program all share one channel.
             channel = re.search(r"channel_id=(\d+)", line)
             if channel is not None and seen.setdefault(channel[1], where) != where:
                 continue
-            kind, part = _one(line, one, chips, scattered=_is_scatter(line))
+            kind, part = _parse(line, one, chips, scattered=_is_scatter(line))
             totals[kind] = totals[kind].plus(part)
     done[name] = dict(totals)
     return done[name]
 
 
 def _fused_lines(
-    name: str, computations: _Program, scatter: bool = False
+    name: str, computations: _Computations, scatter: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """The lines of a computation, and of the fusions and calls in it, each with where it is."""
+    """Yield (name of the computation, line), including the fusions and calls within it."""
     for line in computations[name]:
         yield name, f"{line}, {_SCATTER}" if scatter else line
         if " while(" in line or " conditional(" in line:
@@ -132,7 +132,7 @@ def _fused_lines(
                 )
 
 
-#: Marks a reduction of whose result a fusion keeps one chip's part only.
+#: Marks an all-reduce in a fusion that keeps only one chip's part of the result.
 _SCATTER = "of_all_reduce_scatter"
 
 
@@ -140,12 +140,12 @@ def _is_scatter(line: str) -> bool:
     return line.endswith(_SCATTER)
 
 
-def _one(
+def _parse(
     line: str, found: re.Match[str], chips: int, *, scattered: bool
 ) -> tuple[str, Collectives]:
-    """Kind and size of the collective in a line."""
+    """Return the kind and the size of the collective in a line."""
     kind, arrays = found["kind"], [_bytes(array) for array in _ARRAY.finditer(found["result"])]
-    # The result of a start is a tuple of operand and result, and of small things.
+    # A start returns a tuple of operand, result and small values.
     size = max(arrays) if found["start"] and len(arrays) > 1 else sum(arrays)
     group = _group_size(line, chips)
     share = (group - 1) / group
@@ -167,21 +167,21 @@ def _bytes(array: re.Match[str]) -> int:
 
 
 def _group_size(line: str, chips: int) -> int:
-    """How many chips take part together."""
+    """Return the number of chips in each replica group."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(listed[1].split(","))
     if table := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
         return int(table[2])
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
         sizes = {name: int(size) for name, size in re.findall(r"('[^']+')=(\d+)", mesh[1])}
-        # A part of an axis is written 'axis':(before)size.
+        # Part of an axis is written 'axis':(offset)size.
         parts = re.findall(r"('[^']+')(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part) if part else sizes[name] for name, part in parts)
     return chips
 
 
 def _trips(condition: list[str]) -> int:
-    """How often a loop goes: up to a constant, or once as far as anybody knows."""
+    """Return the iterations of a loop if its bound is a constant, otherwise 1."""
     constants = {
         found["name"]: int(found["value"])
         for line in condition

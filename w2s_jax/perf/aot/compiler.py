@@ -1,4 +1,4 @@
-"""Compiles programs for a slice, and reads what the compiler says of them."""
+"""Compile programs for a slice, and read the compiler's reports."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from w2s_jax import sharding
 from w2s_jax.config import MeshSettings
 from w2s_jax.core import errors
 from w2s_jax.perf.aot.collectives import collectives
-from w2s_jax.perf.aot.costs import Compiled
+from w2s_jax.perf.aot.costs import CompiledProgram
 from w2s_jax.perf.aot.programs import Program
 from w2s_jax.perf.aot.topology import Topology
 
@@ -21,10 +21,10 @@ _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\)")
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """The slice's devices, on which nothing can run.
+    """Return the slice's devices. Programs can be compiled for them, but not run.
 
     Raises:
-      InputError: this compiler does not know the slice.
+      InputError: the compiler does not support the slice.
     """
     from jax.experimental import topologies
 
@@ -32,18 +32,18 @@ def devices_of(topology: Topology) -> list[Any]:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=topology.name, **topology.options
         )
-    except Exception as error:  # whatever the compiler's plugin raises
+    except Exception as error:  # the plugin may raise anything
         raise errors.InputError(
-            f"--topology: {topology.name}: the compiler has no such slice ({_line(error)})"
+            f"--topology: the compiler does not support {topology.name} ({_line(error)})"
         ) from error
     return list(found.devices)
 
 
 def mesh_on(devices: list[Any], settings: MeshSettings, topology: Topology) -> Mesh:
-    """The mesh of a run on the slice.
+    """Return the mesh of a run on the slice.
 
     Raises:
-      InputError: its axes are no products of those of the torus.
+      InputError: the mesh cannot be mapped to the torus of the slice.
     """
     try:
         return sharding.make_mesh(settings, devices)
@@ -52,15 +52,18 @@ def mesh_on(devices: list[Any], settings: MeshSettings, topology: Topology) -> M
             raise
         raise errors.InputError(
             f"mesh: data={settings.data}, fsdp={settings.fsdp}, tensor={settings.tensor} cannot be "
-            f"laid on the torus {topology.name}; allowed: axes that are products of its own"
+            f"mapped to the torus {topology.name}; use sizes that are products of its dimensions"
         ) from error
 
 
-def compile_program(program: Program, mesh: Mesh) -> tuple[Compiled, float]:
-    """What the compiler says of a program, and how many seconds it took.
+def compile_program(program: Program, mesh: Mesh) -> tuple[CompiledProgram, float]:
+    """Compile a program.
+
+    Returns:
+      The compiler's report, and the time in seconds.
 
     Raises:
-      RuntimeError: it fails for another reason than memory.
+      RuntimeError: the compiler fails for another reason than memory.
     """
     started = time.monotonic()
     try:
@@ -72,23 +75,27 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[Compiled, float]:
             raise RuntimeError(f"{program.title}: the compiler failed: {_line(error)}") from error
         given = sum(program.parts.values())
         needed = needed_bytes(text, given)
-        refused = Compiled(given, needed - given, 0, {}, refused=_line(error), peak=needed)
-        return refused, time.monotonic() - started
+        rejected = CompiledProgram(
+            given, needed - given, 0, {}, rejection=_line(error), peak=needed
+        )
+        return rejected, time.monotonic() - started
     memory = compiled.memory_analysis()
     arguments, code = memory.argument_size_in_bytes, memory.generated_code_size_in_bytes
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + new
     found = collectives(compiled.as_text(), program.chips)
     peak = arguments + temporaries + code
-    return Compiled(arguments, temporaries, code, found, peak=peak), time.monotonic() - started
+    return CompiledProgram(
+        arguments, temporaries, code, found, peak=peak
+    ), time.monotonic() - started
 
 
 def needed_bytes(text: str, arguments: int) -> int:
-    """Bytes that a refused program needs, from the compiler's message.
+    """Return the bytes that a rejected program needs, from the compiler's message.
 
     Args:
-      text: the message: it says what is used in all, or just by temporaries.
-      arguments: bytes of what the program is given.
+      text: the message, which states the total or only the temporaries.
+      arguments: bytes of the program's arguments.
     """
     if found := _USED.search(text):
         return int(float(found[1]) * _UNITS[found[2]])

@@ -1,7 +1,4 @@
-"""What a program takes of a chip: memory by formula, and the least time that a run can take.
-
-Pure arithmetic on sizes; nothing here compiles.
-"""
+"""Memory of a program by formula, and a lower bound on its run time. Compiles nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,44 +14,49 @@ _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of a program, in bytes on a chip.
+class CompiledProgram:
+    """The compiler's report on a program, in bytes per chip.
 
     Attributes:
-      arguments, temporaries, code: its memory; what it gives back beyond what it overwrites is part
-        of the temporaries.
-      collectives: by kind, of one run.
-      refused: what the compiler says where it found no way to fit the program; else ''.
-      peak: in all; of a refused program what it would need, as far as the compiler tells.
+      arguments, temporaries, code: memory; the temporaries include outputs that do not reuse an
+        argument's memory.
+      collectives: collectives of one run, by kind.
+      rejection: the compiler's message if the program does not fit, otherwise ''.
+      peak: total memory; for a rejected program, what it would need as far as the compiler reports.
     """
 
     arguments: int
     temporaries: int
     code: int
     collectives: Mapping[str, Collectives]
-    refused: str = ""
+    rejection: str = ""
     peak: int = 0
 
 
 def estimate(program: Program, shape: Shape) -> dict[str, int]:
-    """Bytes on a chip by formula: what a program is given, and what it computes with.
+    """Estimate the memory of a program by formula.
 
-    What it is given (`Program.parts`, exact but for padding) and what lies beside it; the weights
-    but for look-up tables once more in the compute dtype, if that is another, as the compiler casts
-    them before its loops, and in a label pass with whole parameters even if it is not (compiled
-    ones take as much more, perhaps for another layout); where parameters are split, two layers in
-    the compute dtype, which a chip gathers. Of a train step `budget.training_memory`'s activations
-    for the slots of a chip, without attention scores where a kernel computes them; of a label pass
-    see `_forward_bytes`.
+    Counts
+    - the arguments (`Program.parts`, exact except for padding) and what is kept in memory besides;
+    - the weights without lookup tables again in the compute dtype, if that differs, because the
+      compiler casts them before its loops. Label passes with whole parameters count them even if it
+      does not differ: compiled ones take as much more, perhaps for another layout;
+    - two layers in the compute dtype if parameters are split, because a chip gathers them;
+    - for a label pass, see `_forward_bytes`;
+    - for a train step, `budget.training_memory`'s activations of a chip's slots, without attention
+      scores where a kernel computes them; a float32 gradient of each trained parameter, three with
+      several microbatches (their sum and a copy); the whole gradient of one layer if its weights
+      are gathered; and float32 copies of all that is trained (bfloat16 parameters) or of half of it
+      (arrays in other layouts).
 
-    A train step has a float32 gradient for each trained parameter, and where a layer's weights are
-    gathered the whole gradient of one; with several microbatches two more, their sum and a copy.
-    Beside it are float32 copies of all that is trained (of bfloat16 parameters) or of half
-    (arrays in other layouts; measured on compiled programs, as are the two above).
+    The numbers of copies were measured on compiled programs.
 
     Args:
-      program: of a run.
-      shape: of the mesh.
+      program: a program of a run.
+      shape: shape of the mesh.
+
+    Returns:
+      Bytes per chip, by what they are for.
     """
     train, model = program.train, program.model
     width, computed = _WIDTHS[train.param_dtype or "float32"], _WIDTHS[train.compute_dtype]
@@ -64,8 +66,8 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
     found = dict(program.parts) | program.beside
     layer = budget.block_parameters(model) // tensor if fsdp > 1 else 0
     if width != computed or (fsdp == 1 and not program.trains):
-        multiplied = model.num_parameters() - _looked_up(program)
-        found["weights as computed with"] = multiplied * computed // tensor // fsdp
+        multiplied = model.num_parameters() - _table_parameters(program)
+        found["weights in the compute dtype"] = multiplied * computed // tensor // fsdp
     found["gathered layers"] = 2 * layer * computed
     if program.trains:
         found["gradients"] = 4 * program.trained * (3 if micro > 1 else 1)
@@ -80,7 +82,7 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
 
 
 def _activations(program: Program, tokens: int) -> int:
-    """What the backward pass of a microbatch keeps."""
+    """Return the bytes of activations kept for the backward pass of a microbatch."""
     train, length = program.train, program.shape[2]
     return budget.training_memory(
         program.model,
@@ -90,7 +92,7 @@ def _activations(program: Program, tokens: int) -> int:
         compute_dtype=train.compute_dtype,
         optimizer=train.optimizer,
         tokens=tokens,
-        # A kernel never forms the scores.
+        # Kernels never store the scores.
         longest=length if length < attention_kernels.LEAST_LENGTH["tpu"] else 0,
         remat=train.remat,
         logits=program.loss is None,
@@ -98,32 +100,32 @@ def _activations(program: Program, tokens: int) -> int:
     )["activations"]
 
 
-def _looked_up(program: Program) -> int:
-    """Parameters of tables that are looked up and multiplied with nothing, so never cast."""
+def _table_parameters(program: Program) -> int:
+    """Return the parameters of tables that are only looked up, and so never cast."""
     model, predicts = program.model, program.trains and program.loss is None
-    # Of a language model's two tables, or its one, the unembedding is multiplied with.
+    # Language models multiply with the unembedding, which may be the same table.
     tables = 2 - model.tied_embeddings - predicts
     return tables * model.vocab_size * model.d_model
 
 
 def _forward_bytes(model: ModelConfig, computed: int) -> int:
-    """Bytes a token of a forward pass: the stream and what a layer adds, a norm, and the MLP.
+    """Return the bytes per token of a forward pass: 2 D + F in the compute dtype and in float32.
 
-    2 D in the compute dtype and 2 D in float32, and F in both.
+    They hold the residual stream and a layer's output, a norm, and the MLP.
     """
     return (computed + 4) * (2 * model.d_model + model.d_mlp)
 
 
 @dataclass(frozen=True)
-class Bound:
-    """The least seconds that a run can take, were all else hidden behind the slowest of three.
+class TimeBound:
+    """Lower bound on the time of one run, in seconds, if all but the slowest part overlap with it.
 
     Attributes:
-      compute: of the matmuls, padding and recomputation included, at the peak rate.
-      memory: of moving weights, gradients and moments between HBM and the chip, each as seldom as
+      compute: matmuls at the peak rate, including padding and recomputation.
+      memory: moving weights, gradients and moments between HBM and the chip, each as rarely as
         possible; activations are not counted.
-      communication: of what the chip sends, over all of its links.
-      mfu: model FLOPs of that time's peak, at most.
+      communication: the bytes a chip sends, over all of its links.
+      mfu: upper bound on the model FLOPs utilisation.
     """
 
     compute: float
@@ -133,33 +135,33 @@ class Bound:
 
     @property
     def seconds(self) -> float:
-        """The slowest of the three."""
+        """The time of the slowest part."""
         return max(self.compute, self.memory, self.communication)
 
     @property
     def by(self) -> str:
-        """Which it is."""
+        """The name of the slowest part."""
         return max(("compute", "memory", "communication"), key=lambda name: getattr(self, name))
 
 
-def bound(
+def time_bound(
     program: Program,
     collectives: Mapping[str, Collectives],
     peak: float,
     bandwidth: Bandwidth,
     tensor: int,
-) -> Bound:
-    """The least time of one run of a program: a step, or a batch of a label pass.
+) -> TimeBound:
+    """Return a lower bound on the time of one run of a program: a step, or a label batch.
 
     Args:
-      program: of a run.
-      collectives: what `collectives` found in it.
-      peak: FLOP/s of a chip.
-      bandwidth: of a chip.
-      tensor: over how many chips each layer's weights stay split while they are used.
+      program: a program of a run.
+      collectives: its collectives, by kind.
+      peak: peak FLOP/s of a chip.
+      bandwidth: bandwidths of a chip.
+      tensor: number of chips over which each layer's weights stay split during use.
     """
     micro, rows, length = program.shape
-    # A label pass on one chip has documents of its own on each.
+    # In a label pass on single chips, each chip handles its own documents.
     chips = program.chips
     padding = micro * rows * length / max(program.tokens, 1.0)
     work = (2 + program.passes) / 3 if program.trains else 1.0
@@ -173,4 +175,4 @@ def bound(
     memory = (moved if program.trains else read) / bandwidth.memory
     sent = sum(part.moved_bytes for part in collectives.values()) / bandwidth.links
     slowest = max(compute, memory, sent)
-    return Bound(compute, memory, sent, program.flops / (chips * peak * slowest))
+    return TimeBound(compute, memory, sent, program.flops / (chips * peak * slowest))

@@ -1,7 +1,7 @@
-"""What a run would work on, as far as its programs depend on it, without having it. No JAX.
+"""Inputs of a run for `w2s compile`, real or synthetic. No JAX.
 
-Models that are known by name are taken as their ladder describes them, and documents are made up:
-all of one length. Nothing is downloaded, and no weights are read.
+Known models have the architecture of their ladder, and synthetic documents all have one length.
+Nothing is downloaded, and no weights are read.
 """
 
 import dataclasses
@@ -22,36 +22,38 @@ from w2s_jax.perf.workloads import VOCABULARY
 from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
 from w2s_jax.planning.role_settings import check_model, with_defaults
 
-#: Documents of a task that is not there, and of its test and validation splits.
+#: Synthetic documents of a task's training, test and validation splits.
 DOCUMENTS, TEST_DOCUMENTS, VALIDATION_DOCUMENTS = 20_000, 1_000, 500
-#: Tokens of each of them, where neither the command nor `task.max_length` says.
+#: Their length in tokens if neither the command nor `task.max_length` sets it.
 TOKENS = 256
-#: Chunks of pretraining text that is not there.
+#: Chunks of synthetic pretraining text.
 CHUNKS = 10_000
+
+_SYNTHETIC = "synthetic documents: "
 
 
 def find_inputs(settings: Settings, documents: int | None, tokens: int | None) -> Resolved:
-    """What the run of a config works on, real or made up.
+    """Return the inputs of a run.
 
-    It is read as a run reads it if nothing is asked to be made up and all models are there, or are
-    made by the run itself.
+    They are real if neither `documents` nor `tokens` is given and all models are folders or
+    embedded ones; otherwise synthetic.
 
     Args:
       settings: the config.
-      documents: how many to make up; None: the task's own, or `DOCUMENTS`.
-      tokens: of each of them.
+      documents: number of synthetic training documents; None: `task.train_docs` or `DOCUMENTS`.
+      tokens: their length; None: `task.max_length` or `TOKENS`.
 
     Raises:
-      InputError: a model is neither known, embedded nor there; data are bad; a document is longer
-        than the model takes.
+      InputError: a model is unknown, the data are invalid, the documents are longer than the
+        model's positions or too few for a batch.
     """
-    made_up = documents is not None or tokens is not None
-    if not made_up and all(_is_here(role.model) for role in settings.roles.values()):
+    synthetic = documents is not None or tokens is not None
+    if not synthetic and all(_is_local(role.model) for role in settings.roles.values()):
         try:
             return resolve(settings)
         except errors.InputError as error:
             raise errors.InputError(
-                f"{error}; w2s compile needs no data with --documents=N --tokens=L"
+                f"{error}; with --documents=N --tokens=L, w2s compile needs no data"
             ) from error
     tokens = tokens or settings.task.max_length or TOKENS
     documents = documents or settings.task.train_docs or DOCUMENTS
@@ -65,24 +67,24 @@ def find_inputs(settings: Settings, documents: int | None, tokens: int | None) -
         with_defaults(settings.roles[name], data.model) for name, data in roles.items()
     )
     settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
-    note = f"documents made up: {documents:,} of {tokens} tokens each; all tokens of a vocabulary"
+    note = f"{_SYNTHETIC}{documents:,} of {tokens} tokens each; trains the whole vocabulary"
     return Resolved(settings, roles, (note,))
 
 
-def is_made_up(resolved: Resolved) -> bool:
-    """Whether the documents are."""
-    return resolved.notes[0].startswith("documents made up")
+def is_synthetic(resolved: Resolved) -> bool:
+    """Return whether the documents are synthetic."""
+    return resolved.notes[0].startswith(_SYNTHETIC)
 
 
-def _is_here(model: str) -> bool:
+def _is_local(model: str) -> bool:
     return model in EMBEDDED_MODELS or Path(model).expanduser().is_dir()
 
 
 def _source(role: str, model: str) -> ModelSource | None:
-    """What is known of a model; None for an embedded one."""
+    """Return a model's source; None for an embedded model."""
     if model in EMBEDDED_MODELS:
         return None
-    if _is_here(model):
+    if _is_local(model):
         from w2s_jax.models import sources
 
         return sources.find(model)
@@ -92,8 +94,8 @@ def _source(role: str, model: str) -> ModelSource | None:
         match = errors.nearest(model.rpartition("/")[2], every)
         hint = f" (did you mean {match!r}?)" if match else ""
         raise errors.InputError(
-            f"{role}.model: {model!r}{hint}; allowed in w2s compile: a folder, or a name that "
-            "w2s models lists"
+            f"{role}.model: unknown model {model!r}{hint}; use a folder or a name that w2s models "
+            "lists"
         )
     digest = hashlib.sha256(known.name.encode()).hexdigest()
     name = known.name.rpartition("/")[2]
@@ -118,8 +120,8 @@ def _role_input(
         model = dataclasses.replace(model, read_out=own.read_out)
     if model.positions == "learned" and tokens > model.max_positions:
         raise errors.InputError(
-            f"--tokens: {tokens}; allowed with {model.name}: at most its {model.max_positions} "
-            "positions"
+            f"--tokens: {tokens}; allowed: at most {model.max_positions}, the positions of "
+            f"{model.name}"
         )
     sizes = {
         f"slice{number}": documents // settings.num_slices
@@ -129,34 +131,32 @@ def _role_input(
     sizes["validation"] = VALIDATION_DOCUMENTS if validation is None else validation
     sizes["test"] = settings.task.test_docs or TEST_DOCUMENTS
     splits = {
-        name: made_up_documents(model, count, tokens, task.num_texts)
+        name: synthetic_documents(model, count, tokens, task.num_texts)
         for name, count in sizes.items()
         if count
     }
     if own.pretrain.source is not None:
-        splits["pretrain"] = made_up_documents(model, CHUNKS, own.pretrain.chunk_length)
+        splits["pretrain"] = synthetic_documents(model, CHUNKS, own.pretrain.chunk_length)
     for name, part in splits.items():
-        settings_of = own.pretrain if name == "pretrain" else own.train
-        if name.startswith(("slice", "pretrain")) and len(part) < settings_of.batch_size:
+        train = own.pretrain if name == "pretrain" else own.train
+        if name.startswith(("slice", "pretrain")) and len(part) < train.batch_size:
             raise errors.InputError(
-                f"--documents: {documents}, {len(part)} of them in {name}; allowed: enough for a "
-                f"batch of {settings_of.batch_size} in each"
+                f"--documents: {documents} leaves {len(part)} for {name}; each slice needs at "
+                f"least one batch ({train.batch_size})"
             )
-    # What the digests are of does not matter, only that splits differ.
+    # Digests need only differ between splits.
     digests = {name: f"{name}:{len(part)}:{tokens}" for name, part in splits.items()}
     head_init = "zeros" if model.bidirectional else settings.protocol.head_init
     label_tokens = () if model.bidirectional else (0, 1)
-    return RoleInput(
-        model, source, None, label_tokens, head_init, (), (), splits, {}, digests
-    )  # fmt: skip
+    return RoleInput(model, source, None, label_tokens, head_init, (), (), splits, {}, digests)
 
 
-def made_up_documents(
+def synthetic_documents(
     model: ModelConfig, count: int, tokens: int, num_texts: int = 1
 ) -> TokenizedDocuments:
-    """`count` documents of `num_texts` texts of so many tokens, half of them with label 1.
+    """Return `count` documents of `num_texts` texts with `tokens` tokens each.
 
-    The tokens run through the whole vocabulary.
+    Every other document has label 1. The tokens cycle through the vocabulary.
     """
     total = count * num_texts * tokens
     return TokenizedDocuments(

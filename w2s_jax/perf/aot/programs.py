@@ -24,7 +24,7 @@ from w2s_jax.models import adapting, budget
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf import workloads
-from w2s_jax.perf.aot.inputs import is_made_up
+from w2s_jax.perf.aot.inputs import is_synthetic
 from w2s_jax.phases.inputs import num_microbatches, step_spec
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
@@ -291,7 +291,7 @@ def _batches(
         assert targets_NC is not None
         return [_abstract(feature_arrays(order_SB, targets_NC), whole)], documents, None
     vocabulary = None
-    if phase.loss is not None and not is_made_up(resolved):
+    if phase.loss is not None and not is_synthetic(resolved):
         vocabulary = occurring(documents, phase.model, train)
     packed = packing.pack(
         documents if vocabulary is None else vocabulary.documents(documents),

@@ -1,9 +1,9 @@
-"""What `w2s compile` prints of a program."""
+"""The report of `w2s compile` on one program."""
 
 from collections.abc import Mapping
 
 from w2s_jax.perf.aot import costs
-from w2s_jax.perf.aot.costs import Compiled
+from w2s_jax.perf.aot.costs import CompiledProgram
 from w2s_jax.perf.aot.programs import Program
 from w2s_jax.profiling import devices
 
@@ -12,48 +12,47 @@ GIB = 2**30
 
 def lines(
     program: Program,
-    compiled: Compiled,
+    compiled: CompiledProgram,
     seconds: float,
     *,
     needed: int,
     device_kind: str,
     shape: tuple[int, int, int],
 ) -> list[str]:
-    """A few lines on a program.
+    """Return the lines of a program's report.
 
     Args:
-      program, compiled: what it is, and what the compiler says.
-      seconds: that compiling took.
-      needed: bytes on a chip with what lies beside it.
-      device_kind: of the chips.
-      shape: of the mesh.
+      program, compiled: the program, and the compiler's report on it.
+      seconds: compile time.
+      needed: bytes per chip while it runs, including arrays that are not its arguments.
+      device_kind: kind of the chips.
+      shape: shape of the mesh.
     """
     micro, rows, length = program.shape
-    what = f"{micro} x {rows} rows of {length} slots"
-    chips = "each chip by itself" if program.chips == 1 else f"{program.chips} chips"
-    found = [f"{program.title}: {what}, {chips}, compiled in {seconds:.0f} s"]
+    batch = f"{micro} x {rows} rows of {length} slots"
+    chips = "each chip separately" if program.chips == 1 else f"{program.chips} chips"
+    found = [f"{program.title}: {batch}, {chips}, compiled in {seconds:.0f} s"]
     parts = dict(program.parts)
-    if compiled.refused:
-        found.append(f"  GiB a chip: {_sizes(parts)}; needs {compiled.peak / GIB:.2f} in all")
-        found.append(f"  the compiler: {compiled.refused}")
+    if compiled.rejection:
+        found.append(f"  GiB per chip: {_sizes(parts)}; needs {compiled.peak / GIB:.2f} in total")
+        found.append(f"  compiler message: {compiled.rejection}")
     else:
         parts |= {"activations and temporaries": compiled.temporaries, "code": compiled.code}
-        found.append(f"  GiB a chip: {_sizes(parts)}; peak {compiled.peak / GIB:.2f}")
+        found.append(f"  GiB per chip: {_sizes(parts)}; peak {compiled.peak / GIB:.2f}")
     if needed > compiled.peak:
-        beside = ", ".join(program.beside) or "nothing"
-        why = f" ({beside}{', evaluation in between' if program.evaluates else ''})"
-        found.append(f"  with what lies beside it: {needed / GIB:.2f}{why}")
+        others = [*program.beside, *(["evaluation during training"] if program.evaluates else [])]
+        found.append(f"  with other data in memory: {needed / GIB:.2f} ({', '.join(others)})")
     formula = sum(costs.estimate(program, shape).values()) - sum(program.beside.values())
-    off = "" if compiled.refused else f", {formula / compiled.peak - 1:+.0%}"
-    found.append(f"  by formula: {formula / GIB:.2f}{off}")
-    if compiled.refused:
+    error = "" if compiled.rejection else f" ({formula / compiled.peak - 1:+.0%})"
+    found.append(f"  memory formula: {formula / GIB:.2f}{error}")
+    if compiled.rejection:
         return found
     found.append(f"  collectives: {_collectives(compiled)}")
     peak = devices.peak_flops(device_kind, program.train.compute_dtype)
     bandwidth = devices.bandwidth(device_kind)
     if peak is None or bandwidth is None:
         return found
-    least = costs.bound(program, compiled.collectives, peak, bandwidth, shape[2])
+    least = costs.time_bound(program, compiled.collectives, peak, bandwidth, shape[2])
     found.append(
         f"  {program.flops / 1e12:.3g} model TFLOP; at least {1e3 * least.seconds:.3g} ms, bound "
         f"by {least.by} (compute {1e3 * least.compute:.3g}, memory {1e3 * least.memory:.3g}, "
@@ -66,7 +65,7 @@ def _sizes(parts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
 
 
-def _collectives(compiled: Compiled) -> str:
+def _collectives(compiled: CompiledProgram) -> str:
     each = [
         f"{part.count} {kind} ({part.result_bytes / 2**20:,.1f} MiB)"
         for kind, part in compiled.collectives.items()

@@ -1,7 +1,7 @@
-"""What to try when something does not fit, and in what order. Pure; no JAX.
+"""Which settings to try, and in what order, when a run does not fit. No JAX.
 
-Least costly first: recomputing activations, smaller microbatches, splitting parameters over more
-chips, splitting layers.
+The cheapest come first: recomputing activations, smaller microbatches, splitting parameters over
+more chips, splitting layers.
 """
 
 import dataclasses
@@ -11,17 +11,17 @@ from typing import Any
 
 from w2s_jax.config import MeshSettings, Settings, TrainSettings
 
-#: Policies from the one that keeps most to the one that keeps least.
+#: Remat policies, from the one that keeps most activations to the one that keeps fewest.
 REMATS = ("none", "dots", "block")
 
 
 @dataclass(frozen=True)
-class Change:
-    """Another way to train the model of a role, with the same result.
+class MemoryOptions:
+    """Settings that change the memory of training a role's model, but not its result.
 
     Attributes:
-      remat, microbatch_size: of `<role>.train`.
-      fsdp, tensor: of the mesh.
+      remat, microbatch_size: fields of `<role>.train`.
+      fsdp, tensor: sizes of mesh axes.
     """
 
     remat: str
@@ -29,8 +29,8 @@ class Change:
     fsdp: int
     tensor: int
 
-    def overrides(self, section: str, old: "Change") -> list[str]:
-        """The overrides that lead there from `old`; `section` is 'strong.train' or the like."""
+    def overrides(self, section: str, old: "MemoryOptions") -> list[str]:
+        """Return the overrides that change `old` to these; `section` is e.g. 'strong.train'."""
         names = {
             "remat": f"{section}.remat",
             "microbatch_size": f"{section}.microbatch_size",
@@ -44,29 +44,29 @@ class Change:
         ]
 
 
-def start(train: TrainSettings, mesh: tuple[int, int, int]) -> Change:
-    """How it is trained now; `mesh` is its (data, fsdp, tensor) shape."""
-    return Change(train.remat, train.microbatch_size or train.batch_size, mesh[1], mesh[2])
+def current_options(train: TrainSettings, mesh: tuple[int, int, int]) -> MemoryOptions:
+    """Return the options in use; `mesh` is the shape (data, fsdp, tensor)."""
+    return MemoryOptions(train.remat, train.microbatch_size or train.batch_size, mesh[1], mesh[2])
 
 
-def candidates(now: Change, chips: int, heads: int) -> Iterator[Change]:
-    """What else to try, each with more of the means that came before it.
+def candidates(current: MemoryOptions, chips: int, heads: int) -> Iterator[MemoryOptions]:
+    """Yield options to try, each a change of the previous one.
 
-    First the policies that keep less; with the least of them, half the microbatch again and again,
-    down to as many documents as there are row shards (fewer leave chips idle); then parameters
-    split over twice as many chips; at last layers split over 2, 4, ... chips that divide the heads,
-    which leaves fewer row shards.
+    First remat policies that keep less; then, with the last of them, microbatches halved down to
+    one document per row shard (fewer would leave chips idle); then parameters split over twice as
+    many chips, repeatedly; last, layers split over 2, 4, ... chips as long as that divides the
+    heads, which leaves fewer row shards.
 
     Args:
-      now: see `start`.
-      chips: of the slice.
+      current: see `current_options`.
+      chips: chips of the slice.
       heads: key/value heads of the model.
     """
-    last = now
-    for remat in REMATS[REMATS.index(now.remat) + 1 :]:
+    last = current
+    for remat in REMATS[REMATS.index(current.remat) + 1 :]:
         last = dataclasses.replace(last, remat=remat)
         yield last
-    while last.microbatch_size % 2 == 0 and last.microbatch_size // 2 >= chips // now.tensor:
+    while last.microbatch_size % 2 == 0 and last.microbatch_size // 2 >= chips // current.tensor:
         last = dataclasses.replace(last, microbatch_size=last.microbatch_size // 2)
         yield last
     while last.fsdp * 2 * last.tensor <= chips:
@@ -79,19 +79,19 @@ def candidates(now: Change, chips: int, heads: int) -> Iterator[Change]:
         yield last
 
 
-def changed(settings: Settings, section: str, change: Change) -> Settings:
-    """The settings with the change; `section` is 'strong.train', 'weak.pretrain' or the like.
+def apply_options(settings: Settings, section: str, options: MemoryOptions) -> Settings:
+    """Return the settings with other options; `section` is e.g. 'strong.train'.
 
-    Models between the weak and the strong one are trained as the strong one.
+    A change of the strong model also applies to the models between the weak and the strong one.
     """
     role, part = section.split(".")
     own = settings.roles[role]
     train = dataclasses.replace(
-        getattr(own, part), remat=change.remat, microbatch_size=change.microbatch_size
+        getattr(own, part), remat=options.remat, microbatch_size=options.microbatch_size
     )
     new = dataclasses.replace(own, **{part: train})
     mesh = MeshSettings(
-        data=-1, fsdp=change.fsdp, tensor=change.tensor, population=settings.mesh.population
+        data=-1, fsdp=options.fsdp, tensor=options.tensor, population=settings.mesh.population
     )
     changes: dict[str, Any] = {"mesh": mesh, role: new}
     if role == "strong":
@@ -101,18 +101,17 @@ def changed(settings: Settings, section: str, change: Change) -> Settings:
 
 
 def verdict(fits: bool, needed: float, memory: float, advice: Sequence[str] = ()) -> str:
-    """The last line: whether it fits, and what to do if not.
+    """Return the last line of output: whether the run fits, and what to change if it does not.
 
     Args:
-      fits: whether it does.
-      needed, memory: bytes of a chip.
-      advice: overrides under which it would.
+      fits: whether it fits.
+      needed, memory: bytes per chip.
+      advice: overrides with which it would fit.
     """
-    gib = 2**30
+    sizes = f"{needed / 2**30:.2f} GiB of {memory / 2**30:.2f} GiB a chip"
     if fits:
-        share = f"{needed / memory:.0%} of its memory"
-        return f"fits: {needed / gib:.2f} GiB of {memory / gib:.2f} GiB a chip ({share})"
-    line = f"does not fit: needs {needed / gib:.2f} GiB of {memory / gib:.2f} GiB a chip"
+        return f"fits: {sizes} ({needed / memory:.0%} of its memory)"
+    line = f"does not fit: needs {sizes}; according to the memory formula"
     if advice:
-        return f"{line}; by the memory formula it would with {' '.join(advice)}"
-    return f"{line}; by the memory formula nothing here would: more chips, LoRA or a smaller model"
+        return f"{line}, it would with {' '.join(advice)}"
+    return f"{line}, no such settings would: use more chips, LoRA or a smaller model"

@@ -1,10 +1,10 @@
-"""What of a ladder fits on which slice, as a table of Markdown.
+"""Which models of a ladder fit on which slices, as a Markdown table.
 
     python -m w2s_jax.perf.aot.tables configs/ladders/gpt2.py gpt2 gpt2-medium gpt2-large gpt2-xl
 
-A row a model, which is its own supervisor, so that there is one train step and one label pass; a
-column a slice. The first, the middle and the last model are compiled, the others go by formula.
-Bold: GiB of a chip by the compiler, and in brackets by formula; ~: by formula alone.
+Rows are models, each its own supervisor, so that there is one train step and one label pass.
+Columns are slices. The first, middle and last models are compiled; the others use the memory
+formula. Bold: GiB per chip by the compiler, with the formula in brackets; ~: by formula alone.
 """
 
 import argparse
@@ -13,14 +13,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from w2s_jax.core import errors
 from w2s_jax.perf.aot import topology
 
-#: The columns.
+#: Default columns.
 SLICES = ("v5e-16", "v5e-256", "v5p-128", "v6e-16", "v6e-256")
-#: Tokens of a made-up document.
+#: Length of synthetic documents.
 TOKENS = 256
 GIB = 2**30
 
@@ -30,10 +31,10 @@ class Cell:
     """A model on a slice.
 
     Attributes:
-      overrides: the first found under which it fits, after those of the recipe; None: none was.
+      overrides: the first overrides of the recipe with which it fits; None: there are none.
       shape: (data, fsdp, tensor) of the mesh.
-      formula: bytes of a chip by formula.
-      compiled: by the compiler; 0: not compiled.
+      formula: bytes per chip by formula.
+      compiled: bytes per chip by the compiler; 0: not compiled.
     """
 
     overrides: tuple[str, ...] | None
@@ -54,33 +55,38 @@ class Cell:
 
 
 def cell(recipe: str, model: str, slice_: str, *, compiles: bool) -> Cell:
-    """The first way in the order of `search.candidates` in which a model fits on a slice.
+    """Find the first settings, in the order of `search.candidates`, that fit on a slice.
 
-    What does not fit by formula is not compiled.
+    Settings that do not fit by formula are not compiled.
+
+    Args:
+      recipe: a file of configs/ladders.
+      model: the weak and the strong model.
+      slice_: name of the slice.
+      compiles: whether to compile, instead of relying on the formula.
 
     Raises:
-      InputError: there is no such recipe, model or slice.
+      InputError: the recipe, the model or the slice is unknown.
     """
     from w2s_jax.config.recipes import load_config
     from w2s_jax.config.validation import validate
     from w2s_jax.perf.aot import inputs
-    from w2s_jax.perf.aot.main import Session
+    from w2s_jax.perf.aot.main import SliceCompiler
 
     found = topology.find(slice_)
     settings = validate(load_config(f"{recipe}:{model},{model}", ()))
-    resolved = inputs.find_inputs(settings, None, TOKENS)
-    session = Session(found)
-    start = session.state(resolved)
+    compiler = SliceCompiler(found)
+    start = compiler.programs(inputs.find_inputs(settings, None, TOKENS))
     trained = next(program for program in start.programs if program.trains)
-    for overrides, state in (([], start), *session.ways(trained, start)):
-        formula = max(session.formula(program, state) for program in state.programs)
+    for overrides, run in chain([([], start)], compiler.alternatives(trained, start)):
+        formula = max(compiler.formula(program, run) for program in run.programs)
         if formula > found.memory:
             continue
         if not compiles:
-            return Cell(tuple(overrides), state.shape, formula)
-        if all(session.fits(program, state) for program in state.programs):
-            needed = max(session.needed(program, state) for program in state.programs)
-            return Cell(tuple(overrides), state.shape, formula, needed)
+            return Cell(tuple(overrides), run.shape, formula)
+        if all(compiler.fits(program, run) for program in run.programs):
+            needed = max(compiler.needed(program, run) for program in run.programs)
+            return Cell(tuple(overrides), run.shape, formula, needed)
     return Cell(None)
 
 
@@ -92,14 +98,14 @@ def table(
     *,
     compiles: bool = True,
 ) -> list[str]:
-    """Lines of Markdown.
+    """Return the lines of the Markdown table.
 
     Args:
-      recipe: of configs/ladders; it takes ':WEAK,STRONG'.
-      models: small ones first.
-      slices: the columns.
-      cache: a file of JSON with cells that are known; new ones are added at once.
-      compiles: else all cells that are not known go by formula, and are not added.
+      recipe: a file of configs/ladders, which accepts ':WEAK,STRONG'.
+      models: names, from small to large.
+      slices: names of the columns.
+      cache: a JSON file of known cells, updated after each new one.
+      compiles: whether to compile; otherwise unknown cells use the formula and are not cached.
     """
     known = json.loads(cache.read_text()) if cache is not None and cache.exists() else {}
     compiled = {models[0], models[len(models) // 2], models[-1]} if compiles else set()
@@ -119,13 +125,13 @@ def table(
 
 
 def main() -> int:
-    """Prints the table that the command line asks for."""
+    """Print the table requested on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("recipe", help="of configs/ladders")
-    parser.add_argument("models", nargs="+", help="small ones first")
-    parser.add_argument("--slices", default=",".join(SLICES), help="the columns")
-    parser.add_argument("--formula", action="store_true", help="compile nothing more")
-    parser.add_argument("--cache", type=Path, help="keep cells in this file of JSON")
+    parser.add_argument("recipe", help="a file of configs/ladders")
+    parser.add_argument("models", nargs="+", help="names, from small to large")
+    parser.add_argument("--slices", default=",".join(SLICES), help="comma-separated columns")
+    parser.add_argument("--formula", action="store_true", help="use the memory formula only")
+    parser.add_argument("--cache", type=Path, help="keep cells in this JSON file")
     options = parser.parse_args()
     topology.check_compiler()
     slices = options.slices.split(",")
@@ -137,7 +143,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # JAX reads these when it starts, which is in `cell`.
+    # JAX reads these variables when `cell` first imports it.
     os.environ |= topology.environment()
     try:
         sys.exit(main())
