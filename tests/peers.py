@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from flax import traverse_util
 
 from w2s_jax.models import families
 from w2s_jax.models.config import ModelConfig
@@ -29,7 +30,38 @@ def load(folder: Path) -> tuple[ModelConfig, dict]:
     family = families.family_of(raw, str(folder / "config.json"))
     config = family.to_config(raw)
     tensors = read_safetensors(folder / "model.safetensors")
-    return config, families.assemble(family, config, tensors)
+    return config, assemble(family, config, tensors)
+
+
+def assemble(family: families.Family, config: ModelConfig, tensors: dict) -> dict:
+    """Return parameters made of tensors in memory: what importing does piece by piece."""
+    names = families.file_names(family, config, tensors.keys())
+
+    def read(view: families.TensorView, **layer: int) -> np.ndarray:
+        return view.take(tensors[names[view.name.format(**layer)]])
+
+    params = {
+        path: np.stack([read(view, layer=i) for i in range(config.num_layers)])
+        if "{layer}" in view.name
+        else np.array(read(view))
+        for path, view in family.views(config).items()
+    }
+    return traverse_util.unflatten_dict(params, sep=".")
+
+
+def disassemble(family: families.Family, config: ModelConfig, params: dict) -> dict:
+    """Return the checkpoint tensors of parameters in memory: the exact inverse of `assemble`."""
+    flat = traverse_util.flatten_dict(params, sep=".")
+    tensors: dict[str, np.ndarray] = {}
+    for path, view in family.views(config).items():
+        value = np.asarray(flat[path])
+        layers = enumerate(value) if "{layer}" in view.name else [(0, value)]
+        for i, layer in layers:
+            tensor = tensors.setdefault(
+                view.name.format(layer=i), np.empty(view.stored, value.dtype)
+            )
+            view.put(layer, tensor)
+    return tensors
 
 
 def golden_folders(golden: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Budgets by formula, against traced programs, compiled programs and real parameters."""
+"""Cost formulas against traced programs, compiled programs and real parameters."""
 
 import dataclasses
 import functools
@@ -68,7 +68,7 @@ def forward(config, params, logits=False):
 
 
 def split(config, length, **options):
-    """(of matrices, of attention): two lengths tell them apart, as only attention depends on it."""
+    """(of matrices, of attention), from two lengths, as only attention depends on the length."""
     near, far = (budget.flops_per_token(config, n, **options) for n in (length, 3 * length))
     attention = (far - near) / (2 * length) * (length + 1)
     return near - attention, attention
@@ -97,7 +97,7 @@ def test_training_flops_are_those_of_the_traced_gradient(config):
     full = jax.grad(lambda p: forward(config, p))
     assert ratios(full, params) == pytest.approx((3, 3))
     assert budget.train_flops_per_token(config, LENGTH) == pytest.approx(3 * sum(ours))
-    # Frozen matrices: gradients go through them to what lies below.
+    # Gradients pass through frozen matrices to the layers below.
     through = jax.grad(lambda e, p: forward(config, {**p, "embedding": e}))
     assert ratios(through, params["embedding"], params) == pytest.approx((2, 3))
     lora = budget.train_flops_per_token(config, LENGTH, "lora", lora_rank=2)
@@ -181,7 +181,7 @@ def test_trainable_parameters_are_those_of_the_training_state(config, adapt, log
     assert memory(config, adapt=adapt, trainable=found)["parameters"] == 4 * stored
 
 
-def test_what_is_not_known_is_refused():
+def test_unknown_options_are_refused():
     config = tiny_model()
     with pytest.raises(errors.InputError, match=r"adapt: .*'fulll' .did you mean 'full'"):
         budget.trainable_parameters(config, "fulll")
@@ -225,7 +225,7 @@ def test_parameters_gradients_and_moments_are_exact(config, optimizer, dtype):
     assert averaged["total"] - found["total"] == found["gradients"]
 
 
-def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():
+def test_frozen_parameters_have_no_gradients_and_lower_layers_keep_nothing():
     config = tiny_model(num_layers=8)
     size = config.num_parameters()
     adapts = ("full", "last_layers", "lora", "probe")
@@ -242,7 +242,7 @@ def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():
     half = memory(config, adapt="lora", trainable=trained["lora"], param_dtype="bfloat16")
     assert half["parameters"] == 2 * size + 4 * trained["lora"], "adapters stay float32"
     assert half["gradients"] == 4 * trained["lora"]
-    # One layer, what it sends back, and its input (24 tokens of width 16), against one layer.
+    # One layer, its cotangents and its input (24 tokens of width 16), against one layer.
     one = memory(dataclasses.replace(config, num_layers=1))["activations"]
     assert one == 2 * found["probe"]["activations"] + 24 * 4 * 16
     last = memory(config, adapt="last_layers", trainable=1, last_layers=99)
@@ -261,7 +261,7 @@ def test_what_is_not_trained_has_no_gradients_and_lower_layers_keep_nothing():
 def test_activations_are_within_a_factor_of_two_of_the_compiled_step(
     name, remat, layers, dtype, logits
 ):
-    """Of XLA's temporary buffers, which hold gradients too; layers are scanned from 13 on."""
+    """XLA's temporary buffers, which include gradients; 13 layers and more are scanned."""
     rows, length = 4, 64
     config = ModelConfig(
         **MODELS[name].to_dict()

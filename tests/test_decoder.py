@@ -1,4 +1,4 @@
-"""The decoder's invariances (outputs: test_families, gradients: test_golden_gpt2)."""
+"""Invariances of the decoder (for outputs see test_families, for gradients test_golden_gpt2)."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ SMALL = [
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(config, params, tokens, segments=None):
-    """`models.forward`, compiled: dispatching operation by operation is slow."""
+    """Call `models.forward` compiled, as dispatching single operations is slow."""
     return models.forward(config, params, tokens, segments)
 
 
@@ -31,7 +31,7 @@ def one_device():
 
 
 def assert_close(ours, theirs):
-    """To 1e-6 of each array's largest entry, and a few roundings."""
+    """Compare to 1e-6 of each array's largest entry, and a few roundings."""
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * (1 + np.abs(b).max())),
         ours,
@@ -59,7 +59,7 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(config):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_remat_keeps_all_or_projections_or_nothing_of_a_block(scan):
-    """Bytes that the backward pass gets from the forward pass, parameters and inputs apart."""
+    """Bytes kept from the forward for the backward pass, without parameters and inputs."""
     config = dataclasses.replace(SMALL[1], lora_rank=2, lora_alpha=1.0, lora_targets=("mlp.up",))
     params = network.abstract_params(config, one_device())
     rows, length, layers = 3, 64, config.num_layers
@@ -90,14 +90,14 @@ def test_an_unknown_remat_is_refused():
 
 @pytest.fixture(scope="module")
 def gemma(golden):
-    """Three layers with reaches of their own."""
+    """Three layers with different reaches."""
     config, params = peers.load(golden / "models" / "gemma3")
     assert config.local_layers and config.num_layers == 3
     return config, jax.tree.map(jnp.asarray, params)
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_a_tail_apart_changes_neither_values_nor_gradients(gemma, scan):
+def test_a_separate_tail_changes_neither_values_nor_gradients(gemma, scan):
     config, params = gemma
 
     def value(params):
@@ -116,7 +116,7 @@ def test_a_tail_apart_changes_neither_values_nor_gradients(gemma, scan):
     jax.tree.map(np.testing.assert_array_equal, network.join_tail(all_apart), params)
 
 
-def test_a_tail_apart_lies_where_its_layers_lay():
+def test_a_separate_tail_keeps_the_sharding_of_its_layers():
     config = embedded_model("gpt-d32", vocab_size=32, max_positions=40)
     mesh = sharding.mesh_of((2, 2, 2))
     params = network.init_params(config, 3, mesh)
@@ -126,7 +126,7 @@ def test_a_tail_apart_lies_where_its_layers_lay():
         lambda a: (a.shape, a.sharding), abstract
     )
     for k in (0, 3):
-        with pytest.raises(errors.InputError, match=f"last layers: {k}; allowed: 1 to the 2"):
+        with pytest.raises(errors.InputError, match=f"last_layers: {k}; allowed for .*: 1 to 2"):
             network.split_tail(config, params, k)
 
 
@@ -164,7 +164,7 @@ def test_training_the_tail_runs_no_backward_pass_below_it(scan, remat):
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
-def test_a_token_sees_its_own_past_and_nothing_else(config):
+def test_a_token_attends_to_its_past_and_nothing_else(config):
     params = network.init_params(config, 0, one_device())
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 29, (1, 20))
@@ -181,7 +181,7 @@ def test_a_token_sees_its_own_past_and_nothing_else(config):
 
 
 @pytest.mark.parametrize("name", sorted(EMBEDDED_MODELS))
-def test_the_parameter_formula_counts_what_is_made(name):
+def test_the_parameter_formula_counts_all_parameters(name):
     config = embedded_model(name, vocab_size=29, max_positions=40)
     abstract = network.abstract_params(config, one_device())
     assert sum(x.size for x in jax.tree.leaves(abstract)) == config.num_parameters()
@@ -195,7 +195,7 @@ def test_initialisation_is_sharded_and_the_same_bits_on_any_mesh():
     kernel = spread["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 64)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone), jax.device_get(spread))
-    # init_std is 1 / sqrt(32); what leads back into the residual stream has it over sqrt(4).
+    # init_std is 1 / sqrt(32), divided by sqrt(4) for projections into the residual stream.
     assert np.std(alone["blocks"]["mlp"]["up"]["kernel"]) == pytest.approx(0.1768, rel=0.05)
     assert np.std(alone["blocks"]["mlp"]["down"]["kernel"]) == pytest.approx(0.0884, rel=0.05)
 
@@ -207,7 +207,7 @@ def test_bfloat16_compute_stays_near_float32():
     exact = forward(config, params, tokens)
     half = jax.jit(lambda p: models.forward(config, p, tokens, compute_dtype=jnp.bfloat16))(params)
     assert half.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
-    # The final norm makes entries of order 1; bfloat16 keeps 8 bits.
+    # The final norm gives entries of order 1; bfloat16 has 8 bits.
     np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=0.06)
 
 
@@ -221,7 +221,7 @@ def test_the_paper_head_is_two_columns_of_the_unembedding(golden):
     assert not np.any(heads.init_class_head("zeros", tied, params, (5, 9), one_device())["kernel"])
 
 
-def test_a_model_config_refuses_what_it_cannot_be():
+def test_invalid_model_configs_are_refused():
     good = SMALL[0].to_dict()
     for field, value, hint in (
         ("norm", "layer_norm", "layernorm"),

@@ -1,4 +1,4 @@
-"""Encoders against PyTorch's golden numbers; read-outs; their files there and back."""
+"""Encoders against golden outputs of PyTorch; read-outs; round trips of their files."""
 
 import dataclasses
 import functools
@@ -68,7 +68,7 @@ def run(config, params, tokens, segments, read_outs, scan):
 
 
 def packed(tokens, lengths, width=64):
-    """Two documents a row: tokens, segments, and where each document begins, flat."""
+    """Pack two documents per row: tokens, segments, and the flat index of each document's start."""
     count = len(lengths)
     rows, segments = np.zeros((2, count // 2, width), np.int32)
     starts = []
@@ -82,7 +82,7 @@ def packed(tokens, lengths, width=64):
 
 @parametrize()
 def test_outputs_match_pytorch_padded_packed_and_alone(model):
-    """Unrolled in the first case, scanned in the others."""
+    """The first case is unrolled, the others are scanned."""
     config, params, head, inputs, outputs = model
     config = dataclasses.replace(config, read_out="pooler")
     tokens, lengths = inputs["input_ids"], inputs["lengths"]
@@ -145,7 +145,7 @@ def test_bfloat16_stays_within_three_percent(model):
 @pytest.mark.parametrize("read_out", READ_OUTS)
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_read_outs_are_the_plain_formulas_in_packed_rows(read_out, bidirectional):
-    """Pairs of texts; the last document is a fill that points into padding."""
+    """Pairs of texts; the last document is empty and points into padding."""
     if read_out == "pooler" and not bidirectional:
         return
     own = {} if bidirectional else dict(token_types=0, pooler=False)
@@ -201,7 +201,7 @@ def test_the_gradient_of_a_read_out_stays_in_its_text(read_out):
         np.testing.assert_allclose(gradient[np.array(slots)], 1 / len(slots), rtol=1e-6)
 
 
-def test_a_token_sees_its_whole_text_and_nothing_else():
+def test_a_token_attends_to_its_whole_text_and_nothing_else():
     params = network.init_params(SMALL, 0, one())
     tokens = np.random.default_rng(0).integers(0, 32, (1, 20))
     segments = np.repeat([1, 2, 0], [8, 9, 3])[None]
@@ -279,7 +279,7 @@ def test_fresh_parameters_are_counted_and_the_same_bits_on_any_mesh():
         assert ("token_type_embedding" in abstract) == (config.token_types > 0)
 
 
-def test_what_an_encoder_cannot_be_or_do_is_refused():
+def test_unsupported_encoders_are_refused():
     params = network.init_params(SMALL, 0, one())
     hidden = jnp.zeros((1, 4, 16))
     for call, arguments in (
@@ -287,7 +287,7 @@ def test_what_an_encoder_cannot_be_or_do_is_refused():
         (heads.language_model_logits, (SMALL, params, hidden)),
         (heads.init_class_head, ("unembedding", SMALL, params, (3, 4), one())),
     ):
-        assert "small: an encoder, which has no unembedding; allowed" in error(call, *arguments)
+        assert "small: is an encoder, which has no unembedding" in error(call, *arguments)
     assert heads.init_class_head("zeros", SMALL, params, (3, 4), one())["kernel"].shape == (16, 2)
     decoder = dict(bidirectional=False, token_types=0, pooler=False, read_out="last")
     for changes, words in (
@@ -296,7 +296,10 @@ def test_what_an_encoder_cannot_be_or_do_is_refused():
         (dict(post_norms=True), "model.post_norms: True; allowed in an encoder: False"),
         (decoder | dict(pooler=True), "model.pooler: True; allowed in a decoder: False"),
         (decoder | dict(token_types=1), "model.token_types: 1; allowed in a decoder: 0"),
-        (dict(pooler=False), "model.read_out: 'pooler'; small has no pooler; allowed: last, first"),
+        (
+            dict(pooler=False),
+            "model.read_out: 'pooler', but small has no pooler; allowed: last, first",
+        ),
         (
             dict(read_out="pooled"),
             "unknown value 'pooled' (did you mean 'pooler'?)",
@@ -320,7 +323,7 @@ def test_class_logits_add_the_bias_if_there_is_one():
 
 
 def _files(folder, change, **config):
-    """Changes a folder's tensors, and fields of its config.json."""
+    """Change a folder's tensors, and fields of its config.json."""
     tensors = change(tensors_of(folder))
     save_file(tensors, folder / files.SINGLE, metadata={"format": "pt"})
     record = json.loads((folder / "config.json").read_text()) | config
@@ -379,7 +382,7 @@ def test_the_pooling_of_sentence_transformers_is_the_read_out(tmp_path, caplog):
     assert read_out({"pooling_mode_max_tokens": True, mean: False}) == "first"
     assert "pooling_mode_max_tokens; read-outs are" in caplog.text
     assert read_out({mean: True, cls: True}) == "first"
-    assert f"{pooling}: list; allowed" in error(read_out, [mean])
+    assert f"{pooling}: expected a JSON object" in error(read_out, [mean])
     pooling.write_text("{")
     assert str(pooling) in error(models.load, tmp_path, one())
 
@@ -399,7 +402,7 @@ def test_a_golden_classifier_comes_back_as_transformers_saved_it(golden, tmp_pat
     }
     assert written["hidden_dropout_prob"] == 0.1
 
-    # Through a converted folder, without the bias, and with a pooler that old files had besides.
+    # Through a converted folder, without the bias, and with the extra pooler of old files.
     convert(str(out), tmp_path / "ours", "orbax")
     config, params = models.load_with_head(tmp_path / "ours", one())
     assert config == found.config
@@ -423,21 +426,21 @@ def test_heads_that_transformers_cannot_express_are_refused(golden, tmp_path):
     head = {"kernel": jnp.zeros((24, 2))}
     export = functools.partial(models.export_huggingface, folder=tmp_path / "out", head=head)
     message = error(export, found.config, found.params)
-    assert "its head reads 'mean', and BertForSequenceClassification reads 'pooler'" in message
+    assert "its head reads 'mean', but BertForSequenceClassification reads 'pooler'" in message
     models.export_huggingface(found.config, found.params, tmp_path / "bare")
     assert_same_bits(tensors_of(tmp_path / "bare"), tensors_of(golden / "models" / "minilm"))
     tiny("llama", tmp_path / "llama")
     config, params = models.load(tmp_path / "llama", one())
     head["bias"] = jnp.zeros(2)
     message = error(export, config, params)
-    assert "its head has a bias, and LlamaForSequenceClassification has none" in message
+    assert "its head has a bias, but LlamaForSequenceClassification has none" in message
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "array", "words"),
     [
-        ("classifier.out_proj.bias", np.zeros(3, np.float32), "shape [3]; allowed"),
+        ("classifier.out_proj.bias", np.zeros(3, np.float32), "shape [3]; expected"),
         ("classifier.out_proj.weight", np.zeros((3, 24), np.float32), "shape [3, 24]; allowed"),
         ("classifier.dense.weight", None, "tensor 'classifier.dense.weight' is missing"),
         ("classifier.out_proj.weight", None, "unexpected"),
@@ -456,7 +459,7 @@ def test_a_classifier_that_does_not_fit_is_refused(golden, tmp_path, name, array
 
 
 @pytest.mark.parametrize("offset", [0, 2])
-def test_encoders_of_no_family_are_exported_in_the_form_of_one(tmp_path, offset):
+def test_encoders_without_a_family_are_exported_as_models_of_one(tmp_path, offset):
     config = dataclasses.replace(SMALL, position_offset=offset)
     params = network.init_params(config, 0, one())
     models.export_huggingface(config, params, tmp_path / "out")

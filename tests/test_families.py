@@ -1,4 +1,4 @@
-"""Every family against PyTorch's golden numbers; its config and its tensors there and back."""
+"""Every family against golden outputs of PyTorch; round trips of configs and tensors."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ def test_every_golden_model_is_tested(golden):
 
 @parametrize()
 def test_outputs_match_pytorch_padded_packed_and_alone(model):
-    """Unrolled in the first case, scanned in the others."""
+    """The first case is unrolled, the others are scanned."""
     folder, _, _, config, params = model
     inputs, outputs = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
     lengths, tokens = inputs["lengths"].tolist(), inputs["input_ids"]
@@ -110,7 +110,7 @@ PYTORCH_BFLOAT16 = {
 
 
 @parametrize()
-def test_bfloat16_errs_like_pytorch(model):
+def test_bfloat16_errors_are_like_those_of_pytorch(model):
     """At most 1.5 times its error, that is 2.7% in the worst family (2.2% and 1.6% were measured).
 
     Parameters and activations are in bfloat16, whose entries are off by up to 0.4%.
@@ -134,13 +134,13 @@ def relative_error(array, truth):
 
 
 @parametrize(NAMES + ENCODERS[:-1])
-def test_configs_survive_the_way_there_and_back(model):
+def test_configs_survive_a_round_trip(model):
     _, raw, family, config, _ = model
     written = json.loads(json.dumps(family.to_hf(config)))
     assert family.to_config(written) == config
     assert families.family_of(written, "config.json") is family
     assert ModelConfig(**json.loads(json.dumps(config.to_dict()))) == config
-    # The released files' keys, where they differ from those of today.
+    # Keys of the released files that differ from those of recent ones.
     assert (written["architectures"], written["model_type"]) == (
         raw["architectures"],
         raw["model_type"],
@@ -148,13 +148,13 @@ def test_configs_survive_the_way_there_and_back(model):
 
 
 @parametrize(NAMES + ENCODERS[:-1])
-def test_tensors_survive_the_way_there_and_back(model):
+def test_tensors_survive_a_round_trip(model):
     folder, _, family, config, params = model
     tensors = peers.read_safetensors(folder / "model.safetensors")
-    assert set(families.disassemble(family, config, params)) == set(tensors)
+    assert set(peers.disassemble(family, config, params)) == set(tensors)
     for dtype in (np.float32, np.float16):
         wanted = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
-        back = families.disassemble(family, config, families.assemble(family, config, wanted))
+        back = peers.disassemble(family, config, peers.assemble(family, config, wanted))
         for name, tensor in wanted.items():
             assert back[name].dtype == dtype and back[name].flags.c_contiguous
             np.testing.assert_array_equal(back[name], tensor)
@@ -203,7 +203,7 @@ def test_gradients_agree_scanned_unrolled_and_rematerialised(model):
 
 @parametrize(["gpt2", "llama", "opt", "gpt_neox"])
 def test_a_file_of_the_bare_backbone_is_read(model):
-    """Without the prefix, with tables that old versions stored, and with a classification head."""
+    """Without the prefix, with tables stored by old versions, and with a class head."""
     folder, _, family, config, params = model
     tensors = {
         name.removeprefix(family.prefixes[0]): tensor
@@ -217,24 +217,8 @@ def test_a_file_of_the_bare_backbone_is_read(model):
         "opt": ("lm_head.weight",),
     }[family.name]:
         tensors[extra] = np.zeros(3)
-    again = families.assemble(family, config, tensors)
+    again = peers.assemble(family, config, tensors)
     jax.tree.map(np.testing.assert_array_equal, again, params)
-
-
-@parametrize(["llama"])
-def test_tensors_that_do_not_fit_are_refused(model):
-    folder, _, family, config, _ = model
-    tensors = peers.read_safetensors(folder / "model.safetensors")
-    name = "model.layers.1.mlp.up_proj.weight"
-
-    def error(changed):
-        return refusals.error(families.assemble, family, config, changed)
-
-    assert f"{name!r} is missing" in error({k: v for k, v in tensors.items() if k != name})
-    wrong = error(tensors | {name: tensors[name].T})
-    assert name in wrong and "(64, 112)" in wrong and "(112, 64)" in wrong
-    unknown = error(tensors | {"model.layers.1.mlp.upp_proj.weight": tensors[name]})
-    assert f"did you mean {name!r}" in unknown
 
 
 REFUSED = [
@@ -254,13 +238,13 @@ REFUSED = [
     ("llama", "rope_parameters", {"rope_theta": 0}, "rope_theta.*positive"),
     ("llama", "head_dim", 15, "head_dim.*even"),
     ("llama", "num_key_value_heads", 3, "divisor"),
-    ("llama", "hidden_size", "64", "positive whole number"),
-    ("llama", "vocab_size", -1, "positive whole number"),
-    ("llama", "rms_norm_eps", "small", "a number"),
+    ("llama", "hidden_size", "64", "positive integer"),
+    ("llama", "vocab_size", -1, "positive integer"),
+    ("llama", "rms_norm_eps", "small", "a non-negative number"),
     ("llama3_rope", "rope_scaling", dict(type="llama3", factor=2, low_freq_factor=4), "low_freq"),
     ("gemma", "use_bidirectional_attention", True, "False"),
     ("gemma2", "layer_types", ["sliding_attention", "chunked", "full_attention"], "layer_types"),
-    ("gemma2", "layer_types", ["full_attention"], "one a layer"),
+    ("gemma2", "layer_types", ["full_attention"], "one per layer"),
     ("gemma2", "query_pre_attn_scalar", 0, "positive"),
     ("gemma3", "attn_logit_softcapping", 50.0, "None"),
     ("gemma3", "sliding_window", None, "sliding_window is missing"),
@@ -296,14 +280,14 @@ def test_unknown_architectures_are_refused():
     assert "there/config.json: architectures" in message
     assert "did you mean 'LlamaForCausalLM'" in message
     assert "did you mean 'qwen2'" in error(model_type="qwen22")
-    assert "does not go with" in error(architectures=["LlamaForCausalLM"], model_type="opt")
+    assert "does not match" in error(architectures=["LlamaForCausalLM"], model_type="opt")
     assert "neither" in error(hidden_size=8)
     assert families.family_of({"model_type": "phi"}, "here").name == "phi"
     classifier = {"architectures": ["OPTForSequenceClassification"]}
     assert families.family_of(classifier, "here").name == "opt"
 
 
-def test_a_family_cannot_take_the_place_of_another():
+def test_a_family_cannot_replace_another():
     llama = families.FAMILIES["llama"]
     assert families.register_family(llama) is llama
     for changed in ({"name": "llama"}, {"name": "mine"}):
@@ -312,8 +296,8 @@ def test_a_family_cannot_take_the_place_of_another():
     assert "mine" not in families.FAMILIES
 
 
-def test_released_config_files_of_old_are_read():
-    """Keys of the first releases: a base beside scaling, rotary_pct, a period of windows."""
+def test_old_released_config_files_are_read():
+    """Keys of the first releases: rope_theta next to rope_scaling, rotary_pct, window periods."""
     size = dict(vocab_size=64, hidden_size=32, num_hidden_layers=6, num_attention_heads=4)
     size |= dict(intermediate_size=48)
 
@@ -347,7 +331,7 @@ def test_released_config_files_of_old_are_read():
 
 
 def test_later_fields_are_written_only_where_they_are_used():
-    """So that fingerprints of models without them stay as they were."""
+    """So that fingerprints of models without them stay the same."""
     plain = models.embedded_model("gpt-d8", vocab_size=8, max_positions=8)
     assert list(plain.to_dict())[-1] == "init_std"
     windowed = ModelConfig(**plain.to_dict() | {"window": 4, "local_layers": [True]})

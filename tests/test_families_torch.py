@@ -1,4 +1,4 @@
-"""Random small configurations of every family against transformers' PyTorch, where it is there."""
+"""Random small configurations of every family against transformers' PyTorch, if installed."""
 
 import json
 
@@ -14,7 +14,7 @@ LENGTH = 20
 
 
 def _choices(rng, **options):
-    """One of each option's values."""
+    """Choose one value of each option."""
     return {name: values[rng.integers(len(values))] for name, values in options.items()}
 
 
@@ -56,7 +56,7 @@ def _rope(rng):
 
 
 def _rotary(rng, **more):
-    """What all families with rotary positions share; `more`: options of one family."""
+    """Options that all families with rotary positions share, and `more` for one family."""
     shape = [(24, 4, 4), (24, 4, 2), (24, 2, 1), (36, 6, 3), (20, 2, 2)][rng.integers(5)]
     config = dict(
         zip(("hidden_size", "num_attention_heads", "num_key_value_heads"), shape, strict=True)
@@ -160,7 +160,7 @@ def test_every_family_is_compared():
 )
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_random_configuration_agrees_with_pytorch(name, seed, tmp_path):
-    """Weights as transformers writes them; and a model of it from the config.json we write."""
+    """We read weights written by transformers, which accepts the config.json that we write."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     family = families.FAMILIES[name]

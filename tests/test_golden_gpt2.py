@@ -12,6 +12,7 @@ import json
 
 import jax
 import numpy as np
+import peers
 import pytest
 
 from w2s_jax import models, sharding
@@ -94,7 +95,7 @@ def test_the_gradient_of_every_tensor_has_the_norm_of_pytorchs(problem, objectiv
     assert loss == pytest.approx(float(problem.truth["loss"]), rel=1e-6)
     wanted = json.loads((golden / "gpt2" / "grad_norms.json").read_text())
     config = problem.spec.model
-    tensors = families.disassemble(families.FAMILIES["gpt2"], config, grads["backbone"])
+    tensors = peers.disassemble(families.FAMILIES["gpt2"], config, grads["backbone"])
     ours = {f"lm.{name}": np.linalg.norm(tensor) for name, tensor in tensors.items()}
     ours["score.weight"] = np.linalg.norm(grads["head"]["kernel"])
     assert ours.keys() == wanted.keys() and len(wanted) == 41

@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's layout: read into any sharding, written back bit for bit."""
+"""Folders in Hugging Face's layout: imported with any sharding, exported bit for bit."""
 
 import json
 
@@ -18,6 +18,7 @@ from checkpoints import (
     whole,
 )
 from flax import traverse_util
+from peers import assemble
 from refusals import error
 from safetensors.numpy import load_file, save_file
 
@@ -27,7 +28,6 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import importing, network, partial_reads
 from w2s_jax.models.config import embedded_model
 from w2s_jax.models.convert import convert
-from w2s_jax.models.families import assemble
 from w2s_jax.store import trees
 
 MESHES = ((1, 1, 1), (1, 8, 1), (2, 2, 2))
@@ -37,7 +37,7 @@ MESHES = ((1, 1, 1), (1, 8, 1), (2, 2, 2))
 def test_import_and_export_keep_every_bit(tmp_path, model_type):
     tensors = tiny(model_type, tmp_path / "in")
     found = importing.import_huggingface(tmp_path / "in", sharding.mesh_of((1, 8, 1)))
-    # The family's own reading of tensors in memory is another path to the same parameters.
+    # `peers.assemble` is another way to the same parameters.
     expected = assemble(family_of_type(model_type), found.config, tensors)
     assert_same_bits(whole(found.params), whole(expected))
     models.export_huggingface(
@@ -73,7 +73,7 @@ def test_each_device_gets_its_slice(tmp_path, model_type, shape):
 
 
 class Spy:
-    """Counts what is read of each tensor."""
+    """Count the elements read of each tensor."""
 
     def __init__(self, monkeypatch):
         self.reads = []
@@ -125,7 +125,7 @@ def test_boxes_of_fused_tensors_are_small():
 
 @pytest.mark.parametrize("stored", ("float16", "bfloat16", "float32"))
 @pytest.mark.parametrize("wanted", importing.DTYPES)
-def test_dtypes_are_cast_on_the_way(tmp_path, stored, wanted):
+def test_dtypes_are_cast_on_import(tmp_path, stored, wanted):
     kind = ml_dtypes.bfloat16 if stored == "bfloat16" else np.dtype(stored)
     tensors = tiny("gpt2", tmp_path / "in", kind)
     found = importing.import_huggingface(tmp_path / "in", sharding.mesh_of((1, 8, 1)), wanted)
@@ -206,12 +206,15 @@ def _tokenizer(vocab, added=()):
 _ONE = "model-00001-of-00001.safetensors"
 _UP = "model.layers.1.mlp.up_proj.weight"
 DAMAGES = {
-    "cut": (_cut, ("model.safetensors: damaged or cut off", "not fully covered")),
-    "garbage": (lambda f: (f / files.SINGLE).write_bytes(b"\xff" * 99), ("damaged or cut off",)),
-    "empty": (lambda f: (f / files.SINGLE).write_bytes(b""), ("model.safetensors: damaged",)),
+    "cut": (_cut, ("model.safetensors: is damaged or truncated", "not fully covered")),
+    "garbage": (
+        lambda f: (f / files.SINGLE).write_bytes(b"\xff" * 99),
+        ("is damaged or truncated",),
+    ),
+    "empty": (lambda f: (f / files.SINGLE).write_bytes(b""), ("model.safetensors: is damaged",)),
     "lfs": (
         lambda f: (f / files.SINGLE).write_text("version https://git-lfs.github.com/spec/v1\n"),
-        ("a pointer of git-lfs", "git lfs pull"),
+        ("is a Git LFS pointer", "git lfs pull"),
     ),
     "missing": (
         lambda f: _rewrite(f, lambda tensors: tensors.pop(_UP)),
@@ -227,7 +230,7 @@ DAMAGES = {
     ),
     "shape": (
         _put(_UP, np.zeros((32, 48), np.float32)),
-        (f"tensor '{_UP}': shape [32, 48]; allowed", "[48, 32]"),
+        (f"tensor '{_UP}': shape [32, 48]; expected", "[48, 32]"),
     ),
     "dtype": (
         _put(_UP, np.zeros((48, 32), np.int64)),
@@ -243,30 +246,33 @@ DAMAGES = {
     ),
     "option": (_configure(hidden_size="x"), ("hidden_size: 'x'; allowed",)),
     "size": (_configure(vocab_size=65), ("embed_tokens.weight': shape [64, 32]", "[65, 32]")),
-    "config": (lambda f: (f / "config.json").unlink(), ("it has no config.json",)),
+    "config": (lambda f: (f / "config.json").unlink(), ("has no config.json",)),
     "no_json": (lambda f: (f / "config.json").write_text("{"), ("not valid JSON",)),
-    "list": (lambda f: (f / "config.json").write_text("[]"), ("list; allowed: a JSON object",)),
+    "list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        ("expected a JSON object, found list",),
+    ),
     "pickle": (
         lambda f: (f / files.SINGLE).rename(f / "pytorch_model.bin"),
         ("'pytorch_model.bin' but no safetensors", "save_pretrained"),
     ),
-    "nothing": (lambda f: (f / files.SINGLE).unlink(), ("it has no safetensors",)),
+    "nothing": (lambda f: (f / files.SINGLE).unlink(), ("has no safetensors",)),
     "other": (
         lambda f: (f / files.SINGLE).rename(f / "adapter_model.safetensors"),
-        ("'adapter_model.safetensors' but no model.safetensors",),
+        ("'adapter_model.safetensors', but neither model.safetensors",),
     ),
     "index_file": (
         _index({_UP: "model-00007.safetensors"}),
-        (files.INDEX, "names 'model-00007.safetensors'", _UP, "missing"),
+        (files.INDEX, "the file 'model-00007.safetensors'", _UP, "missing"),
     ),
     "index_tensor": (_index({"x.y": _ONE}), (f"{_ONE}: tensor 'x.y' is missing",)),
-    "index_path": (_index({_UP: "../x.safetensors"}), ("'../x.safetensors'; allowed: the name",)),
+    "index_path": (_index({_UP: "../x.safetensors"}), ("'../x.safetensors' is not the name",)),
     "index_empty": (_index([]), (files.INDEX, "no 'weight_map'")),
     "vocabulary": (
         _tokenizer({"a": 63}, [{"id": 64, "content": "<pad>"}]),
-        ("tokenizer.json: token '<pad>' has the id 64", "64 rows", "embed_tokens.weight"),
+        ("tokenizer.json: token '<pad>' has id 64", "64 rows", "embed_tokens.weight"),
     ),
-    "tokenizer": (_tokenizer(3), ("tokenizer.json: not a tokenizer",)),
+    "tokenizer": (_tokenizer(3), ("tokenizer.json: is not a tokenizer",)),
 }
 
 
@@ -291,7 +297,7 @@ def test_a_tokenizer_that_fits_is_fine(tmp_path):
     assert "unknown value 'float64'" in error(models.load, tmp_path, one(), "float64")
 
 
-def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
+def test_nothing_is_overwritten_and_no_partial_folder_remains(tmp_path, monkeypatch):
     tiny("llama", tmp_path / "in")
     config, params = models.load(tmp_path / "in", one())
     assert "already exists" in error(models.export_huggingface, config, params, tmp_path / "in")
@@ -306,7 +312,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ("gpt-d16", "rotary-d32"))
-def test_embedded_models_are_exported_in_the_form_of_a_family(tmp_path, name):
+def test_embedded_models_are_exported_as_models_of_a_family(tmp_path, name):
     config = embedded_model(name, vocab_size=29, max_positions=40)
     params = network.init_params(config, 0, one())
     models.export_huggingface(config, params, tmp_path / "out")
@@ -320,7 +326,7 @@ def test_embedded_models_are_exported_in_the_form_of_a_family(tmp_path, name):
     )
 
 
-def test_convert_there_and_back(tmp_path):
+def test_convert_round_trip(tmp_path):
     tensors = tiny("gpt2", tmp_path / "in", ml_dtypes.bfloat16)
     tensors["score.weight"] = np.ones((1, 32), ml_dtypes.bfloat16)
     save_file(tensors, tmp_path / "in" / files.SINGLE)
@@ -348,7 +354,7 @@ def test_convert_there_and_back(tmp_path):
         models.load(tmp_path / "ours", one())
 
 
-def test_convert_by_the_command_line(tmp_path, golden, capsys):
+def test_convert_on_the_command_line(tmp_path, golden, capsys):
     from w2s_jax.cli.main import main
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

@@ -1,4 +1,4 @@
-"""Known ladders: sizes against published counts of parameters, names, and defaults."""
+"""Known ladders: sizes against published parameter counts, names, and defaults."""
 
 import dataclasses
 import subprocess
@@ -10,7 +10,7 @@ from w2s_jax.core import errors
 from w2s_jax.models import ladders
 from w2s_jax.models.families import FAMILIES
 
-#: Parameters as published with the models (of tied ones without a second copy of the embedding).
+#: Published parameter counts (for tied models without a second copy of the embedding).
 PUBLISHED = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -91,7 +91,7 @@ def test_encoders_have_the_published_number_of_parameters(name):
     assert dataclasses.replace(config, pooler=True).num_parameters() == ENCODERS[name]
 
 
-def test_every_entry_is_a_model_of_its_family_and_ladders_rise():
+def test_every_entry_is_a_model_of_its_family_and_ladders_are_sorted():
     for name, known in ladders.KNOWN.items():
         config = known.config()
         assert config.name == name == known.name
@@ -105,7 +105,7 @@ def test_every_entry_is_a_model_of_its_family_and_ladders_rise():
     assert set(ladders.NOTES) <= {known.ladder for known in ladders.KNOWN.values()}
 
 
-def test_what_counts_of_parameters_cannot_show():
+def test_fields_that_parameter_counts_cannot_show():
     """Windows, ranges and scales, which cost memory or FLOPs but have no parameters."""
     assert ladders.find("Mistral-7B-v0.1").config().window == 4096
     assert ladders.find("Mistral-7B-v0.3").config().window == 0
@@ -175,7 +175,7 @@ def test_defaults_of_models_that_are_not_known():
     assert rate("./mine", 499_999_999) == 5e-5 and rate("./mine", 500_000_000) == 1e-5
     assert rate("gpt-d64", 10, embedded=True) == 1e-3
     assert rate("gpt-d64", 10, embedded=True, adapt="lora") == 1e-2
-    # A name of the released ladder goes before the size.
+    # A name in the released ladder takes precedence over the size.
     assert rate("gpt2-medium", 10**12) == 5e-5
     with pytest.raises(errors.InputError, match="'loar' .did you mean 'lora'.*last_layers"):
         rate("gpt2", 1, adapt="loar")

@@ -1,4 +1,4 @@
-"""Adapters as PEFT's PyTorch loads them, for every family (needs the `torch` extra)."""
+"""Adapters loaded by PEFT in PyTorch, for every family (needs the `torch` extra)."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ pytest.importorskip("peft")
 
 
 def saved(model_type, folder):
-    """A random model of transformers, saved by it."""
+    """Save a random model of transformers."""
     import transformers
 
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def saved(model_type, folder):
 
 
 def adapted(found, targets):
-    """An imported model with adapters of rank 3 that change it."""
+    """Return an imported model with nonzero adapters of rank 3."""
     config = found.config.with_adapters(3, 5.0, targets)
     params = lora.add(config, found.params, 0, one())
     draw = np.random.default_rng(2)
@@ -52,7 +52,7 @@ def peft_logits(auto, base, folder, tokens, **kwargs):
 
     model = auto.from_pretrained(base, attn_implementation="eager", dtype="float32", **kwargs)
     with warnings.catch_warnings():
-        # One would tell of a tensor that is missing or has no use, or of another layout.
+        # A warning would mean a missing or unused tensor, or another layout.
         warnings.simplefilter("error", UserWarning)
         wrapped = peft.PeftModel.from_pretrained(model, str(folder)).eval()
     with torch.no_grad():
@@ -74,7 +74,7 @@ def peft_logits(auto, base, folder, tokens, **kwargs):
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(value),
 )
 def test_peft_gives_our_logits(tmp_path, model_type, targets, classes):
-    """Of the language model, and of the class for sequence classification with our head."""
+    """For the language model, and for the sequence classifier with our head."""
     import transformers
 
     base = saved(model_type, tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Models by hub id: from the hub's cache, without a network, and what the hub says."""
+"""Models by hub id: from the hub's cache without a network, and answers of the hub."""
 
 import http.server
 import json
@@ -51,10 +51,10 @@ def test_hub_ids_and_revisions_come_from_the_cache(tmp_path, offline):
     reason = "HF_HUB_OFFLINE" if offline == "1" else "http://127.0.0.1:9 is not reachable"
     assert revision.startswith("org/name@step7: no such folder, and not in the hub's cache")
     assert other.startswith("org/other: no such folder") and reason in other
-    assert folder.startswith("/no/such: no such folder; allowed: a folder, or a hub id")
+    assert folder.startswith("/no/such: no such folder; give a folder, or a hub id")
 
 
-def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
+def test_answers_of_the_hub_are_passed_on(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub import errors as hub_errors
@@ -65,7 +65,7 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
     def info(siblings=(), raises=None):
         def model_info(self, name, revision=None, timeout=None):
             if raises is not None:
-                # Its arguments differ between versions.
+                # The constructor's arguments depend on the version.
                 failure = raises.__new__(raises)
                 failure.args = ("no",)
                 raise failure
@@ -88,7 +88,7 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
         info(raises=kind)
         assert word in error(local_folder, "org/n@r")
     info(["pytorch_model.bin", "config.json", "onnx/model.safetensors"])
-    assert "org/n: it has 'pytorch_model.bin' but no safetensors" in error(local_folder, "org/n")
+    assert "org/n: has 'pytorch_model.bin' but no safetensors" in error(local_folder, "org/n")
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     extra = ["config.json", "tokenizer.json", "consolidated.safetensors", "original/x.safetensors"]
     info([*extra, *shards, files.INDEX, "rust_model.ot"])
@@ -99,7 +99,7 @@ def test_what_the_hub_says_is_passed_on(tmp_path, monkeypatch):
 
 
 def test_a_repository_is_pinned_by_its_commit(monkeypatch):
-    """By a server on this machine, for each kind of repository, with the address that was asked."""
+    """A local server answers for each kind of repository; the requested path is recorded."""
     import huggingface_hub
     from huggingface_hub import constants
 

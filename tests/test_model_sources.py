@@ -1,4 +1,4 @@
-"""What a model's name may stand for: found and pinned without JAX, and refused in one line."""
+"""Pretrained models: found and pinned without JAX, and refused in one line."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from w2s_jax.store import checksums, trees
 
 LONG_AGO = 1_000_000_000 * 10**9
 
-# Finds each model that it is given, and prints its fields or the one line that refuses it.
+# Finds each given model, and prints its fields or the error.
 CHILD = """
 import json, sys
 from w2s_jax.core.errors import InputError
@@ -40,7 +40,7 @@ assert "jax" not in sys.modules
 
 
 def in_child(*given, **env):
-    """What `find` answers in a process of its own, in which JAX is not imported."""
+    """Return the output of `find` in a separate process, in which JAX is not imported."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *map(str, given)],
         env=os.environ | {"W2S_CACHE_DIR": ""} | env,
@@ -64,7 +64,7 @@ def configure(folder, **fields):
 
 
 def flip(path, at=-1):
-    """Inverts a byte; the file's size, and its time, stay as they are."""
+    """Invert a byte without changing the file's size and time."""
     before = path.stat()
     data = bytearray(path.read_bytes())
     data[at] ^= 0xFF
@@ -73,7 +73,7 @@ def flip(path, at=-1):
 
 
 def shard(folder, count=2):
-    """Splits a folder's file into several and an index."""
+    """Split a folder's file into several with an index."""
     tensors = tensors_of(folder)
     names = sorted(tensors)
     groups = [names[i::count] for i in range(count)]
@@ -84,7 +84,7 @@ def shard(folder, count=2):
 
 
 def make_phase(folder, kind="pretrain"):
-    """A phase folder; returns its model."""
+    """Write a phase folder; return its model."""
     config = embedded_model("gpt-d8", vocab_size=11, max_positions=9)
     trees.save_tree(sources.final_of(folder), {"backbone": network.init_params(config, 0, one())})
     record = {"kind": kind, "spec": {"model": config.to_dict()}, "execution": {}}
@@ -93,7 +93,7 @@ def make_phase(folder, kind="pretrain"):
 
 
 def fake_hub(root, refs, commits):
-    """The hub's cache: refs to commits, whose large files are links to blobs of those names."""
+    """Write a cache of the hub: refs to commits, whose files are links to blobs named by hash."""
     repository = root / "models--org--name"
     for folder in ("refs", "blobs"):
         (repository / folder).mkdir(parents=True)
@@ -110,7 +110,7 @@ def fake_hub(root, refs, commits):
     return repository
 
 
-def test_each_kind_of_model_is_what_load_takes_it_for(tmp_path):
+def test_find_agrees_with_load_for_each_kind_of_model(tmp_path):
     tiny("llama", tmp_path / "theirs")
     write_tokenizer(tmp_path / "theirs", 64)
     convert(str(tmp_path / "theirs"), tmp_path / "ours", "orbax")
@@ -131,10 +131,10 @@ def test_each_kind_of_model_is_what_load_takes_it_for(tmp_path):
     assert find(tmp_path / "theirs").tokenizer is None
 
 
-def test_relative_paths_are_named_and_found_wherever_one_goes(tmp_path, monkeypatch):
+def test_relative_paths_are_resolved_and_named(tmp_path, monkeypatch):
     tiny("gpt2", tmp_path / "a" / "model")
     monkeypatch.chdir(tmp_path / "a" / "model")
-    # A name that says nothing alone comes with the folder that it is in.
+    # A generic name is shown with its parent folder.
     for given in (".", "../model/", str(tmp_path / "a" / "model")):
         found = find(given)
         assert (found.given, found.name) == (given, "a/model")
@@ -142,7 +142,7 @@ def test_relative_paths_are_named_and_found_wherever_one_goes(tmp_path, monkeypa
 
 
 def test_hub_ids_are_found_in_the_hubs_cache_and_pinned(tmp_path):
-    """Without a network, by the name of the blob: none of it is read."""
+    """Without a network, by the name of the blob, which is not read."""
     main, step = tmp_path / "main", tmp_path / "step"
     tiny("gpt_neox", main)
     write_tokenizer(main, 64)
@@ -161,7 +161,7 @@ def test_hub_ids_are_found_in_the_hubs_cache_and_pinned(tmp_path):
     assert first[2] == copy[2] != other[2] == second[2]
     for blob in (repository / "blobs").iterdir():
         if len(blob.name) == 64:
-            flip(blob)  # not to be done; it shows that the blob is not read
+            flip(blob)  # shows that the blob is not read
     assert in_child("org/name", **env)[0] == first
 
 
@@ -184,7 +184,7 @@ def test_links_elsewhere_are_read(tmp_path):
     assert checksums.kept_sha256(tmp_path / "snapshots/c/sha1") == wanted
 
 
-def test_the_digest_is_of_what_decides_the_parameters_alone(tmp_path):
+def test_the_digest_depends_only_on_what_determines_the_parameters(tmp_path):
     folder = tmp_path / "model"
     tiny("llama", folder)
     digest = find(folder).digest
@@ -217,8 +217,8 @@ def test_every_shard_counts(tmp_path):
     assert find(tmp_path).digest in digests
 
 
-def test_digests_stay_as_they_are_from_version_to_version(golden):
-    """Phases that were computed from a model are found again by it."""
+def test_digests_are_stable_across_versions(golden):
+    """Existing phases are found by the digest of their model."""
     wanted = "722eff30dda1c45f08904f7264219293573ad80b4e2601ce6d4b92557c53d411"
     assert find(golden / "llama").digest == wanted
 
@@ -236,7 +236,7 @@ def test_the_digest_of_a_converted_folder_is_that_of_its_manifest(tmp_path):
     assert find(tmp_path / "b").digest != digest
 
 
-def test_the_digest_of_a_phase_is_that_of_what_it_computes(tmp_path):
+def test_the_digest_of_a_phase_is_that_of_its_spec(tmp_path):
     make_phase(tmp_path / "a")
     digest = find(tmp_path / "a").digest
     make_phase(tmp_path / "b")
@@ -253,7 +253,7 @@ def test_the_digest_of_a_phase_is_that_of_what_it_computes(tmp_path):
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    """A folder with a model whose sum has been kept, and the list of files that are hashed."""
+    """A folder with a model whose checksum is cached, and the list of files that are hashed."""
     monkeypatch.setenv("W2S_CACHE_DIR", str(tmp_path / "cache"))
     read, sha256 = [], checksums.sha256
 
@@ -305,7 +305,7 @@ def test_a_changed_file_is_hashed_again(cached, change):
     assert read == [files.SINGLE]
 
 
-def test_a_file_that_has_just_been_written_is_not_trusted_to_have_settled(cached):
+def test_the_checksum_of_a_file_just_written_is_not_cached(cached):
     model, read = cached
     os.utime(model / files.SINGLE)
     for _ in range(2):
@@ -314,7 +314,7 @@ def test_a_file_that_has_just_been_written_is_not_trusted_to_have_settled(cached
 
 
 @pytest.mark.parametrize("damage", ["garbage", "other", "off", "unwritable"])
-def test_a_cache_that_cannot_be_used_is_passed_over(cached, damage, tmp_path, monkeypatch):
+def test_an_unusable_cache_is_ignored(cached, damage, tmp_path, monkeypatch):
     model, read = cached
     digest = find(model).digest
     (kept,) = (tmp_path / "cache" / "sums").iterdir()
@@ -330,7 +330,7 @@ def test_a_cache_that_cannot_be_used_is_passed_over(cached, damage, tmp_path, mo
     assert find(model).digest == digest and read == [files.SINGLE]
 
 
-def test_damage_is_the_same_line_without_jax_as_on_loading(tmp_path):
+def test_damage_gives_the_same_error_without_jax_as_on_loading(tmp_path):
     for name, (damage, _) in DAMAGES.items():
         tiny("llama", tmp_path / name)
         damage(tmp_path / name)
@@ -339,7 +339,7 @@ def test_damage_is_the_same_line_without_jax_as_on_loading(tmp_path):
     (tmp_path / "shards" / "model-00002-of-00003.safetensors").unlink()
     names = [*DAMAGES, "shards"]
     words = [words for _, words in DAMAGES.values()]
-    words.append(("names 'model-00002-of-00003.safetensors'", "which is missing"))
+    words.append(("the file 'model-00002-of-00003.safetensors'", "is missing"))
     lines = in_child(*(tmp_path / name for name in names))
     for name, parts, line in zip(names, words, lines, strict=True):
         assert line == error(models.load, tmp_path / name, one()), name
@@ -347,7 +347,7 @@ def test_damage_is_the_same_line_without_jax_as_on_loading(tmp_path):
             assert part in line
 
 
-def test_what_is_wrong_with_folders_of_ours_is_one_line(tmp_path):
+def test_damaged_phase_folders_are_refused_in_one_line(tmp_path):
     def drop_manifest(folder):
         trees.manifest_path(sources.final_of(folder)).unlink()
 
@@ -369,19 +369,28 @@ def test_what_is_wrong_with_folders_of_ours_is_one_line(tmp_path):
         return change
 
     cases = {
-        "unfinished": (lambda f: shutil.rmtree(sources.final_of(f)), "not the folder of a trained"),
-        "no_config": (lambda f: (f / "config.json").unlink(), "it has no config.json and"),
+        "unfinished": (
+            lambda f: shutil.rmtree(sources.final_of(f)),
+            "is not a model: it is neither the folder of a trained",
+        ),
+        "no_config": (
+            lambda f: (f / "config.json").unlink(),
+            "(config.json and checkpoints/final)",
+        ),
         "manifest": (drop_manifest, "final: damaged (it has no readable manifest)"),
         "list": (empty_manifest, "final: damaged (it has no readable manifest)"),
         "file": (drop_file, "final: damaged (manifest.ocdbt is missing)"),
         "stray": (add_file, "final: damaged (stray does not belong there)"),
-        "model": (lambda f: configure(f, spec={}), "config.json: it describes no model (KeyError"),
-        "field": (edit(colour="red"), "config.json: it describes no model (TypeError"),
+        "model": (
+            lambda f: configure(f, spec={}),
+            "config.json: does not describe a model (KeyError",
+        ),
+        "field": (edit(colour="red"), "config.json: does not describe a model (TypeError"),
         "value": (edit(norm="batch"), "config.json: model.norm: unknown value 'batch'"),
         "json": (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
         "tokenizer": (
             lambda f: write_tokenizer(f / "tokenizer", 12),
-            "tokenizer.json: token 't11' has the id 11, but the embedding has 11 rows (",
+            "tokenizer.json: token 't11' has id 11, but the embedding has 11 rows (",
         ),
     }
     make_phase(tmp_path / "whole")
@@ -394,7 +403,7 @@ def test_what_is_wrong_with_folders_of_ours_is_one_line(tmp_path):
         assert part in line and f"{tmp_path / name}" in line and "\n" not in line
 
 
-def test_what_is_not_found_is_named_with_what_was_tried(tmp_path):
+def test_errors_say_where_a_missing_model_was_searched(tmp_path):
     (tmp_path / "file").write_text("")
     given = ("gpt-d9", "rotary-d64@x", "org/gpt-d8", "qqqq", "/no/such", "no such")
     env = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
@@ -406,9 +415,9 @@ def test_what_is_not_found_is_named_with_what_was_tried(tmp_path):
     assert revision.endswith("(did you mean 'rotary-d64'?)")
     for line in (organisation, far, path, odd, file):
         assert "did you mean" not in line
-    assert "/no/such: no such folder; allowed: a folder, or a hub id such as" in path
-    assert odd.startswith("no such: no such folder; allowed")
-    assert file.endswith("file: a file; allowed: the folder of a model")
+    assert "/no/such: no such folder; give a folder, or a hub id such as" in path
+    assert odd.startswith("no such: no such folder; give")
+    assert file.endswith("file: is a file; give the folder of a model")
 
 
 def test_a_tokenizer_must_fit_the_embedding(tmp_path):
@@ -418,10 +427,10 @@ def test_a_tokenizer_must_fit_the_embedding(tmp_path):
     check_fits(theirs, 64, "t")
     check_fits(ours, 11, "t")
     assert error(check_fits, theirs, 65, "task.tokenizer: 'x/y'") == (
-        "task.tokenizer: 'x/y': it has 65 tokens, but the embedding has 64 rows "
-        f"({tmp_path}/theirs/model.safetensors: tensor 'model.embed_tokens.weight'); tokenizer and "
-        "model do not belong together"
+        "task.tokenizer: 'x/y': has 65 tokens, but the embedding has 64 rows "
+        f"({tmp_path}/theirs/model.safetensors: tensor 'model.embed_tokens.weight'); this "
+        "tokenizer does not belong to this model"
     )
     line = error(check_fits, ours, 12, "bytes")
-    assert line.startswith("bytes: it has 12 tokens, but the embedding has 11 rows")
+    assert line.startswith("bytes: has 12 tokens, but the embedding has 11 rows")
     assert f"({tmp_path}/ours/checkpoints/final)" in line

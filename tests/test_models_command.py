@@ -1,4 +1,4 @@
-"""w2s models: what it prints, and how fast."""
+"""The output of `w2s models`, and how quickly it comes."""
 
 import json
 import subprocess
@@ -40,24 +40,24 @@ def test_a_model_is_shown_with_its_costs(capsys):
     status, out, _ = run(capsys, "pythia-70m@step3000")
     assert status == 0 and out.startswith("EleutherAI/pythia-70m\n")
     assert "70,426,624 (18,914,304 in blocks)" in out
-    assert "By formula, not measured" in out and "step143000" in out
+    assert "by formula, not measured" in out and "step143000" in out
     full = next(line for line in out.splitlines() if line.startswith("full"))
-    # 6 layers of 12 * 512 ** 2 weights; attention over 128.5 slots; three times that to train.
+    # 6 layers of 12 * 512 ** 2 weights; attention over 128.5 slots; training: three times that.
     forward = 6 * (2 * 12 * 512**2 + 4 * 512 * 128.5)
     assert full.split()[1:] == ["5e-5", "44.7M", f"{forward / 1e6:.1f}M", f"{3e-6 * forward:.1f}M"]
     # 70,426,624 float32 numbers; as many gradients, twice as many moments.
-    # 8,192 tokens: 6 layers and one more hold what matrices and attention get, two norms and the
-    # scores of 8 heads over 256 slots twice; 6 layers keep their input.
+    # 8,192 tokens: 6 layers and one more hold the inputs of matrices and attention, two norms and
+    # the scores of 8 heads over 256 slots twice; 6 layers keep their input.
     layer = 4 * (6 * 512 + 2 * 2048) + 4 * (4 * 512 + 2 * 8 * 256)
     activations = 8192 * (7 * layer + 6 * 4 * 512) / 2**30
-    # A classifier's unembedding, 50,304 times 512, is not trained.
+    # The unembedding of a classifier, 50,304 times 512, is not trained.
     trained = 70_426_624 - 50_304 * 512
     total = (4 * 70_426_624 + 12 * trained) / 2**30 + activations
     wanted = ["0.26", "0.17", "0.33", f"{activations:.2f}", f"{total:.2f}"]
     assert rows(out)["full"] == wanted
 
 
-def test_devices_are_as_many_as_the_memory_needs(capsys):
+def test_the_number_of_devices_follows_from_the_memory(capsys):
     _, out, _ = run(capsys, "Qwen/Qwen2.5-72B")
     total = rows(out)["full"][-1].replace(",", "")
     wanted = float(total) / (0.9 * 141)
@@ -70,7 +70,7 @@ def test_devices_are_as_many_as_the_memory_needs(capsys):
     assert laptop.split()[-8:] == ["1", "x"] * 4
 
 
-def test_a_local_folder_goes_by_its_own_config(capsys, tmp_path):
+def test_a_local_folder_is_read_from_its_config_json(capsys, tmp_path):
     folder = tmp_path / "gpt2"
     folder.mkdir()
     hf = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 10}
@@ -87,7 +87,7 @@ def test_a_local_folder_goes_by_its_own_config(capsys, tmp_path):
         ("EleutherAI/pythia-71m", ["'EleutherAI/pythia-71m'", "'EleutherAI/pythia-70m'", "folder"]),
         ("gtp2", ["'gtp2'", "'openai-community/gpt2'"]),
         ("gpt-d33", ["'gpt-d33'", "'gpt-d32'"]),
-        ("zzzzzzzz", ["'zzzzzzzz'", "w2s models lists"]),
+        ("zzzzzzzz", ["'zzzzzzzz'", "listed by w2s models"]),
     ],
 )
 def test_unknown_models_are_refused_with_the_nearest_name(capsys, name, parts):
@@ -107,7 +107,7 @@ def test_a_folder_that_is_not_supported_is_named(capsys, tmp_path):
     assert run(capsys, "gpt2", "--verbos")[0] == 2
 
 
-def test_the_answer_is_quick_and_imports_no_jax():
+def test_the_command_is_fast_and_imports_no_jax():
     code = (
         "import sys\nfrom w2s_jax.cli import main as cli\n"
         "assert cli.main(['models']) == cli.main(['models', 'gpt2']) == 0\n"

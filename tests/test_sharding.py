@@ -171,7 +171,7 @@ def test_an_axis_that_does_not_divide_is_whole_and_explained():
 
 
 def test_large_parameters_that_are_not_split_are_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(network, "TOLD_SIZE", 400)
+    monkeypatch.setattr(network, "UNSPLIT_WARNING_SIZE", 400)
     config = testing.tiny_model(vocab_size=31)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

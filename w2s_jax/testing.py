@@ -1,7 +1,6 @@
-"""A tiny model, task and config for tests, ours and those of code built on this package.
+"""A tiny model, task and config for tests of w2s_jax and of packages that extend it.
 
-Everything is made on the spot: no download, no file but the ones asked for. Importing it imports no
-JAX.
+Nothing is downloaded, and only the requested files are written. Imports no JAX.
 """
 
 import json
@@ -14,7 +13,7 @@ from w2s_jax.config import default_config
 from w2s_jax.data.tokenizers import ByteTokenizer
 from w2s_jax.models.config import ModelConfig
 
-#: The tiny task's tokenizer: bytes, 259 ids.
+#: The tokenizer of the tiny task: bytes, with 259 ids.
 TINY_TOKENIZER = ByteTokenizer()
 
 _GOOD = ("fine", "good", "warm", "rich", "superb")
@@ -23,7 +22,7 @@ _PLAIN = ("a", "the", "film", "plot", "scene", "and", "of", "so", "very", "long"
 
 
 def tiny_model(**changes: object) -> ModelConfig:
-    """A two-layer decoder of width 16 over bytes; keyword arguments replace fields."""
+    """Return a two-layer decoder of width 16 for bytes; keyword arguments replace fields."""
     fields: dict = dict(
         name="tiny",
         vocab_size=TINY_TOKENIZER.vocab_size,
@@ -39,9 +38,13 @@ def tiny_model(**changes: object) -> ModelConfig:
 
 
 def tiny_records(count: int, seed: int = 0) -> list[dict]:
-    """Records {'text', 'label'}: a few words, one of which says whether the label is 0 or 1.
+    """Return records {'text', 'label'} of a task in which one word determines the label.
 
-    Half of the labels are 1; texts are distinct and of 3 to 9 words.
+    Half of the labels are 1. Texts are distinct and have 3 to 9 words.
+
+    Args:
+      count: number of records.
+      seed: seed of the texts.
     """
     rng = np.random.default_rng(seed)
     records: list[dict] = []
@@ -60,10 +63,16 @@ def tiny_records(count: int, seed: int = 0) -> list[dict]:
 def write_tiny_task(
     data_dir: Path, name: str = "tiny", *, train: int = 160, test: int = 64
 ) -> Path:
-    """Writes the tiny task as local files and returns `data_dir`.
+    """Write the tiny task as local files; return `data_dir`.
 
-    `<name>/train.jsonl`, `validation.jsonl` (32 records) and `test.jsonl`, all texts distinct, and
-    `corpus/train.jsonl` with unlabelled text for pretraining.
+    The files are `<name>/train.jsonl`, `validation.jsonl` (32 records) and `test.jsonl`, with
+    distinct texts, and `corpus/train.jsonl` with the same texts unlabelled, for pretraining.
+
+    Args:
+      data_dir: folder for `task.data_dir`.
+      name: name of the task.
+      train: number of training records.
+      test: number of test records.
     """
     records = tiny_records(train + 32 + test)
     parts = {
@@ -83,7 +92,7 @@ def _write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def tiny_config(data_dir: Path | str) -> config_dict.ConfigDict:
-    """A whole experiment on the files of `write_tiny_task`, of a few seconds with compilation."""
+    """Return the config of a run on the files of `write_tiny_task` that takes a few seconds."""
     config = default_config()
     config.name = "tiny"
     config.task.name = "tiny"

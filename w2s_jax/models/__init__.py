@@ -1,4 +1,4 @@
-"""Models. What needs JAX is imported when first used: importing this package does not."""
+"""Models: configuration, loading, forward pass and export. JAX is imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ __all__ = [
     "register_family",
 ]
 
-_HOMES = {
+_MODULES = {
     "export_huggingface": "exporting",
     "forward": "network",
     "init_params": "network",
@@ -34,6 +34,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"w2s_jax.models.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"w2s_jax.models.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,10 @@
-"""What of a model is trained: its parameters in a trained and a frozen part, and joined again.
+"""Split the parameters of a model into a trained and a frozen part, and join them again.
 
-Parameters are {'backbone': ..., 'head': ...}; a language model has no head. The parts are dicts of
-the same form with some of the leaves each. What is frozen is no argument of the loss that is
-differentiated: it has no gradient, no optimiser state and no place in checkpoints.
+Parameters are {'backbone': ..., 'head': ...}; a language model has no head. Each part is a dict of
+the same structure with some of the leaves. The loss is not differentiated with respect to the
+frozen part, which has no gradient and no optimiser state, and is not saved in checkpoints.
 
-A probe's model is its features: {'head': ..., 'features_NKD': ...}, of which the head is trained.
+The parameters of a probe are {'head': ..., 'features_NKD': ...}, of which the head is trained.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ Params = dict[str, Any]
 
 
 def split(train: TrainSettings, config: ModelConfig, params: Params) -> tuple[Params, Params]:
-    """(trained, frozen) parts of all parameters, by `train.adapt`.
+    """Split parameters into (trained, frozen) according to `train.adapt`.
 
-    'full': everything that the heads see, so a classifier's unembedding is frozen. 'lora': adapters
-    and head. 'last_layers': the last blocks, in a stack of their own ('tail_blocks'), what follows
-    them, and the head. 'probe': the head.
+    'full' trains everything that affects the output of the head, so a classifier's unembedding is
+    frozen; 'lora' the adapters and the head; 'last_layers' the last blocks, in a separate stack
+    ('tail_blocks'), the final norm and the head; 'probe' the head.
     """
     if train.adapt == "last_layers":
         backbone = network.split_tail(config, params["backbone"], train.last_layers)
@@ -59,20 +59,20 @@ def _is_trained(path: str, adapt: str, config: ModelConfig, classifies: bool) ->
 
 
 def join(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Params:
-    """All parameters, from the parts of `split`."""
+    """Return all parameters, given the two parts from `split`."""
     both = traverse_util.flatten_dict(dict(trained)) | traverse_util.flatten_dict(dict(frozen))
     return traverse_util.unflatten_dict(both)
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """Backbone parameters in a dtype; adapters stay as they are."""
+    """Cast backbone parameters, except adapters, to a dtype."""
     flat = traverse_util.flatten_dict(params, sep=".")
     cast = {p: x if lora.is_adapter(p) else x.astype(dtype) for p, x in flat.items()}
     return traverse_util.unflatten_dict(cast, sep=".")
 
 
 def whole(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """The plain model, in which adapters are merged and all layers are one stack."""
+    """Return (config, parameters) with adapters merged and all layers in one stack."""
     backbone = params["backbone"]
     if "tail_blocks" in backbone:
         backbone = network.join_tail(backbone)
@@ -84,15 +84,19 @@ def whole(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
 def abstract_params(
     train: TrainSettings, config: ModelConfig, mesh: Mesh, num_texts: int | None
 ) -> Params:
-    """Shapes, dtypes and shardings of all parameters, layers in one stack.
+    """Return shapes, dtypes and shardings of all parameters, with the layers in one stack.
 
-    The backbone is in `train.param_dtype`, adapters and head in float32; `num_texts` None: no head.
+    Args:
+      train: settings; the backbone has `train.param_dtype`, adapters and head are float32.
+      config: the model.
+      mesh: the mesh of the parameters.
+      num_texts: texts per document (None: no head).
     """
     flat = traverse_util.flatten_dict(network.abstract_params(config, mesh), sep=".")
-    kind = jnp.dtype(train.param_dtype or "float32")
+    dtype = jnp.dtype(train.param_dtype or "float32")
     backbone = {
         path: jax.ShapeDtypeStruct(
-            x.shape, jnp.float32 if lora.is_adapter(path) else kind, sharding=x.sharding
+            x.shape, jnp.float32 if lora.is_adapter(path) else dtype, sharding=x.sharding
         )
         for path, x in flat.items()
     }
@@ -105,7 +109,7 @@ def abstract_params(
 def abstract_trained(
     train: TrainSettings, config: ModelConfig, mesh: Mesh, num_texts: int | None
 ) -> Params:
-    """Shapes, dtypes and shardings of the trained part."""
+    """Return shapes, dtypes and shardings of the trained part; see `abstract_params`."""
     if train.adapt == "probe":
         assert num_texts is not None
         return {"head": heads.abstract_class_head(config, mesh, num_texts)}

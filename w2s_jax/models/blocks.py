@@ -1,6 +1,6 @@
-"""Blocks in order: stacked by layer in one stack or several, scanned or unrolled, rematerialised.
+"""Run blocks whose parameters are stacked by layer: scanned or unrolled, with rematerialisation.
 
-Shapes in names: R rows, L slots, D width.
+Shapes in names: R rows, L slots, Q selected slots, D width.
 """
 
 from collections.abc import Sequence
@@ -33,22 +33,25 @@ def run_blocks(
     remat: str,
     first_keys: tuple[int, ...] = (),
 ) -> Array:
-    """What the last block returns, [R, L, D], or at `slots_RQ`, [R, Q, D].
+    """Return the output of the last block, [R, L, D], or at `slots_RQ`, [R, Q, D].
 
-    A stack whose parameters nobody differentiates gets no backward pass if it is the first, or if
-    those before it are not differentiated either.
+    A stack that is not differentiated needs no backward pass if none of those before it is
+    differentiated either.
 
     Args:
       config: the model.
-      graphdef: of a block, a module called as block(x_RLD, segment_ids_RL, positions_RL, reach,
-        slots_RQ, dropout).
-      stacks: the blocks' parameters, stacked by layer; together they have `config.num_layers`.
-      x_RLD, segment_ids_RL, positions_RL: what the first block gets.
-      slots_RQ: where the last block is wanted; elsewhere it computes keys and values only.
-      dropout: that of the model, of which each block gets its own; None: nothing is dropped.
-      scan: scan over the layers of a stack or unroll them.
-      remat: 'none', 'block' (the backward pass recomputes each block) or 'dots' (it recomputes all
-        but what projections return).
+      graphdef: structure of a block, a module that is called as block(x_RLD, segment_ids_RL,
+        positions_RL, reach, slots_RQ, dropout).
+      stacks: parameters of blocks, stacked by layer; together `config.num_layers` layers.
+      x_RLD: input of the first block.
+      segment_ids_RL: int32; 1, 2, ... within a row, 0 for padding.
+      positions_RL: int32 positions within the document.
+      slots_RQ: slots at which the last block's output is needed (None: all); elsewhere it computes
+        only keys and values.
+      dropout: dropout of the model, from which that of each block is derived (None: no dropout).
+      scan: whether to scan over the layers of a stack instead of unrolling them.
+      remat: 'none', 'block' (the backward pass recomputes each block) or 'dots' (it recomputes
+        everything except the outputs of projections).
       first_keys: see `attention.attention`.
     """
     shared, varied = reaches(config, x_RLD.shape[1], first_keys)
@@ -63,16 +66,16 @@ def run_blocks(
         with jax.named_scope("block"):
             block = nnx.merge(graphdef, params)
             reach = own or shared
-            # 0 is the embedding.
-            mine = None if dropout is None or number is None else dropout.within(1 + number)
-            after = block(x_RLD, segment_ids_RL, positions_RL, reach, slots_RQ, mine)
+            # Number 0 is the embedding.
+            of_layer = None if dropout is None or number is None else dropout.within(1 + number)
+            after = block(x_RLD, segment_ids_RL, positions_RL, reach, slots_RQ, of_layer)
             return sharding.split_rows(after)
 
     if remat != "none":
-        # Names, not the policies for matmuls, which would keep their float32 results.
+        # The policies for matmuls would keep their float32 results; names keep the cast ones.
         keep = jax.checkpoint_policies.save_only_these_names(PROJECTED)
         policy = keep if remat == "dots" else None
-        # The body of a scan needs no guard against merging what is computed twice.
+        # Within a scan, the compiler cannot merge the recomputation with the forward pass.
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan)
     first = 0
     x_RLD = sharding.split_rows(x_RLD)
@@ -96,7 +99,7 @@ def run_blocks(
 
 
 def _last_apart(stacks: Sequence[Any]) -> list[Any]:
-    """The stacks with the last layer in one of its own."""
+    """Return the stacks with the last layer in its own stack."""
     *before, final = stacks
     leaves, treedef = jax.tree.flatten(final)
     count = leaves[0].shape[0]
@@ -107,7 +110,7 @@ def _last_apart(stacks: Sequence[Any]) -> list[Any]:
 
 
 def _unstack(stacked: Any, count: int) -> list[Any]:
-    """The layers of stacked parameters; `lax.split`, whose gradient is one concatenation."""
+    """Return the layers of stacked parameters, by `lax.split`: its gradient is a concatenation."""
     leaves, treedef = jax.tree.flatten(stacked)
     parts = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
     return [jax.tree.unflatten(treedef, [part[i][0] for part in parts]) for i in range(count)]

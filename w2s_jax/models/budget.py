@@ -1,7 +1,7 @@
-"""What a model costs, by formula: parameters that are trained, FLOPs, memory, devices.
+"""The cost of a model by formula: trained parameters, FLOPs, memory, devices.
 
-Nothing here is measured, and nothing imports JAX. Letters in formulas: D width, F MLP width, Q and
-K the widths of queries and of keys (heads times head size), H heads, V vocabulary, L slots.
+Nothing is measured, and JAX is not imported. Letters in formulas: D width, F MLP width, Q and K the
+widths of queries and keys (heads times head size), H heads, V vocabulary, L slots.
 """
 
 import math
@@ -14,14 +14,14 @@ from w2s_jax.models.config import ModelConfig
 
 GIB = 2**30
 
-#: A config's defaults of `lora.rank`, `lora.targets` and `train.last_layers`.
+#: The defaults of `lora.rank`, `lora.targets` and `train.last_layers` in a config.
 LORA_RANK = LoraSettings.rank
 LORA_TARGETS = LoraSettings.targets
 LAST_LAYERS = TrainSettings.last_layers
 
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
-#: Share of a device's memory that is planned with; programs and fragments take the rest.
+#: Usable share of a device's memory; programs and fragmentation take the rest.
 USABLE = 0.9
 
 
@@ -30,9 +30,9 @@ class Device:
     """A kind of device.
 
     Attributes:
-      memory: in GiB.
-      source: what that figure is.
-      alone: it is not one of several that a model could be sharded over.
+      memory: memory in GiB.
+      source: origin of that figure.
+      alone: whether there is only one device, so that a model cannot be sharded.
     """
 
     memory: float
@@ -40,8 +40,8 @@ class Device:
     alone: bool = False
 
 
-#: Memory of well-known devices. Of TPUs it is that of one chip: what their compiler reports as the
-#: limit, or (v4) the documentation. Of others it is the size under which they are sold.
+#: Memory of well-known devices: for TPUs the limit per chip that the compiler reports (v4: the
+#: documented size), for other devices the nominal size.
 DEVICES = {
     "TPU v4": Device(32.0, "documented"),
     "TPU v5e": Device(15.75, "compiler's limit"),
@@ -65,21 +65,21 @@ def trainable_parameters(
     last_layers: int = LAST_LAYERS,
     logits: bool = False,
 ) -> int:
-    """How many of a model's parameters are trained; a class head (2 D) is not counted.
+    """Return the number of trained parameters, without a class head (2 D).
 
     Args:
-      config: the model; adapters that it has itself are left aside.
-      adapt: 'full' (and 'probe_then_full'): all, but an untied unembedding only for `logits`, and a
-        pooler only where it is the read-out; 'last_layers': the last blocks and, in decoders, the
-        final norm; 'lora': for each matrix [I, O] with an adapter rank * (I + O), the matrix itself
-        not; 'probe': 0.
+      config: the model; its own adapters, if any, are ignored.
+      adapt: 'full' and 'probe_then_full' train all parameters, but an untied unembedding only with
+        `logits`, and a pooler only if it is the read-out; 'last_layers' the last blocks and, in
+        decoders, the final norm; 'lora' rank * (I + O) parameters for each adapted matrix [I, O],
+        but not the matrix itself; 'probe' none.
       lora_rank: rank of the adapters.
       lora_targets: names in `config.projections()`, or patterns: 'attention.query', 'mlp.*'.
-      last_layers: how many blocks 'last_layers' trains; more than there are means all.
-      logits: a language model is trained, not a classifier.
+      last_layers: number of blocks that 'last_layers' trains (at most all).
+      logits: whether a language model is trained rather than a classifier.
 
     Raises:
-      InputError: for an unknown `adapt`, or a target that no projection matches.
+      InputError: for an unknown `adapt`, or a target that matches no projection.
     """
     if adapt not in ADAPTS:
         raise errors.unknown("adapt", adapt, ADAPTS)
@@ -100,7 +100,7 @@ def trainable_parameters(
 
 
 def block_parameters(config: ModelConfig) -> int:
-    """Parameters of one block: what one layer more adds to `num_parameters`."""
+    """Return the number of parameters of one block."""
     one, two = (replace(config, num_layers=n, local_layers=()).num_parameters() for n in (1, 2))
     return two - one
 
@@ -108,20 +108,20 @@ def block_parameters(config: ModelConfig) -> int:
 def flops_per_token(
     config: ModelConfig, length: int, *, last_only: bool = False, logits: bool = False
 ) -> float:
-    """Model FLOPs of a forward pass, a token, in documents of `length` tokens.
+    """Return the model FLOPs per token of a forward pass over documents of `length` tokens.
 
-    Of each layer, 2 for each weight of its matrices and 4 Q S for attention scores and mixing,
-    where S is the mean number of slots that a slot sees: (length + 1) / 2 in a decoder, less in a
-    window, `length` in an encoder. Not counted: embedding look-ups, norms, rotary positions,
-    softmax, activations, biases, poolers and class heads, and whatever a program computes beyond
-    the model (masked scores, padding, rematerialisation).
+    Each layer counts 2 per weight of its matrices, and 4 Q S for attention scores and mixing, where
+    S is the mean number of slots that a slot attends to: (length + 1) / 2 in a decoder, less with a
+    window, `length` in an encoder. Not counted are embedding look-ups, norms, rotary positions,
+    softmax, activations, biases, poolers and class heads, and anything that a program
+    computes beyond the model (masked scores, padding, rematerialisation).
 
     Args:
       config: the model.
-      length: tokens of a document.
-      last_only: the last block computes queries, mixing, output and MLP only at a document's one
-        read-out (which 'mean' does not have).
-      logits: with the language-model head, 2 D V.
+      length: tokens per document.
+      last_only: whether the last block computes queries, mixing, output and MLP only at the one
+        read-out of a document (no effect with the read-out 'mean').
+      logits: whether to include the language-model head, 2 D V.
     """
     layers = _layer_flops(config, length, last_only)
     return sum(map(sum, layers)) + logits * 2 * config.d_model * config.vocab_size
@@ -138,20 +138,27 @@ def train_flops_per_token(
     last_only: bool = False,
     logits: bool = False,
 ) -> float:
-    """Model FLOPs of a training step, a token; what is (not) counted is as in `flops_per_token`.
+    """Return the model FLOPs per token of a training step, counted as in `flops_per_token`.
 
     With forward FLOPs W of matrices and A of attention, a backward pass takes 2 W (gradients of
-    inputs and of weights) and 2 A. So 'full' takes 3 (W + A); 'last_layers' W + A, and twice those
-    of the last layers; 'lora' 2 W + 3 A, as frozen weights need no gradient, and 3 times the
-    adapters' own 2 a parameter; 'probe' W + A, once an epoch if features are kept. The backward
-    pass is counted down to the embeddings, also where nothing below the first adapter is trained.
+    inputs and of weights) and 2 A. So 'full' takes 3 (W + A); 'last_layers' takes W + A plus twice
+    those of the last layers; 'lora' takes 2 W + 3 A, as frozen weights need no gradient, plus 3
+    times the adapters' own 2 per parameter; 'probe' takes W + A (once per epoch if features are
+    kept). The backward pass is counted down to the embeddings, even if nothing below the first
+    adapter is trained.
 
     Args:
-      config, length, last_only, logits: as for `flops_per_token`.
-      adapt, lora_rank, lora_targets, last_layers: as for `trainable_parameters`.
+      config: see `flops_per_token`, also for `length`, `last_only` and `logits`.
+      length: tokens per document.
+      adapt: see `trainable_parameters`, also for the next three.
+      lora_rank: rank of the adapters.
+      lora_targets: projections that have adapters.
+      last_layers: number of blocks that 'last_layers' trains.
+      last_only: whether the last block is computed only at the read-out.
+      logits: whether to include the language-model head.
 
     Raises:
-      InputError: as `trainable_parameters`.
+      InputError: for an unknown `adapt`, or a target that matches no projection.
     """
     trained = trainable_parameters(
         config, adapt, lora_rank=lora_rank, lora_targets=lora_targets, last_layers=last_layers
@@ -171,7 +178,7 @@ def train_flops_per_token(
 
 
 def _layer_flops(config: ModelConfig, length: int, last_only: bool) -> list[tuple[float, float]]:
-    """Of each layer, forward FLOPs a token: (of matrices, of attention)."""
+    """Return forward FLOPs per token of each layer: (of matrices, of attention)."""
     matrices = {name: 2 * i * o for name, (i, o) in config.projections().items()}
     per_slot = 4 * config.num_heads * config.head_dim
     local = config.local_layers or (config.window > 0,) * config.num_layers
@@ -186,11 +193,11 @@ def _layer_flops(config: ModelConfig, length: int, last_only: bool) -> list[tupl
 
 
 def _mean_seen(config: ModelConfig, length: int, window: int) -> float:
-    """How many slots a slot of a document sees, itself included, on average."""
+    """Return the mean number of slots that a slot of a document attends to, itself included."""
     if config.bidirectional:
         return length
     full = min(window or length, length)
-    # The first `full` slots see 1, 2, ... slots, the others `full`.
+    # The first `full` slots attend to 1, 2, ... slots, all others to `full`.
     return (full * (full + 1) / 2 + (length - full) * full) / length
 
 
@@ -209,36 +216,39 @@ def training_memory(
     last_layers: int = LAST_LAYERS,
     average: bool = False,
 ) -> dict[str, int]:
-    """Bytes of a training step, were everything on one device.
+    """Estimate the memory of a training step in bytes, as if everything were on one device.
 
-    'parameters' have `param_dtype`, adapters float32. Each that is trained has a float32 gradient
-    and, in the 'optimizer', two float32 moments (Adafactor: about one number a row and column,
-    counted as nothing) and their float32 `average`, if one is kept. All three are exact but for a
+    'parameters' have `param_dtype`, adapters float32. Each trained parameter has a float32 gradient
+    and, under 'optimizer', two float32 moments (Adafactor: about one number per row and column,
+    not counted) and its float32 average, if one is kept. These three are exact up to a
     class head.
 
-    'activations' is what the backward pass of a microbatch keeps. A layer keeps, a token, what its
-    matrices and attention get, 3 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype, 2 D for
-    each norm in float32, and the attention scores before and after the softmax, 2 H * longest in
-    float32. With remat 'block' layers keep their input D, and one at a time the rest; with 'dots'
-    also what projections give, 2 D + Q + 2 K + F (gated: 2 F). The layer at which the backward pass
-    is needs as much again for what it sends back. Frozen lower layers keep nothing. Language-model
-    logits are kept three times in float32. Compiled programs for CPU were within a factor of 2 of
-    gradients and activations together; attention that never forms its scores needs less.
+    'activations' is what the backward pass of a microbatch needs. Per token, a layer keeps the
+    inputs of its matrices and attention, 3 D + 2 Q + 2 K + 2 F (gated: 4 F) in the compute dtype,
+    2 D for each norm in float32, and the attention scores before and after the softmax,
+    2 H * longest in float32. With remat 'block' a layer keeps only its input D, and one layer at a
+    time the rest; with 'dots' also the outputs of projections, 2 D + Q + 2 K + F (gated: 2 F). The
+    layer in which the backward pass currently is needs as much again for cotangents. Frozen lower
+    layers keep nothing. Language-model logits are kept three times in float32. Compiled programs
+    for CPU were within a factor of 2 of gradients and activations together; attention that never
+    materialises its scores needs less.
 
     Args:
       config: the model.
-      adapt, last_layers: as for `trainable_parameters`.
-      trainable: what that gives.
-      param_dtype, compute_dtype: 'float32' or 'bfloat16'.
+      adapt: what is trained, as in `trainable_parameters`.
+      trainable: number of trained parameters, from `trainable_parameters`.
+      param_dtype: 'float32' or 'bfloat16'.
+      compute_dtype: 'float32' or 'bfloat16'.
       optimizer: 'adam', 'adamw' or 'adafactor'.
-      tokens: of a microbatch, padding included.
-      longest: slots of a row, over which attention scores go.
+      tokens: tokens of a microbatch, padding included.
+      longest: slots of a row, the length of the attention scores.
       remat: one of `config.REMATS`.
-      logits: a language model is trained, not a classifier.
-      average: the parameters are averaged (`train.ema`).
+      logits: whether a language model is trained rather than a classifier.
+      last_layers: number of blocks that 'last_layers' trains.
+      average: whether the parameters are averaged (`train.ema`).
 
     Returns:
-      'parameters', 'gradients', 'optimizer' and 'activations', and their 'total'.
+      Bytes of 'parameters', 'gradients', 'optimizer' and 'activations', and their 'total'.
 
     Raises:
       InputError: for an unknown `adapt` or `remat`.
@@ -248,15 +258,15 @@ def training_memory(
     if remat not in REMATS:
         raise errors.unknown("remat", remat, REMATS)
     adapters = trainable if adapt == "lora" else 0
-    number = _WIDTHS[compute_dtype]
+    width = _WIDTHS[compute_dtype]
     layers = {"probe": 0, "last_layers": min(last_layers, config.num_layers)}.get(
         adapt, config.num_layers
     )
-    whole = _kept_by_layer(config, longest, number)
-    outputs = number * _outputs(config) if remat == "dots" else 0
-    kept = layers * whole if remat == "none" else whole + layers * outputs
-    sent_back = whole if layers else 0
-    per_token = max(kept, whole) + sent_back + layers * number * config.d_model
+    layer = _kept_by_layer(config, longest, width)
+    outputs = width * _outputs(config) if remat == "dots" else 0
+    kept = layers * layer if remat == "none" else layer + layers * outputs
+    cotangents = layer if layers else 0
+    per_token = max(kept, layer) + cotangents + layers * width * config.d_model
     per_token += logits * 3 * 4 * config.vocab_size
     memory = {
         "parameters": _WIDTHS[param_dtype] * config.num_parameters() + 4 * adapters,
@@ -267,24 +277,24 @@ def training_memory(
     return memory | {"total": sum(memory.values())}
 
 
-def _kept_by_layer(config: ModelConfig, longest: int, number: int) -> int:
-    """Bytes that a layer keeps a token; `number` is the width of the compute dtype."""
+def _kept_by_layer(config: ModelConfig, longest: int, width: int) -> int:
+    """Return the bytes that a layer keeps per token; `width` is that of the compute dtype."""
     d, f = config.d_model, config.d_mlp
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     norms = (1 if config.shared_norm else 2) + 2 * config.post_norms
     computed = 2 * d + 2 * queries + 2 * keys + (4 if config.gated_mlp else 2) * f
-    return number * computed + 4 * (2 * norms * d + 2 * config.num_heads * longest)
+    return width * computed + 4 * (2 * norms * d + 2 * config.num_heads * longest)
 
 
 def _outputs(config: ModelConfig) -> int:
-    """Numbers that a layer's projections give a token."""
+    """Return how many numbers a layer's projections produce per token."""
     return sum(outputs for _, outputs in config.projections().values())
 
 
 def devices_needed(total: int, device: Device) -> int | None:
-    """How many devices hold `total` bytes, evenly sharded: a power of two, as meshes have.
+    """Return how many devices hold `total` bytes evenly sharded, rounded up to a power of two.
 
-    None: the device is alone, and too small.
+    None if there is only one device, and it is too small.
     """
     needed = math.ceil(total / (USABLE * device.memory * GIB))
     if device.alone and needed > 1:

@@ -1,6 +1,7 @@
-"""Whether a folder in Hugging Face's layout holds a whole model: its headers against its config.
+"""Check that a folder in Hugging Face's layout holds a complete model.
 
-No tensor is read, so that a model of any size is checked at once. Imports no JAX.
+Compares the headers of the safetensors with config.json. No tensor is read, so the check is fast
+for models of any size. Imports no JAX.
 """
 
 import logging
@@ -22,16 +23,16 @@ Stored = dict[str, files.StoredTensor]
 
 @dataclass(frozen=True)
 class Checked:
-    """A folder that holds a whole model.
+    """A folder that holds a complete model.
 
     Attributes:
       config: the model.
-      family: where it belongs.
+      family: its family.
       huggingface: the content of the folder's config.json.
-      stored: its tensors by name.
-      views: how each parameter, by flat path, stands in a tensor.
-      names: the names in `views` (of every layer) -> those in the files.
-      absent: parameters of a head that the model was saved without; zeros stand in their place.
+      stored: the tensors by name.
+      views: the view of each parameter, by flat path.
+      names: maps the tensor names in `views` (of every layer) to those in the files.
+      absent: flat paths of language-model head parameters that the folder lacks; they become zeros.
     """
 
     config: ModelConfig
@@ -44,12 +45,12 @@ class Checked:
 
 
 def check_folder(folder: Path) -> Checked:
-    """Checks a folder that holds config.json and safetensors, and reads what their headers say.
+    """Check a folder with config.json and safetensors.
 
     Raises:
-      InputError: if anything is missing, damaged, of the wrong shape or type, or not known, or if
-        a tokenizer beside it has more tokens than the embedding rows; names the file and the
-        tensor.
+      InputError: if anything is missing, damaged, of the wrong shape or type, or unknown, or if
+        the folder's tokenizer has more tokens than the embedding has rows. The message names the
+        file and the tensor.
     """
     record = files.read_config(folder)
     family = family_of(record, str(folder / files.CONFIG))
@@ -62,7 +63,7 @@ def check_folder(folder: Path) -> Checked:
     views, names = family.views(config), file_names(family, config, stored.keys())
     absent = _check(folder, family, config, record, stored)
     if (table := stored.get(names[views["embedding"].name])) is not None:
-        files.check_tokenizer(folder, config.vocab_size, table.place)
+        files.check_tokenizer(folder, config.vocab_size, table.location)
     return Checked(config, family, record, stored, views, names, absent)
 
 
@@ -73,7 +74,7 @@ def _check(
     record: Mapping[str, Any],
     stored: Stored,
 ) -> set[str]:
-    """Compares the headers with the config; returns the parameters that may be and are absent."""
+    """Compare the headers with the config; return the paths of absent parameters."""
     whole = str(folder / (files.SINGLE if (folder / files.SINGLE).is_file() else files.INDEX))
     views, names = family.views(config), file_names(family, config, stored.keys())
     absent = set()
@@ -85,8 +86,8 @@ def _check(
             elif path.startswith("unembedding") and _is_headless(family, record):
                 absent.add(path)
                 log.warning(
-                    "%s: tensor %r is missing, as in a model saved without its language-model "
-                    "head; zeros stand in its place",
+                    "%s: tensor %r is missing (the model was saved without its language-model "
+                    "head); zeros are used instead",
                     whole,
                     name,
                 )
@@ -102,7 +103,7 @@ def _check(
         elif name not in used and not is_ignored(family, name):
             missing = used - stored.keys()
             raise InputError(
-                f"{tensor.place}: unexpected; the model of {folder / files.CONFIG} has no such "
+                f"{tensor.location}: unexpected; the model in {folder / files.CONFIG} has no such "
                 f"tensor{_hint(name, missing or used)}"
             )
     return absent
@@ -116,11 +117,13 @@ def _hint(name: str, others: Any) -> str:
 def _check_tensor(tensor: files.StoredTensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise InputError(
-            f"{tensor.place}: shape {list(tensor.shape)}; allowed, by the folder's {files.CONFIG}: "
-            f"{list(shape)}"
+            f"{tensor.location}: shape {list(tensor.shape)}; expected {list(shape)} according to "
+            f"{files.CONFIG}"
         )
     if tensor.dtype not in files.FLOATS:
-        raise InputError(f"{tensor.place}: type {tensor.dtype}; allowed: {', '.join(files.FLOATS)}")
+        raise InputError(
+            f"{tensor.location}: type {tensor.dtype}; allowed: {', '.join(files.FLOATS)}"
+        )
 
 
 def _check_head(
@@ -128,7 +131,7 @@ def _check_head(
 ) -> None:
     if list(tensor.shape) not in ([1, config.d_model], [2, config.d_model]):
         raise InputError(
-            f"{tensor.place}: shape {list(tensor.shape)}; allowed: [2, {config.d_model}] (two "
+            f"{tensor.location}: shape {list(tensor.shape)}; allowed: [2, {config.d_model}] (two "
             f"classes) or [1, {config.d_model}] (a reward)"
         )
     _check_tensor(tensor, tensor.shape)
@@ -137,6 +140,6 @@ def _check_head(
 
 
 def _is_headless(family: Family, record: Mapping[str, Any]) -> bool:
-    """Whether the folder's class has no language-model head (a classifier, a bare backbone)."""
+    """Return whether the folder's class, a classifier or bare backbone, has no unembedding."""
     named: list[str] = record.get("architectures") or []
     return bool(named) and named[0] != family.architectures[0]

@@ -1,6 +1,6 @@
-"""Folders in Hugging Face's layout: config.json, safetensors in one file or several, tokenizers.
+"""Files of a folder in Hugging Face's layout: config.json, safetensors and tokenizer files.
 
-Only safetensors and JSON are ever read. Imports no JAX.
+Only safetensors and JSON are read, never pickles. Imports no JAX.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from w2s_jax.core.files import read_json, write_json
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-#: Where sentence-transformers say how a text's token embeddings become one.
+#: The file in which sentence-transformers configures pooling.
 POOLING = "1_Pooling/config.json"
 
-#: Everything of a tokenizer that such a folder may hold.
+#: Tokenizer files that are downloaded and copied with a model.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,7 +36,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
-#: The types of tensors that can be parameters, as safetensors spells them.
+#: Tensor types that parameters may have, in safetensors' spelling.
 FLOATS = ("F32", "F16", "BF16")
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -45,7 +45,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file: where it is, and what its header says of it."""
+    """A tensor in a safetensors file, as described by the file's header."""
 
     file: Path
     name: str
@@ -53,31 +53,31 @@ class StoredTensor:
     dtype: str
 
     @property
-    def place(self) -> str:
-        """File and tensor, for errors."""
+    def location(self) -> str:
+        """File and tensor name, for error messages."""
         return f"{self.file}: tensor {self.name!r}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder.
+    """Return the content of a folder's config.json.
 
     Raises:
-      InputError: if there is none, or it is not a JSON object.
+      InputError: if it is missing or not a JSON object.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(
-            f"{folder}: it has no {CONFIG}; allowed: a folder in Hugging Face's layout "
-            f"({CONFIG} and {SINGLE}), or that of a trained phase"
+            f"{folder} has no {CONFIG}; give a folder in Hugging Face's layout ({CONFIG} and "
+            f"{SINGLE}) or the folder of a trained phase"
         )
     record = _json(path)
     if not isinstance(record, dict):
-        raise InputError(f"{path}: {type(record).__name__}; allowed: a JSON object")
+        raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
     return record
 
 
 def open_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder by name; reads headers only.
+    """Return the tensors of a folder by name. Reads only the headers of the files.
 
     Raises:
       InputError: if there are no safetensors, or one of the files is missing or damaged.
@@ -92,52 +92,50 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _open_index(folder: Path) -> dict[str, StoredTensor]:
     index = folder / INDEX
     record = _json(index)
-    places = record.get("weight_map") if isinstance(record, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
-        raise InputError(f"{index}: it has no 'weight_map' of tensors to file names")
+    files = record.get("weight_map") if isinstance(record, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+        raise InputError(f"{index}: has no 'weight_map' from tensor names to file names")
     found: dict[str, StoredTensor] = {}
-    for file in dict.fromkeys(places.values()):
+    for file in dict.fromkeys(files.values()):
         if Path(file).name != file:
-            raise InputError(f"{index}: file {file!r}; allowed: the name of a file beside it")
+            raise InputError(f"{index}: {file!r} is not the name of a file in the same folder")
         if not (folder / file).is_file():
-            tensor = next(name for name, place in places.items() if place == file)
-            raise InputError(f"{index}: names {file!r} (for tensor {tensor!r}), which is missing")
+            tensor = next(name for name, other in files.items() if other == file)
+            raise InputError(f"{index}: the file {file!r} (with tensor {tensor!r}) is missing")
         found |= {tensor.name: tensor for tensor in _headers(folder / file)}
-    for name, file in places.items():
+    for name, file in files.items():
         if name not in found:
-            raise InputError(
-                f"{folder / file}: tensor {name!r} is missing; {INDEX} says it holds it"
-            )
+            raise InputError(f"{folder / file}: tensor {name!r} is missing, but listed in {INDEX}")
     return found
 
 
 def _nothing(folder: Path) -> InputError:
-    """Why a folder without model.safetensors cannot be read, and what to do."""
+    """Return the error for a folder without model.safetensors and without an index."""
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return InputError(
-            f"{folder}: it has {others[0]!r} but no {SINGLE} and no {INDEX}; allowed: one of these"
+            f"{folder}: has {others[0]!r}, but neither {SINGLE} nor {INDEX}; add one of these"
         )
     files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return no_safetensors(str(folder), files)
 
 
-def no_safetensors(place: str, files: Iterable[str]) -> InputError:
-    """The answer to a folder or repository `place` that has `files`, none of them safetensors."""
+def no_safetensors(location: str, files: Iterable[str]) -> InputError:
+    """Return the error for a folder or repository whose `files` include no safetensors."""
     pickles = sorted(name for name in files if name.endswith(_PICKLES))
     if not pickles:
-        return InputError(f"{place}: it has no safetensors; allowed: {SINGLE}, or {INDEX}")
+        return InputError(f"{location}: has no safetensors; {SINGLE} or {INDEX} is needed")
     return InputError(
-        f"{place}: it has {pickles[0]!r} but no safetensors, and pickles are never read; convert "
+        f"{location}: has {pickles[0]!r} but no safetensors, and pickles are never read; convert "
         'it where PyTorch is installed: python -c "import transformers as t; '
-        f"t.AutoModelForCausalLM.from_pretrained('{place}').save_pretrained('NEW_FOLDER')\""
+        f"t.AutoModelForCausalLM.from_pretrained('{location}').save_pretrained('NEW_FOLDER')\""
     )
 
 
 def _headers(file: Path) -> list[StoredTensor]:
     with _opened(file) as handle:
         tensors = []
-        for name in handle.keys():  # noqa: SIM118 (it is no dict)
+        for name in handle.keys():  # noqa: SIM118 (not a dict)
             piece = handle.get_slice(name)
             shape = tuple(int(size) for size in piece.get_shape())
             tensors.append(StoredTensor(file, name, shape, str(piece.get_dtype())))
@@ -145,12 +143,19 @@ def _headers(file: Path) -> list[StoredTensor]:
 
 
 def read_box(tensor: StoredTensor, box: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The part of a tensor from start to stop on each axis, in the file's type; reads no more.
+    """Read a slice of a tensor, and nothing else of the file.
 
-    The file is mapped only while this runs, so that none of it stays in memory.
+    The file is mapped only during the call, so that none of it stays in memory.
+
+    Args:
+      tensor: the tensor.
+      box: (start, stop) on each of its axes.
+
+    Returns:
+      The slice, in the dtype of the file.
 
     Raises:
-      InputError: if the file is damaged, or has changed.
+      InputError: if the file is damaged or has changed.
     """
     with _opened(tensor.file) as handle:
         piece = handle.get_slice(tensor.name)
@@ -159,7 +164,7 @@ def read_box(tensor: StoredTensor, box: Sequence[tuple[int, int]]) -> np.ndarray
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    # numpy knows bfloat16 only once this is imported.
+    # Registers bfloat16 with NumPy.
     import ml_dtypes  # noqa: F401
     import safetensors
 
@@ -170,22 +175,24 @@ def _opened(file: Path) -> Iterator[Any]:
         with contextlib.suppress(OSError), file.open("rb") as start:
             if start.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise InputError(
-                    f"{file}: a pointer of git-lfs, not the file itself; run git lfs pull"
+                    f"{file}: is a Git LFS pointer, not the file itself; run git lfs pull"
                 ) from error
         reason = " ".join(str(error).split())
-        raise InputError(f"{file}: damaged or cut off ({reason}); fetch it again") from error
+        raise InputError(
+            f"{file}: is damaged or truncated ({reason}); download it again"
+        ) from error
 
 
 def check_tokenizer(folder: Path, vocab_size: int, embedding: str) -> None:
-    """Sees that the embedding has a row for each token of tokenizer.json, if there is one.
+    """Check that the embedding has a row for each token of tokenizer.json, if there is one.
 
     Args:
-      folder: what may hold a tokenizer.json.
-      vocab_size: the embedding's rows.
-      embedding: where they are, for the error.
+      folder: a folder that may contain a tokenizer.json.
+      vocab_size: number of rows of the embedding.
+      embedding: location of the embedding, for the error message.
 
     Raises:
-      InputError: if a token's id is too large.
+      InputError: if a token's id is too large, or tokenizer.json is not a tokenizer.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -199,34 +206,34 @@ def check_tokenizer(folder: Path, vocab_size: int, embedding: str) -> None:
         token = max(ids, key=ids.__getitem__, default=None)
         largest = -1 if token is None else int(ids[token])
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not a tokenizer ({type(error).__name__}: {error})") from error
+        raise InputError(f"{path}: is not a tokenizer ({type(error).__name__}: {error})") from error
     if largest >= vocab_size:
         raise InputError(
-            f"{path}: token {token!r} has the id {largest}, {too_few_rows(vocab_size, embedding)}"
+            f"{path}: token {token!r} has id {largest}, {too_few_rows(vocab_size, embedding)}"
         )
 
 
 def too_few_rows(vocab_size: int, embedding: str) -> str:
-    """The end of an error: a tokenizer has more tokens than an embedding has rows."""
+    """Return the end of the error for a tokenizer with more tokens than embedding rows."""
     return (
-        f"but the embedding has {vocab_size} rows ({embedding}); tokenizer and model do not belong "
-        "together"
+        f"but the embedding has {vocab_size} rows ({embedding}); this tokenizer does not belong to "
+        "this model"
     )
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """The names of what a folder holds of a tokenizer."""
+    """Return the names of the tokenizer files in a folder."""
     return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies what the folder `source` holds of a tokenizer."""
+    """Copy the tokenizer files of the folder `source`."""
     for name in tokenizer_files(source):
         shutil.copyfile(source / name, target / name)
 
 
 def group_shards(sizes: Iterable[tuple[str, int]], shard_bytes: int) -> list[list[str]]:
-    """Names in order, in groups of at most `shard_bytes` (a tensor that is larger stands alone)."""
+    """Group (name, bytes) in order, with at most `shard_bytes` or one tensor per group."""
     groups: list[list[str]] = []
     room = 0
     for name, size in sizes:
@@ -239,17 +246,17 @@ def group_shards(sizes: Iterable[tuple[str, int]], shard_bytes: int) -> list[lis
 
 
 def shard_names(count: int) -> list[str]:
-    """The names of the files of a model in `count` shards."""
+    """Return the file names of a model in `count` shards."""
     if count == 1:
         return [SINGLE]
     return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
 def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file and waits until it is on the disk.
+    """Write a safetensors file and flush it to the disk.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     import ml_dtypes  # noqa: F401
     from safetensors import SafetensorError
@@ -257,7 +264,7 @@ def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     try:
-        save_file(whole, path, metadata={"format": "pt"})  # without which transformers refuses it
+        save_file(whole, path, metadata={"format": "pt"})  # required by transformers
     except SafetensorError as error:
         raise OSError(" ".join(str(error).split())) from error
     with path.open("rb") as file:
@@ -265,11 +272,11 @@ def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write_index(folder: Path, groups: Sequence[Sequence[str]], total_bytes: int) -> None:
-    """Writes the index of several shards."""
-    files = shard_names(len(groups))
-    places = {name: file for names, file in zip(groups, files, strict=True) for name in names}
+    """Write the index of several shards."""
+    shards = zip(groups, shard_names(len(groups)), strict=True)
+    files = {name: file for names, file in shards for name in names}
     metadata = {"total_size": total_bytes}
-    write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(places.items()))})
+    write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(files.items()))})
 
 
 def _json(path: Path) -> Any:

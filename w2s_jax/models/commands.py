@@ -1,4 +1,4 @@
-"""What `w2s models [NAME]` prints. All of it is by formula, and nothing imports JAX."""
+"""The output of `w2s models [NAME]`. All numbers are computed by formula, without JAX."""
 
 from pathlib import Path
 
@@ -11,31 +11,30 @@ from w2s_jax.models import budget, ladders, sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.families import FAMILIES, family_of
 
-#: Embedded models take vocabulary and length from the task; here they get these.
+#: Embedded models take their vocabulary and length from the task; these are used for display.
 _EMBEDDED_VOCAB, _EMBEDDED_LENGTH = 259, 256
 
-#: The batch for which memory is given, computed at once: documents, and tokens of each.
+#: The batch of the memory estimates: documents, and tokens per document.
 _DOCUMENTS, _TOKENS = 32, 256
 
-
-#: What of the model may be trained.
+#: Values of `train.adapt` that are shown; 'probe_then_full' costs as much as 'full'.
 _ADAPTS = ("full", "last_layers", "lora", "probe")
 
 
 def list_models(console: Console) -> None:
-    """Families, embedded models and known ladders."""
+    """Print the model families, the embedded models and the ladders of known models."""
     _print_families(console)
     _print_embedded(console)
     _print_ladders(console)
     console.print(
-        "\nparameters: of the backbone, embeddings included; lr: default learning rate;\n"
-        "dtype: default of the parameters. Any other checkpoint of these families can\n"
-        "be used as well. w2s models NAME: sizes, FLOPs and memory of one model.",
+        "\nparameters: size of the backbone with embeddings; lr: default learning rate;\n"
+        "dtype: default dtype of the parameters. Other checkpoints of these families\n"
+        "work as well. w2s models NAME shows sizes, FLOPs and memory of one model.",
         highlight=False,
     )
 
 
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
+def _table(title: str | None, left: tuple[str, ...], right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for column in left:
         table.add_column(column, no_wrap=True)
@@ -83,7 +82,7 @@ def _print_ladders(console: Console) -> None:
     for ladder in dict.fromkeys(known.ladder for known in ladders.KNOWN.values()):
         console.print()
         table = _table(ladder, ("model",), ("parameters", "lr", "lr lora", "dtype"))
-        # The same columns for every ladder.
+        # Align the columns of all ladders.
         table.columns[0].min_width = max(map(len, ladders.KNOWN))
         table.columns[1].min_width = 10
         for known in ladders.KNOWN.values():
@@ -96,7 +95,7 @@ def _print_ladders(console: Console) -> None:
 
 
 def _defaults(name: str, count: int, *, embedded: bool = False) -> tuple[str, str, str]:
-    """Learning rate, that of adapters, dtype."""
+    """Return the default learning rate, that of adapters, and the default dtype."""
     full, lora = (
         ladders.default_learning_rate(name, count, embedded=embedded, adapt=adapt)
         for adapt in ("full", "lora")
@@ -105,13 +104,13 @@ def _defaults(name: str, count: int, *, embedded: bool = False) -> tuple[str, st
 
 
 def _rate(rate: float) -> str:
-    """'5e-5'."""
+    """Format a learning rate: '5e-5'."""
     digits, exponent = f"{rate:.0e}".split("e")
     return f"{digits}e{int(exponent)}"
 
 
 def _short(count: float, units: str = "KMB") -> str:
-    """'5.0K', '124.4M', '1.56B'."""
+    """Format a count: '5.0K', '124.4M', '1.56B'."""
     if count >= 1e9:
         return f"{count / 1e9:,.2f}{units[2]}"
     return f"{count / 1e6:.1f}{units[1]}" if count >= 1e6 else f"{count / 1e3:.1f}{units[0]}"
@@ -122,14 +121,15 @@ def _embedded(name: str) -> ModelConfig:
 
 
 def show_model(name: str, console: Console) -> None:
-    """Sizes, learning rates, FLOPs and memory of one model.
+    """Print sizes, learning rates, FLOPs and memory of one model.
 
     Args:
-      name: an embedded model, a folder with a config.json in Hugging Face's layout, or a known
-        model.
+      name: an embedded model, a known model, or a folder with a config.json (in Hugging Face's
+        layout, converted, or a phase).
+      console: where to print.
 
     Raises:
-      InputError: if it is none of these, or if the folder's config.json is not supported.
+      InputError: if `name` is none of these, or the folder's config.json is not supported.
     """
     config, title, note = _read(name)
     embedded = name in EMBEDDED_MODELS
@@ -140,10 +140,10 @@ def show_model(name: str, console: Console) -> None:
     dtype = ladders.default_param_dtype(count)
     _print_sizes(config, console)
     console.print(
-        f"\nBy formula, not measured: Adam on {_DOCUMENTS} documents of {_TOKENS} tokens at once "
-        f"(batch {_DOCUMENTS}, microbatch {_DOCUMENTS}), parameters and computation in {dtype}, "
-        f"everything kept for the backward pass; train.last_layers={budget.LAST_LAYERS}; lora.rank="
-        f"{budget.LORA_RANK} on every matrix; a classifier's head is not counted.",
+        f"\nEstimated by formula, not measured: Adam, batch and microbatch of {_DOCUMENTS} "
+        f"documents of {_TOKENS} tokens, parameters and computation in {dtype}, no "
+        f"rematerialisation, train.last_layers={budget.LAST_LAYERS}, lora.rank={budget.LORA_RANK} "
+        "on every matrix. The class head is not counted.",
         highlight=False,
     )
     rates = {
@@ -155,23 +155,23 @@ def show_model(name: str, console: Console) -> None:
 
 
 def _read(name: str) -> tuple[ModelConfig, str, str]:
-    """(model, title, what else there is to say)."""
+    """Return (config, title, note) of the model that the user named."""
     if name in EMBEDDED_MODELS:
         note = (
-            f"embedded; with a vocabulary of {_EMBEDDED_VOCAB} and {_EMBEDDED_LENGTH} positions "
-            "(both come from the task)"
+            f"embedded model; shown with a vocabulary of {_EMBEDDED_VOCAB} and {_EMBEDDED_LENGTH} "
+            "positions (in a run, the task sets both)"
         )
         return _embedded(name), name, note
-    place = Path(name).expanduser() / "config.json"
-    if place.is_file() and not sources.is_huggingface(place.parent):
-        config = sources.read_ours(place.parent)[1].without_adapters()
-        return config, name, f"by {place}"
-    if place.is_file():
-        record = read_json(place)
+    path = Path(name).expanduser() / "config.json"
+    if path.is_file() and not sources.is_huggingface(path.parent):
+        config = sources.read_ours(path.parent)[1].without_adapters()
+        return config, name, f"read from {path}"
+    if path.is_file():
+        record = read_json(path)
         if not isinstance(record, dict):
-            raise InputError(f"{place}: not a JSON object; allowed: Hugging Face's config.json")
-        family = family_of(record, str(place))
-        return family.to_config(record), name, f"by {place}; family {family.name}"
+            raise InputError(f"{path}: is not a JSON object")
+        family = family_of(record, str(path))
+        return family.to_config(record), name, f"read from {path}; family {family.name}"
     known = ladders.find(name)
     if known is not None:
         note = f"ladder {known.ladder}"
@@ -184,15 +184,15 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
     match = short.get(match or "", match)
     hint = f" (did you mean {match!r}?)" if match else ""
     raise InputError(
-        f"models: unknown model {name!r}{hint}; allowed: a name that w2s models lists, or a folder "
-        "with a config.json in Hugging Face's layout, or one of ours"
+        f"models: unknown model {name!r}{hint}; use a name listed by w2s models, or a folder: in "
+        "Hugging Face's layout, written by w2s convert, or a finished phase"
     )
 
 
 def _print_sizes(config: ModelConfig, console: Console) -> None:
-    table = _table("", ("", ""))
-    table.show_header, table.title = False, None
-    heads = f"{config.num_heads} of {config.head_dim}"
+    table = _table(None, ("", ""))
+    table.show_header = False
+    heads = f"{config.num_heads} of size {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f", {config.num_kv_heads} for keys and values"
     count = config.num_parameters()
@@ -200,7 +200,7 @@ def _print_sizes(config: ModelConfig, console: Console) -> None:
     limit = f", {config.max_positions:,}" if config.max_positions else ""
     if config.window:
         local = sum(config.local_layers) if config.local_layers else config.num_layers
-        limit += f"; a window of {config.window:,} in {local} layers"
+        limit += f"; window of {config.window:,} in {local} layers"
     tied = config.tied_embeddings and not config.bidirectional
     for field, value in (
         ("parameters", f"{count:,} ({blocks:,} in blocks)"),
@@ -218,8 +218,7 @@ def _print_costs(
     config: ModelConfig, rates: dict[str, float], dtype: str, console: Console
 ) -> None:
     console.print()
-    table = _table("", ("trained",), ("lr", "parameters", "FLOPs a token: forward", "training"))
-    table.title = None
+    table = _table(None, ("trained",), ("lr", "parameters", "FLOPs per token: forward", "training"))
     forward = budget.flops_per_token(config, _TOKENS)
     for adapt, rate in rates.items():
         trained = budget.trainable_parameters(config, adapt)
@@ -233,8 +232,7 @@ def _print_costs(
     console.print(table)
     console.print()
     parts = ("parameters", "gradients", "optimizer", "activations", "total")
-    table = _table("", ("GiB",), parts)
-    table.title = None
+    table = _table(None, ("GiB",), parts)
     for adapt in rates:
         memory = _memory(config, adapt, dtype)
         table.add_row(adapt, *(_gib(memory[part]) for part in parts))
@@ -261,16 +259,15 @@ def _gib(size: int) -> str:
 
 def _print_devices(config: ModelConfig, dtype: str, console: Console) -> None:
     console.print()
-    table = _table("", ("devices needed",), ("GiB of one", *_ADAPTS))
-    table.title = None
+    table = _table(None, ("devices needed",), ("GiB each", *_ADAPTS))
     totals = [_memory(config, adapt, dtype)["total"] for adapt in _ADAPTS]
     for name, device in budget.DEVICES.items():
         needed = [budget.devices_needed(total, device) for total in totals]
         table.add_row(name, f"{device.memory:g}", *(f"{n} x" if n else "no" for n in needed))
     console.print(table)
     console.print(
-        "Everything is sharded over them evenly, and a tenth of their memory is left free. GiB of "
-        "one: of TPU v5e, v5p and v6e what their compiler allows a chip, of v4 the documented "
-        "size, of others the size under which they are sold.",
+        "Assumes even sharding over the devices, with a tenth of their memory left free. GiB each: "
+        "the compiler's limit per chip for TPU v5e, v5p and v6e, the documented size for v4, the "
+        "nominal size for all others.",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""What a model is, as plain data: `ModelConfig`, and the embedded ladder. Imports no JAX."""
+"""Model configuration: `ModelConfig`, and the embedded models. Imports no JAX."""
 
 import dataclasses
 import fnmatch
@@ -14,7 +14,7 @@ POSITIONS = ("learned", "rope", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 
-# Fields of which only the one kind of model knows more than the default.
+# Fields that must keep their defaults in the other kind of model.
 _ENCODER_ONLY = ("token_types", "pooler")
 _DECODER_ONLY = (
     *("parallel_residual", "shared_norm", "tied_embeddings", "window", "local_layers"),
@@ -23,7 +23,7 @@ _DECODER_ONLY = (
 
 
 def _late(default: Any) -> Any:
-    """A field that `to_dict` leaves out at its default: older fingerprints stay as they are."""
+    """A field that `to_dict` omits at its default, so that earlier fingerprints stay the same."""
     return dataclasses.field(default=default, metadata={"late": True})
 
 
@@ -32,50 +32,62 @@ class ModelConfig:
     """A transformer: a decoder, or with `bidirectional` an encoder.
 
     Attributes:
-      name: what users call it.
-      vocab_size, d_model, num_layers, num_heads, head_dim, d_mlp: sizes.
-      max_positions: longest document for learned positions; otherwise the length that a pretrained
-        model was made for, which is no limit (0: none is known).
-      num_kv_heads: key/value heads; fewer than `num_heads` means grouped queries.
+      name: name shown to users.
+      vocab_size: number of token ids.
+      max_positions: maximum document length with learned positions; otherwise the length that a
+        pretrained model was trained on, which is not a limit (0: unknown).
+      d_model: width of the residual stream.
+      num_layers: number of blocks.
+      num_heads: number of query heads.
+      head_dim: size of a head.
+      d_mlp: width of the MLP.
+      num_kv_heads: number of key/value heads; fewer than `num_heads` means grouped queries.
       norm: 'layernorm' (with bias) or 'rmsnorm'; computed in float32.
       norm_epsilon: added to the variance.
-      positions: 'learned' (an embedding a slot), 'rope' (rotary, half-split) or 'none'.
+      positions: 'learned' (an embedding per slot), 'rope' (rotary, half-split) or 'none'.
       rope_theta: rotary base.
       rope_fraction: leading share of each head's dimensions that is rotated.
-      activation: of the MLP.
+      activation: activation of the MLP.
       gated_mlp: act(x W_gate) * (x W_up) instead of act(x W_up).
-      parallel_residual: attention and MLP read the same input and are added together.
-      shared_norm: a parallel block has one norm, for both (Phi), instead of two (GPT-NeoX).
-      qkv_bias, out_bias, mlp_bias: biases of the projections.
-      tied_embeddings: the unembedding is the embedding.
+      parallel_residual: attention and MLP read the same input, and both outputs are added to it.
+      shared_norm: a parallel block has one norm (Phi) instead of two (GPT-NeoX).
+      qkv_bias: query, key and value projections have biases.
+      out_bias: the output projection of attention has a bias.
+      mlp_bias: the projections of the MLP have biases.
+      tied_embeddings: the unembedding is the transposed embedding.
       init_std: standard deviation of the normal initialisation; projections back into the residual
         stream are scaled by 1/sqrt(2 * num_layers) as in GPT-2.
-      family: the entry of `models.families` that the model came from ('': none, it is embedded).
+      family: name in `models.families.FAMILIES` ('': an embedded model).
       position_offset: unused leading rows of the position embedding (OPT has 2).
-      rope_scaling: 'none', 'linear' (frequencies over `rope_factor`) or 'llama3', which divides low
-        frequencies only: those of fewer than `rope_low_factor` turns in `rope_original_length`
-        positions; above `rope_high_factor` turns nothing changes, in between is interpolated.
-      rope_factor, rope_low_factor, rope_high_factor, rope_original_length: see `rope_scaling`.
-      window: a slot sees this many slots, itself included (0: all before it).
-      local_layers: for each layer, whether it has the window; (): all have it.
-      local_rope_theta: rotary base, unscaled, of the layers in `local_layers` (0: as the others).
+      rope_scaling: 'none', 'linear' (frequencies are divided by `rope_factor`) or 'llama3' (only
+        low frequencies are divided: those with fewer than `rope_low_factor` turns in
+        `rope_original_length` positions; those with more than `rope_high_factor` turns are
+        unchanged, and those in between are interpolated).
+      rope_factor: see `rope_scaling`.
+      rope_low_factor: see `rope_scaling`.
+      rope_high_factor: see `rope_scaling`.
+      rope_original_length: see `rope_scaling`.
+      window: number of slots that a slot attends to, itself included (0: all before it).
+      local_layers: for each layer, whether `window` applies; (): it applies to all.
+      local_rope_theta: rotary base, without scaling, of the layers in `local_layers` (0: the same
+        as the others).
       query_scalar: attention scores are divided by its square root (0: `head_dim`).
-      attention_softcap, logit_softcap: c tanh(x / c) of attention scores and of next-token logits
-        (0: none).
-      qk_norm: queries and keys are normalised by head before they are rotated.
+      attention_softcap: c in c tanh(x / c), applied to attention scores (0: none).
+      logit_softcap: c in c tanh(x / c), applied to next-token logits (0: none).
+      qk_norm: queries and keys are normalised per head before rotation.
       unit_offset: RMSNorm multiplies by 1 + scale (Gemma).
-      post_norms: what attention and MLP return is normalised before it is added (Gemma 2).
+      post_norms: the outputs of attention and MLP are normalised before they are added (Gemma 2).
       scaled_embeddings: token embeddings are multiplied by sqrt(d_model) (Gemma).
       unembedding_bias: next-token logits have a bias (Phi).
-      bidirectional: an encoder (BERT): a slot sees its whole segment, norms stand behind attention
-        and MLP, and behind the embeddings instead of a final one; there is no unembedding.
-      token_types: rows of an encoder's token-type embedding, of which the first is used.
-      pooler: there is a dense layer with tanh over the first token's hidden state (BERT).
-      read_out: what heads see of a text: the hidden state of its 'last' or 'first' token, the
-        'mean' of all its tokens', or the 'pooler' over the first.
+      bidirectional: an encoder (BERT): a slot attends to its whole segment; norms come after
+        attention and MLP, and after the embeddings instead of at the end; no unembedding.
+      token_types: rows of an encoder's token-type embedding, of which only the first is used.
+      pooler: has a dense layer with tanh on the first token's hidden state (BERT).
+      read_out: what a head reads of a text: the hidden state of its 'last' or 'first' token, the
+        'mean' over its tokens, or the 'pooler' applied to the first.
       lora_rank: rank of low-rank adapters (0: none); see `models.lora`.
-      lora_alpha: what the adapters add is multiplied by lora_alpha / lora_rank.
-      lora_targets: the projections that have them: 'attention.query', 'mlp.up', ...
+      lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+      lora_targets: the projections with adapters: 'attention.query', 'mlp.up', ...
     """
 
     name: str
@@ -141,25 +153,22 @@ class ModelConfig:
             if getattr(self, field) not in allowed:
                 raise errors.unknown(f"model.{field}", getattr(self, field), allowed)
         if self.shared_norm and not self.parallel_residual:
-            raise errors.InputError("model.shared_norm: True; allowed only with parallel_residual")
+            raise errors.InputError("model.shared_norm: True requires parallel_residual")
         if self.num_heads % self.num_kv_heads:
             raise errors.InputError(
                 f"model.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
             )
         if self.post_norms and self.parallel_residual:
-            raise errors.InputError(
-                "model.post_norms: True; allowed only without parallel_residual"
-            )
+            raise errors.InputError("model.post_norms: True is not possible with parallel_residual")
         if self.local_layers and len(self.local_layers) != self.num_layers:
             raise errors.InputError(
-                f"model.local_layers: {len(self.local_layers)} entries; allowed: one for each of "
-                f"the {self.num_layers} layers"
+                f"model.local_layers: {len(self.local_layers)} entries, but there are "
+                f"{self.num_layers} layers"
             )
-
         self._check_encoder()
 
     def _check_encoder(self) -> None:
-        """Refuses what an encoder, or what a decoder, cannot have."""
+        """Raise an `InputError` for fields that encoders, or decoders, do not support."""
         kind = "an encoder" if self.bidirectional else "a decoder"
         for field in _DECODER_ONLY if self.bidirectional else _ENCODER_ONLY:
             value, allowed = getattr(self, field), self.__dataclass_fields__[field].default
@@ -167,12 +176,12 @@ class ModelConfig:
                 raise errors.InputError(f"model.{field}: {value!r}; allowed in {kind}: {allowed!r}")
         if self.read_out == "pooler" and not self.pooler:
             raise errors.InputError(
-                f"model.read_out: 'pooler'; {self.name} has no pooler; allowed: "
+                f"model.read_out: 'pooler', but {self.name} has no pooler; allowed: "
                 f"{', '.join(name for name in READ_OUTS if name != 'pooler')}"
             )
 
     def num_parameters(self) -> int:
-        """Parameters of the backbone, embeddings included, heads and adapters not, by formula."""
+        """Return the size of the backbone: with embeddings, without heads and adapters."""
         d, hd = self.d_model, self.head_dim
         queries, keys = self.num_heads * hd, self.num_kv_heads * hd
         vectors = 2 if self.norm == "layernorm" else 1
@@ -191,15 +200,15 @@ class ModelConfig:
         return embeddings + self.num_layers * (attention + mlp + norms_per_block * norm) + norm
 
     def with_adapters(self, rank: int, alpha: float, patterns: Sequence[str]) -> "ModelConfig":
-        """The model with low-rank adapters.
+        """Return the model with low-rank adapters.
 
         Args:
-          rank: of the adapters.
-          alpha: what they add is multiplied by alpha / rank.
-          patterns: which projections have them: names, or patterns ('attention.*') as of a shell.
+          rank: rank of the adapters.
+          alpha: the adapters are scaled by alpha / rank.
+          patterns: the projections that have adapters: names or shell patterns ('attention.*').
 
         Raises:
-          InputError: for a rank or alpha that is not positive, and a pattern that matches nothing.
+          InputError: if rank or alpha is not positive, or a pattern matches nothing.
         """
         if rank < 1:
             raise errors.InputError(f"lora.rank: {rank!r}; allowed: an integer of at least 1")
@@ -217,11 +226,11 @@ class ModelConfig:
         )
 
     def without_adapters(self) -> "ModelConfig":
-        """The model to which adapters were added, or itself."""
+        """Return the model without adapters."""
         return dataclasses.replace(self, lora_rank=0, lora_alpha=0.0, lora_targets=())
 
     def projections(self) -> dict[str, tuple[int, int]]:
-        """The linear maps of a block by name, each with the sizes of its input and its output."""
+        """Return the projections of a block by name, each as (input size, output size)."""
         d, hd = self.d_model, self.head_dim
         queries, keys = self.num_heads * hd, self.num_kv_heads * hd
         gate = {"mlp.gate": (d, self.d_mlp)} if self.gated_mlp else {}
@@ -236,13 +245,13 @@ class ModelConfig:
         }
 
     def num_adapter_parameters(self) -> int:
-        """Parameters of the low-rank adapters, which `num_parameters` does not count."""
+        """Return the size of the low-rank adapters, which `num_parameters` does not include."""
         sizes = self.projections()
         each = sum(sum(sizes[name]) for name in self.lora_targets)
         return self.num_layers * self.lora_rank * each
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values; later fields only where they differ from the default."""
+        """Return the fields as JSON-ready values, without late fields that have their defaults."""
         late = {f.name: f.default for f in dataclasses.fields(self) if f.metadata.get("late")}
         values = {
             name: list(value) if isinstance(value, tuple) else value
@@ -281,11 +290,11 @@ def _rotary(name: str, d_model: int, num_layers: int, num_heads: int) -> dict[st
     )
 
 
-# GPT-2's init_std of 0.02 suits its width of 768; at these widths captions are learnt far better
-# from d_model ** -0.5, which keeps the scale of each layer's output.
+# GPT-2's init_std of 0.02 suits its width of 768. At the widths below, captions are learnt far
+# better from d_model ** -0.5, which preserves the scale of each layer's output.
 
-#: Models that need no download: their vocabulary and length come from the task, their weights from
-#: the run's own pretraining phase. `gpt-*`: GPT-2's form; `rotary-*`: Llama's form.
+#: Models that need no download: the task sets their vocabulary and length, and a phase of the run
+#: pretrains them. `gpt-*` have the architecture of GPT-2, `rotary-*` that of Llama.
 EMBEDDED_MODELS: dict[str, dict[str, Any]] = {
     spec["name"]: spec
     for spec in (
@@ -302,10 +311,10 @@ EMBEDDED_MODELS: dict[str, dict[str, Any]] = {
 
 
 def embedded_model(name: str, *, vocab_size: int, max_positions: int) -> ModelConfig:
-    """The embedded model `name` for a vocabulary and a longest document.
+    """Return the embedded model `name` for a vocabulary size and a maximum document length.
 
-    Only learned positions are tied to a longest document; other forms get `max_positions` 0, so
-    that one pretrained model serves tasks of any length.
+    Only learned positions have a maximum length; other models get `max_positions` 0, so that one
+    pretrained model can be used for tasks of any length.
 
     Raises:
       InputError: for an unknown name.

@@ -1,6 +1,7 @@
-"""`w2s convert`: between Hugging Face's folders and ours. Imports no JAX before it must.
+"""`w2s convert`: convert models between Hugging Face's layout and that of w2s_jax.
 
-A converted folder is laid out as a phase's, so that `models.load` reads both:
+Imports JAX only when a model is converted. A converted folder has the layout of a phase folder, so
+that `models.load` reads both:
 
     DIR/config.json  DIR/checkpoints/final/  DIR/checkpoints/final.manifest.json  DIR/tokenizer/
 """
@@ -29,34 +30,35 @@ def convert(
     tokenizer: str | None = None,
     head: bool = True,
 ) -> str:
-    """Writes the model `source` as the new folder `target`; returns one line on what was done.
+    """Write the model `source` to the new folder `target`.
 
     Args:
-      source: whatever `models.load` takes.
+      source: a model that `models.load` accepts.
       target: a new folder.
-      format: 'orbax' (what `models.load` reads fastest), 'huggingface' (adapters are merged), or
-        'peft': of a phase that trained low-rank adapters these alone, as PEFT loads them.
-      dtype: of what is written, 'float32' or 'bfloat16' (None: as `models.load` has it).
-      tokenizer: a folder whose tokenizer files go with the model (None: the source's, if any).
-      head: False leaves a class head out.
+      format: 'orbax' (fastest to load with `models.load`), 'huggingface' (with adapters merged), or
+        'peft' (only the low-rank adapters that a phase trained, as PEFT loads them).
+      dtype: dtype of the written parameters, 'float32' or 'bfloat16' (None: that of `models.load`).
+      tokenizer: folder whose tokenizer files are copied (None: those of the source, if any).
+      head: whether to write the class head, if there is one.
+
+    Returns:
+      A one-line summary.
 
     Raises:
-      InputError: for a bad argument, or a source that cannot be read or expressed.
-      StorageError: if a folder of ours is damaged, or the target cannot be written.
+      InputError: if an argument is invalid, the source cannot be read, or the format cannot express
+        the model.
+      StorageError: if the source is damaged, or the target cannot be written.
     """
     if format not in FORMATS:
         raise errors.unknown("--format", format, FORMATS)
     folder = Path(target)
     if folder.exists():
-        raise errors.InputError(
-            f"--to: {folder}: there is something already; allowed: a new folder"
-        )
+        raise errors.InputError(f"--to: {folder} already exists; choose a new folder")
     if tokenizer is not None and not (Path(tokenizer) / "tokenizer.json").is_file():
         raise errors.InputError(
-            f"--tokenizer: {tokenizer}: it has no tokenizer.json; allowed: the folder of a fast "
-            "tokenizer"
+            f"--tokenizer: {tokenizer} has no tokenizer.json; give the folder of a fast tokenizer"
         )
-    # Nothing is computed: host memory is enough, and an accelerator may be too small or in use.
+    # No computation, so use host memory: an accelerator may be too small or in use.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
@@ -94,7 +96,7 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
     spec: dict[str, Any] = {"model": model.config.to_dict()}
     if model.head is not None:
         tree["head"] = model.head
-        # A reward stands at each of a pair's texts.
+        # The head of a text has two outputs; that of a pair has one, the reward of each text.
         spec["texts"] = 2 // model.head["kernel"].shape[1]
     record = {
         "kind": CONVERTED,

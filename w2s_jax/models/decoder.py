@@ -1,19 +1,14 @@
-"""The decoder: one NNX module for every decoder-only family, driven by `ModelConfig`.
+"""The decoder: one NNX module for all decoder-only families, configured by `ModelConfig`.
 
-Parameters are stacked by layer, whether the forward pass scans over layers or unrolls them.
-Shapes in names: R rows, L slots, D width.
+Shapes in names: R rows, L slots, Q selected slots, D width.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from w2s_jax import sharding
 from w2s_jax.models.attention import Reach, at_slots
-from w2s_jax.models.blocks import run_blocks
+from w2s_jax.models.backbone import Backbone, stack_blocks
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.layers import MLP, Attention, Norm, normal
@@ -22,7 +17,7 @@ Array = jax.Array
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and MLP, one after the other or side by side; norms behind, if any."""
+    """Pre-norm attention and MLP, sequential or parallel, with optional post-norms."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -63,70 +58,20 @@ class Block(nnx.Module):
         return after_RLD + (out_RLD if dropout is None else dropout.within(1)(out_RLD))
 
 
-class Decoder(nnx.Module):
-    """Embeddings, blocks (stacked by layer) and the final norm; heads stand in `heads`."""
+class Decoder(Backbone):
+    """Embeddings, blocks and the final norm; for the parameters of heads see `heads`."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.config = config
-        std, vocab, d = config.init_std, config.vocab_size, config.d_model
-        self.embedding = normal(rngs, (vocab, d), std, ("vocab", "embed"))
-        if config.positions == "learned":
-            rows = config.max_positions + config.position_offset
-            self.position_embedding = normal(rngs, (rows, d), std, ("positions", "embed"))
-
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(layer_rngs: nnx.Rngs) -> Block:
-            return Block(config, layer_rngs)
-
-        self.blocks = stack(rngs)
+        super().__init__(config, rngs)
+        self.blocks = stack_blocks(Block, config, rngs)
         self.final_norm = Norm(config)
         if not config.tied_embeddings:
-            self.unembedding = normal(rngs, (d, vocab), std, ("embed", "vocab"))
+            shape, axes = (config.d_model, config.vocab_size), ("embed", "vocab")
+            self.unembedding = normal(rngs, shape, config.init_std, axes)
         if config.unembedding_bias:
-            self.unembedding_bias = nnx.Param(jnp.zeros(vocab), out_sharding=("vocab",))
+            self.unembedding_bias = nnx.Param(jnp.zeros(config.vocab_size), out_sharding=("vocab",))
 
-    def __call__(
-        self,
-        tokens_RL: Array,
-        segment_ids_RL: Array,
-        positions_RL: Array,
-        *,
-        tail: Sequence[Any] = (),
-        slots_RQ: Array | None = None,
-        dropout: Dropout | None = None,
-        compute_dtype: Any,
-        scan: bool,
-        remat: str,
-        first_keys: tuple[int, ...] = (),
-    ) -> Array:
-        """The hidden states, of all slots or at `slots_RQ`.
-
-        `tail`: stacks of the blocks that follow `self.blocks`, if any.
-        """
-        with jax.named_scope("embed"):
-            x_RLD = sharding.look_up(self.embedding[...], tokens_RL).astype(compute_dtype)
-            if self.config.scaled_embeddings:
-                x_RLD *= jnp.asarray(self.config.d_model**0.5, compute_dtype)
-            if self.config.positions == "learned":
-                slots_RL = positions_RL + self.config.position_offset
-                places_RLD = sharding.look_up(self.position_embedding[...], slots_RL)
-                x_RLD += places_RLD.astype(compute_dtype)
-            if dropout is not None:
-                x_RLD = dropout.within(0)(x_RLD)
-        graphdef, blocks = nnx.split(self.blocks)
-        x_RLD = run_blocks(
-            self.config,
-            graphdef,
-            [blocks, *tail],
-            x_RLD,
-            segment_ids_RL,
-            positions_RL,
-            slots_RQ,
-            dropout,
-            scan=scan,
-            remat=remat,
-            first_keys=first_keys,
-        )
+    def finish(self, x_RLD: Array) -> Array:
+        """Apply the final norm."""
         with jax.named_scope("final_norm"):
             return self.final_norm(x_RLD)

@@ -1,6 +1,6 @@
-"""Dropout whose masks belong to tokens, so that they are the same however texts are packed.
+"""Dropout with a mask per token, so that masks do not depend on how texts are packed.
 
-Shapes in names: R rows, L slots, Q some slots of a row, D width.
+Shapes in names: R rows, L slots, Q selected slots, D width.
 """
 
 import functools
@@ -13,7 +13,7 @@ from w2s_jax.models.attention import segment_positions
 
 Array = jax.Array
 
-# Whatever the default is: other generators give other numbers to a key that is one of several.
+# Not the default generator: with others, the numbers of a key may depend on the batch it is in.
 _IMPL = "threefry2x32"
 
 
@@ -22,23 +22,23 @@ _IMPL = "threefry2x32"
 )
 @dataclass(frozen=True)
 class Dropout:
-    """What a forward pass drops (Srivastava et al. 2014); called on activations, it drops.
+    """Dropout of a forward pass (Srivastava et al. 2014), applied by calling it on activations.
 
     Attributes:
-      rate: float32 scalar; the share that is set to 0. The rest is divided by 1 - rate.
-      keys_RL2: uint32; what decides in each slot.
+      rate: float32 scalar, the share set to 0. The rest is divided by 1 - rate.
+      keys_RL2: uint32, the key of each slot.
     """
 
     rate: Array
     keys_RL2: Array
 
     def within(self, part: Array | int) -> "Dropout":
-        """That of a part of the model: parts of different numbers have masks of their own."""
+        """Return the dropout of a part of the model; different numbers give different masks."""
         keys_RL2 = _folded(self.keys_RL2, jnp.full(self.keys_RL2.shape[:2], part, jnp.uint32))
         return Dropout(self.rate, keys_RL2)
 
     def at(self, slots_RQ: Array) -> "Dropout":
-        """That of some slots of each row."""
+        """Return the dropout at selected slots of each row."""
         keys_RQ2 = jnp.take_along_axis(self.keys_RL2, slots_RQ[..., None], axis=1)
         return Dropout(self.rate, keys_RQ2)
 
@@ -56,17 +56,17 @@ class Dropout:
 
 
 def make_key(seed: Array | int) -> Array:
-    """The key of a seed, for `slot_keys`."""
+    """Return the key of a seed, for `slot_keys`."""
     return jax.random.key(seed, impl=_IMPL)
 
 
 def slot_keys(key: Array, pieces_RL: Array, segment_ids_RL: Array) -> Array:
-    """`Dropout.keys_RL2`, by `key`, the slot's text and its position in it.
+    """Return `Dropout.keys_RL2`, derived from a key, the slot's text and its position in the text.
 
     Args:
-      key: of a training step.
-      pieces_RL: integers that tell texts apart.
-      segment_ids_RL: the rows' segments, within which positions count.
+      key: the key of a training step.
+      pieces_RL: integers that identify texts.
+      segment_ids_RL: integer segments, which determine positions.
     """
     key_RL2 = jnp.broadcast_to(jax.random.key_data(key)[None, None], (*pieces_RL.shape, 2))
     positions_RL = segment_positions(segment_ids_RL.astype(jnp.int32))

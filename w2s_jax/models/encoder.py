@@ -1,11 +1,10 @@
-"""The encoder: one NNX module in BERT's form (Devlin et al. 2019), driven by `ModelConfig`.
+"""The encoder: one NNX module with BERT's architecture (Devlin et al. 2019).
 
-A token sees its whole text; norms stand behind attention and MLP, and behind the embeddings instead
-of a final one. Parameters are stacked by layer as the decoder's are.
-Shapes in names: R rows, L slots, D width.
+A token attends to its whole text. Norms come after attention and MLP, and after the embeddings
+instead of at the end.
+Shapes in names: R rows, L slots, Q selected slots, D width.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from flax import nnx
 
 from w2s_jax import sharding
 from w2s_jax.models.attention import Reach, at_slots
-from w2s_jax.models.blocks import run_blocks
+from w2s_jax.models.backbone import Backbone, stack_blocks
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.layers import MLP, Attention, Norm, normal
@@ -23,7 +22,7 @@ Array = jax.Array
 
 
 class Block(nnx.Module):
-    """Attention, then MLP, each added to its input and normalised after that."""
+    """Attention, then MLP, each added to its input and then normalised."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs)
@@ -54,80 +53,31 @@ class Block(nnx.Module):
 
 
 class Pooler(nnx.Module):
-    """The parameters of the dense layer over a text's first slot; `heads.read_out` applies it."""
+    """Parameters of the dense layer on a text's first slot; `heads.read_out` applies it."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         d = config.d_model
-        # A mesh axis can't split both axes: what comes out lies as inside an MLP.
+        # A mesh axis cannot split both axes, so the output is sharded like the inside of an MLP.
         self.kernel = normal(rngs, (d, d), config.init_std, ("embed", "mlp"))
         self.bias = nnx.Param(jnp.zeros(d), out_sharding=("mlp",))
 
 
-class Encoder(nnx.Module):
-    """Embeddings with their norm and blocks (stacked by layer); heads stand in `heads`."""
+class Encoder(Backbone):
+    """Embeddings with their norm, and blocks; for the parameters of heads see `heads`."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.config = config
-        std, d = config.init_std, config.d_model
-        self.embedding = normal(rngs, (config.vocab_size, d), std, ("vocab", "embed"))
-        if config.positions == "learned":
-            rows = config.max_positions + config.position_offset
-            self.position_embedding = normal(rngs, (rows, d), std, ("positions", "embed"))
+        super().__init__(config, rngs)
         if config.token_types:
-            self.token_type_embedding = normal(
-                rngs, (config.token_types, d), std, ("positions", "embed")
-            )
+            shape, axes = (config.token_types, config.d_model), ("positions", "embed")
+            self.token_type_embedding = normal(rngs, shape, config.init_std, axes)
         self.embedding_norm = Norm(config)
-
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(layer_rngs: nnx.Rngs) -> Block:
-            return Block(config, layer_rngs)
-
-        self.blocks = stack(rngs)
+        self.blocks = stack_blocks(Block, config, rngs)
         if config.pooler:
             self.pooler = Pooler(config, rngs)
 
-    def __call__(
-        self,
-        tokens_RL: Array,
-        segment_ids_RL: Array,
-        positions_RL: Array,
-        *,
-        tail: Sequence[Any] = (),
-        slots_RQ: Array | None = None,
-        dropout: Dropout | None = None,
-        compute_dtype: Any,
-        scan: bool,
-        remat: str,
-        first_keys: tuple[int, ...] = (),
-    ) -> Array:
-        """The hidden states, of all slots or at `slots_RQ`.
-
-        `tail`: stacks of the blocks that follow `self.blocks`, if any.
-        """
-        with jax.named_scope("embed"):
-            x_RLD = sharding.look_up(self.embedding[...], tokens_RL).astype(compute_dtype)
-            if self.config.positions == "learned":
-                slots_RL = positions_RL + self.config.position_offset
-                places_RLD = sharding.look_up(self.position_embedding[...], slots_RL)
-                x_RLD += places_RLD.astype(compute_dtype)
-            if self.config.token_types:
-                x_RLD += self.token_type_embedding[...].astype(compute_dtype)[None, :1]
-            x_RLD = self.embedding_norm(sharding.split_rows(x_RLD))
-            if dropout is not None:
-                x_RLD = dropout.within(0)(x_RLD)
-        graphdef, blocks = nnx.split(self.blocks)
-        return run_blocks(
-            self.config,
-            graphdef,
-            [blocks, *tail],
-            x_RLD,
-            segment_ids_RL,
-            positions_RL,
-            slots_RQ,
-            dropout,
-            scan=scan,
-            remat=remat,
-            first_keys=first_keys,
-        )
+    def embed(self, tokens_RL: Array, positions_RL: Array, compute_dtype: Any) -> Array:
+        """Return the input of the first block: normalised embeddings, before dropout."""
+        x_RLD = super().embed(tokens_RL, positions_RL, compute_dtype)
+        if self.config.token_types:
+            x_RLD += self.token_type_embedding[...].astype(compute_dtype)[None, :1]
+        return self.embedding_norm(sharding.split_rows(x_RLD))

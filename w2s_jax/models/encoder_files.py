@@ -1,4 +1,4 @@
-"""What a folder says of an encoder besides config.json: its pooler and its read-out.
+"""Read an encoder's pooler and read-out from its folder, as config.json does not contain them.
 
 Imports no JAX.
 """
@@ -14,7 +14,7 @@ from w2s_jax.models.checkpoint_files import POOLING
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, file_names
 
-# Their ways -> ours; a text has one, or several whose embeddings are joined.
+# Pooling modes of sentence-transformers -> read-outs. With several modes, embeddings are joined.
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "first",
@@ -27,18 +27,19 @@ log = logging.getLogger(__name__)
 def completed(
     folder: Path, family: Family, config: ModelConfig, names: Collection[str]
 ) -> ModelConfig:
-    """The config of the encoder in a folder; that of a decoder stays as it is.
+    """Return the config with the pooler and read-out of an encoder; unchanged for a decoder.
 
-    A classifier reads the pooler. Else there is a pooler if the folder has its tensors, and the
-    read-out is as the folder's sentence-transformers file says, or the first token.
+    A classifier reads the pooler. Any other encoder has a pooler if the folder has its tensors;
+    its read-out is that of the folder's sentence-transformers file, or else the first token.
 
     Args:
-      folder: in Hugging Face's layout.
-      family, config: what its config.json says.
-      names: of its tensors.
+      folder: a folder in Hugging Face's layout.
+      family: the family of the model.
+      config: the model according to its config.json.
+      names: the names of its tensors.
 
     Raises:
-      InputError: if the file of sentence-transformers is damaged.
+      InputError: if the sentence-transformers file is damaged.
     """
     if not config.bidirectional:
         return config
@@ -53,18 +54,18 @@ def completed(
 
 
 def _pooling(folder: Path) -> str | None:
-    """The read-out that sentence-transformers use, if there is one of ours that is the same."""
+    """Return the read-out that matches sentence-transformers' pooling, or None."""
     path = folder / POOLING
     if not path.is_file():
         return None
     record = read_json(path)
     if not isinstance(record, dict):
-        raise InputError(f"{path}: {type(record).__name__}; allowed: a JSON object")
+        raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
     modes = [key for key, value in record.items() if key.startswith("pooling_mode") and value]
     if len(modes) == 1 and modes[0] in _MODES:
         return _MODES[modes[0]]
     log.warning(
-        "%s: %s; read-outs are 'mean', 'first' and 'last': the default stands",
+        "%s: unsupported pooling: %s; read-outs are 'mean', 'first' and 'last'; using the default",
         path,
         ", ".join(modes) or "no pooling_mode",
     )

@@ -1,4 +1,4 @@
-"""From parameters to a folder in Hugging Face's layout, one file of it in host memory at a time."""
+"""Export a model to Hugging Face's layout, with one file at a time in host memory."""
 
 import contextlib
 import dataclasses
@@ -21,10 +21,10 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import FAMILIES, Family, TensorView, classifier_name
 
-# Of a source's config.json: what no `ModelConfig` has, and still holds of the exported model.
+# Keys of a source's config.json that are copied, as `ModelConfig` has no fields for them.
 _KEPT = re.compile(r".*_token_id|.*dropout(_prob)?|.*_pdrop|use_cache")
 
-# What is said to be the longest document where none is known; with rotary positions it limits none.
+# Written where no maximum length is known; with rotary positions it is not a limit.
 _LENGTH = 2048
 
 
@@ -39,31 +39,32 @@ def export_huggingface(
     dtype: str | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes config.json, safetensors and tokenizer files that transformers loads.
+    """Write config.json, safetensors and tokenizer files that transformers can load.
 
-    The folder appears by a rename, when it is whole. With several processes all call this, and
-    the first one writes.
+    The folder appears by a rename once it is complete. All processes must call this; the first one
+    writes.
 
     Args:
-      config, params: the model and its backbone.
+      config: the model, without adapters.
+      params: its backbone.
       folder: a new folder.
-      head: {'kernel': [D, classes]} and perhaps 'bias' ([classes]): with it the model is written
-        as the family's class for sequence classification, which has no language-model head unless
-        embeddings are tied. A decoder's reads the last token and has no bias; an encoder's reads
-        the pooler and gets zeros where there is none. Without `head` an encoder is written as the
-        bare model; transformers misses a pooler there if ours has none.
+      head: {'kernel': [D, classes]}, optionally with 'bias' ([classes]). With a head, the model is
+        written as the family's class for sequence classification, which has no language-model head
+        unless embeddings are tied. A decoder's class reads the last token and has no bias; an
+        encoder's reads the pooler and gets a bias of zeros if there is none. Without a head, an
+        encoder is written as the bare model; if it has no pooler, transformers initialises one.
       tokenizer_from: a folder whose tokenizer files are copied, if it has any.
-      source: the content of the config.json that the model came from; the ids of special tokens
-        and the rates of dropout are kept.
-      dtype: of the tensors (None: the parameters').
-      shard_bytes: a file's size, at most, unless one tensor is larger.
+      source: content of the config.json that the model came from, of which the ids of special
+        tokens and the dropout rates are kept.
+      dtype: dtype of the tensors (None: that of the parameters).
+      shard_bytes: maximum size of a file, unless a single tensor is larger.
 
     Raises:
       InputError: if no family can express the model or the head, or `folder` exists.
       StorageError: if the folder cannot be written.
     """
     if config.lora_rank:
-        raise InputError(f"{config.name}: has adapters apart; allowed: what `lora.merge` returns")
+        raise InputError(f"{config.name}: has adapters; merge them first with `lora.merge`")
     family = family_for(config)
     if head is not None:
         check_head(family, config, head)
@@ -89,28 +90,28 @@ def export_huggingface(
 
 
 def check_head(family: Family, config: ModelConfig, head: Mapping[str, Any]) -> None:
-    """Refuses a head that the family's class for sequence classification cannot have."""
+    """Raise an `InputError` if the family's sequence classifier cannot have this head."""
     if family.classifier is None:
         able = ", ".join(f.name for f in FAMILIES.values() if f.classifier)
         raise InputError(
             f"{config.name}: transformers has no sequence classification for the family "
-            f"{family.name!r}; allowed: {able}, or an export without the head"
+            f"{family.name!r}; export without the head, or use one of {able}"
         )
     read_out = "pooler" if config.bidirectional else "last"
     if config.read_out != read_out:
         raise InputError(
-            f"{config.name}: its head reads {config.read_out!r}, and {family.classifier} reads "
-            f"{read_out!r}; allowed: a model with that read-out, or an export without the head"
+            f"{config.name}: its head reads {config.read_out!r}, but {family.classifier} reads "
+            f"{read_out!r}; export without the head"
         )
     if "bias" in head and family.classifier_bias is None:
         raise InputError(
-            f"{config.name}: its head has a bias, and {family.classifier} has none; allowed: a "
-            "head without bias, or an export without the head"
+            f"{config.name}: its head has a bias, but {family.classifier} has none; export without "
+            "the head"
         )
 
 
 def family_for(config: ModelConfig) -> Family:
-    """The family that a model came from; of an embedded one the first that can express it.
+    """Return the family of a model; for an embedded model the first one that can express it.
 
     Raises:
       InputError: if there is none.
@@ -123,19 +124,18 @@ def family_for(config: ModelConfig) -> Family:
             if _essence(family.to_config(family.to_hf(named))) == _essence(named):
                 return family
     raise InputError(
-        f"{config.name}: no family expresses this model; allowed: models in the form of "
-        f"{', '.join(FAMILIES)}"
+        f"{config.name}: cannot be expressed as a model of any family ({', '.join(FAMILIES)})"
     )
 
 
 def _named(config: ModelConfig, family: Family) -> ModelConfig:
-    """The config with its family, and with a length, which every family's config.json states."""
+    """Return the config with its family, and with a length, which config.json requires."""
     length = config.max_positions or _LENGTH
     return dataclasses.replace(config, family=family.name, max_positions=length)
 
 
 def _essence(config: ModelConfig) -> ModelConfig:
-    """A config without what does not change what is computed, or is not in a config.json."""
+    """Return the config without fields that change no result or are not in config.json."""
     length = config.max_positions if config.positions == "learned" else 0
     return dataclasses.replace(
         config, name="", init_std=0.0, max_positions=length, pooler=False, read_out="last"
@@ -160,7 +160,7 @@ def _config_json(
     return record
 
 
-#: How a parameter fills its part of a tensor: view, parameter, layer (None: it is not stacked).
+#: A parameter that fills a part of a tensor: (view, parameter, layer; None if not stacked).
 _Part = tuple[TensorView, jax.Array | np.ndarray, int | None]
 
 
@@ -170,11 +170,11 @@ def file_tensors(
     flat: Mapping[str, jax.Array],
     head: Mapping[str, jax.Array] | None,
 ) -> dict[str, list[_Part]]:
-    """For each tensor of the file the parameters that it is made of, layer by layer."""
+    """Return the parameters of which each tensor of the file is made, layer by layer."""
     tensors: dict[str, list[_Part]] = {}
     views = family.views(config)
     if head is not None:
-        # The class for classification has none, and transformers would complain.
+        # The classification class has no unembedding, and transformers would warn.
         views = {path: v for path, v in views.items() if not path.startswith("unembedding")}
     for path, view in views.items():
         if "{layer}" not in view.name:
@@ -200,7 +200,7 @@ def file_tensors(
 
 
 def gather(parts: list[_Part], dtype: Any) -> np.ndarray:
-    """A tensor of the file, in host memory."""
+    """Return a tensor of the file, in host memory."""
     tensor = np.empty(parts[0][0].stored, dtype)
     for view, parameter, layer in parts:
         view.put(sharding.on_host(parameter if layer is None else _layer(parameter, layer)), tensor)
@@ -214,16 +214,16 @@ def _layer(stacked: jax.Array, layer: int) -> jax.Array:
 
 @contextlib.contextmanager
 def written_once(folder: Path) -> Iterator[Path | None]:
-    """The folder to fill, in the first process only; the others wait until it is there."""
+    """Yield the folder to write in the first process, and None in the others, which wait."""
     refuse_existing(folder)
-    _meet(f"exporting {folder}")
+    _synchronize(f"exporting {folder}")
     with new_folder(folder) if jax.process_index() == 0 else contextlib.nullcontext() as new:
         yield new
-    _meet(f"exported {folder}")
+    _synchronize(f"exported {folder}")
 
 
-def _meet(where: str) -> None:
-    """Waits until all processes are there."""
+def _synchronize(where: str) -> None:
+    """Wait for all processes."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""Heads on hidden states: read-outs, class logits, rewards, and language-model logits.
+"""Read-outs and heads: class logits, rewards and next-token logits from hidden states.
 
 Shapes in names: R rows, L slots, m documents, K read-outs of a document, D width, C classes,
 V vocabulary.
@@ -27,18 +27,22 @@ def init_class_head(
     mesh: Mesh,
     num_texts: int = 1,
 ) -> dict[str, Array]:
-    """A bias-free head {'kernel': float32 [D, 2 / K]}, replicated on `mesh`.
+    """Initialise a head without bias, {'kernel': float32 [D, 2 / K]}, replicated on `mesh`.
 
-    Two logits at the read-out of a text (K = 1); one, the reward, at each of a pair's (K = 2).
+    A text (K = 1) has two logits; each text of a pair (K = 2) has one, its reward.
 
     Args:
-      how: 'unembedding' copies the language-model head's columns of the two label tokens (Burns et
-        al. 2023, appendix A.1), of which a reward is the difference (1 less 0), and which an
-        encoder has not; 'zeros' as in the released code.
-      config, params: the backbone.
+      how: 'unembedding' copies the columns of the two label tokens from the language-model head
+        (Burns et al. 2023, appendix A.1); a reward gets their difference, label 1 minus label 0.
+        Not available for encoders. 'zeros' as in the released code.
+      config: the model.
+      params: its backbone.
       label_tokens: the tokens that spell the labels 0 and 1.
-      mesh: where the head goes.
-      num_texts: K.
+      mesh: where to put the head.
+      num_texts: K, the number of texts per document.
+
+    Raises:
+      InputError: for 'unembedding' with an encoder.
     """
     if how == "zeros":
         kernel_DC = jnp.zeros((config.d_model, 2 // num_texts), jnp.float32)
@@ -53,7 +57,7 @@ def init_class_head(
 def abstract_class_head(
     config: ModelConfig, mesh: Mesh, num_texts: int = 1, *, bias: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of a head for documents of `num_texts` texts."""
+    """Return shapes, dtypes and shardings of a head for documents of `num_texts` texts."""
     classes = 2 // num_texts
     shapes: dict[str, tuple[int, ...]] = {"kernel": (config.d_model, classes)}
     if bias:
@@ -72,18 +76,20 @@ def read_out(
     segment_ids_RL: Array,
     read_outs_mK: Array,
 ) -> Array:
-    """What heads see of each text, by `config.read_out`: [m, K, D] in the hidden states' dtype.
+    """Return the input of the head for each text, as `config.read_out` says.
 
     Args:
-      config, backbone_params: the model; of its parameters only the pooler's are used.
+      config: the model.
+      backbone_params: its backbone, of which only the pooler is used.
       hidden_RLD: hidden states of packed rows.
-      segment_ids_RL: the rows' segments, 1, 2, ... in each (0: padding).
-      read_outs_mK: index into the flattened [R * L] slots of each text's last token. One that
-        points into padding, as of a document of weight 0, gives finite values without meaning.
+      segment_ids_RL: integer segments, 1, 2, ... within a row, 0 for padding.
+      read_outs_mK: integer index of each text's last token in the flattened [R * L] slots. An index
+        into padding, as for documents of weight 0, gives finite values without meaning.
 
     Returns:
-      The hidden state of the text's 'last' or 'first' token; the 'mean' of all its tokens', summed
-      in float32; or tanh of the 'pooler''s dense layer over the first.
+      hidden_mKD in the dtype of the hidden states: that of the text's 'last' or 'first' token, the
+      'mean' over its tokens (summed in float32), or the 'pooler' (a dense layer with tanh) applied
+      to the first.
     """
     num_rows, length, width = hidden_RLD.shape
     segment_ids_RL = jnp.asarray(segment_ids_RL, jnp.int32)
@@ -92,7 +98,7 @@ def read_out(
         if config.read_out == "mean":
             return _mean(hidden_RLD, segment_ids_RL, read_outs_mK)
         if config.read_out != "last":
-            # As many slots before the last one as its position says.
+            # The position of the last token is its distance from the first.
             positions_RL = segment_positions(segment_ids_RL)
             read_outs_mK = read_outs_mK - positions_RL.reshape(-1)[read_outs_mK]
         hidden_mKD = hidden_RLD.reshape(num_rows * length, width)[read_outs_mK]
@@ -107,9 +113,12 @@ def _pooled(config: ModelConfig, backbone_params: Params, hidden_mKD: Array) -> 
 
 
 def seen_slots(config: ModelConfig, segment_ids_RL: Array, slots_RQ: Array) -> Array | None:
-    """Which slots of the last hidden states a head sees, int32 [R, Q]; None: all of them.
+    """Return the slots whose hidden states the head reads, int32 [R, Q], or None for all slots.
 
-    `slots_RQ` are the last slots of each row's segments 1, ..., Q.
+    Args:
+      config: the model.
+      segment_ids_RL: integer segments, 1, 2, ... within a row, 0 for padding.
+      slots_RQ: the last slots of each row's segments 1, ..., Q.
     """
     if config.read_out == "mean":
         return None
@@ -127,19 +136,19 @@ def read_out_of_seen(
     segment_ids_RL: Array,
     read_outs_mK: Array,
 ) -> Array:
-    """As `read_out`, from the hidden states at `seen_slots` alone."""
+    """Do the same as `read_out`, given only the hidden states at `seen_slots`."""
     num_rows, segments, width = hidden_RQD.shape
     length = segment_ids_RL.shape[1]
     with jax.named_scope("read_out"):
-        # Read-outs without a document may point into padding, whose segment is 0.
+        # Read-outs of empty documents may point into padding, whose segment is 0.
         segment_mK = segment_ids_RL.reshape(-1)[read_outs_mK].astype(jnp.int32)
-        place_mK = read_outs_mK // length * segments + jnp.maximum(segment_mK, 1) - 1
-        hidden_mKD = hidden_RQD.reshape(num_rows * segments, width)[place_mK]
+        index_mK = read_outs_mK // length * segments + jnp.maximum(segment_mK, 1) - 1
+        hidden_mKD = hidden_RQD.reshape(num_rows * segments, width)[index_mK]
         return _pooled(config, backbone_params, hidden_mKD)
 
 
 def _mean(hidden_RLD: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Array:
-    """The mean over the segments that `read_outs_mK` lie in: one product with their masks."""
+    """Return the mean over the segments of `read_outs_mK`, as one product with their masks."""
     num_rows, length, _ = hidden_RLD.shape
     row_mK = read_outs_mK // length
     segment_mK = segment_ids_RL.reshape(-1)[read_outs_mK]
@@ -158,11 +167,14 @@ def _mean(hidden_RLD: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Arra
 
 
 def class_logits(head: dict[str, Any], hidden_BKD: Array) -> Array:
-    """Two-class logits in float32, [B, 2], from what `read_out` gives.
+    """Return two-class logits, float32 [B, 2], from the output of `read_out`.
 
     For a pair they are the rewards (r1, r2) of its texts, so that softmax gives
     P(label 1) = sigmoid(r2 - r1) (Burns et al. 2023, section 4.3) and every loss applies.
-    `hidden_BKD` may lack the axis K where it is 1; the head may have a 'bias', float32 [C].
+
+    Args:
+      head: {'kernel': float32 [D, C]}, optionally with 'bias' (float32 [C]).
+      hidden_BKD: hidden states at the read-outs; the axis K may be omitted if it is 1.
     """
     with jax.named_scope("class_head"):
         logits = jnp.einsum(
@@ -177,7 +189,7 @@ def class_logits(head: dict[str, Any], hidden_BKD: Array) -> Array:
 
 
 def language_model_logits(config: ModelConfig, params: Params, hidden_RLD: Array) -> Array:
-    """Next-token logits in float32, [R, L, V]."""
+    """Return next-token logits, float32 [R, L, V]."""
     with jax.named_scope("language_model_head"):
         kernel_DV = unembedding(config, params).astype(hidden_RLD.dtype)
         logits_RLV = jnp.einsum(

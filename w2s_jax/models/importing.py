@@ -1,8 +1,8 @@
-"""From a folder in Hugging Face's layout to sharded parameters, without a full copy anywhere.
+"""Import a folder in Hugging Face's layout as sharded parameters, without a full copy in memory.
 
-Each shard is read on its own, layer by layer, and handed to its device before the next one is read:
-beyond the parameters themselves, host memory holds one shard of one parameter and what is read of
-one tensor of the file.
+Each shard is read separately, layer by layer, and moved to its device before the next one is read.
+Beyond the parameters themselves, host memory holds one shard of one parameter and the part of one
+tensor of the file that is being read.
 """
 
 import os
@@ -32,14 +32,14 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Imported:
-    """A model from a folder.
+    """A model imported from a folder.
 
     Attributes:
       config: the model.
       params: backbone parameters for `network.forward`.
-      head: {'kernel': float32 [D, classes]} and, where the folder has it, 'bias' (float32
-        [classes]), replicated; None where the folder has none.
-      huggingface: the content of its config.json.
+      head: the class head, {'kernel': float32 [D, classes]} and, if stored, 'bias'
+        (float32 [classes]), replicated; None if the folder has none.
+      huggingface: content of the folder's config.json.
     """
 
     config: ModelConfig
@@ -51,16 +51,19 @@ class Imported:
 def import_huggingface(
     folder: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str = "float32"
 ) -> Imported:
-    """Reads a model from a folder that holds config.json and safetensors.
+    """Read a model from a folder with config.json and safetensors.
+
+    All headers are checked before any tensor is read.
 
     Args:
-      folder: a local folder; see `hub.local_folder` for ids.
-      mesh: where the parameters go (default: all devices).
-      dtype: of the parameters, 'float32' or 'bfloat16', whatever the file's; a head is float32.
+      folder: a local folder; for hub ids see `hf_models.local_folder`.
+      mesh: where to put the parameters (default: all devices).
+      dtype: dtype of the parameters, 'float32' or 'bfloat16', independent of the file's; the head
+        is float32.
 
     Raises:
-      InputError: if anything is missing, damaged, of the wrong shape or type, or not known; names
-        the file and the tensor. No tensor is read before all of them have been checked.
+      InputError: if anything is missing, damaged, of the wrong shape or type, or unknown. The
+        message names the file and the tensor.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -81,7 +84,7 @@ def import_huggingface(
 
 
 def _head(family: Family, stored: Stored, mesh: Mesh) -> dict[str, jax.Array] | None:
-    """The class head, if the folder has one."""
+    """Read the class head, if the folder has one."""
     if family.classifier_head not in stored:
         return None
     head = {}
@@ -104,7 +107,7 @@ def _head(family: Family, stored: Stored, mesh: Mesh) -> dict[str, jax.Array] | 
 def _tensors(
     view: TensorView, config: ModelConfig, names: Mapping[str, str], stored: Stored
 ) -> list[files.StoredTensor]:
-    """The tensors that a parameter is made of: one, or one a layer."""
+    """Return the tensors of which a parameter is made: one, or one per layer."""
     if "{layer}" not in view.name:
         return [stored[names[view.name]]]
     return [stored[names[view.name.format(layer=i)]] for i in range(config.num_layers)]
@@ -113,7 +116,7 @@ def _tensors(
 def _read(
     wanted: jax.ShapeDtypeStruct, view: TensorView, tensors: list[files.StoredTensor], dtype: str
 ) -> jax.Array:
-    """One parameter in its sharding; what several devices of this process hold is read once."""
+    """Read a parameter in its sharding; replicas within this process are read once."""
     stacked = "{layer}" in view.name
     where = wanted.sharding.addressable_devices_indices_map(wanted.shape)
     holders: dict[tuple[Range, ...], list[jax.Device]] = {}
@@ -131,7 +134,7 @@ def _read(
                 shard[row] = read_part(tensors[layer], view, part[1:])
         else:
             shard[...] = read_part(tensors[0], view, part)
-        # Waiting keeps the shards that are under way to one.
+        # Wait, so that at most one shard is in transfer.
         copies = jax.block_until_ready([jax.device_put(shard, device) for device in devices])
         pieces |= dict(zip(devices, copies, strict=True))
     return jax.make_array_from_single_device_arrays(

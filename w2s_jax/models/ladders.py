@@ -1,12 +1,12 @@
 """Ladders: known pretrained models of one kind in several sizes, as data. Imports no JAX.
 
-Each entry has what its official config.json says of the architecture, from which the family's own
-`to_config` makes the `ModelConfig`. It serves for sizes and costs: a model is loaded by the
-config.json that it comes with. Names are those of the Hugging Face hub.
+Each entry has the architecture keys of the model's official config.json, of which the family's
+`to_config` makes a `ModelConfig`. Entries are used for sizes, costs and defaults; when a model is
+loaded, its own config.json is used. Names are those of the Hugging Face hub.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import family_of
 
-#: From this many parameters on, parameters are bfloat16 by default.
+#: Models with at least this many parameters are bfloat16 by default.
 _LARGE = 5_000_000_000
 
-#: Below this many parameters, the rate of the released code's small models holds.
+#: Models with fewer parameters have the learning rate of the released code's small models.
 _SMALL = 500_000_000
 
 #: `default_lr` in the released code of Burns et al. 2023.
@@ -29,16 +29,16 @@ _RELEASED_RATES = {
     "openai-community/gpt2-xl": 1e-5,
 }
 
-#: What is worth knowing of a ladder.
+#: Notes on ladders, for users.
 NOTES = {
     "Pythia": "earlier checkpoints: EleutherAI/pythia-70m@step3000 (step0 to step143000)",
-    "OPT": "facebook/opt-350m has norms behind its blocks, which is not supported",
+    "OPT": "facebook/opt-350m is not supported: its norms come after the blocks",
     "Llama 2": "gated: accept its terms on the hub",
     "Llama 3": "gated: accept its terms on the hub",
     "Gemma": "gated: accept its terms on the hub",
     "Gemma 2": "gated: accept its terms on the hub",
     "Gemma 3": "gated: accept its terms on the hub; text only",
-    "Qwen3": "the 32B model was released only after its post-training",
+    "Qwen3": "the 32B model was only released post-trained",
 }
 
 
@@ -47,10 +47,10 @@ class Known:
     """A pretrained model whose architecture is known without a download.
 
     Attributes:
-      name: its id on the hub.
-      ladder: which ladder it is a rung of.
-      huggingface: the keys of its config.json that say what the model is.
-      aliases: other ids under which it is, or was, on the hub.
+      name: its hub id.
+      ladder: the ladder that it belongs to.
+      huggingface: the keys of its config.json that describe the architecture.
+      aliases: other current or former hub ids.
     """
 
     name: str
@@ -59,15 +59,15 @@ class Known:
     aliases: tuple[str, ...] = ()
 
     def config(self) -> ModelConfig:
-        """The `ModelConfig`, as the model's family reads it; its name is the hub id."""
+        """Return the `ModelConfig`, whose name is the hub id."""
         config = family_of(self.huggingface, self.name).to_config(self.huggingface)
         return dataclasses.replace(config, name=self.name)
 
 
 def find(name: str) -> Known | None:
-    """The known model of that hub id ('@revision' is dropped), alias or last part of an id.
+    """Return the known model with that hub id, alias or last part of an id, ignoring case.
 
-    Upper and lower case are the same. None if there is no such model, or more than one.
+    A '@revision' is ignored. None if there is no such model, or more than one.
     """
     wanted = name.partition("@")[0].casefold()
     for known in KNOWN.values():
@@ -84,22 +84,22 @@ def find(name: str) -> Known | None:
 def default_learning_rate(
     name: str, parameters: int, *, embedded: bool = False, adapt: str = "full"
 ) -> float:
-    """The learning rate of a model where the config has none.
+    """Return the default learning rate of a model.
 
-    - GPT-2's models have the `default_lr` of the released code: 5e-5 for gpt2 and gpt2-medium, 1e-5
+    - GPT-2's models use the `default_lr` of the released code: 5e-5 for gpt2 and gpt2-medium, 1e-5
       for gpt2-large and gpt2-xl (and for Qwen 1.8B to 72B).
-    - Other models, encoders too, have 5e-5 below 500M parameters, as the released code's of that
-      size (BERT's paper tuned 2e-5 to 5e-5), and 1e-5 above.
-    - Embedded models are tiny and have 1e-3.
-    - Low-rank adapters ('lora') have ten times the rate of full finetuning (Schulman et al. 2025,
+    - Other models, including encoders, use 5e-5 below 500M parameters, as models of that size do in
+      the released code (BERT's paper tuned 2e-5 to 5e-5), and 1e-5 above.
+    - Embedded models are tiny and use 1e-3.
+    - Low-rank adapters ('lora') use ten times the rate of full finetuning (Schulman et al. 2025,
       LoRA without regret).
-    - A linear probe has 1e-3 (Burns et al. 2023, linear probing).
+    - A linear probe uses 1e-3 (Burns et al. 2023, linear probing).
 
     Args:
-      name: any name that `find` takes; others go by `parameters`.
-      parameters: of the backbone.
-      embedded: the model is one of `EMBEDDED_MODELS`.
-      adapt: what is trained, one of `config.ADAPTS`; after a probe, 'full' counts.
+      name: a name that `find` accepts; the rate of other models depends on `parameters`.
+      parameters: number of parameters of the backbone.
+      embedded: whether the model is one of `EMBEDDED_MODELS`.
+      adapt: what is trained, one of `config.ADAPTS`; 'probe_then_full' has the rate of 'full'.
 
     Raises:
       InputError: for an unknown `adapt`.
@@ -120,7 +120,7 @@ def default_learning_rate(
 
 
 def default_param_dtype(parameters: int) -> str:
-    """The parameters' dtype where the config has none: 'float32' below 5e9, else 'bfloat16'."""
+    """Return the default dtype of a model: 'float32' below 5e9 parameters, else 'bfloat16'."""
     return "float32" if parameters < _LARGE else "bfloat16"
 
 
@@ -130,12 +130,15 @@ def _entry(
     model_type: str,
     vocab: int,
     positions: int,
-    sizes: tuple[int, int, int, int],
+    sizes: Sequence[int],
     *,
     aliases: tuple[str, ...] = (),
     **other: Any,
 ) -> Known:
-    """An entry with the keys that most families share; `sizes`: width, layers, heads, MLP width."""
+    """Return an entry with the keys that most families share.
+
+    `sizes` are width, layers, heads and MLP width.
+    """
     d, layers, heads, mlp = sizes
     hf = {
         "model_type": model_type,
@@ -162,35 +165,19 @@ def _pythia(size: str, d: int, layers: int, heads: int, vocab: int = 50304) -> K
 
 
 def _opt(size: str, d: int, layers: int, heads: int) -> Known:
-    hf = {
-        "model_type": "opt",
-        "vocab_size": 50272,
-        "max_position_embeddings": 2048,
-        "hidden_size": d,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "ffn_dim": 4 * d,
-    }
-    return Known(f"facebook/opt-{size}", "OPT", hf)
+    known = _entry("OPT", f"facebook/opt-{size}", "opt", 50272, 2048, (d, layers, heads, 4 * d))
+    hf = dict(known.huggingface)
+    hf["ffn_dim"] = hf.pop("intermediate_size")
+    return dataclasses.replace(known, huggingface=hf)
 
 
 def _llama2(size: str, kv_heads: int, *sizes: int) -> Known:
-    width, layers, heads, mlp = sizes
-    return _entry(
-        "Llama 2",
-        f"meta-llama/Llama-2-{size}-hf",
-        "llama",
-        32000,
-        4096,
-        (width, layers, heads, mlp),
-        num_key_value_heads=kv_heads,
-        rms_norm_eps=1e-5,
-    )
+    name = f"meta-llama/Llama-2-{size}-hf"
+    other: dict[str, Any] = dict(num_key_value_heads=kv_heads, rms_norm_eps=1e-5)
+    return _entry("Llama 2", name, "llama", 32000, 4096, sizes, **other)
 
 
-def _llama3(
-    name: str, factor: float, tied: bool, sizes: tuple[int, int, int, int], *aliases: str
-) -> Known:
+def _llama3(name: str, factor: float, tied: bool, sizes: Sequence[int], *aliases: str) -> Known:
     scaling = {
         "rope_type": "llama3",
         "factor": factor,
@@ -233,7 +220,7 @@ def _qwen(
     name: str,
     vocab: int,
     kv_heads: int,
-    sizes: tuple[int, int, int, int],
+    sizes: Sequence[int],
     *,
     positions: int = 32768,
     tied: bool = False,
@@ -241,7 +228,7 @@ def _qwen(
     **other: Any,
 ) -> Known:
     ladder = name.partition("-")[0]
-    # Bases of Qwen1.5, which cost nothing, could not be confirmed for every size.
+    # The rotary bases of Qwen1.5, which do not affect costs, could not be confirmed for every size.
     theta: dict[str, Any] = {} if ladder == "Qwen1.5" else {"rope_theta": 1e6}
     return _entry(
         ladder,
@@ -259,26 +246,13 @@ def _qwen(
 
 
 def _qwen3(name: str, kv_heads: int, *sizes: int, tied: bool = False) -> Known:
-    d, layers, heads, mlp = sizes
     positions = 32768 if name.endswith("Base") else 40960
-    return _qwen(
-        f"Qwen3-{name}",
-        151936,
-        kv_heads,
-        (d, layers, heads, mlp),
-        positions=positions,
-        tied=tied,
-        head_dim=128,
-    )
+    other: dict[str, Any] = dict(positions=positions, tied=tied, head_dim=128)
+    return _qwen(f"Qwen3-{name}", 151936, kv_heads, sizes, **other)
 
 
 def _gemma(
-    version: str,
-    size: str,
-    positions: int,
-    kv_heads: int,
-    sizes: tuple[int, int, int, int],
-    **other: Any,
+    version: str, size: str, positions: int, kv_heads: int, sizes: Sequence[int], **other: Any
 ) -> Known:
     ladder = f"Gemma {version}".strip()
     model_type = {"": "gemma", "2": "gemma2", "3": "gemma3_text"}[version]
@@ -298,33 +272,24 @@ def _gemma(
 
 
 def _phi(name: str, rotated: float, *sizes: int) -> Known:
-    d, layers, heads, mlp = sizes
-    return _entry(
-        "Phi",
-        f"microsoft/{name}",
-        "phi",
-        51200,
-        2048,
-        (d, layers, heads, mlp),
-        partial_rotary_factor=rotated,
-    )
+    other: dict[str, Any] = dict(partial_rotary_factor=rotated)
+    return _entry("Phi", f"microsoft/{name}", "phi", 51200, 2048, sizes, **other)
 
 
 def _bert(ladder: str, name: str, *sizes: int) -> Known:
-    d, layers, heads, mlp = sizes
-    return _entry(
-        ladder, name, "bert", 30522, 512, (d, layers, heads, mlp), type_vocab_size=2,
-        layer_norm_eps=1e-12, hidden_act="gelu", architectures=["BertModel"],
-    )  # fmt: skip
+    other: dict[str, Any] = dict(
+        layer_norm_eps=1e-12, hidden_act="gelu", architectures=["BertModel"]
+    )
+    return _entry(ladder, name, "bert", 30522, 512, sizes, type_vocab_size=2, **other)
 
 
 def _roberta(size: str, *sizes: int) -> Known:
-    d, layers, heads, mlp = sizes
-    return _entry(
-        "RoBERTa", f"FacebookAI/roberta-{size}", "roberta", 50265, 514, (d, layers, heads, mlp),
-        type_vocab_size=1, layer_norm_eps=1e-5, hidden_act="gelu", pad_token_id=1,
-        architectures=["RobertaModel"],
-    )  # fmt: skip
+    other: dict[str, Any] = dict(
+        type_vocab_size=1, layer_norm_eps=1e-5, hidden_act="gelu", pad_token_id=1
+    )
+    other |= dict(architectures=["RobertaModel"])
+    name = f"FacebookAI/roberta-{size}"
+    return _entry("RoBERTa", name, "roberta", 50265, 514, sizes, **other)
 
 
 def _decoders() -> Iterable[Known]:
@@ -414,5 +379,5 @@ def _encoders() -> Iterable[Known]:
     yield _bert("MiniLM", f"{minilm}-L12-v2", 384, 12, 12, 1536)
 
 
-#: All known models by hub id: ladder after ladder, each from small to large.
+#: All known models by hub id, ladder by ladder, each from small to large.
 KNOWN: dict[str, Known] = {known.name: known for known in (*_decoders(), *_encoders())}

@@ -1,4 +1,4 @@
-"""The layers of which decoders and encoders are made: projections, norms, attention, MLP.
+"""Layers of decoders and encoders: projections, norms, attention, MLP.
 
 Shapes in names: R rows, L slots, D width, H heads, K key/value heads, E head size, F MLP width.
 """
@@ -24,7 +24,7 @@ from w2s_jax.models.matmul import contract
 
 Array = jax.Array
 
-#: The name, for rematerialisation, of what projections compute (see `blocks.run_blocks`).
+#: Checkpoint name of the outputs of projections, for rematerialisation (see `blocks.run_blocks`).
 PROJECTED = "projected"
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -36,7 +36,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...]) -> nnx.Param:
-    """A parameter of normal numbers, its axes named for the sharding rules."""
+    """Return a normally distributed parameter whose axes are named for the sharding rules."""
     return nnx.Param(std * jax.random.normal(rngs.params(), shape), out_sharding=axes)
 
 
@@ -52,8 +52,8 @@ class Norm(nnx.Module):
             self.bias = nnx.Param(jnp.zeros(size), out_sharding=(axis,))
 
     def __call__(self, x_RLD: Array) -> Array:
-        # One axis of rows: the gradients of scale and bias are sums over two axes otherwise, which
-        # CPUs are slow at.
+        # With one axis of rows, the gradients of scale and bias are sums over a single axis; sums
+        # over two axes are slow on CPUs.
         x = x_RLD.reshape(-1, x_RLD.shape[-1]).astype(jnp.float32)
         if self.config.norm == "layernorm":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -69,9 +69,9 @@ class Norm(nnx.Module):
 class Projection(nnx.Module):
     """A kernel applied by an einsum, with an optional bias and an optional low-rank adapter.
 
-    y = x W + (alpha / rank) (x A) B + bias (Hu et al. 2022, section 4.1). A B is never computed: it
-    has the size of W, and so would have its gradient. A starts as PEFT's, uniform within
-    1 / sqrt(inputs), and B as zeros, so that a fresh adapter changes nothing.
+    y = x W + (alpha / rank) (x A) B + bias (Hu et al. 2022, section 4.1). A B is never computed, as
+    it and its gradient would have the size of W. A is initialised as in PEFT, uniformly within
+    1 / sqrt(inputs), and B with zeros, so that a fresh adapter changes nothing.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Projection(nnx.Module):
             self.up = f"{rows}a,a{kernel_axes[len(inputs) :]}->{out_axes}"
             into, outof = shape[: len(inputs)], shape[len(inputs) :]
             bound = math.prod(into) ** -0.5
-            # A stream of its own: the kernels of a model are the same with and without adapters.
+            # A separate stream, so that kernels are the same with and without adapters.
             start = jax.random.uniform(rngs.lora(), (*into, rank), minval=-bound, maxval=bound)
             self.lora_a = nnx.Param(start, out_sharding=(*axes[: len(inputs)], "lora"))
             self.lora_b = nnx.Param(
@@ -155,7 +155,7 @@ class Attention(nnx.Module):
         reach: Reach,
         slots_RQ: Array | None = None,
     ) -> Array:
-        """What is mixed for each slot, or for `slots_RQ` alone, after the output projection."""
+        """Return the projected attention output at all slots, or at `slots_RQ`."""
         q_RLHE = self.query(x_RLD if slots_RQ is None else at_slots(x_RLD, slots_RQ))
         k_RLKE, v_RLKE = self.key(x_RLD), self.value(x_RLD)
         if self.query_norm is not None and self.key_norm is not None:
@@ -217,12 +217,12 @@ class MLP(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _activate(name: str, x: Array) -> Array:
-    """An activation, computed in float32; for the way back only `x` is kept."""
+    """Apply an activation in float32; the backward pass keeps only `x`."""
     return _ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _activate_backward(name: str, x: Array, out: Array) -> tuple[Array]:
-    # Else the compiler would share the two computations and keep what they share, in float32.
+    # Without the barrier, the compiler would keep float32 intermediates of the forward pass.
     x = jax.lax.optimization_barrier(x)
     _, pull = jax.vjp(_ACTIVATIONS[name], x.astype(jnp.float32))
     return (pull(out.astype(jnp.float32))[0].astype(x.dtype),)

@@ -1,4 +1,4 @@
-"""Models from disk: trained phases, converted folders, and Hugging Face's folders and ids."""
+"""Load models: trained phases, converted folders, and Hugging Face folders and ids."""
 
 import dataclasses
 import os
@@ -23,14 +23,15 @@ from w2s_jax.store import trees
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and what its folder says of it.
+    """A loaded model with the contents of its folder.
 
     Attributes:
-      config, params: the model and its backbone.
-      head: {'kernel': float32 [D, classes]} and perhaps 'bias' (float32 [classes]), or None.
-      huggingface: the content of the config.json that it came from, if any.
-      tokenizer: the folder that may hold its tokenizer's files, if any.
-      base: what a phase that trained a part of a model calls the rest; else ''.
+      config: the model.
+      params: parameters of its backbone.
+      head: {'kernel': float32 [D, classes]}, optionally with 'bias' (float32 [classes]), or None.
+      huggingface: content of the Hugging Face config.json that the model came from, if any.
+      tokenizer: folder that may contain tokenizer files, if any.
+      base: name of the base model, for a phase that stored only what it trained; else ''.
     """
 
     config: ModelConfig
@@ -44,19 +45,22 @@ class Loaded:
 def load(
     path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
 ) -> tuple[ModelConfig, Any]:
-    """A model: (config, backbone parameters) for `forward`. Needs no tokenizer.
+    """Load a model. Needs no tokenizer.
 
     Args:
-      path_or_hub_id: a phase folder, DIR/phases/<kind>-<fingerprint>; a folder that `w2s convert`
-        wrote; a folder in Hugging Face's layout; or a hub id, which may end in '@revision'.
-      mesh: where the parameters go (default: all devices, each with a copy).
-      dtype: of the parameters, 'float32' or 'bfloat16' (None: as in a folder of ours, float32 from
-        Hugging Face).
+      path_or_hub_id: a phase folder, DIR/phases/<kind>-<fingerprint>; a folder written by
+        `w2s convert`; a folder in Hugging Face's layout; or a hub id, optionally with '@revision'.
+      mesh: where to put the parameters (default: a copy on each device).
+      dtype: dtype of the parameters, 'float32' or 'bfloat16' (None: as stored in a phase or
+        converted folder; float32 for Hugging Face's).
+
+    Returns:
+      (config, backbone parameters), the first two arguments of `forward`.
 
     Raises:
-      InputError: if it is none of these, or if a file of Hugging Face's is missing, damaged or does
-        not fit; names the file and the tensor.
-      StorageError: if a folder of ours is damaged.
+      InputError: if `path_or_hub_id` is none of these, or if a Hugging Face file is missing,
+        damaged or does not fit. The message names the file and the tensor.
+      StorageError: if a phase or converted folder is damaged.
     """
     loaded = load_all(path_or_hub_id, mesh, dtype)
     return loaded.config, loaded.params
@@ -65,7 +69,11 @@ def load(
 def load_with_head(
     path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """As `load`, with the class head: {'backbone', 'head'} (no 'head' if there is none)."""
+    """Load a model as `load` does, with its class head.
+
+    Returns:
+      (config, {'backbone': ..., 'head': ...}), without 'head' if there is none.
+    """
     loaded = load_all(path_or_hub_id, mesh, dtype)
     head = {} if loaded.head is None else {"head": loaded.head}
     return loaded.config, {"backbone": loaded.params} | head
@@ -74,7 +82,7 @@ def load_with_head(
 def load_all(
     path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
 ) -> Loaded:
-    """As `load`, with everything that the folder has."""
+    """Load a model as `load` does, with everything in its folder."""
     if dtype is not None and dtype not in DTYPES:
         raise errors.unknown("dtype", dtype, DTYPES)
     folder = local_folder(path_or_hub_id)
@@ -88,17 +96,17 @@ def load_all(
 def load_adapted(
     path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
 ) -> Loaded:
-    """As `load_all`, but a phase's low-rank adapters stand apart (see `models.lora`).
+    """Load a model as `load_all` does, without merging low-rank adapters (see `models.lora`).
 
     Raises:
-      InputError: as `load`, and if the model has none.
+      InputError: as for `load`, and if the model has no adapters.
     """
     folder = local_folder(path_or_hub_id)
     mesh = sharding.make_mesh() if mesh is None else mesh
     found = None if is_huggingface(folder) else _parts(folder, mesh, dtype)
     if found is None or not found.config.lora_rank:
         raise errors.InputError(
-            f"{path_or_hub_id}: no low-rank adapters; allowed: a phase with train.adapt='lora'"
+            f"{path_or_hub_id}: has no low-rank adapters; give a phase with train.adapt='lora'"
         )
     return found
 
@@ -110,14 +118,14 @@ def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
 
 
 def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
-    """A model of ours, adapters and last layers still apart from the rest."""
+    """Load a phase or converted folder, with adapters and last layers still separate."""
     record, config = read_ours(folder)
     spec = record["spec"]
     adapt, own_dtype = record.get("trained", "full"), record.get("dtype", "float32")
     train = TrainSettings(
         adapt=adapt,
         last_layers=spec.get("train", {}).get("last_layers", 1),
-        # A part was trained of the base in that dtype, whatever is wanted of the whole.
+        # A part was trained with the base in that dtype, whatever `dtype` is requested.
         param_dtype=dtype if dtype and adapt == "full" else own_dtype,
     )
     has_head = record.get("head", record["kind"] != "pretrain")
@@ -150,7 +158,7 @@ def _base_name(record: dict[str, Any]) -> str:
 
 
 def _base(record: dict[str, Any], folder: Path, config: ModelConfig, mesh: Mesh, dtype: str) -> Any:
-    """The backbone of which a phase trained a part."""
+    """Load or initialise the backbone of which a phase trained a part."""
     source = sources.base_of(folder, record)
     if source is None:
         return adapting.cast(network.init_params(config, record["seed"], mesh), dtype)

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022): a model with adapters is a `ModelConfig`.
+"""Low-rank adapters (LoRA, Hu et al. 2022).
 
-`ModelConfig.with_adapters` gives the config, whose parameters have for each target the leaves
-`lora_a` and `lora_b` beside `kernel`; all else (`forward`, shardings, stacks by layer) is as for
-any model.
+A model with adapters is described by `ModelConfig.with_adapters`. For each target, its parameters
+have the leaves `lora_a` and `lora_b` besides `kernel`. Everything else (`forward`, shardings,
+stacks of layers) works as for any model.
 """
 
 import dataclasses
@@ -32,19 +32,21 @@ Params = dict[str, Any]
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a flat path ('blocks.attention.query.lora_a') is that of an adapter's parameter."""
+    """Return whether a flat path, such as 'blocks.attention.query.lora_a', is an adapter's."""
     return path.rsplit(".", 1)[-1] in ("lora_a", "lora_b")
 
 
 def add(config: ModelConfig, base_params: Params, seed: int, mesh: Mesh) -> Params:
-    """Parameters of a model with fresh adapters, which compute what the base computes.
+    """Add fresh adapters, with which the model computes the same as without.
+
+    The adapters are float32 and initialised directly in their shardings, with the same bits on any
+    mesh and for any base.
 
     Args:
       config: the model, with adapters.
-      base_params: its other parameters; none is copied.
-      seed: of the adapters, which are float32, made directly in their shardings, and the same bits
-        on any mesh and for any base.
-      mesh: where they go.
+      base_params: its other parameters, which are not copied.
+      seed: seed of the adapters.
+      mesh: where to put the adapters.
     """
     fresh = network.init_params(config, seed, mesh, keep=is_adapter)
     flat = traverse_util.flatten_dict(base_params) | traverse_util.flatten_dict(fresh)
@@ -52,13 +54,13 @@ def add(config: ModelConfig, base_params: Params, seed: int, mesh: Mesh) -> Para
 
 
 def merge(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """The model without adapters that computes the same: each target's kernel is W + s A B.
+    """Merge adapters into the kernels: W + (alpha / rank) A B.
 
-    s is alpha / rank; the sum is computed in float32 and has the kernel's dtype and sharding. Other
-    parameters are not copied.
+    The sum is computed in float32 and has the kernel's dtype and sharding. Other parameters are not
+    copied.
 
     Returns:
-      (the config, the parameters), both without adapters.
+      (config, parameters), both without adapters.
     """
     scale = config.lora_alpha / config.lora_rank
     flat = {path: jnp.asarray(x) for path, x in traverse_util.flatten_dict(params, sep=".").items()}
@@ -90,19 +92,19 @@ def save_peft(
     base_model: str,
     head: Mapping[str, Array] | None = None,
 ) -> None:
-    """Writes the adapters as a folder that `peft.PeftModel.from_pretrained` loads.
+    """Write the adapters to a folder that `peft.PeftModel.from_pretrained` can load.
 
-    Where a checkpoint keeps several of our projections as one matrix (GPT-2's query, key and
-    value), their adapters become one whose rank is the sum of theirs. The folder appears by a
-    rename; with several processes all call this, and the first one writes.
+    Where a checkpoint stores several projections as one matrix (GPT-2's query, key and value),
+    their adapters become one adapter whose rank is the sum of theirs. The folder appears by a
+    rename. All processes must call this; the first one writes.
 
     Args:
-      config, params: the model with adapters.
+      config: the model with adapters.
+      params: its backbone.
       folder: a new folder.
-      base_model: what the adapters belong to, for PEFT: a folder or a hub id in Hugging Face's
-        layout.
-      head: {'kernel': [D, classes]} and perhaps 'bias' ([classes]): with it the adapters are those
-        of the family's class for sequence classification, which gets this head.
+      base_model: the base model for PEFT: a folder in Hugging Face's layout or a hub id.
+      head: {'kernel': [D, classes]}, optionally with 'bias' ([classes]): the adapters are written
+        for the family's class for sequence classification, with this head.
 
     Raises:
       InputError: if there are no adapters, no family can express the model or the head, or
@@ -110,36 +112,36 @@ def save_peft(
       StorageError: if the folder cannot be written.
     """
     if not config.lora_targets:
-        raise InputError(f"{config.name}: no adapters; allowed: a model of `with_adapters`")
+        raise InputError(f"{config.name}: has no adapters; see `ModelConfig.with_adapters`")
     base = config.without_adapters()
     family = exporting.family_for(base)
     if head is not None:
         exporting.check_head(family, base, head)
     flat = traverse_util.flatten_dict(params, sep=".")
     adapters = {path: sharding.on_host(x) for path, x in flat.items() if is_adapter(path)}
-    places = _places(family, base, config.lora_targets, head is not None)
+    modules = _modules(family, base, config.lora_targets, head is not None)
     tensors = {} if head is None else _head_tensors(family, base, flat, head)
     with exporting.written_once(Path(folder)) as target:
         if target is None:
             return
-        for module, parts in places.items():
+        for module, parts in modules.items():
             for layer in range(config.num_layers):
                 name = _PREFIX + module.format(layer=layer)
                 a, b = _combined(config, parts, adapters, layer)
                 tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
         files.write_shard(target / "adapter_model.safetensors", tensors)
-        record = _adapter_config(config, family, places, base_model, head is not None)
+        record = _adapter_config(config, family, modules, base_model, head is not None)
         write_json(target / "adapter_config.json", record)
 
 
-# What PEFT puts before the names of a wrapped model's modules.
+# PEFT's prefix of the module names of a wrapped model.
 _PREFIX = "base_model.model."
 
 
 def _head_tensors(
     family: Family, config: ModelConfig, flat: Mapping[str, Array], head: Mapping[str, Array]
 ) -> dict[str, np.ndarray]:
-    """All that the module of the head holds: of RoBERTa's, a dense layer too."""
+    """Return the tensors of the head's module, which for RoBERTa include a dense layer."""
     tensors = exporting.file_tensors(family, config, flat, head)
     return {
         _PREFIX + name: exporting.gather(parts, np.float32)
@@ -154,14 +156,15 @@ def _head_module(family: Family) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a projection's kernel stands in a checkpoint's matrix.
+class _Part:
+    """The part of a checkpoint's matrix that is a projection's kernel.
 
     Attributes:
       target: the projection.
-      inputs, outputs: for each input and output of the kernel, flattened, that of the matrix.
-      sizes: how many of each the matrix has.
-      inputs_first: whether the matrix is stored [inputs, outputs], not as PyTorch's Linear.
+      inputs: for each input of the flattened kernel, the index of the matrix's input.
+      outputs: the same for the outputs.
+      sizes: number of inputs and outputs of the matrix.
+      inputs_first: whether the matrix is stored [inputs, outputs], unlike PyTorch's Linear.
     """
 
     target: str
@@ -171,40 +174,40 @@ class _Place:
     inputs_first: bool
 
 
-def _places(
+def _modules(
     family: Family, config: ModelConfig, targets: Sequence[str], classifier: bool
-) -> dict[str, list[_Place]]:
-    """For each module that is adapted ('{layer}' in its name), the projections it computes."""
+) -> dict[str, list[_Part]]:
+    """Return each adapted module (with '{layer}' in its name) and the projections it computes."""
     views = family.views(config)
-    places: dict[str, list[_Place]] = {}
+    modules: dict[str, list[_Part]] = {}
     for target in targets:
         view = views[f"blocks.{target}.kernel"]
         name = classifier_name(family, view.name) if classifier else view.name
         module = name.removesuffix(".weight")
-        places.setdefault(module, []).append(_place(config, target, view))
-    return places
+        modules.setdefault(module, []).append(_part(config, target, view))
+    return modules
 
 
-def _place(config: ModelConfig, target: str, view: TensorView) -> _Place:
-    numbers = np.arange(np.prod(view.stored)).reshape(view.stored)
-    numbers = view.take(numbers).reshape(config.projections()[target])
+def _part(config: ModelConfig, target: str, view: TensorView) -> _Part:
+    indices = np.arange(np.prod(view.stored)).reshape(view.stored)
+    indices = view.take(indices).reshape(config.projections()[target])
     # Row and column, in the stored matrix, of the weights of one output, and of one input.
-    of_inputs, of_outputs = (np.divmod(n, view.stored[-1]) for n in (numbers[:, 0], numbers[0]))
+    of_inputs, of_outputs = (np.divmod(i, view.stored[-1]) for i in (indices[:, 0], indices[0]))
     for first in (0, 1):
         second = 1 - first
         if np.ptp(of_inputs[second]) == np.ptp(of_outputs[first]) == 0:
             sizes = (view.stored[first], view.stored[second])
-            return _Place(target, of_inputs[first], of_outputs[second], sizes, first == 0)
+            return _Part(target, of_inputs[first], of_outputs[second], sizes, first == 0)
     raise InputError(
-        f"lora.targets: {target!r} is no part of a matrix in tensor {view.name!r}; allowed: other "
-        "targets, or a merged model"
+        f"lora.targets: {target!r} is not a submatrix of the tensor {view.name!r}; merge the "
+        "adapters instead"
     )
 
 
 def _combined(
-    config: ModelConfig, parts: list[_Place], adapters: Mapping[str, np.ndarray], layer: int
+    config: ModelConfig, parts: list[_Part], adapters: Mapping[str, np.ndarray], layer: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A and B of a module as PEFT has them: float32 [rank, inputs] and [outputs, rank]."""
+    """Return A and B of a module in PEFT's layout: float32 [rank, inputs] and [outputs, rank]."""
     rank = config.lora_rank
     inputs, outputs = parts[0].sizes
     a = np.zeros((len(parts) * rank, inputs), np.float32)
@@ -219,14 +222,14 @@ def _combined(
 def _adapter_config(
     config: ModelConfig,
     family: Family,
-    places: Mapping[str, list[_Place]],
+    modules: Mapping[str, list[_Part]],
     base_model: str,
     classifier: bool,
 ) -> dict[str, Any]:
-    """The content of adapter_config.json."""
-    # Names of modules as patterns: those of a name's end alone would match others (BERT).
-    patterns = {m: r"\d+".join(re.escape(p) for p in m.split("{layer}")) for m in places}
-    counts = {patterns[module]: len(parts) for module, parts in places.items() if len(parts) > 1}
+    """Return the content of adapter_config.json."""
+    # Full names as patterns: the last part of a name alone would match other modules (BERT).
+    patterns = {m: r"\d+".join(re.escape(p) for p in m.split("{layer}")) for m in modules}
+    counts = {patterns[module]: len(parts) for module, parts in modules.items() if len(parts) > 1}
     record = {
         "peft_type": "LORA",
         "base_model_name_or_path": base_model,
@@ -235,12 +238,11 @@ def _adapter_config(
         "rank_pattern": {name: count * config.lora_rank for name, count in counts.items()},
         "alpha_pattern": {name: count * config.lora_alpha for name, count in counts.items()},
         "target_modules": "|".join(patterns.values()),
-        "fan_in_fan_out": any(part.inputs_first for parts in places.values() for part in parts),
+        "fan_in_fan_out": any(part.inputs_first for parts in modules.values() for part in parts),
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
     if classifier:
-        modules = [_head_module(family)]
-        return record | {"task_type": "SEQ_CLS", "modules_to_save": modules}
+        return record | {"task_type": "SEQ_CLS", "modules_to_save": [_head_module(family)]}
     return record if config.bidirectional else record | {"task_type": "CAUSAL_LM"}

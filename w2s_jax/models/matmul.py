@@ -1,4 +1,4 @@
-"""Matrix products with weights, and the way back through them that each backend does fast.
+"""Matrix products with weights, with a backward pass that is fast on each backend.
 
 Shapes in names: M rows (all leading axes of the activations), K inputs, N outputs.
 """
@@ -17,11 +17,11 @@ Array = jax.Array
 
 
 def rows_first(x: Array) -> Array:
-    """`x` with its last axis contiguous, where the CPU's fast bfloat16 products need that.
+    """Return `x` with its last axis contiguous, where fast bfloat16 products on CPU require it.
 
-    They contract contiguous axes; a transposed operand misses them (4 to 5 times slower), and the
-    compiler would not move a transpose by itself. Only where a device runs alone: a demanded layout
-    is opaque to the partitioner, which would gather the whole array.
+    These contract contiguous axes; with a transposed operand the product is 4 to 5 times slower,
+    and the compiler does not copy the operand by itself. Applies only to a single device: a layout
+    constraint is opaque to the partitioner, which would gather the whole array.
     """
     alone = sharding.row_and_head_shards() == (1, 1)
     if sharding.target_device().platform != "cpu" or not alone or x.dtype != jnp.bfloat16:
@@ -30,10 +30,10 @@ def rows_first(x: Array) -> Array:
 
 
 def contract(equation: str, x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """einsum of activations and a weight, plus a bias, in x's dtype, accumulated in float32.
+    """Return einsum(equation, x, kernel) + bias in x's dtype, accumulated in float32.
 
     The kernel's leading axes are the trailing ones of `x`. The gradients of kernel and bias are
-    float32 accumulators; plain differentiation would round them to the dtype of `x`.
+    accumulated in float32; plain differentiation would round them to the dtype of `x`.
     """
     x_axes, kernel_axes, _ = equation.replace("->", ",").split(",")
     inputs = sum(axis in x_axes for axis in kernel_axes)
@@ -63,7 +63,7 @@ def _product(dtype: Any, x_MK: Array, kernel_KN: Array, bias_N: Array) -> Array:
 
 
 def _forward(dtype: Any, x: Any, kernel: Any, bias: Any) -> tuple[Array, Any]:
-    # A frozen kernel gets no gradient, and its input needs not be kept for one.
+    # A frozen kernel needs no gradient, so its input is not kept.
     kept_x = x.value if kernel.perturbed else None
     kept_kernel = kernel.value if x.perturbed else None
     kept_bias = bias.value if bias.perturbed and bias.value.ndim else None
@@ -84,12 +84,12 @@ def _backward(dtype: Any, kept: tuple[Any, Any, Any], out_MN: Array) -> tuple[An
 
 
 def _of_transposed(x_MK: Array, out_MN: Array) -> Array:
-    """x^T out, float32 [K, N]; `out` and the result are transposed where they are less than `x`."""
+    """Return x^T out, float32 [K, N], transposing whichever operands are smaller."""
     (num_rows, inputs), outputs = x_MK.shape, out_MN.shape[1]
     smaller = 2 * num_rows * outputs + 4 * inputs * outputs < 2 * num_rows * inputs
     if not smaller or rows_first(x_MK) is x_MK:
         return _dot(rows_first(x_MK.T), out_MN, 1, 0)
-    # The result has a layout of its own: folded into the product, its transpose has no fast path.
+    # Fix the result's layout: a transpose folded into the product would miss the fast path.
     product_NK = with_layout_constraint(_dot(rows_first(out_MN.T), x_MK, 1, 0), Layout((0, 1)))
     return product_NK.T
 

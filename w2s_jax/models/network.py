@@ -1,6 +1,6 @@
-"""Models as functions: parameters on a mesh, and the forward pass of any `ModelConfig`.
+"""Functions of a `ModelConfig`: parameters on a mesh, and the forward pass.
 
-Shapes in names: R rows, L slots, D width, V vocabulary.
+Shapes in names: R rows, L slots, Q selected slots, D width, V vocabulary.
 """
 
 import functools
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 Array = jax.Array
 Params = dict[str, Any]
 
-#: The entries of parameters that hold blocks, in the order in which they run.
+#: The keys of stacked blocks in the parameters, in the order in which they run.
 STACKS = ("blocks", "tail_blocks")
 
-#: Parameters of so many numbers are not left whole without a word.
-TOLD_SIZE = 1_000_000
+#: Unsplit parameters of at least this size are logged.
+UNSPLIT_WARNING_SIZE = 1_000_000
 
-# Sets the numbers of adapters apart from those of the other parameters.
+# Folded into the key of adapters, so that they do not change the other parameters.
 _ADAPTERS = 1
 
 
@@ -44,13 +44,13 @@ def _module(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
 
 @functools.lru_cache(maxsize=64)
 def _graphdef(config: ModelConfig) -> nnx.GraphDef:
-    """The structure of a model; no array is made."""
+    """Return the structure of a model, without creating arrays."""
     with nnx.use_eager_sharding(False):
         return nnx.split(nnx.eval_shape(lambda: _module(config, nnx.Rngs(0))))[0]
 
 
 def scan_by_default(config: ModelConfig) -> bool:
-    """Scanning compiles faster; on CPU unrolled layers train faster, so few layers are unrolled."""
+    """Return whether to scan over layers: faster to compile, but slower to train on a CPU."""
     return sharding.target_device().platform != "cpu" or config.num_layers > 12
 
 
@@ -68,28 +68,29 @@ def forward(
     remat: str = "none",
     first_keys: tuple[int, ...] = (),
 ) -> Array:
-    """Hidden states after the final norm, [R, L, D], or at some slots of each row, [R, Q, D].
+    """Return the hidden states after the final norm.
 
     Args:
       config: the model.
-      params: its parameters as `init_params` or `split_tail` returns them.
+      params: backbone parameters from `load`, `init_params` or `split_tail`.
       tokens_RL: integer token ids.
-      segment_ids_RL: documents packed into a row have the ids 1, 2, ...; 0 is padding. None: each
-        row is one document.
-      positions_RL: position within the document; None: from the segments.
-      slots_RQ: which slots of each row are wanted (None: all). The last block then computes
-        queries, mixing and MLP at these alone.
-      dropout: what is dropped of the embeddings and of what attention and MLP add, as in GPT-2;
-        None: nothing.
-      compute_dtype: of activations and matmul inputs (None: the parameters').
-      scan: scan over layers or unroll them (None: by backend and depth); the result is the same.
-      remat: what the backward pass recomputes instead of keeping it: 'none', 'block' (each block)
-        or 'dots' (all of it but what projections return).
-      first_keys: the first slot to which the queries of each chunk may attend, in all rows, if it
-        is known when the program is compiled (see `attention_cpu.attention`); changes no result.
+      segment_ids_RL: integers; documents packed into a row have the ids 1, 2, ..., padding has 0.
+        None: each row is one document.
+      positions_RL: integer positions within the document. None: derived from the segments.
+      slots_RQ: integer indices of the slots of each row to return (None: all). The last block then
+        computes queries, mixing and MLP only there.
+      dropout: dropout of the embeddings and of the outputs of attention and MLP, as in GPT-2
+        (None: no dropout).
+      compute_dtype: dtype of activations and matmul inputs (None: that of the parameters).
+      scan: whether to scan over layers instead of unrolling them (None: by backend and depth). Does
+        not change the result.
+      remat: what the backward pass recomputes: 'none' keeps all activations, 'block' recomputes
+        each block, 'dots' recomputes everything except the outputs of projections.
+      first_keys: the first slot that the queries of each chunk attend to in any row, if known at
+        compile time (see `attention_cpu.attention`). Does not change the result.
 
     Returns:
-      hidden_RLD (or hidden_RQD) in `compute_dtype`.
+      hidden_RLD, or hidden_RQD at `slots_RQ`, in `compute_dtype`.
 
     Raises:
       InputError: for an unknown `remat`.
@@ -120,25 +121,25 @@ def forward(
 
 
 def unembedding(config: ModelConfig, params: Params) -> Array:
-    """The language-model head's kernel, [D, V].
+    """Return the kernel of the language-model head, [D, V].
 
     Raises:
       InputError: for an encoder, which has none.
     """
     if config.bidirectional:
         raise errors.InputError(
-            f"{config.name}: an encoder, which has no unembedding; allowed: a decoder where there "
-            "are next-token logits, and a class head that starts from zeros"
+            f"{config.name}: is an encoder, which has no unembedding; use a decoder, or initialise "
+            "the head with zeros"
         )
     return params["embedding"].T if config.tied_embeddings else params["unembedding"]
 
 
 @functools.lru_cache(maxsize=64)
 def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
-    """Shapes, dtypes and shardings of the parameters on `mesh`, by `sharding.RULES`.
+    """Return shapes, dtypes and shardings of the parameters on `mesh`, by `sharding.RULES`.
 
-    An axis that its mesh axis does not divide (50257 tokens over 2) is not split; of parameters of
-    `TOLD_SIZE` or more a line is logged.
+    An axis that its mesh axis does not divide (50257 tokens over 2) is not split, which is logged
+    for parameters of at least `UNSPLIT_WARNING_SIZE` numbers.
     """
     with nnx.use_eager_sharding(False):
         abstract = nnx.split(nnx.eval_shape(lambda: _module(config, nnx.Rngs(0))))[1]
@@ -149,7 +150,7 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
             shape, param.dtype, sharding=sharding.RULES.sharding(shape, axes, mesh)
         )
         problem = sharding.RULES.explain(shape, axes, mesh)
-        if problem and math.prod(shape) >= TOLD_SIZE:
+        if problem and math.prod(shape) >= UNSPLIT_WARNING_SIZE:
             log.warning("%s: %s: %s", config.name, ".".join(map(str, path)), problem)
     return traverse_util.unflatten_dict(flat)
 
@@ -157,13 +158,13 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
 def init_params(
     config: ModelConfig, seed: int, mesh: Mesh, keep: Callable[[str], bool] = lambda path: True
 ) -> Params:
-    """Fresh float32 parameters, made directly in their shardings; the same bits on any mesh.
+    """Initialise float32 parameters directly in their shardings, with the same bits on any mesh.
 
     Args:
-      config: the model. Adapters change no other parameter.
-      seed: of the parameters.
-      mesh: where they go.
-      keep: which of them are wanted, by flat path ('blocks.mlp.up.kernel'); no other is made.
+      config: the model. Adapters do not change the other parameters.
+      seed: seed of the parameters.
+      mesh: where to put the parameters.
+      keep: selects parameters by flat path ('blocks.mlp.up.kernel'); others are not computed.
     """
 
     def kept(params: Params) -> Params:
@@ -181,25 +182,26 @@ def init_params(
 
 
 def split_tail(config: ModelConfig, params: Params, k: int) -> Params:
-    """Parameters whose last `k` blocks stand apart, so that they can be trained alone.
+    """Separate the last `k` blocks, so that they can be trained alone.
 
-    The gradient of `forward` with respect to 'tail_blocks' runs no backward pass through the blocks
-    before them.
+    The gradient of `forward` with respect to 'tail_blocks' needs no backward pass through the
+    blocks before them.
 
     Args:
       config: the model.
-      params: its parameters, or what `abstract_params` says of them.
-      k: how many blocks stand apart.
+      params: its parameters, or those of `abstract_params`.
+      k: number of blocks to separate.
 
     Returns:
-      `params` with 'blocks', the first layers (absent if `k` is all of them), and 'tail_blocks'.
+      `params` with the first layers in 'blocks' (absent if `k` is all) and the last in
+      'tail_blocks'.
 
     Raises:
       InputError: if the model does not have `k` layers.
     """
     n = config.num_layers
     if not 1 <= k <= n:
-        raise errors.InputError(f"last layers: {k}; allowed: 1 to the {n} of {config.name}")
+        raise errors.InputError(f"train.last_layers: {k}; allowed for {config.name}: 1 to {n}")
     parts = {"blocks": (0, n - k), "tail_blocks": (n - k, n)}
     stacks = {
         name: jax.tree.map(functools.partial(_layers, start=start, stop=stop), params["blocks"])
@@ -210,7 +212,7 @@ def split_tail(config: ModelConfig, params: Params, k: int) -> Params:
 
 
 def _layers(stacked: Any, *, start: int, stop: int) -> Any:
-    """Some layers of a stacked parameter, sharded as it is."""
+    """Return some layers of a stacked parameter, with the same sharding."""
     if isinstance(stacked, jax.ShapeDtypeStruct):
         shape = (stop - start, *stacked.shape[1:])
         return jax.ShapeDtypeStruct(shape, stacked.dtype, sharding=stacked.sharding)
@@ -218,7 +220,7 @@ def _layers(stacked: Any, *, start: int, stop: int) -> Any:
 
 
 def join_tail(params: Params) -> Params:
-    """Parameters with all blocks in one stack again: the inverse of `split_tail`."""
+    """Return parameters with all blocks in one stack: the inverse of `split_tail`."""
     stacks = [params[name] for name in STACKS if name in params]
     blocks = jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks)
     return {name: value for name, value in params.items() if name not in STACKS} | {

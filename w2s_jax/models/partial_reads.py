@@ -1,8 +1,8 @@
-"""Reading a part of a parameter from a checkpoint's tensor, and no more than that takes.
+"""Read a part of a parameter from a checkpoint's tensor, and little else.
 
-A `TensorView` sees a tensor of the file reshaped, with indices taken and axes transposed. A part of
-the parameter (what one device holds) is traced back to the smallest box of the stored tensor that
-covers it; that box is read, and the part is cut out of it. Imports no JAX.
+A `TensorView` reshapes, indexes and transposes a tensor of the file. For a part of the parameter
+(the shard of a device), the smallest box of the stored tensor that covers it is read, and the part
+is cut out of the box. Imports no JAX.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ Range = tuple[int, int]
 
 
 def read_part(tensor: StoredTensor, view: TensorView, part: Sequence[Range]) -> np.ndarray:
-    """A part of a parameter in the file's dtype.
+    """Read a part of a parameter in the file's dtype.
 
     Args:
-      tensor: of the shape `view.stored`.
-      view: how the parameter stands in the tensor.
-      part: from where to where on each axis of the parameter (of one layer, if stacked).
+      tensor: the stored tensor, of the shape `view.stored`.
+      view: the parameter as a view of the tensor.
+      part: (start, stop) on each axis of the parameter (of one layer, if stacked).
 
     Raises:
       InputError: if the file is damaged.
@@ -43,12 +43,21 @@ def read_part(tensor: StoredTensor, view: TensorView, part: Sequence[Range]) -> 
 def covering_box(
     stored: Sequence[int], dims: Sequence[int], ranges: Sequence[Range]
 ) -> tuple[list[Range], list[int], list[Range]]:
-    """The smallest box of a tensor that covers `ranges` of it seen in the shape `dims`.
+    """Return the smallest box of a tensor that covers `ranges` of the tensor reshaped to `dims`.
 
-    Each axis of `stored` must be a product of consecutive `dims`, as where heads are split off.
+    Each axis of `stored` must be a product of consecutive `dims`, as when heads are split off.
+
+    Args:
+      stored: shape of the tensor.
+      dims: shape to which it is reshaped.
+      ranges: (start, stop) on each axis of `dims`.
 
     Returns:
-      (from where to where on each axis of `stored`; `dims` of what is read; `ranges` within it).
+      (box, sizes, local): (start, stop) on each axis of `stored`; the shape to which the content of
+      the box is reshaped; and `ranges` within that shape.
+
+    Raises:
+      ValueError: if the shapes do not match axis by axis.
     """
     box: list[Range] = []
     sizes: list[int] = []
@@ -61,8 +70,8 @@ def covering_box(
             product *= dims[axis]
             axis += 1
         if product != length:
-            raise ValueError(f"shape {tuple(stored)} cannot be seen as {tuple(dims)} axis by axis")
-        # Axes of which one index is wanted narrow the box; the first other one ends that.
+            raise ValueError(f"shape {tuple(stored)} does not match {tuple(dims)} axis by axis")
+        # Axes with a single index narrow the box, until the first axis with several.
         start, step, narrow = 0, length, True
         stop = length
         for size, (low, high) in zip(dims[first:axis], ranges[first:axis], strict=True):

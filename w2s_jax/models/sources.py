@@ -1,7 +1,7 @@
-"""Pretrained models that a run may start from: found, checked by their headers, and pinned.
+"""Find the pretrained models that a run starts from, check their headers, and pin their content.
 
-No tensor is read but to hash its file, and JAX is not imported: what is wrong with a model is said
-before any work.
+Files are hashed, but no tensor is read and JAX is not imported, so that errors are reported before
+any work starts.
 """
 
 import dataclasses
@@ -23,27 +23,27 @@ from w2s_jax.models.families import FAMILIES, file_names
 from w2s_jax.models.hf_models import local_folder, split_id
 from w2s_jax.store import checksums
 
-#: `kind` of a folder that `w2s convert` wrote; other kinds are those of phases.
+#: The `kind` of a folder written by `w2s convert`; other kinds are phase kinds.
 CONVERTED = "converted"
 
-# Names of folders that say nothing alone.
+# Folder names that are shown with their parent's name.
 _BARE = ("model", "final", "checkpoint", "latest")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A pretrained model on disk, checked, and pinned.
+class ModelSource:
+    """A pretrained model on disk, checked and pinned.
 
     Attributes:
-      given: what the user wrote: a path, or a hub id that may end in '@revision'.
-      name: short, for tables: the last part of the id (with its revision) or of the path.
-      folder: the local folder; of a hub id that of a snapshot, which holds one commit.
+      given: what the user wrote: a path, or a hub id, optionally with '@revision'.
+      name: short name for tables: the last part of the id (with its revision) or of the path.
+      folder: the local folder; for a hub id the snapshot of one commit.
       config: the model.
-      digest: sha256 (hexadecimal) of all that decides its parameters: the config without its name,
-        and the contents of the weight files in the order in which they are read, file by file;
-        paths and times have no part in it, and neither have tokenizers.
-      huggingface: the content of the config.json that it came from, if any.
-      tokenizer: the folder that holds its tokenizer's files, if any.
+      digest: SHA-256 (hexadecimal) of everything that determines the parameters: the config without
+        its name, and the contents of the weight files in reading order. Paths, times and tokenizers
+        are not included.
+      huggingface: content of the Hugging Face config.json that the model came from, if any.
+      tokenizer: folder with the tokenizer files, if any.
     """
 
     given: str
@@ -55,16 +55,17 @@ class Source:
     tokenizer: Path | None
 
 
-def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
-    """The pretrained model that a user named; what `models.load` takes, and nothing else.
+def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
+    """Find a pretrained model. Accepts exactly what `models.load` accepts.
 
     Args:
-      path_or_hub_id: a folder in Hugging Face's layout; a hub id, which may end in '@revision'
-        (downloaded if need be); a folder that `w2s convert` wrote; or a phase folder.
+      path_or_hub_id: a folder in Hugging Face's layout; a hub id, optionally with '@revision'
+        (downloaded if needed); a folder written by `w2s convert`; or a phase folder.
 
     Raises:
-      InputError: if there is no such model (says what was tried, and the nearest embedded model),
-        or if it is damaged, incomplete or not supported; one line that names file and tensor.
+      InputError: if there is no such model (the message says what was tried, and names the nearest
+        embedded model), or if it is damaged, incomplete or not supported (one line that names the
+        file and the tensor).
     """
     given = os.fspath(path_or_hub_id)
     try:
@@ -80,7 +81,7 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
         checked = check_folder(folder)
         config, huggingface = checked.config, checked.huggingface
         shards = dict.fromkeys(tensor.file for tensor in checked.stored.values())
-        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing leaves other threads free
+        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the GIL
             weights = list(pool.map(checksums.kept_sha256, shards))
         tokenizer = folder
     else:
@@ -88,14 +89,14 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
         huggingface, tokenizer = record.get("huggingface"), folder / "tokenizer"
         weights = _check_ours(folder, config)
         if record["kind"] != CONVERTED:
-            # What a phase leaves follows from what it is; Orbax names the same files differently.
+            # The spec determines the parameters; Orbax's file names differ from run to run.
             spec = record["spec"]
             weights = spec | {"model": spec["model"] | {"name": ""}}
             name = record.get("name", config.name)
             config = dataclasses.replace(config.without_adapters(), name=name)
         if record.get("trained", "full") != "full":
             base_of(folder, record["base"])
-    return Source(
+    return ModelSource(
         given,
         _name(given, folder),
         folder.absolute(),
@@ -106,60 +107,58 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> Source:
     )
 
 
-def base_of(folder: Path, base: dict[str, Any]) -> Source | None:
-    """Where the rest is of a model of which the phase `folder` holds what it trained.
+def base_of(folder: Path, base: dict[str, Any]) -> ModelSource | None:
+    """Find the base model of a phase that stored only the parameters it trained.
 
     Args:
-      folder: the phase.
-      base: what its config.json says of the rest.
+      folder: the phase folder.
+      base: the entry 'base' of its config.json.
 
     Returns:
-      The model; None where it is made anew from a seed.
+      The base model; None if it is initialised from a seed.
 
     Raises:
-      InputError: if it is not where it was, or is another one now.
+      InputError: if the base model is missing or has changed.
     """
     if "seed" in base:
         return None
     if "phase" in base:
-        place: str | Path = folder.parent / base["phase"]
+        location: str | Path = folder.parent / base["phase"]
     else:
-        place = base["folder"] if Path(base["folder"]).is_dir() else base["model"]
+        location = base["folder"] if Path(base["folder"]).is_dir() else base["model"]
     try:
-        source = find(place)
+        source = find(location)
     except InputError as error:
-        raise InputError(
-            f"{folder}: the model of which it trained a part is not there: {error}"
-        ) from error
+        raise InputError(f"{folder}: its base model is missing: {error}") from error
     if source.digest != base.get("digest", source.digest):
         raise InputError(
-            f"{folder}: it holds what was trained of {base['model']}, and {source.folder} is "
-            "another model now; allowed: the one that the phase began with"
+            f"{folder}: its base model {base['model']} has changed in {source.folder}; restore the "
+            "model that the phase was trained from"
         )
     return source
 
 
-def check_fits(source: Source, tokenizer_vocab_size: int, tokenizer_place: str) -> None:
-    """Sees that a model's embedding has a row for each token of a tokenizer.
+def check_fits(source: ModelSource, tokenizer_vocab_size: int, tokenizer: str) -> None:
+    """Check that a model's embedding has a row for each token of a tokenizer.
 
     Args:
       source: the model.
-      tokenizer_vocab_size: the tokens that the tokenizer can make: their ids are below it.
-      tokenizer_place: the tokenizer, for the error.
+      tokenizer_vocab_size: number of tokens; all token ids are below it.
+      tokenizer: what the error message calls the tokenizer.
 
     Raises:
-      InputError: if the tokenizer has more; names both.
+      InputError: if the tokenizer has too many tokens.
     """
     rows = source.config.vocab_size
     if tokenizer_vocab_size > rows:
         raise InputError(
-            f"{tokenizer_place}: it has {tokenizer_vocab_size} tokens, "
-            f"{files.too_few_rows(rows, _embedding_place(source))}"
+            f"{tokenizer}: has {tokenizer_vocab_size} tokens, "
+            f"{files.too_few_rows(rows, _embedding_location(source))}"
         )
 
 
 def is_huggingface(folder: Path) -> bool:
-    """Whether a folder is, or was to be, in Hugging Face's layout; if not, it is one of ours."""
+    """Return whether a folder is in Hugging Face's layout, even if incomplete, and not in ours."""
     if (folder / "checkpoints").exists():
         return False
     if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
@@ -170,18 +169,18 @@ def is_huggingface(folder: Path) -> bool:
 
 
 def read_ours(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
-    """The config.json of a phase folder, or of one that `w2s convert` wrote, and its model.
+    """Return config.json and the model of a phase folder or a folder written by `w2s convert`.
 
     Raises:
-      InputError: if it is neither.
+      InputError: if the folder is neither.
     """
     path = folder / "config.json"
     if not path.exists() or not final_of(folder).exists():
         raise InputError(
-            f"{folder}: not the folder of a trained phase (it has no config.json and "
-            "checkpoints/final), nor one in Hugging Face's layout (config.json with a model_type, "
-            "and model.safetensors); allowed: DIR/phases/<kind>-<fingerprint> of a finished run, "
-            "what w2s convert wrote, or a Hugging Face folder or id"
+            f"{folder}: is not a model: it is neither the folder of a trained phase (config.json "
+            "and checkpoints/final) nor in Hugging Face's layout (config.json with a model_type, "
+            "and model.safetensors); give DIR/phases/<kind>-<fingerprint> of a finished run, a "
+            "folder written by w2s convert, or a Hugging Face folder or id"
         )
     record = read_json(path)
     try:
@@ -190,21 +189,21 @@ def read_ours(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         raise InputError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: it describes no model ({type(error).__name__}: {error})"
+            f"{path}: does not describe a model ({type(error).__name__}: {error})"
         ) from error
 
 
 def final_of(folder: Path) -> Path:
-    """Where the parameters (Orbax) of a folder of ours are."""
+    """Return the folder with the parameters (Orbax) of a phase or converted folder."""
     return folder / "checkpoints" / "final"
 
 
 def _check_ours(folder: Path, config: ModelConfig) -> dict[str, str] | None:
-    """What the manifest of a folder's parameters says; their contents are checked on loading."""
+    """Return the manifest of a folder's parameters, whose contents are checked on loading."""
     final = final_of(folder)
     problem = checksums.damage(final, read=False)
     if problem:
-        raise InputError(f"{final}: damaged ({problem}); make it again")
+        raise InputError(f"{final}: damaged ({problem}); create it again")
     files.check_tokenizer(folder / "tokenizer", config.vocab_size, str(final))
     return checksums.read_manifest(final)
 
@@ -212,8 +211,8 @@ def _check_ours(folder: Path, config: ModelConfig) -> dict[str, str] | None:
 def _name(given: str, folder: Path) -> str:
     hub_id = None if Path(given).expanduser() == folder else split_id(given)
     if hub_id is None:
-        place = Path(os.path.abspath(folder))
-        return "/".join(place.parts[-2:]) if place.name in _BARE else place.name
+        path = Path(os.path.abspath(folder))
+        return "/".join(path.parts[-2:]) if path.name in _BARE else path.name
     repository, revision = hub_id
     name = repository.rpartition("/")[2]
     return name if revision is None else f"{name}@{revision}"
@@ -225,10 +224,10 @@ def _digest(config: ModelConfig, weights: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _embedding_place(source: Source) -> str:
-    """The embedding's file and tensor, or the folder of parameters that it is among."""
+def _embedding_location(source: ModelSource) -> str:
+    """Return the file and tensor of the embedding, or the folder of the model's parameters."""
     if not is_huggingface(source.folder):
         return str(final_of(source.folder))
     family, stored = FAMILIES[source.config.family], files.open_tensors(source.folder)
     view = family.views(source.config)["embedding"]
-    return stored[file_names(family, source.config, stored.keys())[view.name]].place
+    return stored[file_names(family, source.config, stored.keys())[view.name]].location

@@ -19,7 +19,7 @@ from w2s_jax.core.files import read_json
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import adapting, heads, loading, lora, network
 from w2s_jax.models.checkpoint_files import copy_tokenizer, tokenizer_files
-from w2s_jax.models.sources import Source
+from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning.phase import Phase
 from w2s_jax.store import artifacts, trees
 from w2s_jax.store.artifacts import PhaseFolder
@@ -37,7 +37,7 @@ class Parameters:
         return adapting.join(self.trained, self.frozen)
 
 
-def record(phase: Phase, source: Source | None, store: Path) -> dict[str, Any]:
+def record(phase: Phase, source: ModelSource | None, store: Path) -> dict[str, Any]:
     """Return the entries of a phase's config.json on its parameters."""
     found: dict[str, Any] = {"name": phase.model.name, "trained": phase.train.adapt}
     if "features" in phase.parents:
@@ -51,7 +51,7 @@ def record(phase: Phase, source: Source | None, store: Path) -> dict[str, Any]:
     return found
 
 
-def _base(phase: Phase, source: Source | None) -> dict[str, Any]:
+def _base(phase: Phase, source: ModelSource | None) -> dict[str, Any]:
     if "init" in phase.parents:
         return {"phase": phase.parents["init"]}
     if source is not None:
@@ -74,7 +74,7 @@ def keep_tokenizer(tokenizer: Tokenizer | None, folder: PhaseFolder) -> None:
         copy_tokenizer(origin, folder.tokenizer)
 
 
-def backbone(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Any:
+def backbone(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -> Any:
     """Return the parameters that a phase starts from, without adapters, in its `param_dtype`."""
     config, dtype = phase.model.without_adapters(), phase.train.param_dtype or "float32"
     if "init" in phase.parents:
@@ -88,7 +88,7 @@ def backbone(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> An
     return adapting.cast(fresh, dtype)
 
 
-def initial(phase: Phase, source: Source | None, store: Path, mesh: Mesh) -> Parameters:
+def initial(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -> Parameters:
     """Return what a phase starts from: pretrained or fresh parameters, adapters, a head."""
     if phase.train.adapt == "probe":
         return Parameters({"head": _head(phase, None, store, mesh)}, {})

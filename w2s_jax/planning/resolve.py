@@ -26,7 +26,7 @@ from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
-from w2s_jax.models.sources import Source
+from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.role_settings import check_model, with_defaults
 
@@ -49,7 +49,7 @@ class RoleInput:
     """
 
     model: ModelConfig
-    source: Source | None
+    source: ModelSource | None
     tokenizer: Tokenizer | None
     label_tokens: tuple[int, ...]
     head_init: str
@@ -162,7 +162,7 @@ def _check_outside(path: str, data: RoleInput) -> str:
     return sha256(Path(path))
 
 
-def _source(role: str, settings: Settings) -> Source | None:
+def _source(role: str, settings: Settings) -> ModelSource | None:
     """Return the pretrained model of a role; None for an embedded one."""
     model = settings.roles[role].model
     if model in EMBEDDED_MODELS:
@@ -195,7 +195,7 @@ class _Reader:
 
 
 def _reader(
-    role: str, task: Task, source: Source | None, settings: Settings, notes: list[str]
+    role: str, task: Task, source: ModelSource | None, settings: Settings, notes: list[str]
 ) -> _Reader:
     limit, overlong = settings.task.max_length, settings.task.overlong
     tokenizer = _tokenizer(role, task, source, settings)
@@ -212,7 +212,7 @@ def _reader(
 
 
 def _tokenizer(
-    role: str, task: Task, source: Source | None, settings: Settings
+    role: str, task: Task, source: ModelSource | None, settings: Settings
 ) -> Tokenizer | None:
     """Return the tokenizer of a role's texts; None if the task's documents are tokens."""
     given = settings.roles[role].tokenizer
@@ -240,7 +240,7 @@ def _tokenizer(
         raise errors.InputError(f"{role}.tokenizer: {reason}") from error
 
 
-def _check_vocabulary(role: str, task: Task, source: Source) -> None:
+def _check_vocabulary(role: str, task: Task, source: ModelSource) -> None:
     """Check that a model has all tokens of a task whose documents are tokens."""
     assert task.token_space is not None
     if source.config.vocab_size < task.token_space.vocab_size:
@@ -252,7 +252,7 @@ def _check_vocabulary(role: str, task: Task, source: Source) -> None:
 
 def _role_input(
     role: str,
-    source: Source | None,
+    source: ModelSource | None,
     reader: _Reader,
     splits: Mapping[str, TokenizedDocuments],
     raw: Mapping[str, list[Document]],

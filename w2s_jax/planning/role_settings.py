@@ -7,10 +7,10 @@ from w2s_jax.config import Role, Settings
 from w2s_jax.core import errors
 from w2s_jax.models import ladders
 from w2s_jax.models.config import ModelConfig, embedded_model
-from w2s_jax.models.sources import Source
+from w2s_jax.models.sources import ModelSource
 
 
-def check_model(role: str, source: Source | None, settings: Settings) -> None:
+def check_model(role: str, source: ModelSource | None, settings: Settings) -> None:
     """Check that a role's model can be trained as configured, before any document is read.
 
     Args:

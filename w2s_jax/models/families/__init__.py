@@ -1,25 +1,26 @@
-"""Families: how a Hugging Face config.json and its tensors become a `ModelConfig` and parameters.
+"""Model families: map Hugging Face's config.json and tensors to `ModelConfig` and parameters.
 
-A `Family` is plain data and three functions; importing it needs no JAX. What a reader or writer of
-checkpoints relies on:
+A `Family` consists of plain data and three functions, and needs no JAX. The interface for reading
+and writing checkpoints:
 
-- `family_of(hf_config, place)` finds the family; `family.to_config(hf_config)` the `ModelConfig`,
-  whose field `family` is the family's name, so that a trained model finds its way back.
-- `family.views(config)` has exactly one `TensorView` for each parameter, keyed by its flat path
-  ('blocks.attention.query.kernel'). Under 'blocks.' parameters are stacked by layer: their view's
-  name contains '{layer}' and describes one layer. `view.stored` is the tensor's shape in the file,
-  `view.take(tensor)` the parameter as a view of it, `view.put(parameter, buffer)` the inverse: it
-  fills this parameter's part of a tensor of the shape `stored`. Several parameters may share one
-  tensor (GPT-2's fused query, key and value). Nothing is computed: values and dtypes stay.
-- Names in views are those that transformers writes for the first of the family's architectures: the
-  language model, or an encoder without a head. Another file may have other prefixes and names:
-  `file_names(family, config, names)` says which name of the file is meant by each name of a view,
-  and `classifier_name(family, name)` what a classifier's file calls it.
-- A tensor of the file that no view names is fine if `is_ignored(family, name)`; the classification
-  head's name is `family.classifier_head` ([classes, D]), and its bias's, which decoders lack,
+- `family_of(hf_config, location)` finds the family, and `family.to_config(hf_config)` returns the
+  `ModelConfig`. Its field `family` is the family's name, so that a trained model can be exported.
+- `family.views(config)` has exactly one `TensorView` per parameter, keyed by its flat path
+  ('blocks.attention.query.kernel'). Parameters under 'blocks.' are stacked by layer: the name of
+  their view contains '{layer}', and the view describes one layer. `view.stored` is the tensor's
+  shape in the file, `view.take(tensor)` returns the parameter as a view of the tensor, and the
+  inverse `view.put(parameter, buffer)` fills this parameter's part of a tensor of the shape
+  `stored`. Several parameters may share a tensor (GPT-2's fused query, key and value). Values and
+  dtypes are never changed.
+- Names in views are those that transformers writes for the family's first architecture: the
+  language model, or an encoder without a head. Other files may have other prefixes and names:
+  `file_names(family, config, names)` maps the names in views to those of a file, and
+  `classifier_name(family, name)` to that of a classifier's file.
+- A tensor that no view names is accepted if `is_ignored(family, name)`. The class head is
+  the tensor `family.classifier_head` ([classes, D]); encoders also have its bias,
   `family.classifier_bias` ([classes]).
-- Of an encoder, `to_config` says what config.json does; `encoder_files.completed` the rest.
-- Tied models have no view for an unembedding and nothing is written for it.
+- For an encoder, `encoder_files.completed` adds to `to_config` what config.json does not contain.
+- Tied models have no view for an unembedding, and none is written.
 """
 
 from w2s_jax.models.families import bert, gemma, gpt, llama
@@ -27,9 +28,7 @@ from w2s_jax.models.families.base import (
     FAMILIES,
     Family,
     TensorView,
-    assemble,
     classifier_name,
-    disassemble,
     family_of,
     file_names,
     is_ignored,
@@ -40,9 +39,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "TensorView",
-    "assemble",
     "classifier_name",
-    "disassemble",
     "family_of",
     "file_names",
     "is_ignored",

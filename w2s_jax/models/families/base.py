@@ -1,4 +1,4 @@
-"""What a family is, the registry of families, and whole models in memory."""
+"""`Family` and `TensorView`, and the registry of families."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -10,19 +10,19 @@ import numpy as np
 from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
 
-Params = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class TensorView:
-    """How a parameter (of stacked ones: one layer's slice) stands in a checkpoint tensor.
+    """A parameter, or one layer of a stacked parameter, as a view of a checkpoint tensor.
+
+    The tensor is reshaped, indexed and transposed, in this order.
 
     Attributes:
-      name: the tensor's name; '{layer}' stands for the layer's number.
+      name: the tensor's name, with '{layer}' in place of the layer's number.
       stored: the tensor's shape in the checkpoint.
-      shape: the tensor is first seen in this shape (None: as stored).
-      select: then, an axis of that shape each, the index to take or None for all; (): all of all.
-      axes: then transposed so; (): not at all.
+      shape: the shape to reshape it to (None: as stored).
+      select: for each axis, the index to select, or None for all; (): select everything.
+      axes: the permutation of the remaining axes; (): no transposition.
     """
 
     name: str
@@ -32,12 +32,12 @@ class TensorView:
     axes: tuple[int, ...] = ()
 
     def take(self, tensor: np.ndarray) -> np.ndarray:
-        """The parameter as a view of `tensor`, which has the shape `stored`."""
+        """Return the parameter as a view of `tensor`, which has the shape `stored`."""
         part = tensor.reshape(self.shape or self.stored)[self._index()]
         return part.transpose(self.axes) if self.axes else part
 
     def put(self, parameter: np.ndarray, tensor: np.ndarray) -> None:
-        """Writes `parameter` to its place in `tensor`, contiguous and of the shape `stored`."""
+        """Write `parameter` into its part of `tensor`, contiguous and of the shape `stored`."""
         if self.axes:
             parameter = parameter.transpose(np.argsort(self.axes))
         tensor.reshape(self.shape or self.stored)[self._index()] = parameter
@@ -51,23 +51,21 @@ class Family:
     """A family of models that share config keys and tensor names.
 
     Attributes:
-      name: what `FAMILIES` and `ModelConfig.family` call it.
-      model_types: values of config.json's `model_type`.
-      architectures: values of config.json's `architectures`, the language model's class first.
+      name: the key in `FAMILIES`, and the value of `ModelConfig.family`.
+      model_types: values of `model_type` in config.json.
+      architectures: values of `architectures` in config.json, the language model's class first.
       classifier: the class for sequence classification, if transformers has one.
-      classifier_head, classifier_bias: the names of its head's tensors; without the second its head
-        has no bias.
-      classifier_names: (beginning of names in `views`, what it is in a classifier's file), of which
-        the first that fits holds.
-      to_config: the `ModelConfig` of a config.json's content; an `InputError` names an option that
-        is not supported, its value and what is allowed.
-      to_hf: the content of a config.json from which `to_config` gives the same `ModelConfig`
-        (its `name` apart).
-      views: a `TensorView` for each parameter, by flat path.
-      ignored: regular expressions of names of tensors that may be present and are not used.
-      prefixes: prefixes of the backbone's names; the first is the one in `views`, any other may
-        stand in its place in a file.
-      old_names: (end of a name, what it may be instead in an old file).
+      classifier_head: tensor name of the class head's weight, if there is such a class.
+      to_config: returns the `ModelConfig` of a config.json's content. Raises an `InputError` that
+        names an unsupported option, its value and the allowed values.
+      to_hf: returns the content of a config.json of which `to_config` makes the same `ModelConfig`,
+        except for `name`.
+      views: returns a `TensorView` for each parameter, by flat path.
+      ignored: regular expressions of names of tensors that may be present but are not used.
+      prefixes: prefixes of the backbone's tensor names. `views` uses the first; files may have any.
+      classifier_bias: tensor name of the class head's bias, if it has one.
+      classifier_names: (prefix in `views`, prefix in a classifier's file); the first match applies.
+      old_names: (suffix of a name, suffix in old files).
     """
 
     name: str
@@ -90,19 +88,19 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> Family:
-    """Makes `family` known to `family_of`; returns it.
+    """Register a family, so that models of its architectures can be used; return it.
 
     Raises:
-      InputError: if another family has its name, or claims one of its architectures.
+      InputError: if another family has the same name or one of the architectures.
     """
     for other in FAMILIES.values():
         if other is not family and other.name == family.name:
-            raise errors.InputError(f"family {family.name!r} is registered already")
+            raise errors.InputError(f"family {family.name!r} is already registered")
         shared = set(_architectures(family)) & set(_architectures(other))
         if other is not family and shared:
             raise errors.InputError(
-                f"family {family.name!r}: architecture {min(shared)!r} belongs to "
-                f"{other.name!r} already"
+                f"family {family.name!r}: architecture {min(shared)!r} already belongs to "
+                f"{other.name!r}"
             )
     FAMILIES[family.name] = family
     return family
@@ -112,15 +110,15 @@ def _architectures(family: Family) -> tuple[str, ...]:
     return family.architectures + ((family.classifier,) if family.classifier else ())
 
 
-def family_of(hf_config: Mapping[str, Any], place: str) -> Family:
-    """The family of a config.json's content.
+def family_of(hf_config: Mapping[str, Any], location: str) -> Family:
+    """Return the family of the model that a config.json describes.
 
     Args:
-      hf_config: the content.
-      place: the file, for the message.
+      hf_config: the content of config.json.
+      location: the file, for error messages.
 
     Raises:
-      InputError: for an architecture or a model_type that no family has.
+      InputError: for an unknown architecture or model_type.
     """
     by_architecture = {a: f for f in FAMILIES.values() for a in _architectures(f)}
     by_type = {t: f for f in FAMILIES.values() for t in f.model_types}
@@ -128,27 +126,29 @@ def family_of(hf_config: Mapping[str, Any], place: str) -> Family:
     named = hf_config.get("architectures") or ()
     named = [named] if isinstance(named, str) else named
     if not named and model_type is None:
-        raise errors.InputError(f"{place}: neither architectures nor model_type is given")
+        raise errors.InputError(f"{location}: has neither architectures nor model_type")
     for architecture in named:
         if architecture not in by_architecture:
-            raise errors.unknown(f"{place}: architectures", architecture, by_architecture)
+            raise errors.unknown(f"{location}: architectures", architecture, by_architecture)
     if model_type is not None and model_type not in by_type:
-        raise errors.unknown(f"{place}: model_type", model_type, by_type)
+        raise errors.unknown(f"{location}: model_type", model_type, by_type)
     found = [by_architecture[a] for a in named] + ([by_type[model_type]] if model_type else [])
     if any(family is not found[0] for family in found):
         raise errors.InputError(
-            f"{place}: model_type {model_type!r} does not go with architectures {list(named)!r}; "
+            f"{location}: model_type {model_type!r} does not match architectures {list(named)!r}; "
             f"allowed: {', '.join(found[0].model_types)}"
         )
     return found[0]
 
 
 def file_names(family: Family, config: ModelConfig, names: Collection[str]) -> dict[str, str]:
-    """For each tensor name in `family.views(config)` (of every layer): its name in a file.
+    """Map each tensor name in `family.views(config)`, of every layer, to its name in a file.
 
     Args:
-      names: the names of the file's tensors, which tell its prefix, whether it is a classifier's
-        and whether it is old. Names that are missing there are in the answer all the same.
+      family: the family of the model.
+      config: the model.
+      names: the tensor names of the file, from which the prefix, the presence of a classification
+        head and old names are inferred. The result has all tensors, even if missing from the file.
     """
     ours = family.prefixes[0]
     wanted = tensor_names(family, config)
@@ -165,7 +165,7 @@ def file_names(family: Family, config: ModelConfig, names: Collection[str]) -> d
 
 
 def classifier_name(family: Family, name: str) -> str:
-    """The name that a tensor of `family.views` has in the file of the family's classifier."""
+    """Return the name of a tensor of `family.views` in the file of the family's classifier."""
     for ours, theirs in family.classifier_names:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -181,7 +181,7 @@ def _old_name(family: Family, name: str, names: Collection[str]) -> str:
 
 
 def tensor_names(family: Family, config: ModelConfig) -> list[str]:
-    """The names of a model's tensors, without repetition, layer by layer."""
+    """Return the names of a model's tensors without repetition, layer by layer."""
     names = [view.name for view in family.views(config).values()]
     layers = range(config.num_layers)
     once = [name for name in names if "{layer}" not in name]
@@ -190,68 +190,5 @@ def tensor_names(family: Family, config: ModelConfig) -> list[str]:
 
 
 def is_ignored(family: Family, name: str) -> bool:
-    """Whether a tensor that no view names may be passed over."""
+    """Return whether a tensor that no view names may be skipped."""
     return any(re.fullmatch(pattern, name) for pattern in family.ignored)
-
-
-def assemble(
-    family: Family, config: ModelConfig, tensors: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """The parameters of a model whose tensors are all in memory.
-
-    Returns:
-      The nested dict that `network.forward` takes, of numpy arrays in the tensors' dtypes.
-
-    Raises:
-      InputError: for a tensor that is missing, has the wrong shape or has no use.
-    """
-    names = file_names(family, config, tensors.keys())
-    for name in tensors:
-        known = name in (*names.values(), family.classifier_head, family.classifier_bias)
-        if not known and not is_ignored(family, name):
-            raise errors.unknown("tensor", name, names.values())
-
-    def read(view: TensorView, layer: int | None = None) -> np.ndarray:
-        name = names[view.name if layer is None else view.name.format(layer=layer)]
-        if name not in tensors:
-            raise errors.InputError(f"tensor {name!r} is missing")
-        if tensors[name].shape != view.stored:
-            raise errors.InputError(
-                f"tensor {name!r}: shape {tensors[name].shape}; allowed: {view.stored}"
-            )
-        return view.take(tensors[name])
-
-    params: Params = {}
-    for path, view in family.views(config).items():
-        if "{layer}" in view.name:
-            value = np.stack([read(view, i) for i in range(config.num_layers)])
-        else:
-            value = np.array(read(view))
-        *parents, leaf = path.split(".")
-        node = params
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return params
-
-
-def disassemble(
-    family: Family, config: ModelConfig, params: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """The checkpoint's tensors of a model's parameters: the inverse of `assemble`, bit for bit."""
-    tensors: dict[str, np.ndarray] = {}
-
-    def write(view: TensorView, name: str, value: np.ndarray) -> None:
-        tensors.setdefault(name, np.empty(view.stored, value.dtype))
-        view.put(value, tensors[name])
-
-    for path, view in family.views(config).items():
-        value: Any = params
-        for key in path.split("."):
-            value = value[key]
-        if "{layer}" not in view.name:
-            write(view, view.name, np.asarray(value))
-            continue
-        for i, layer in enumerate(np.asarray(value)):
-            write(view, view.name.format(layer=i), layer)
-    return tensors

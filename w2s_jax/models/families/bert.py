@@ -1,8 +1,8 @@
-"""BERT (MiniLM included), RoBERTa and XLM-RoBERTa: encoders with the same tensors.
+"""BERT (with MiniLM), RoBERTa and XLM-RoBERTa: encoders with the same tensors.
 
 Config keys, tensor names and the computation are those of transformers' classes of these names.
-RoBERTa's position embedding begins with rows for padding that no document uses, and its classifier
-has a dense layer of its own where BERT's has the pooler: either is our 'pooler'.
+RoBERTa's position embedding starts with rows for padding, which no document uses. Its classifier
+has its own dense layer in place of BERT's pooler; both are called 'pooler' here.
 """
 
 import functools
@@ -39,7 +39,7 @@ def _config(hf: HF, name: str, offset: int) -> ModelConfig:
         bidirectional=True,
         position_offset=offset,
         token_types=integer(hf, "type_vocab_size", 2),
-        # As transformers' class has it; a file may lack it.
+        # As in transformers' class; a file may lack it (see `encoder_files`).
         pooler=True,
         read_out="first",
         **shape | {"max_positions": rows - offset},
@@ -53,7 +53,7 @@ def _bert_config(hf: HF) -> ModelConfig:
 def _roberta_config(hf: HF, name: str) -> ModelConfig:
     padding = hf.get("pad_token_id", 1)
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise refusal("pad_token_id", padding, "a token, behind which positions begin")
+        raise refusal("pad_token_id", padding, "a token id (positions start after it)")
     return _config(hf, name, padding + 1)
 
 
@@ -109,9 +109,9 @@ def _views(config: ModelConfig) -> dict[str, TensorView]:
     return v.flatten(config, tree)
 
 
-#: Tables of positions and types, the heads for masked tokens, and that for the next sentence.
+#: Buffers of positions and types, and the heads for masked tokens and next sentences.
 _IGNORED = (r"(\w+\.)?embeddings\.(position|token_type)_ids", r"cls\..*", r"lm_head\..*")
-#: As the first releases named a norm's tensors.
+#: Names of a norm's tensors in the first releases.
 _OLD_NORMS = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
@@ -127,7 +127,7 @@ def _roberta(name: str, stem: str) -> Family:
         to_config=functools.partial(_roberta_config, name=name),
         to_hf=functools.partial(_roberta_to_hf, stem=stem, model_type=name),
         views=_views,
-        # Old classifiers have the pooler too, and do not use it.
+        # Old classifiers also have the pooler, but do not use it.
         ignored=(*_IGNORED, r"roberta\.pooler\..*"),
         prefixes=("", "roberta."),
         old_names=_OLD_NORMS,

@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 (text): Llama's tensors, with norms, scales and windows of their own.
+"""Gemma 1, 2 and 3 (text): Llama's tensors, with different norms, scales and windows.
 
 Config keys, tensor names and the computation are those of transformers' classes of these names.
 """
@@ -27,7 +27,7 @@ from w2s_jax.models.families.reading import (
 
 
 def _shared(hf: HF, name: str, kv_heads: int) -> dict[str, Any]:
-    """The fields that all three read from the same keys."""
+    """Return the fields that all three families read from the same keys."""
     if hf.get("use_bidirectional_attention"):
         raise refusal("use_bidirectional_attention", hf["use_bidirectional_attention"], "False")
     bias = flag(hf, "attention_bias", False)
@@ -59,7 +59,7 @@ def _shared_to_hf(config: ModelConfig, architecture: str, model_type: str) -> di
 
 
 def _gemma_config(hf: HF) -> ModelConfig:
-    # The first released files say gelu and mean its tanh form.
+    # In the first released files, gelu means its tanh form.
     act = activation(hf, "hidden_act", "gelu_pytorch_tanh")
     fields = _shared(hf, "gemma", 16)
     return ModelConfig(
@@ -72,11 +72,13 @@ def _gemma_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _later(hf: HF, name: str, period: int, softcaps: tuple[float, float]) -> dict[str, Any]:
-    """The fields that Gemma 2 and 3 read from the same keys.
+    """Return the fields that Gemma 2 and 3 read from the same keys.
 
     Args:
-      period: without `layer_types`, each layer whose number (from 1) it divides sees everything.
-      softcaps: defaults of absent keys; null is none.
+      hf: the content of config.json.
+      name: the family.
+      period: without `layer_types`, every period-th layer has no window.
+      softcaps: defaults for absent keys of attention and logits; null means none.
     """
     fields = _shared(hf, name, 4)
     softcap = {
@@ -121,13 +123,13 @@ def _gemma2_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def _gemma3_config(hf: HF) -> ModelConfig:
     period = integer(hf, "sliding_window_pattern", integer(hf, "_sliding_window_pattern", 6))
-    # transformers reads this option and does not apply it; no released model has it.
+    # transformers reads this option but does not apply it; no released model has it.
     require(hf, attn_logit_softcapping=None)
     fields = _later(hf, "gemma3", period, (0.0, 0.0))
     nested = hf.get("rope_parameters") or {}
     full = dict(nested.get("full_attention") or {}) | dict(hf.get("rope_scaling") or {})
     local = nested.get("sliding_attention") or {}
-    # Only what sees everything may have scaled frequencies.
+    # Only layers without a window may have scaled frequencies.
     require(local, rope_type="default")
     flat = {**hf, "rope_parameters": full, "rope_scaling": None}
     return ModelConfig(

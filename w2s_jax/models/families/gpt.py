@@ -72,7 +72,7 @@ def _gpt2_views(config: ModelConfig) -> dict[str, TensorView]:
     block = "transformer.h.{layer}."
 
     def conv(name: str, rows_in: int, rows_out: int) -> v.Views:
-        # GPT-2 keeps kernels [in, out].
+        # GPT-2 stores kernels as [in, out].
         return {
             "kernel": TensorView(f"{block}{name}.weight", (rows_in, rows_out)),
             "bias": v.vector(f"{block}{name}.bias", rows_out),
@@ -108,7 +108,7 @@ def _gpt2_views(config: ModelConfig) -> dict[str, TensorView]:
 
 def _gpt_neox_config(hf: HF) -> ModelConfig:
     bias = flag(hf, "attention_bias", True)
-    # This family knows neither; but transformers would rotate by a head_dim that is given.
+    # This family has neither option, but transformers would apply head_dim in the rotation.
     shape = sizes({**hf, "head_dim": None, "num_key_value_heads": None})
     size = shape["head_dim"]
     require(hf, head_dim=size)
@@ -145,7 +145,7 @@ def _gpt_neox_views(config: ModelConfig) -> dict[str, TensorView]:
     block = "gpt_neox.layers.{layer}."
 
     def fused(part: int) -> v.Views:
-        # By head, and within each query, key and value.
+        # Fused by head, with query, key and value within each head.
         name = f"{block}attention.query_key_value"
         return {
             "kernel": TensorView(
@@ -259,7 +259,7 @@ def _phi_config(hf: HF) -> ModelConfig:
 
 
 def _phi_qk_norm(hf: HF, shape: dict[str, Any]) -> bool:
-    # transformers makes these norms of the width over the heads, whatever head_dim says.
+    # In transformers these norms have size hidden_size / heads, whatever head_dim is.
     normed = flag(hf, "qk_layernorm", False)
     if normed and shape["head_dim"] * shape["num_heads"] != shape["d_model"]:
         raise refusal("qk_layernorm", normed, "False where head_dim * heads is not hidden_size")
@@ -300,7 +300,7 @@ def _phi_views(config: ModelConfig) -> dict[str, TensorView]:
     return v.flatten(config, tree)
 
 
-#: Causal masks and rotary tables that old versions stored, and heads of tied models.
+#: Causal masks and rotary tables stored by old versions, and heads of tied models.
 _IGNORED = (r"(.*\.)?rotary_emb\.inv_freq", r"(.*\.)?masked_bias", r"lm_head\.weight")
 
 FAMILIES = (

@@ -26,7 +26,7 @@ from w2s_jax.models.families.reading import (
 
 
 def _shared(hf: HF, family: str, **defaults: Any) -> dict[str, Any]:
-    """The fields that these four families read from the same keys."""
+    """Return the fields that the four families read from the same keys."""
     shape = sizes(hf, **defaults)
     return shape | dict(
         name=family,
@@ -65,7 +65,7 @@ def _llama_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _mistral_config(hf: HF) -> ModelConfig:
-    # A null means no window, an absent key the class's default.
+    # null means no window; an absent key means the class's default.
     null = "sliding_window" in hf and hf["sliding_window"] is None
     window = 0 if null else integer(hf, "sliding_window", 4096)
     return ModelConfig(**_shared(hf, "mistral", kv_heads=8) | {"window": window})
@@ -76,7 +76,7 @@ def _mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _qwen_window(hf: HF, num_layers: int) -> dict[str, Any]:
-    """Qwen's window, off unless asked for, is that of the layers from `max_window_layers` on."""
+    """Return the fields of Qwen's optional window, for the layers from `max_window_layers` on."""
     full = {"window": 0, "local_layers": ()}
     if not flag(hf, "use_sliding_window", False) or hf.get("sliding_window", 4096) is None:
         return full
@@ -120,7 +120,7 @@ def _qwen3_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def views(config: ModelConfig) -> dict[str, TensorView]:
-    """The views of all families with Llama's names of tensors (Gemma's included)."""
+    """Return the views of all families with Llama's tensor names, including Gemma's."""
     d, f = config.d_model, config.d_mlp
     block = "model.layers.{layer}."
     attention = v.separate_attention(f"{block}self_attn", config, "o_proj")
@@ -160,7 +160,7 @@ def family(
     to_hf: Callable[[ModelConfig], dict[str, Any]],
     classifier: str | None = None,
 ) -> Family:
-    """A family with Llama's names of tensors, whose classes begin with `stem`."""
+    """Return a family with Llama's tensor names, whose classes begin with `stem`."""
     return Family(
         name=name,
         model_types=(model_type,),
@@ -170,7 +170,7 @@ def family(
         to_config=to_config,
         to_hf=to_hf,
         views=views,
-        # Tables that old versions stored, and the head of a tied model.
+        # Rotary tables stored by old versions, and the head of a tied model.
         ignored=(r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight"),
         prefixes=("model.", ""),
     )

@@ -1,4 +1,4 @@
-"""Reading and writing the options that config.json files of several families share."""
+"""Read and write the config.json options that several families share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from w2s_jax.models.config import ModelConfig
 
 HF = Mapping[str, Any]
 
-#: transformers' names of activations -> ours.
+#: Activations: transformers' name -> value of `ModelConfig.activation`.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -21,12 +21,12 @@ ACTIVATIONS = {
 
 
 def refusal(key: str, value: Any, allowed: Any) -> errors.InputError:
-    """The error for an option whose value is not supported."""
+    """Return the error for an option whose value is not supported."""
     return errors.InputError(f"config.json: {key}: {value!r}; allowed: {allowed}")
 
 
 def require(hf: HF, **allowed: Any) -> None:
-    """Refuses an option that is given and not as `allowed`; null counts as not given."""
+    """Raise an `InputError` if an option is given (null is not) with another value than allowed."""
     for key, wanted in allowed.items():
         value = hf.get(key)
         if value is not None and value != wanted:
@@ -34,27 +34,27 @@ def require(hf: HF, **allowed: Any) -> None:
 
 
 def integer(hf: HF, key: str, default: int | None = None) -> int:
-    """A positive whole number; without a default it must be there."""
+    """Return a positive integer; required if there is no default."""
     value = hf.get(key)
     value = default if value is None else value
     if value is None:
-        raise errors.InputError(f"config.json: {key} is missing; allowed: a positive whole number")
+        raise errors.InputError(f"config.json: {key} is missing; allowed: a positive integer")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise refusal(key, value, "a positive whole number")
+        raise refusal(key, value, "a positive integer")
     return value
 
 
 def number(hf: HF, key: str, default: float) -> float:
-    """A number that is not negative; null counts as not given."""
+    """Return a non-negative number; null means the default."""
     value = hf.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise refusal(key, value, "a number that is not negative")
+        raise refusal(key, value, "a non-negative number")
     return float(value)
 
 
 def flag(hf: HF, key: str, default: bool) -> bool:
-    """True or false; null counts as not given."""
+    """Return true or false; null means the default."""
     value = hf.get(key)
     value = default if value is None else value
     if not isinstance(value, bool):
@@ -63,7 +63,7 @@ def flag(hf: HF, key: str, default: bool) -> bool:
 
 
 def activation(hf: HF, key: str, default: str) -> str:
-    """Our name of an activation."""
+    """Return the value of `ModelConfig.activation`; null means the default."""
     value = hf.get(key)
     value = default if value is None else value
     if value not in ACTIVATIONS:
@@ -72,22 +72,23 @@ def activation(hf: HF, key: str, default: str) -> str:
 
 
 def activation_to_hf(name: str, tanh: str) -> str:
-    """The inverse of `activation`; `tanh` is the family's name of the tanh form of GELU."""
+    """Invert `activation`; `tanh` is the family's name for the tanh form of GELU."""
     return tanh if name == "gelu_tanh" else name
 
 
 def sizes(hf: HF, *, head_dim: int | None = None, kv_heads: int | None = None) -> dict[str, Any]:
-    """The `ModelConfig` fields of what nearly all families call by the same keys.
+    """Return the `ModelConfig` fields for which nearly all families use the same keys.
 
     Args:
-      head_dim: the family's default (None: the width over the heads).
-      kv_heads: the family's default where the key is absent (None: as many as heads).
+      hf: the content of config.json.
+      head_dim: the family's default (None: width / heads).
+      kv_heads: the family's default if the key is absent (None: the number of heads).
     """
     require(hf, quantization_config=None)
     d, heads = integer(hf, "hidden_size"), integer(hf, "num_attention_heads")
     if hf.get("head_dim") is None and head_dim is None and d % heads:
         raise refusal("num_attention_heads", heads, f"a divisor of hidden_size = {d}")
-    # A null is the number of heads in every family, whatever an absent key means.
+    # In every family null means the number of heads, whatever an absent key means.
     absent = kv_heads if "num_key_value_heads" not in hf and kv_heads else heads
     kv = integer(hf, "num_key_value_heads", absent)
     if heads % kv:
@@ -113,15 +114,16 @@ def rope(
     fraction: float = 1.0,
     fraction_key: str = "",
 ) -> dict[str, Any]:
-    """The `ModelConfig` fields of rotary positions, from old config.json files and new ones.
+    """Return the `ModelConfig` fields of rotary positions, from old and new config.json files.
 
     Args:
-      hf: the config; new files nest everything in `rope_parameters`, old ones have `theta_key`,
-        `fraction_key` and, for scaled frequencies, `rope_scaling`.
+      hf: the content of config.json. New files nest everything in `rope_parameters`; old ones have
+        `theta_key`, `fraction_key` and, for scaled frequencies, `rope_scaling`.
       head_dim: the size of a head.
-      theta, theta_key: the default base, and where old files keep it.
-      fraction, fraction_key: the default of the rotated share of a head, and where old files keep
-        it ('': the share must be 1).
+      theta: the default rotary base.
+      theta_key: the key of the base in old files.
+      fraction: the default rotated share of a head.
+      fraction_key: the key of the share in old files ('': the share must be 1).
     """
     nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     theta = number(nested, "rope_theta", number(hf, theta_key, theta))
@@ -134,7 +136,7 @@ def rope(
         raise refusal(
             fraction_key or "head_dim",
             share if fraction_key else head_dim,
-            f"what rotates an even number of the head's {head_dim} dimensions",
+            f"a value that rotates an even number of the head's {head_dim} dimensions",
         )
     fields = dict(positions="rope", rope_theta=theta, rope_fraction=share)
     return fields | _scaling(hf, nested)
@@ -150,23 +152,23 @@ def _scaling(hf: HF, nested: HF) -> dict[str, Any]:
         )
     factor = number(nested, "factor", 0)
     if factor < 1:
-        raise refusal("rope_parameters.factor", nested.get("factor"), "a number from 1")
+        raise refusal("rope_parameters.factor", nested.get("factor"), "a number of at least 1")
     fields = dict(rope_scaling=kind, rope_factor=factor)
     if kind == "linear":
         return fields
     low, high = number(nested, "low_freq_factor", 1), number(nested, "high_freq_factor", 4)
     if not 0 < low < high:
         raise refusal("rope_parameters.low_freq_factor", low, f"below high_freq_factor = {high}")
-    made_for = integer(hf, "max_position_embeddings", 2048)
+    max_length = integer(hf, "max_position_embeddings", 2048)
     return fields | dict(
         rope_low_factor=low,
         rope_high_factor=high,
-        rope_original_length=integer(nested, "original_max_position_embeddings", made_for),
+        rope_original_length=integer(nested, "original_max_position_embeddings", max_length),
     )
 
 
 def local_layers(hf: HF, default: Sequence[bool]) -> tuple[bool, ...]:
-    """Which layers have the window, from `layer_types` (or as `default` says)."""
+    """Return which layers have the window, from `layer_types` or else `default`."""
     types = hf.get("layer_types")
     if types is None:
         return tuple(default)
@@ -175,17 +177,17 @@ def local_layers(hf: HF, default: Sequence[bool]) -> tuple[bool, ...]:
         if kind not in known:
             raise errors.unknown("config.json: layer_types", kind, known)
     if len(types) != len(default):
-        raise refusal("layer_types", f"{len(types)} entries", f"one a layer ({len(default)})")
+        raise refusal("layer_types", f"{len(types)} entries", f"one per layer ({len(default)})")
     return tuple(known[kind] for kind in types)
 
 
 def layer_types(local: Sequence[bool]) -> list[str]:
-    """The inverse of `local_layers`."""
+    """Return the `layer_types` of a config.json: the inverse of `local_layers`."""
     return ["sliding_attention" if one else "full_attention" for one in local]
 
 
 def common_to_hf(config: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
-    """The inverse of `sizes`, with the entries by which a config.json is recognised."""
+    """Return the keys that `sizes` reads, and those that identify the family."""
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -203,7 +205,7 @@ def common_to_hf(config: ModelConfig, architecture: str, model_type: str) -> dic
 
 
 def rope_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The inverse of `rope` in the old keys, which every version of transformers reads."""
+    """Return what `rope` reads, with the old keys, which all versions of transformers accept."""
     hf: dict[str, Any] = {"rope_theta": config.rope_theta}
     if config.rope_scaling != "none":
         scaling: dict[str, Any] = {"rope_type": config.rope_scaling, "factor": config.rope_factor}

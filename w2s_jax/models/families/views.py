@@ -1,4 +1,4 @@
-"""Pieces of which a family's views are made: linear maps, heads and norms by PyTorch's layout."""
+"""Building blocks for a family's views: linear layers, heads and norms in PyTorch's layout."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Views = dict[str, Any]
 
 
 def linear(name: str, rows_in: int, rows_out: int) -> Views:
-    """PyTorch's Linear, whose weight is [out, in]."""
+    """Views of a PyTorch Linear, whose weight is [out, in]."""
     return {
         "kernel": TensorView(f"{name}.weight", (rows_out, rows_in), axes=(1, 0)),
         "bias": TensorView(f"{name}.bias", (rows_out,)),
@@ -17,17 +17,17 @@ def linear(name: str, rows_in: int, rows_out: int) -> Views:
 
 
 def vector(name: str, size: int) -> TensorView:
-    """A tensor of one axis, as it is."""
+    """View of a tensor with one axis."""
     return TensorView(name, (size,))
 
 
 def norm(name: str, size: int) -> Views:
-    """A LayerNorm or RMSNorm."""
+    """Views of a LayerNorm or RMSNorm."""
     return {"scale": vector(f"{name}.weight", size), "bias": vector(f"{name}.bias", size)}
 
 
 def heads_in(name: str, config: ModelConfig, count: int) -> Views:
-    """A Linear from the width to `count` heads."""
+    """Views of a Linear from the width to `count` heads."""
     d, size = config.d_model, config.head_dim
     return {
         "kernel": TensorView(
@@ -38,7 +38,7 @@ def heads_in(name: str, config: ModelConfig, count: int) -> Views:
 
 
 def heads_out(name: str, config: ModelConfig) -> Views:
-    """A Linear from the heads back to the width."""
+    """Views of a Linear from the heads to the width."""
     d, heads, size = config.d_model, config.num_heads, config.head_dim
     return {
         "kernel": TensorView(
@@ -49,7 +49,7 @@ def heads_out(name: str, config: ModelConfig) -> Views:
 
 
 def separate_attention(name: str, config: ModelConfig, out: str) -> Views:
-    """Query, key and value each with a Linear of its own."""
+    """Views of attention with separate Linears for query, key and value."""
     return {
         "query": heads_in(f"{name}.q_proj", config, config.num_heads),
         "key": heads_in(f"{name}.k_proj", config, config.num_kv_heads),
@@ -59,7 +59,7 @@ def separate_attention(name: str, config: ModelConfig, out: str) -> Views:
 
 
 def unembedding(name: str, config: ModelConfig) -> Views:
-    """The language-model head."""
+    """Views of the language-model head."""
     return {
         "unembedding": TensorView(
             f"{name}.weight", (config.vocab_size, config.d_model), axes=(1, 0)
@@ -69,7 +69,7 @@ def unembedding(name: str, config: ModelConfig) -> Views:
 
 
 def flatten(config: ModelConfig, tree: Views) -> dict[str, TensorView]:
-    """The tree by flat path, without the parameters that a model of this `config` lacks."""
+    """Flatten a tree of views, without the parameters that a model of this `config` lacks."""
     flat: dict[str, TensorView] = {}
 
     def visit(node: Views, path: tuple[str, ...]) -> None:
@@ -84,7 +84,7 @@ def flatten(config: ModelConfig, tree: Views) -> dict[str, TensorView]:
 
 
 def _exists(config: ModelConfig, path: tuple[str, ...]) -> bool:
-    """Whether a model has the parameter; the same rules as the modules of decoder and encoder."""
+    """Return whether a model has the parameter, by the same rules as `Decoder` and `Encoder`."""
     if path[0] == "pooler":
         return config.pooler
     if path[-1] == "token_type_embedding":

@@ -17,7 +17,7 @@ from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
-from w2s_jax.models.sources import Source
+from w2s_jax.models.sources import ModelSource
 from w2s_jax.perf.workloads import VOCABULARY
 from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
 from w2s_jax.planning.role_settings import check_model, with_defaults
@@ -80,7 +80,7 @@ def _is_local(model: str) -> bool:
     return model in EMBEDDED_MODELS or Path(model).expanduser().is_dir()
 
 
-def _source(role: str, model: str) -> Source | None:
+def _source(role: str, model: str) -> ModelSource | None:
     """Return a model's source; None for an embedded model."""
     if model in EMBEDDED_MODELS:
         return None
@@ -99,11 +99,11 @@ def _source(role: str, model: str) -> Source | None:
         )
     digest = hashlib.sha256(known.name.encode()).hexdigest()
     name = known.name.rpartition("/")[2]
-    return Source(model, name, Path(model), known.config(), digest, None, None)
+    return ModelSource(model, name, Path(model), known.config(), digest, None, None)
 
 
 def _role_input(
-    role: str, source: Source | None, settings: Settings, documents: int, tokens: int
+    role: str, source: ModelSource | None, settings: Settings, documents: int, tokens: int
 ) -> RoleInput:
     own, task = settings.roles[role], get_task(settings.task.name, settings.task.data_dir)
     vocabulary = VOCABULARY
