@@ -35,7 +35,7 @@ TINY = {
     "gemma2": _GATED,
     "gemma3_text": _GATED,
 }
-#: The same of encoders.
+#: The same for encoders.
 ENCODERS = {name: dict(intermediate_size=48) for name in ("bert", "roberta", "xlm-roberta")}
 
 

@@ -11,11 +11,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most of the time goes into compiling small programs, a third of that into LLVM's optimisations.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+# Programs are compiled once for all workers, for the processes that tests start, and for the next
+# time. JAX keys them by program, version and flags.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+#: The files that take longest. They come first, so that no worker is left with one at the end.
+LONGEST = (
+    "test_run_pretrained.py",
+    "test_loss_state.py",
+    "test_step.py",
+    "test_vocabulary.py",
+    "test_frozen_step.py",
+    "test_run.py",
+    "test_sweep_run.py",
+    "test_population.py",
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -24,3 +43,9 @@ GOLDEN = Path(__file__).parent / "golden"
 def golden() -> Path:
     """Numbers from the PyTorch peers (tests/golden/README.md says how they were made)."""
     return GOLDEN
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the longest files to the front; the others keep their order."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))

@@ -1,7 +1,7 @@
-"""A Google Cloud Storage of one bucket in memory: as much of its JSON API as checkpoints take.
+"""An in-memory Google Cloud Storage of one bucket, with the part of its JSON API that is needed.
 
-Clients in other processes find it by their environment. It keeps CRC32C checksums, generations and
-prefixes as the real one does; it knows no permissions, and lists everything in one page.
+Clients in other processes find it through environment variables. It has CRC32C checksums,
+generations and prefixes, but no permissions, and lists everything in one page.
 """
 
 import base64
@@ -18,7 +18,7 @@ BUCKET = "bucket"
 
 
 def crc32c(data: bytes) -> str:
-    """The CRC32C (Castagnoli) of some bytes as GCS writes it: big-endian, in base64."""
+    """Return the CRC32C (Castagnoli) of bytes in the format of GCS: big-endian, in base64."""
     value = 0xFFFFFFFF
     for byte in data:
         value = _TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
@@ -43,12 +43,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle(self):
-        """A client that was killed hears nothing more."""
+        """Ignore clients that were killed."""
         with contextlib.suppress(ConnectionError):
             super().handle()
 
     def log_message(self, *_):
-        """Says nothing."""
+        """Print nothing."""
 
     def _answer(self, status=200, body=b"", headers=()):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _request(self):
-        """(path's parts, query) of a request; names of objects may have slashes, quoted."""
+        """Return (parts of the path, query); names of objects may have quoted slashes."""
         url = urllib.parse.urlsplit(self.path)
         query = {k: v[0] for k, v in urllib.parse.parse_qs(url.query).items()}
         path = url.path.strip("/").removeprefix("download/")
@@ -128,7 +128,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(501, {"error": {"code": 501, "message": "not in this fake"}})
 
     def _go_on(self, session, body):
-        """A part of an upload; the last one names the size of the whole."""
+        """Continue an upload; the last part has the total size."""
         query, data = self.server.sessions[session]
         data += body
         if self.headers["Content-Range"].endswith("/*"):
@@ -200,10 +200,10 @@ def _public(there):
 
 @contextlib.contextmanager
 def serve() -> Iterator[tuple[dict[str, dict], dict[str, str]]]:
-    """Serves as long as the context lasts.
+    """Serve while the context lasts.
 
     Yields:
-      (objects by name, of which 'data' are the bytes; environment for processes that are to use it)
+      (objects by name, with their bytes in 'data'; environment for processes that use the server)
     """
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -214,7 +214,7 @@ def serve() -> Iterator[tuple[dict[str, dict], dict[str, str]]]:
     environment = {
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
-        # Else the clients look for credentials on the network, and ask for the kind of bucket.
+        # Otherwise clients look for credentials on the network, and ask for the type of bucket.
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         "GOOGLE_CLOUD_PROJECT": "project",

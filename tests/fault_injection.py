@@ -104,7 +104,7 @@ def child(kill: Kill, arguments: Sequence[str]) -> int:
     left = {"point": kill.point, "nth": kill.nth, "signal": kill.signal}
 
     def reached(point: str) -> None:
-        title = watchdog._watching[-1].title if watchdog._watching else ""
+        title = watchdog._watching.title if watchdog._watching else ""
         if not point or point != left["point"] or not title.startswith(kill.title):
             return
         left["nth"] -= 1
@@ -153,10 +153,9 @@ def _marked(place, name, before, after, reached):
 def _marked_renames(reached):
     """Points that are known by the file that is about to appear, or by the watchdog's words."""
     from w2s_jax.core import watchdog
-    from w2s_jax.report import html
     from w2s_jax.training import inference
 
-    rename, progress, write = pathlib.Path.replace, watchdog.progress, html._write_atomically
+    rename, progress = pathlib.Path.replace, watchdog.progress
 
     def marked_rename(path, target):
         target = Path(target)
@@ -164,6 +163,8 @@ def _marked_renames(reached):
             reached(TRAINED)
         elif target.name == "result.json":
             reached(PHASE if target.parent.parent.name == "phases" else RESULT)
+        elif target.name == "curves.csv":
+            reached(REPORT)
         return rename(path, target)
 
     def marked_progress(doing, *rest):
@@ -171,15 +172,9 @@ def _marked_renames(reached):
             reached(PASS)
         return progress(doing, *rest)
 
-    def marked_write(path, content):
-        if path.name == "curves.csv":
-            reached(REPORT)
-        return write(path, content)
-
     with (
         mock.patch.object(pathlib.Path, "replace", marked_rename),
         mock.patch.object(inference.watchdog, "progress", marked_progress),
-        mock.patch.object(html, "_write_atomically", marked_write),
     ):
         yield
 

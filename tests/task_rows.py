@@ -1,4 +1,4 @@
-"""A record of each task in the hub's form, and what it becomes: one row a task."""
+"""One row per task: a record in the hub's form, and its documents."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ RIGHT = "Is the proposed answer right?"
 
 @dataclass
 class Row:
-    """A record and what it becomes.
+    """A record and its documents.
 
     Attributes:
       record: as on the hub.
@@ -16,7 +16,7 @@ class Row:
       ends: how every text ends.
       group: of all candidates.
       tfds: the same record in TFDS's form, where it differs.
-      skipped: changes that make it no item.
+      skipped: changes with which the task skips it.
       unlabelled: changes that take its label away, so that all candidates have -1.
       bad: changes and the one line that they lead to.
     """
@@ -257,7 +257,7 @@ ROWS = {
         "W: Tea?\nM: No.",
         unlabelled=[{"answer": ""}],
         bad=[
-            ({"answer": "No tea"}, "field 'answer': 'No tea' is none.*mean 'No tea.'"),
+            ({"answer": "No tea"}, "field 'answer': 'No tea' is not one.*mean 'No tea.'"),
             ({"dialogue": "W: Tea?"}, "field 'dialogue': not a list of texts"),
             ({"answer": 1}, "field 'answer': not text: 1"),
         ],

@@ -13,7 +13,7 @@ import pytest
 from w2s_jax.profiling import compilation
 from w2s_jax.profiling.compilation import COMPILE_EVENTS, CompileClock
 
-#: Compiles one program, and prints what became of the cache.
+#: Compiles one program, and prints the state of the cache.
 CHILD = """
 import json, sys, time
 import jax
@@ -37,7 +37,7 @@ print(json.dumps({
 
 
 def child(*arguments, **env):
-    """What `CHILD` prints, and its stderr."""
+    """Return the output of `CHILD`, and its stderr."""
     without = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *map(str, arguments)],
@@ -56,11 +56,11 @@ def test_the_next_process_finds_what_was_compiled_and_damage_does_no_harm(tmp_pa
     assert first["folder"] == first["used"] == str(folder) and stderr == ""
     assert first["hits"] == 0 and first["misses"] == len(programs) > 0
     assert first["bound"] == 4 * 2**30
-    # Nothing is said of machine features either.
+    # No warning about machine features either.
     second, stderr = child(W2S_CACHE_DIR=tmp_path)
     assert (second["hits"], second["misses"], stderr) == (len(programs), 0, "")
     assert second["value"] == first["value"] and 0 < second["compiling"] < first["compiling"]
-    # A kill in the middle of a write: no time of last use, and half a program; it is made again.
+    # A kill during a write: no time of last use, and half a program; it is compiled again.
     name = next(n for n in programs if "lambda" in n)
     (folder / name).write_bytes(programs[name][:100])
     (folder / name.replace("-cache", "-atime")).unlink()
@@ -100,9 +100,13 @@ def test_a_folder_that_cannot_be_used_costs_a_warning(tmp_path, monkeypatch, cap
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(compilation, "_remove_unfinished", read_only)
-    before = jax.config.jax_compilation_cache_dir
-    assert compilation.enable_cache() is None
-    assert jax.config.jax_compilation_cache_dir == before
+    given = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert compilation.enable_cache() is None
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", given)
     assert len(caplog.records) == 1 and "W2S_CACHE_DIR" in caplog.text
 
 
@@ -126,7 +130,7 @@ def test_the_clock_counts_no_moment_twice():
     for _ in range(50):
         clock, ticks = CompileClock(), np.zeros(100, bool)
         spans = np.sort(rng.integers(0, 100, (rng.integers(1, 20), 2)), axis=1)
-        # Events are told of at their ends, by all threads.
+        # Events are reported at their ends, by all threads.
         for start, stop in spans[np.argsort(spans[:, 1], kind="stable")].tolist():
             clock.observe(str(rng.choice(COMPILE_EVENTS)), start, stop, fun_name="f")
             ticks[start:stop] = True

@@ -1,4 +1,4 @@
-"""w2s data and w2s bench data: what they count, against counts made by hand."""
+"""`w2s data` and `w2s bench data` against counts made by hand."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def write(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A task without code, with a double, a contradiction and a leak."""
+    """A task without code, with a duplicate, a conflicting label and a leak."""
     train = [{"text": f"number {i}", "label": int(i < 6)} for i in range(10)]
     train += [{"text": "Number  3", "label": 1}, {"text": "number 9", "label": 1}]
     test = [{"text": "NUMBER 0", "label": 1}, {"text": "new", "label": 0}]
@@ -43,7 +43,7 @@ def folder(tmp_path):
 def test_facts_of_a_split(folder):
     documents = load_task("mine", data_dir=str(folder))
     train = check.split_facts(documents["train"], np.arange(12))
-    assert (train.documents, train.positive, train.doubles, train.contradictions) == (12, 8, 2, 1)
+    assert (train.documents, train.positive, train.duplicates, train.conflicts) == (12, 8, 2, 1)
     assert (train.groups, train.largest_group) == (12, 1)
     (overlap,) = check.overlaps(documents)
     assert (overlap.first, overlap.second, overlap.texts, overlap.groups) == ("train", "test", 1, 0)
@@ -68,7 +68,7 @@ def test_check_prints_what_was_found(capsys, folder):
     status, out, _ = run(capsys, "check", "mine", f"--data_dir={folder}")
     assert status == 0 and f"from files, {folder}/mine" in out.replace("\n", "")
     assert re.search(r"train +12 +8 +0\.667 +12 +1 +2 +1", out)
-    assert "train and test: of train, 1 documents have a text, and 0 a group" in out
+    assert "train vs test: 1 duplicate texts; 0 train documents share a group with test" in out
     lengths = {
         split: re.search(rf"{split}: tokens.*longest (\d+)", out)[1] for split in ("train", "test")
     }
@@ -110,7 +110,7 @@ def test_show_prints_documents_as_the_model_sees_them(capsys, folder):
     [
         (["show", "sciqq"], r"task\.name: unknown value 'sciqq' \(did you mean 'sciq'\?\)"),
         (["show", "digits_even", "--split=tran"], r"--split: unknown value 'tran' .*'train'"),
-        (["show", "digits_even", "--n=0"], "--n: 0; allowed: at least 1"),
+        (["show", "digits_even", "--n=0"], "--n: 0; must be at least 1"),
         (["check", "digits_even", "--source=file"], r"task\.source: unknown value 'file'"),
         (["check", "digits_even", "--sed=3"], "unknown argument"),
         (["prepare", "digits_even", "--to=x"], "digits_even"),

@@ -125,12 +125,12 @@ def test_every_source_gives_the_same_documents(tmp_path, monkeypatch):
     again = load("verdict", data_dir=str(tmp_path / "too"))
     found = [files, columns, cloned, prepared, again]
     assert [f.source for f in found] == ["files", "files", "hub", "tfds", "tfds"]
-    assert cloned.place == str(clone)
+    assert cloned.location == str(clone)
     assert {split: len(d) for split, d in files.documents.items()} == SPLITS
     for other in found[1:]:
         assert other.documents == files.documents
         assert list(other.documents) == list(files.documents)
-    # Stable ids of the examples, too, whatever they were prepared from.
+    # The ids of the examples do not depend on the source either.
     first, second = (
         json.loads((tmp_path / d / "verdict/1.0.0/w2s.json").read_text()) for d in ("ready", "too")
     )
@@ -141,16 +141,16 @@ def test_records_of_a_clone(tmp_path, monkeypatch):
     clone = write_clone_with_configs(tmp_path)
     task = replace(TASK, hub=Origin("some-org/verdicts", config="plain"))
     opened = open_records(task, "hub", str(tmp_path))
-    assert (opened.source, opened.place) == ("hub", str(clone))
+    assert (opened.source, opened.location) == ("hub", str(clone))
     assert list(opened.splits) == sorted(SPLITS)
     reader = opened.splits["train"]()
     place, record = next(reader)
     assert place == f"{clone} (plain), split train, row 1"
     assert record == records_of("train")[0] and type(record["label"]) is int
     assert [r for _, r in opened.splits["test_hard"]()] == records_of("test_hard")
-    # Relative paths are no names on the hub.
+    # Relative paths are not names on the hub.
     monkeypatch.chdir(tmp_path)
-    assert open_records(task, "hub", ".").place == "some-org/verdicts"
+    assert open_records(task, "hub", ".").location == "some-org/verdicts"
 
 
 def test_one_file_a_split_and_other_names(tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_one_file_a_split_and_other_names(tmp_path, monkeypatch):
     assert [(d.text, d.label) for d in documents["test"]] == [("dev 0", 0), ("dev 1", 1)]
     register(monkeypatch, replace(origin, splits={"train": "train", "test": "held_out"}))
     message = error(load_task, "verdict", data_dir=str(tmp_path))
-    assert "no split 'held_out', which is 'test' of task 'verdict'" in message
+    assert "no split 'held_out' (split 'test' of task 'verdict')" in message
     assert "train, validation" in message
     register(monkeypatch, replace(origin, convert=None))
     message = error(load_task, "verdict", data_dir=str(tmp_path))
@@ -181,7 +181,7 @@ def test_one_file_a_split_and_other_names(tmp_path, monkeypatch):
         file.write('{"text": "odd", "gold": "maybe"}\n')
     register(monkeypatch, origin)
     message = error(load_task, "verdict", data_dir=str(tmp_path))
-    assert f"{clone}, split train, row 9: not as org/name is expected" in message
+    assert f"{clone}, split train, row 9: not in the expected form of org/name" in message
     assert "'maybe' is not in list" in message and "text, gold" in message
 
 
@@ -202,7 +202,7 @@ def test_folders_of_one_repository(tmp_path, monkeypatch):
 
 
 def test_a_clone_of_the_converted_revision(tmp_path, monkeypatch):
-    """There a configuration is a folder, and there is no README."""
+    """In this revision a configuration is a folder, and there is no README."""
     for config in ("plain", "other"):
         for split in ("train", "validation"):
             found = [r | {"sentence": r["sentence"] + config} for r in records_of(split)]
@@ -256,10 +256,10 @@ def test_script_only_repositories_are_read_as_converted(monkeypatch):
         return datasets.DatasetDict(train=datasets.Dataset.from_list(records_of("validation")))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hf_datasets, "_knock", lambda *_: None)
+    monkeypatch.setattr(hf_datasets, "_refuse_unreachable", lambda *_: None)
     task = replace(TASK, hub=Origin("org/old", config="plain"))
     opened = open_records(task, "auto", None)
-    assert (opened.source, opened.place) == ("hub", "hub org/old (plain)")
+    assert (opened.source, opened.location) == ("hub", "hub org/old (plain)")
     assert asked == [
         ("org/old", "plain", {"data_dir": None}),
         ("org/old", None, {"data_dir": "plain", "revision": "refs/convert/parquet"}),
@@ -301,11 +301,11 @@ def test_an_unreachable_hub_is_one_line_within_seconds(tmp_path):
         assert "hf download --repo-type dataset nyu-mll/glue --local-dir" in message
     assert lines[0].partition(" ")[2].startswith("task.source: 'hub': no data for task 'verdict'")
     assert lines[1].partition(" ")[2].startswith("task.data_dir: no files for task 'verdict'")
-    assert "tfds: task 'verdict' has no origin there (it has: files, hub)" in lines[1]
+    assert "tfds: task 'verdict' is not available from TFDS (its sources: files, hub)" in lines[1]
 
 
 def test_a_silent_hub_is_given_up_after_the_timeout(monkeypatch):
-    """A server that accepts a connection and says nothing."""
+    """A server that accepts a connection and never answers."""
     import huggingface_hub
 
     from w2s_jax.core import hf_hub
@@ -369,10 +369,11 @@ def test_offline_mode(monkeypatch):
 
 def test_without_the_package_or_an_origin(monkeypatch):
     message = error(open_records, TASK, "hub", None)
-    assert "task.source: 'hub'" in message and "has no origin there (it has: files)" in message
+    assert "task.source: 'hub'" in message
+    assert "is not available from the hub (its sources: files)" in message
     message = error(open_records, TASK, "auto", None)
     assert message.startswith("task.data_dir: no files for task 'verdict'")
-    assert "hub: task 'verdict' has no origin" in message
+    assert "hub: task 'verdict' is not available from the hub" in message
     assert "task.source: unknown value 'hubb' (did you mean 'hub'?)" in error(
         open_records, TASK, "hubb", None
     )
@@ -388,14 +389,14 @@ def test_an_empty_split(monkeypatch):
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=empty)
     )
-    monkeypatch.setattr(hf_datasets, "_knock", lambda *_: None)
+    monkeypatch.setattr(hf_datasets, "_refuse_unreachable", lambda *_: None)
     opened = open_records(replace(TASK, hub=Origin("a/b")), "hub", None)
     assert "hub a/b, split train: it holds no records" in error(opened.splits["train"])
 
 
 @pytest.mark.parametrize("how", ["rewritten", "another clone"])
-def test_a_clone_whose_files_changed_is_read_anew(tmp_path, monkeypatch, how):
-    """`datasets` itself would give what it converted before: it looks at the README only."""
+def test_a_clone_whose_files_changed_is_read_again(tmp_path, monkeypatch, how):
+    """`datasets` alone would return the earlier conversion: it only checks the README."""
     register(monkeypatch, Origin("some-org/verdicts", config="plain"))
     clone = write_clone_with_configs(tmp_path)
     before = load_task("verdict", data_dir=str(tmp_path))["train"]

@@ -254,8 +254,8 @@ def test_too_few_documents():
     data = {"train": singles(100), "test": singles(30, 0.3, start=1000)}
     cases = [
         ({"train": 101}, r"task\.train_docs: 101 documents .* 'train' has only 100"),
-        ({"test": 20}, r"task\.test_docs: 20 .* 'test' has only 18 .* after balancing the classes"),
-        ({"test": 31, "balance": False}, r"task\.test_docs: 31 .* 'test' has only 30 to give$"),
+        ({"test": 20}, r"task\.test_docs: 20 .* 'test' has only 18 after balancing the classes"),
+        ({"test": 31, "balance": False}, r"task\.test_docs: 31 .* 'test' has only 30$"),
         ({"validation": 102}, r"task\.validation_docs: 102 .* 'train' has only 100"),
         ({"validation": 40, "train": 61}, r"task\.train_docs: 61 .* has only 60"),
         ({"validation": 100}, r"task\.train_docs: all .* has only 0"),
@@ -283,9 +283,9 @@ def test_a_group_that_is_too_large():
     test = singles(10, start=1000)
     out = split({"train": grouped(50), "test": test})
     assert len(out["slice1"]) == len(out["slice2"]) == 50
-    with pytest.raises(InputError, match=r"task\.train_docs: group 'big' holds 52 of 100"):
+    with pytest.raises(InputError, match=r"task\.train_docs: group 'big' has 52 of 100"):
         split({"train": grouped(52), "test": test})
-    with pytest.raises(InputError, match=r"group 'big' holds 40 of 100 .* 4 slices"):
+    with pytest.raises(InputError, match=r"group 'big' has 40 of 100 .* 4 slices"):
         split({"train": grouped(40), "test": test}, num_slices=4)
     assert len(split({"train": grouped(100), "test": test}, num_slices=1)["slice1"]) == 100
 
@@ -342,7 +342,7 @@ def test_equal_texts_without_a_group_stay_on_one_side():
     assert not texts["slice1"] & texts["slice2"]
     assert not texts["test"] & (texts["slice1"] | texts["slice2"])
     assert len(out["slice1"]) == len(out["slice2"]) == 30
-    # Documents that stand alone are ordered as if there were no such groups.
+    # Ungrouped documents are ordered as if there were no groups.
     alone = [Document(id=d.id, text=str(n), label=d.label) for n, d in enumerate(doubled)]
     plain = [Document(id=d.id, label=d.label) for d in doubled]
     assert ids(split({"train": alone}, test=8)["slice1"]) == ids(

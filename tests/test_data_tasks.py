@@ -58,14 +58,14 @@ def test_importing_data_is_cheap():
 
 
 def test_registry(tmp_path):
-    def expand(record, place):
-        return [Candidate(record["a"] + record["b"], record["label"], meta={"place": place})]
+    def expand(record, where):
+        return [Candidate(record["a"] + record["b"], record["label"], meta={"where": where})]
 
     task = Task(
         name="joined", description="", licence="", fields=("a", "b", "label"), expand=expand
     )
     assert register_task(task) is task is get_task("joined")
-    with pytest.raises(InputError, match="'joined' is registered already"):
+    with pytest.raises(InputError, match="'joined' is already registered"):
         register_task(task)
     with pytest.raises(InputError, match="neither"):
         register_task(Task(name="empty", description="", licence=""))
@@ -75,7 +75,7 @@ def test_registry(tmp_path):
     )
     documents = load_task("joined", data_dir=str(tmp_path))["train"]
     assert [(d.text, d.label) for d in documents] == [("xy", 0), ("z", 1)]
-    assert documents[1].meta["place"] == f"{path}, line 2"
+    assert documents[1].meta["where"] == f"{path}, line 2"
     write(path, [{"a": "x", "b": "y", "label": 0}, {"a": " ", "b": "", "label": 1}])
     with pytest.raises(InputError, match=r"line 2: fields a, b, label: empty document: ' '"):
         load_task("joined", data_dir=str(tmp_path))
@@ -390,8 +390,8 @@ def test_tasks_without_code(tmp_path):
         r"line 2: field 'soft_label': '0.5' is a str": [
             {"text": "a", "soft_label": 0.5}, {"text": "b", "soft_label": "0.5"},
         ],
-        r"'soft_label': 1\.5; allowed: a number": [{"text": "a", "soft_label": 1.5}],
-        "fields 'text' and 'text_a'": [{"text": "a", "text_a": "b", "text_b": "c", "label": 1}],
+        r"'soft_label': 1\.5; allowed: 0 to 1": [{"text": "a", "soft_label": 1.5}],
+        "both 'text' and 'text_a'": [{"text": "a", "text_a": "b", "text_b": "c", "label": 1}],
     }  # fmt: skip
     for message, rows in bad.items():
         write(tmp_path / "bad" / "test.jsonl", rows)
@@ -405,7 +405,7 @@ def test_expand_of_a_user_that_fails_is_one_line(tmp_path):
         (lambda r, p: [Candidate(r["b"], 1)], rf"{path}, line 1: `expand` of task 'own' fails"),
         (
             lambda r, p: r["a"],
-            rf"{path}, line 1: `expand` of task 'own' returns 'x'; allowed: a list",
+            rf"{path}, line 1: `expand` of task 'own' returns 'x'; it must return a list",
         ),
     ):
         TASKS.pop("own", None)
@@ -432,14 +432,14 @@ def test_folders_that_hold_no_data_files(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "train.xlsx").write_text("")
     with pytest.raises(
-        InputError, match=r"'mine' is no task.* no data files but train\.xlsx; allowed"
+        InputError, match=r"'mine' is not a known task.* contains only train\.xlsx; supported"
     ):
         load_task("mine", **load)
     (tmp_path / "mine" / "train.jsonl").mkdir()
-    with pytest.raises(InputError, match="'mine' is no task"):
+    with pytest.raises(InputError, match="'mine' is not a known task"):
         load_task("mine", **load)
     write(tmp_path / "parts" / "train-00000-of-00002.jsonl", [{"text": "a", "label": 1}])
-    with pytest.raises(InputError, match="shards are not joined"):
+    with pytest.raises(InputError, match="shards are not supported"):
         load_task("parts", **load)
     with pytest.raises(InputError, match=rf"task\.data_dir: there is no folder {tmp_path}/none"):
         load_task("sciq", data_dir=str(tmp_path / "none"), source="files")

@@ -19,10 +19,11 @@ from w2s_jax.core.errors import StorageError
 from w2s_jax.data import tfds as our_tfds
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.loading import load, load_task
-from w2s_jax.data.prepare import prepare, read_prepared, record_hash, record_json
+from w2s_jax.data.prepare import prepare, record_hash, record_json
 from w2s_jax.data.sources import open_records, read_corpus
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks import TASKS
+from w2s_jax.data.tfds import read_prepared
 
 
 def expand(record, place):
@@ -62,12 +63,12 @@ def quiz_record(n, **changes):
 
 
 def dumps(record, sort_keys=True):
-    """JSON as the definition of ids has it."""
+    """JSON as in the definition of ids."""
     return json.dumps(record, sort_keys=sort_keys, ensure_ascii=False, separators=(",", ":"))
 
 
 def write_quiz(root, splits=("train", "validation", "test_hard"), count=40):
-    """Each record stands twice in its split."""
+    """Each record occurs twice in its split."""
     for split in splits:
         path = root / "quiz" / f"{split}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +86,10 @@ def test_prepared_documents_are_those_of_the_files(tmp_path, monkeypatch):
     assert not [p for p in (ready / "quiz").iterdir() if p.name != "1.0.0"]
     a = load("quiz", data_dir=str(files))
     b = load("quiz", data_dir=str(ready))
-    assert (a.source, b.source) == ("files", "tfds") and b.place == str(summary.folder)
+    assert (a.source, b.source) == ("files", "tfds") and b.location == str(summary.folder)
     assert a.documents == b.documents and list(a.documents) == list(b.documents)
     assert len({d.id for d in b.documents["train"]}) == 40
-    # What the catalogue would need to become ours is ours already.
+    # A prepared folder already has our names and fields.
     monkeypatch.setitem(TASKS, "quiz", replace(TASK, tfds=ORIGIN))
     assert load("quiz", data_dir=str(ready)).documents == a.documents
 
@@ -199,7 +200,7 @@ def test_a_second_preparation_is_refused(tmp_path):
     files = str(write_quiz(tmp_path / "files"))
     folder = prepare("quiz", tmp_path, data_dir=files).folder
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert f"{folder}: is there already" in error(prepare, "quiz", tmp_path, data_dir=files)
+    assert f"{folder}: already exists" in error(prepare, "quiz", tmp_path, data_dir=files)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     again = prepare("quiz", tmp_path / "other", data_dir=files)
     assert again.sha256 == json.loads(before["w2s.json"])["sha256"]
@@ -279,7 +280,7 @@ def test_what_json_would_change_is_refused(value):
 def test_what_cannot_be_prepared(tmp_path, monkeypatch):
     files = str(write_quiz(tmp_path / "files"))
     monkeypatch.setitem(TASKS, "a-b", replace(TASK, name="a-b"))
-    assert "'a-b' cannot name" in error(prepare, "a-b", tmp_path / "x", data_dir=files)
+    assert "'a-b' cannot be the name" in error(prepare, "a-b", tmp_path / "x", data_dir=files)
     assert "digits_even" in error(prepare, "digits_even", tmp_path / "x")
     assert "task.name" in error(prepare, "quizz", tmp_path / "x", data_dir=files)
     assert "task.source" in error(prepare, "quiz", tmp_path / "x", source="file", data_dir=files)
@@ -321,12 +322,12 @@ def test_broken_folders(tmp_path):
         read_prepared, folder, "tain"
     )
     (folder / "w2s.json").write_text('{"splits": {}}')
-    assert "w2s.json: broken" in error(load_task, "quiz", data_dir=str(tmp_path))
+    assert "w2s.json: damaged" in error(load_task, "quiz", data_dir=str(tmp_path))
     (folder / "w2s.json").unlink()
-    assert "not a folder that `w2s data prepare` wrote" in error(read_prepared, folder, "train")
+    assert "not written by `w2s data prepare`" in error(read_prepared, folder, "train")
     (folder / "dataset_info.json").write_text("{")
     message = error(load_task, "quiz", data_dir=str(tmp_path))
-    assert message.startswith(f"{folder}: not a folder that TFDS can read")
+    assert message.startswith(f"{folder}: cannot be read by TFDS")
 
 
 def write_official(folder, name, version="2.0.0", config=None, file_format="array_record"):
@@ -391,7 +392,7 @@ def test_a_folder_of_the_catalogue(tmp_path, monkeypatch, folder, config):
     newest = write_official(tmp_path, folder, "1.10.0", config)
     for source in ("auto", "tfds"):
         loaded = load("quiz", source, data_dir=str(tmp_path))
-        assert (loaded.source, loaded.place) == ("tfds", str(newest))
+        assert (loaded.source, loaded.location) == ("tfds", str(newest))
         documents = loaded.documents
         assert {split: len(found) for split, found in documents.items()} == {"train": 20, "test": 4}
         assert [d.text for d in documents["test"]] == [
@@ -405,7 +406,7 @@ def test_what_the_catalogue_may_have_wrong(tmp_path, monkeypatch):
     place = f"{folder}, split train, record 1"
     monkeypatch.setitem(TASKS, "quiz", replace(TASK, tfds=replace(ORIGIN, splits={"test": "dev"})))
     message = error(load_task, "quiz", data_dir=str(tmp_path))
-    assert "no split 'dev', which is 'test' of task 'quiz'; it has: train, validation" in message
+    assert "no split 'dev' (split 'test' of task 'quiz'); found: train, validation" in message
     bad = replace(ORIGIN, splits={}, convert=lambda record: {"text": record["text"]})
     monkeypatch.setitem(TASKS, "quiz", replace(TASK, tfds=bad))
     message = error(load_task, "quiz", data_dir=str(tmp_path))
@@ -421,7 +422,7 @@ def test_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "quiz", replace(TASK, tfds=ORIGIN))
     folder = write_official(tmp_path, "quiz", file_format="tfrecord")
     message = error(load_task, "quiz", data_dir=str(tmp_path))
-    assert message.startswith(f"{folder}: holds tfrecord") and "ArrayRecord" in message
+    assert message.startswith(f"{folder}: contains tfrecord") and "ArrayRecord" in message
     message = error(load_task, "quiz", source="tfds")
     assert "task.source: 'tfds'" in message and "TFDS official/small" in message
     assert "TensorFlow" in message and "<data_dir>/official/small/<version>" in message
@@ -435,7 +436,7 @@ def test_the_catalogue_where_tensorflow_is(monkeypatch):
     def data_source(name, **options):
         asked.append((name, options))
         if len(asked) > 1:
-            raise RuntimeError("no\nnetwork")
+            raise RuntimeError("no network\nat all")
         example = {
             "sentence": b"s",
             "label": np.int64(1),
@@ -447,7 +448,7 @@ def test_the_catalogue_where_tensorflow_is(monkeypatch):
     monkeypatch.setattr(tfds, "data_source", data_source)
     task = replace(TASK, tfds=ORIGIN)
     opened = open_records(task, "tfds", None)
-    assert opened.place == "TFDS official/small" and list(opened.splits) == ["test", "train"]
+    assert opened.location == "TFDS official/small" and list(opened.splits) == ["test", "train"]
     assert list(opened.splits["test"]()) == [
         (
             "TFDS official/small, split validation, record 1",
@@ -457,14 +458,6 @@ def test_the_catalogue_where_tensorflow_is(monkeypatch):
     assert asked == [("official/small", {"try_gcs": False})]
     message = error(open_records, task, "tfds", None)
     assert "official/small: cannot be prepared (RuntimeError: no network)" in message
-
-
-def test_without_the_package(tmp_path, monkeypatch):
-    folder = prepare("quiz", tmp_path, data_dir=str(write_quiz(tmp_path / "files"))).folder
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert "pip install tensorflow-datasets" in error(load_task, "quiz", data_dir=str(tmp_path))
-    assert "pip install tensorflow-datasets" in error(prepare, "quiz", tmp_path / "x")
-    assert folder.is_dir()
 
 
 def test_a_shared_folder(tmp_path, monkeypatch):
@@ -482,7 +475,7 @@ def test_remote_prepared_folders_are_refused(monkeypatch):
     (root / "quiz" / "1.0.0").mkdir(parents=True, exist_ok=True)
     (root / "quiz" / "1.0.0" / "dataset_info.json").write_text("{}")
     message = error(load_task, "quiz", data_dir="memory://prepared-test")
-    assert "memory://prepared-test/quiz/1.0.0" in message and "local paths only" in message
+    assert "memory://prepared-test/quiz/1.0.0" in message and "must be on a local disk" in message
 
 
 def test_a_folder_whose_counts_disagree_is_damaged(tmp_path):

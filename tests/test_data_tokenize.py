@@ -278,5 +278,5 @@ def test_a_text_without_a_token_is_refused():
     for name in ("prefix", "suffix"):
         object.__setattr__(bare, name, ())
     docs = [Document(id=3, text="a"), Document(id=4, text="")]
-    with pytest.raises(InputError, match="document 4 gives no token"):
+    with pytest.raises(InputError, match="document 4 has no tokens"):
         tokenize(docs, bare, max_length=None, overlong="error")

@@ -56,3 +56,20 @@ def test_commands_on_a_page_parse(page):
 def test_commands_are_found():
     found = [c[0] for c in commands(REPO / "README.md")]
     assert {"run", "sweep", "report", "data", "models", "convert", "bench"} <= set(found)
+
+
+def test_the_readme_quotes_the_table_of_results():
+    """One table of the eight seeds is the source; README.md repeats seed 0 and the median PGR."""
+    table = (REPO / "docs" / "results.md").read_text()
+    rows = {
+        cells[0]: cells[1:]
+        for line in table.splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 7
+    }
+    readme = (REPO / "README.md").read_text()
+    printed = dict(
+        re.findall(r"^(weak|xent|confidence|ceiling) +gpt-d\d+ +0(\.\d{3})", readme, re.M)
+    )
+    assert list(printed.values()) == rows["0"][:4]
+    xent, confidence = rows["median"][4:]
+    assert f"median PGR is {xent} (`xent`) and {confidence} (`confidence`)" in readme

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from w2s_jax.config import LOSSES, METHODS
+from w2s_jax.data.tasks import TASKS
+from w2s_jax.models.families import FAMILIES
 from w2s_jax.planning.kinds import PHASE_KINDS
 
 DOC = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
@@ -20,12 +22,12 @@ SECTIONS = {
 
 @pytest.fixture
 def registering():
-    """Removes what an example has registered."""
-    tables = [(table, set(table)) for table in (LOSSES, METHODS, PHASE_KINDS)]
+    """Remove what an example registers."""
+    tables = [(table, set(table)) for table in (LOSSES, METHODS, PHASE_KINDS, TASKS, FAMILIES)]
     yield
     for table, before in tables:
         for name in set(table) - before:
-            table.remove(name)
+            table.pop(name)
 
 
 @pytest.mark.parametrize("title", SECTIONS)

@@ -102,7 +102,7 @@ def test_what_killed_writes_left_goes(run):
     student = f"phases/{STUDENT}"
     left = {
         f"{student}/.result.json.123.tmp",
-        f"{student}/predictions.parquet.tmp",
+        f"{student}/.predictions.parquet.123.tmp",
         f"{student}/labels.orbax-checkpoint-tmp-7/array",
         f"{student}/checkpoints/.trained.json.123.tmp",
         f"{student}/checkpoints/final.orbax-checkpoint-tmp/array",
@@ -149,7 +149,8 @@ def test_what_a_complete_phase_has_in_a_bucket_goes(run, monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         for name in (WEAK, name_of("weak", 7)):
-            (files_lib.place("gs://bucket/saves") / name / "steps" / "5").write_text("0123456789")
+            saves = files_lib.checkpoint_location("gs://bucket/saves")
+            (saves / name / "steps" / "5").write_text("0123456789")
         assert storage_gc.collect(run, QUIET, lambda: True) == 10
         assert list(objects) == [f"saves/{name_of('weak', 7)}/steps/5"]
         assert storage_gc.find(run)[0] == []

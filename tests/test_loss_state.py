@@ -64,7 +64,7 @@ def toy():
         return (1 + step_fraction) * losses.soft_cross_entropy(logits_BC, mixed_BC, weights_B)
 
     yield toy
-    losses.LOSSES.remove("toy")
+    losses.LOSSES.pop("toy")
 
 
 TOY = ("toy", (("pull", 1.5),))
@@ -157,7 +157,7 @@ def test_a_state_that_is_never_updated_stays_and_one_is_refused_where_there_is_n
         wanted = -np.mean(np.sum(mixed * jax.nn.log_softmax(logits), axis=1))
         assert float(state.history[0, 0]) == pytest.approx(float(wanted), rel=1e-5)
     finally:
-        losses.LOSSES.remove("toy_prior")
+        losses.LOSSES.pop("toy_prior")
     with pytest.raises(errors.InputError, match="'xent' has no state"):
         losses.LOSSES["xent"](np.zeros((2, 2)), np.full((2, 2), 0.5), 0.0, state={})
 

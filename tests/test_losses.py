@@ -90,7 +90,7 @@ def registering():
     before = set(losses.LOSSES)
     yield
     for kind in set(losses.LOSSES) - before:
-        losses.LOSSES.remove(kind)
+        losses.LOSSES.pop(kind)
 
 
 def test_register_adds_a_loss_with_options_and_refuses_a_taken_name(registering):

@@ -1,4 +1,4 @@
-"""Several processes: how they join, agree and end, and what starts them on one machine."""
+"""Several processes: joining, agreeing, ending, and the launcher for one machine."""
 
 import http.server
 import json
@@ -37,7 +37,7 @@ JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 
         ((None, None, None, False), EXPLICIT | SLURM, JOINED),
         ((None, None, None, False), SLURM, {}),
         ((None, None, None, False), SLURM | {"SLURM_NTASKS": "1"}, None),
-        # A batch script is no task of its own job.
+        # A batch script is not a task of its own job.
         ((None, None, None, False), {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
         (
             (None, None, None, False),
@@ -57,12 +57,12 @@ def test_how_processes_join(flags, environment, wanted):
 @pytest.mark.parametrize(
     "flags,environment,parts",
     [
-        (("host:1234", None, None, False), {}, ["--coordinator", "all three or none"]),
-        ((None, 4, 1, False), {}, ["--num_processes, --process_id", "all three"]),
+        (("host:1234", None, None, False), {}, ["--coordinator", "together"]),
+        ((None, 4, 1, False), {}, ["--num_processes, --process_id", "together"]),
         (("host:1234", 4, 1, True), {}, ["--distributed"]),
         (("host", 4, 1, False), {}, ["--coordinator", "'host'", "HOST:PORT"]),
         (("host:1", 4, 4, False), {}, ["--process_id", "4", "0 to 3"]),
-        (("host:1", 0, 0, False), {}, ["--num_processes", "0", "1 or more"]),
+        (("host:1", 0, 0, False), {}, ["--num_processes", "0", "at least 1"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": ""}, ["JAX_PROCESS_ID"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": "x"}, ["'x'", "integers"]),
     ],
@@ -76,7 +76,7 @@ def test_half_of_an_address_is_refused(flags, environment, parts):
 def test_a_coordinator_that_never_answers_is_one_line(monkeypatch):
     monkeypatch.setattr(processes, "JOIN_SECONDS", 0.3)
     # Nobody listens there: that is the port of the protocol that discards.
-    with pytest.raises(errors.InputError, match=r"127.0.0.1:9: process 0 does not answer there"):
+    with pytest.raises(errors.InputError, match=r"127.0.0.1:9: process 0 does not answer"):
         processes.join(JOINED | {"coordinator_address": "127.0.0.1:9"})
 
 
@@ -100,18 +100,18 @@ def test_tpu_slices_of_several_hosts_are_evident(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tpu_vm = {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"}
         several = {"TPU_WORKER_HOSTNAMES": "a,b"}
-        assert processes.evident_launcher(several) is None  # no chips here
+        assert processes.detected_launcher(several) is None  # no chips here
         monkeypatch.setattr(processes, "_has_tpu", lambda: True)
-        assert processes.evident_launcher(several) == "gke"
-        assert processes.evident_launcher({"TPU_WORKER_HOSTNAMES": "a"}) is None
+        assert processes.detected_launcher(several) == "gke"
+        assert processes.detected_launcher({"TPU_WORKER_HOSTNAMES": "a"}) is None
         slices = {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}
-        assert processes.evident_launcher(slices) == "gke"
-        assert processes.evident_launcher(tpu_vm) is None
+        assert processes.detected_launcher(slices) == "gke"
+        assert processes.detected_launcher(tpu_vm) is None
         Metadata.endpoints = "10.0.0.1,10.0.0.2"
-        assert processes.evident_launcher(tpu_vm) == "gcetpu"
-        assert processes.evident_launcher(tpu_vm | {"TPU_SKIP_MDS_QUERY": "1"}) is None
+        assert processes.detected_launcher(tpu_vm) == "gcetpu"
+        assert processes.detected_launcher(tpu_vm | {"TPU_SKIP_MDS_QUERY": "1"}) is None
         server.shutdown()
-    assert processes.evident_launcher(tpu_vm) is None
+    assert processes.detected_launcher(tpu_vm) is None
 
 
 def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, mon
     recipe.write_text(tiny)
     run = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     assert main([*run, "--coordinator=host:1"]) == 2
-    assert "all three or none" in capsys.readouterr().err
+    assert "--process_id together" in capsys.readouterr().err
     monkeypatch.setattr(processes, "join", lambda _: pytest.fail("joined"))
     flags = ["--coordinator=host:1", "--num_processes=2", "--process_id=1"]
     assert main([*run, *flags, "--dry_run"]) == 0
@@ -133,7 +133,7 @@ def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, mon
 
 
 class Store:
-    """The key-value store of `jax.distributed`, for threads in the place of processes."""
+    """The key-value store of `jax.distributed`, for threads instead of processes."""
 
     def __init__(self):
         self.values, self.changed = {}, threading.Condition()
@@ -355,7 +355,7 @@ FILES = {"config.json": b"{}", "model.safetensors": b"x" * 100_000, "tokenizer.j
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as a download asks for, of one repository; counts what it hands out."""
+    """The part of a hub that a download needs, for one repository; counts the files served."""
 
     asked, tokens = Counter(), set()
 

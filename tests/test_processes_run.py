@@ -1,4 +1,4 @@
-"""Runs of several real processes: what one computes, told once, through signals and kills."""
+"""Runs of several real processes: equal results, one output, signals and kills."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def rows_of(phase):
 
 
 def assert_same(workdir, other):
-    """The same result, predictions and history, as far as float32 tells."""
+    """The same result, predictions and history, within float32 rounding."""
     mine, theirs = (json.loads((w / "result.json").read_text()) for w in (workdir, other))
     for role in ("weak", "ceiling"):
         assert mine[role]["accuracy"] == theirs[role]["accuracy"]

@@ -317,7 +317,7 @@ def test_a_profile_has_the_steps_that_the_phase_has(tmp_path):
     assert made[0].folder == tmp_path / "profile"
 
 
-def test_an_empty_trace_is_said_to_be_empty(capsys):
+def test_an_empty_trace_is_reported_as_empty(capsys):
     summary = {"steps": [0, 1], **profile.summarize({})}
     profile.print_summary(summary, Console())
     assert "no operation" in capsys.readouterr().out

@@ -127,7 +127,7 @@ def test_weak_labels_are_joined_by_document_id(finished, data_dir):
     np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
     documents = load_task("tiny", data_dir=str(data_dir))["test"]
     assert {d.id for d in documents} == {int(i) for i in ids}
-    with pytest.raises(errors.InputError, match="2 of 66 documents.*are not there"):
+    with pytest.raises(errors.InputError, match="2 of 66 documents.*are missing"):
         artifacts.load_labels(folder, "test", np.concatenate([ids, np.array([1, 2], np.uint64)]))
 
 
@@ -215,10 +215,12 @@ def test_damaged_predictions_are_refused_by_name(workdir, data_dir, finished):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(errors.StorageError, match=r"predictions.parquet: differs.*run again"):
+    with pytest.raises(
+        errors.StorageError, match=r"predictions.parquet: does not match.*command again"
+    ):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
     (path.parent / "result.json").write_text("{}")
-    with pytest.raises(errors.StorageError, match=r"result.json: damaged.*run again"):
+    with pytest.raises(errors.StorageError, match=r"result.json: damaged.*command again"):
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
 
 

@@ -109,7 +109,7 @@ ADAPTS = {
 
 
 #: The other pairs are slow tests.
-QUICK = {("full", "gpt2"), ("lora", "llama")}
+QUICK = {("lora", "llama")}
 PAIRS = [
     pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
     for pair in itertools.product(ADAPTS, ("gpt2", "llama", "bert"))
@@ -150,6 +150,7 @@ def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model
         jax.tree.map(np.testing.assert_array_equal, *first)
 
 
+@pytest.mark.slow
 def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places, capsys):
     config = config_of(places, strong__train__adapt="lora", strong__lora__rank=2)
     result = run(config, tmp_path / "run")
@@ -206,6 +207,7 @@ def test_a_base_that_has_changed_is_refused(tmp_path, places):
     assert "the model of strong" in message and "documents" not in message
 
 
+@pytest.mark.slow
 def test_probes_share_their_features_and_a_phase_is_a_model(tmp_path, places):
     config = config_of(places, strong__train__adapt="probe", losses=("xent", "confidence"))
     phases = plan(resolve(validate(config))).phases

@@ -1,4 +1,4 @@
-"""A first signal asks for a stop; a second SIGTERM ends the process at once, wherever it stands."""
+"""A first signal asks for a stop; a second SIGTERM ends the process immediately."""
 
 import signal
 import subprocess
@@ -25,7 +25,7 @@ sys.exit(3)
 
 @pytest.fixture
 def start():
-    """Starts the program; what is left of it at the end is killed."""
+    """Start the program; it is killed at the end of the test."""
     started = []
 
     def start(how):
@@ -63,7 +63,7 @@ def test_sigterm_after_a_signal_ends_the_process_at_once(start, how, first):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 75
-    assert err == "w2s: stopped at once by a second signal; the same command resumes\n"
+    assert err == "w2s: stopped at once by a second signal; run the same command to resume\n"
 
 
 def test_a_second_sigint_is_a_keyboard_interrupt(start):

@@ -51,7 +51,7 @@ def test_a_table_refuses_taken_and_unknown_names():
     with pytest.raises(errors.InputError, match="kind: unknown value 'mien'.*'mine'"):
         table.named("mien", "kind")
     assert table.named("mine", "kind") is spec
-    table.remove("mine")
+    table.pop("mine")
     assert "mine" not in table
 
 

@@ -203,7 +203,7 @@ def test_group_of_paws_and_hellaswag():
 
 
 @pytest.mark.parametrize(
-    ("number", "place", "zero_allowed"),
+    ("number", "index", "zero_allowed"),
     [
         # number, index of the digit that changes, whether it may become zero
         ("7", 0, False),
@@ -223,18 +223,18 @@ def test_group_of_paws_and_hellaswag():
         ("1000000", 0, False),
     ],
 )
-def test_corrupted_numbers_keep_their_shape(number, place, zero_allowed):
+def test_corrupted_numbers_keep_their_shape(number, index, zero_allowed):
     plain = number.lstrip("-")
     steps = f"First 3.\nThen it is ${plain}, not {plain}9 or 9.{number[-1]}."
     seen = set()
     for key in range(3000):
         wrong_steps, wrong = corrupted(steps, number, key)
-        seen.add(wrong[place])
+        seen.add(wrong[index])
         assert len(wrong) == len(number)
-        assert wrong[:place] + wrong[place + 1 :] == number[:place] + number[place + 1 :]
+        assert wrong[:index] + wrong[index + 1 :] == number[:index] + number[index + 1 :]
         assert wrong_steps == steps.replace(f"${plain},", f"${wrong.lstrip('-')},")
     everything = set("0123456789" if zero_allowed else "123456789")
-    assert seen == everything - {number[place]}
+    assert seen == everything - {number[index]}
 
 
 def test_corrupted_numbers_in_other_forms_and_lines():
@@ -244,7 +244,7 @@ def test_corrupted_numbers_in_other_forms_and_lines():
     assert final == f"1{digit}50"
     assert steps == f"It was 1250.\nNow 1,{digit}50.00 = 1{digit}50 but 12500, 0.1250."
     assert corrupted("", "8", 1)[0] == ""
-    # The draw depends on the question, not on the place or the order of the file.
+    # The draw depends on the question, not on the file or its order.
     expand, record = get_task("gsm8k_verification").expand, ROWS["gsm8k_verification"].record
     assert expand(record, "a") == expand(dict(reversed(record.items())), "b")
     assert expand(record, "a")[1].meta == {"answer": "8"}  # frozen

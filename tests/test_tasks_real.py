@@ -64,7 +64,7 @@ def single(r):
     return [1, 0] * len(labels), group
 
 
-# Of each task: what a raw record becomes (labels of its documents, context that it shares).
+# For each task: labels and shared context of the documents of a raw record.
 # 'either' is a label that is drawn.
 RAW = {
     "sst2": cola,
@@ -191,7 +191,7 @@ def test_dialogues_of_dream_are_groups():
 
 
 def test_the_right_answer_is_right():
-    """The right item shows the answer that the record says is right, the wrong one another."""
+    """The right item shows the right answer of the record, the wrong one another."""
     right = {
         "dream": lambda r: r["answer"],
         "piqa": lambda r: r[f"sol{r['label'] + 1}"],
@@ -222,7 +222,7 @@ def test_stems_of_justice():
 
 
 def test_rankings_of_utilitarianism():
-    """Texts show the pair as the label says; pairs that share a scenario are in one group."""
+    """Texts show the pair in the order of the label; pairs with a common scenario form a group."""
     for split, documents in loaded("ethics_utilitarianism").documents.items():
         better = {}
         for record, document in zip(raw("ethics_utilitarianism")[split], documents, strict=True):
@@ -240,7 +240,7 @@ def test_rankings_of_utilitarianism():
             assert len(links) > 900 and sum(links) > 0.95 * len(links)
 
 
-def test_pairs_stand_as_the_label_says():
+def test_pairs_are_in_the_order_of_the_label():
     for split, records in raw("hh_rlhf_helpful").items():
         records = [r for r in records if r["chosen"].strip() != r["rejected"].strip()]
         documents = loaded("hh_rlhf_helpful").documents[split]

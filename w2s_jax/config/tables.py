@@ -60,9 +60,9 @@ class Table(Mapping[str, Spec]):
         self._entries[spec.name] = spec
         return spec
 
-    def remove(self, name: str) -> None:
-        """Remove an entry, for tests."""
-        del self._entries[name]
+    def pop(self, name: str) -> Spec:
+        """Remove an entry and return it, for tests."""
+        return self._entries.pop(name)
 
     def named(self, name: str, field: str) -> Spec:
         """Return the entry of that name.

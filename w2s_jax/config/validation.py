@@ -199,7 +199,7 @@ def _checkpoint(section: config_dict.ConfigDict) -> CheckpointSettings:
     settings = CheckpointSettings(**section.to_dict())
     if settings.dir is not None:
         try:
-            files.place(settings.dir)
+            files.checkpoint_location(settings.dir)
         except errors.InputError as error:
             raise errors.InputError(f"checkpoint.dir: {error}") from error
     return settings

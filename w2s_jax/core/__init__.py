@@ -1,1 +1,1 @@
-"""What every other package needs: errors, files, processes, signals, the hang watchdog. No JAX."""
+"""Errors, files, processes, signals and the watchdog, which all packages use. Imports no JAX."""

@@ -1,7 +1,7 @@
-"""The errors that a user sees, and the exit status that each one becomes.
+"""Errors that users see, and the exit status of each.
 
-Every error of this package that a user can mend is an `InputError`: one line that names the field,
-the value and what is allowed. The command line prints that line and exits with `exit_status`.
+Every error that a user can fix is an `InputError`: one line that names the field, the value and
+what is allowed. The command line prints that line and exits with `exit_status`.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class W2SError(Exception):
-    """Base of the errors raised by this package. `exit_status` is what the command line returns."""
+    """Base class of this package's errors. The command line returns `exit_status`."""
 
     exit_status = 1
 
@@ -22,28 +22,43 @@ class InputError(W2SError, ValueError):
 
 
 class Interrupted(W2SError):
-    """Stopped by a signal after its state was saved; the same command resumes: exit status 75."""
+    """Stopped by a signal after saving; the same command resumes the run: exit status 75."""
 
     exit_status = 75
 
 
 class TrainingFailed(W2SError):
-    """Training cannot go on (a non-finite loss); the last good state is kept: exit status 1."""
+    """Training cannot continue (a non-finite loss); the last good state is kept: exit status 1."""
 
 
 class StorageError(W2SError):
-    """Something could not be stored or read back; complete checkpoints are intact: status 1."""
+    """Something could not be stored or read; complete checkpoints are intact: exit status 1."""
 
 
 def nearest(value: Any, allowed: Iterable[Any]) -> str | None:
-    """The entry of `allowed` that is spelt most like `value`, or None if none is close."""
+    """Return the entry of `allowed` spelt most like `value`, or None if none is close."""
     matches = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 
+def did_you_mean(value: Any, allowed: Iterable[Any]) -> str:
+    """Return " (did you mean 'x'?)" for the nearest entry of `allowed`, or "" if none is close."""
+    match = nearest(value, allowed)
+    return f" (did you mean {match!r}?)" if match else ""
+
+
 def unknown(field: str, value: Any, allowed: Iterable[Any]) -> InputError:
-    """An `InputError` that names `field`, `value`, the nearest match and all that is allowed."""
+    """Return an `InputError` with the field, the value, the nearest match and what is allowed."""
     names = [str(a) for a in allowed]
-    match = nearest(value, names)
-    hint = f" (did you mean {match!r}?)" if match else ""
-    return InputError(f"{field}: unknown value {value!r}{hint}; allowed: {', '.join(names)}")
+    return InputError(
+        f"{field}: unknown value {value!r}{did_you_mean(value, names)}; allowed: {', '.join(names)}"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, after its type if it is not of this package."""
+    line = next(iter(str(error).strip().splitlines()), "").strip()
+    if isinstance(error, W2SError) and line:
+        return line
+    # Other libraries list whole registries in one line.
+    return f"{type(error).__name__}: {line[:300]}" if line else type(error).__name__

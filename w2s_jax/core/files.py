@@ -1,88 +1,202 @@
-"""Files: JSON that is either the old or the new, whatever happens in between; sums; the cache.
+"""Files on local disks and in object stores, atomic writes, and the cache folder.
 
-A path is a `pathlib.Path`, or for gs:// an `etils.epath.Path`, which has the same methods.
+A path is a `pathlib.Path`, or outside local disks a `upath.UPath`, which has the same methods.
 """
 
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
-from w2s_jax.core import errors
+from w2s_jax.core.errors import InputError, StorageError, did_you_mean, first_line
+
+# What to install for a protocol of fsspec.
+_PACKAGES = {
+    "gs": "'w2s_jax[gcs]'",
+    "gcs": "'w2s_jax[gcs]'",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "http": "aiohttp requests",
+    "https": "aiohttp requests",
+}
 
 
-def place(text: str) -> Path:
-    """A folder that a user names: a local one, absolute, or gs://bucket/path.
+# --- locations -----------------------------------------------------------------------------------
+
+
+def location(text: str | os.PathLike[str]) -> Path:
+    """Return the path of a local file or folder, or of 'protocol://...' as fsspec knows it.
+
+    Args:
+      text: a local path ('~' is expanded), a URL, or a path that this function returned.
 
     Raises:
-      InputError: for another protocol, no bucket, or if the package for gs:// is not installed.
+      InputError: the protocol is unknown or needs another package; says what to install.
+    """
+    # A UPath is not an os.PathLike, but its text is its URL.
+    text = str(text)
+    protocol, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text).expanduser()
+    if protocol in ("file", "local"):
+        return Path(rest)
+    from upath import UPath
+
+    try:
+        path = UPath(text)
+        _ = path.fs
+    except Exception as error:
+        raise unreachable(text, error) from error
+    return cast(Path, path)
+
+
+def checkpoint_location(text: str) -> Path:
+    """Return the absolute path of a local folder, or of gs://bucket/path.
+
+    Raises:
+      InputError: another protocol, no bucket, or the package for gs:// is not installed.
     """
     if "://" not in text:
-        return Path(text).expanduser().absolute()
+        return location(text).absolute()
     protocol, _, rest = text.partition("://")
     if protocol != "gs" or not rest.strip("/"):
-        raise errors.InputError(f"{text!r}; allowed: a local folder, or gs://bucket/path")
+        raise InputError(f"{text!r}; use a local folder or gs://bucket/path")
+    # Opening a bucket looks for credentials on the network, so only the package is checked here.
     if importlib.util.find_spec("gcsfs") is None:
-        raise errors.InputError(
-            f"{text}: the package gcsfs is not installed; pip install 'w2s_jax[gcs]'"
-        )
-    from etils import epath
+        raise InputError(f"{text}: needs the package gcsfs; pip install {_PACKAGES['gs']}")
+    from upath import UPath
 
-    return cast(Path, epath.Path(text.rstrip("/")))
+    # Orbax writes with a client of its own, so listings must not come from this one's cache.
+    return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is that of an object store: a write is whole or is not, folders are names."""
-    return str(path).startswith("gs://")
+    """Return whether a path is outside local disks: writes are atomic, folders are prefixes."""
+    return not isinstance(path, Path)
+
+
+def unreachable(path: str | Path, error: Exception) -> InputError:
+    """Return the `InputError` for an error of a remote file system."""
+    text = str(path)
+    protocol = text.partition("://")[0]
+    reason = first_line(error)
+    if isinstance(error, ImportError):
+        package = _PACKAGES.get(protocol)
+        install = f"; pip install {package}" if package else ""
+        return InputError(f"{text}: a package for {protocol}:// is missing ({reason}){install}")
+    if isinstance(error, ValueError) and "Unsupported filesystem" in reason:
+        from fsspec import available_protocols
+
+        hint = did_you_mean(protocol, available_protocols())
+        return InputError(f"{text}: unknown protocol {protocol!r}{hint}; e.g. gs://, s3://")
+    return InputError(f"{text}: cannot be reached ({reason})")
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder, if it is there, with all that is in it."""
+    """Remove a folder, if it exists, and everything in it."""
     if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
     with contextlib.suppress(FileNotFoundError):
-        cast(Any, folder).rmtree()
+        cast(Any, folder).fs.rm(cast(Any, folder).path, recursive=True)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that replaces `path` when the block ends, and vanishes if it raises.
+
+    The content is on disk before the rename, so that after a crash `path` is the old file or the
+    new one. Concurrent writers do not disturb each other: the last one wins.
+    """
+    if is_remote(path):
+        # Object stores write whole objects.
+        buffer = io.BytesIO()
+        yield buffer
+        path.write_bytes(buffer.getvalue())
+        return
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one piece: a temporary file, then a rename. NaN is refused."""
+    """Write JSON atomically; NaN is refused."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    if is_remote(path):
-        path.write_text(text)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise an `InputError` if `path` exists."""
+    if path.exists():
+        raise InputError(f"{path}: already exists; choose a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder that is renamed to `folder` when the block ends, and removed if it raises.
+
+    Raises:
+      InputError: `folder` exists already; nothing is overwritten.
+      StorageError: it cannot be written.
+    """
+    refuse_existing(folder)
+    temporary = _temporary(folder.absolute())
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({first_line(error)})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+# --- reading -------------------------------------------------------------------------------------
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file (hexadecimal)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Parses a JSON file.
+    """Parse a JSON file.
 
     Raises:
-      InputError: if it is not JSON.
+      InputError: it is not valid JSON.
     """
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise errors.InputError(f"{path}: not valid JSON ({error})") from error
+        raise InputError(f"{path}: not valid JSON ({error})") from error
 
 
 def cache_folder(name: str) -> Path | None:
-    """The folder `name` of the user's cache, which need not be there; None if there is no cache.
+    """Return the folder `name` of the user's cache, which may not exist; None without a cache.
 
     The cache is W2S_CACHE_DIR, else $XDG_CACHE_HOME/w2s_jax, else ~/.cache/w2s_jax; an empty
     W2S_CACHE_DIR switches it off.
@@ -91,8 +205,8 @@ def cache_folder(name: str) -> Path | None:
     if chosen == "":
         return None
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # Relative paths are to be ignored there, says the XDG base directory specification.
+    # The XDG base directory specification says to ignore relative paths.
     default = Path(base) / "w2s_jax" if os.path.isabs(base) else Path("~/.cache/w2s_jax")
-    # Without a home '~' stays as it is, and then there is nowhere to put a cache.
+    # Without a home directory, '~' is not expanded.
     folder = Path(os.path.expanduser(chosen or default))
     return None if str(folder).startswith("~") else folder / name

@@ -1,9 +1,9 @@
-"""Several processes that compute one run: how they join, and how they agree. Imports no JAX itself.
+"""Runs of several processes: joining, and agreeing on decisions. Importing this imports no JAX.
 
-All processes run the same program. What depends on a clock, a disk or a signal could differ between
-them, and then they would wait for each other for ever: it is decided by the first process, or by
-all together. They talk through the key-value store of `jax.distributed`, which needs no device and
-has no time limit. With one process all of this costs nothing.
+All processes run the same program. A decision that depends on a clock, a disk or a signal could
+differ between them, and they would wait for each other forever; so the first process decides, or
+all together. They communicate through the key-value store of `jax.distributed`, which needs no
+device and no timeout. With one process these functions do nothing but call and return.
 """
 
 import glob
@@ -27,9 +27,9 @@ from w2s_jax.core import errors
 
 T = TypeVar("T")
 
-#: Says where a run's process is, for any launcher: all three or none.
+#: Environment of a process of a run, for any launcher: all three or none.
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-#: What `srun` gives each task; the first is not there in a batch script.
+#: Environment of a task of `srun`; the first is missing in a batch script.
 SLURM = (
     "SLURM_STEP_NODELIST",
     "SLURM_JOB_ID",
@@ -37,11 +37,11 @@ SLURM = (
     "SLURM_PROCID",
     "SLURM_LOCALID",
 )
-#: How long processes wait for the first one to start.
+#: Timeout of waiting for the first process to start.
 JOIN_SECONDS = 300.0
-#: How long a wait for another process lasts before signals are looked at.
+#: Interval at which a process that waits for another one checks whether that one has exited.
 _LOOK_MS = 2_000
-#: How long processes wait for each other at their end.
+#: Timeout of the barrier before exit.
 _LEAVE_MS = 10_000
 _PREFIX = "w2s_jax"
 
@@ -59,22 +59,21 @@ def how_to_join(
     distributed: bool,
     environment: Mapping[str, str],
 ) -> dict[str, Any] | None:
-    """The arguments of `jax.distributed.initialize`; None where there is but one process.
+    """Return the arguments of `jax.distributed.initialize`; None for a single process.
 
-    In this order: the three flags; `--distributed`, which leaves everything to JAX; the three
-    variables; a launcher that is evident (`evident_launcher`), whose processes JAX finds.
+    The order is: the three flags; `--distributed`, which leaves everything to JAX; the three
+    variables; a detected launcher (`detected_launcher`), whose processes JAX finds.
 
     Raises:
-      InputError: if some of the three are given and others not, or they make no sense.
+      InputError: only some of the three are given, or their values are invalid.
     """
     flags = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
     given = [f"--{name}" for name, value in flags.items() if value is not None]
     if given:
         if distributed or len(given) < len(flags):
             raise errors.InputError(
-                f"{', '.join(given)}{' and --distributed' if distributed else ''}; allowed: "
-                "--coordinator, --num_processes and --process_id, all three or none, or "
-                "--distributed alone"
+                f"{', '.join(given)}{' and --distributed' if distributed else ''}: give "
+                "--coordinator, --num_processes and --process_id together, or --distributed alone"
             )
         return _explicit("--coordinator", "--num_processes", "--process_id", *flags.values())
     if distributed:
@@ -82,13 +81,13 @@ def how_to_join(
     found = [name for name in VARIABLES if environment.get(name)]
     if len(found) == len(VARIABLES):
         return _explicit(*VARIABLES, *(environment[name] for name in VARIABLES))
-    if evident_launcher(environment):
+    if detected_launcher(environment):
         return {}
     if found:
         missing = ", ".join(name for name in VARIABLES if name not in found)
         raise errors.InputError(
-            f"{found[0]}: is set, but not {missing}; allowed: all three or none of "
-            f"{', '.join(VARIABLES)}, or --distributed"
+            f"{found[0]} is set, but {missing} is not; set all three of {', '.join(VARIABLES)}, "
+            "or use --distributed"
         )
     return None
 
@@ -97,15 +96,15 @@ def _explicit(
     address_name: str, num_name: str, id_name: str, address: Any, num: Any, number: Any
 ) -> dict[str, Any] | None:
     if not re.fullmatch(r"\S+:\d{1,5}", str(address)):
-        raise errors.InputError(f"{address_name}: {address!r}; allowed: HOST:PORT")
+        raise errors.InputError(f"{address_name}: {address!r}; must be HOST:PORT")
     try:
         num, number = int(num), int(number)
     except ValueError:
         raise errors.InputError(
-            f"{num_name}, {id_name}: {num!r}, {number!r}; allowed: integers"
+            f"{num_name}, {id_name}: {num!r}, {number!r}; must be integers"
         ) from None
     if num < 1:
-        raise errors.InputError(f"{num_name}: {num}; allowed: 1 or more")
+        raise errors.InputError(f"{num_name}: {num}; must be at least 1")
     if not 0 <= number < num:
         raise errors.InputError(f"{id_name}: {number}; allowed: 0 to {num - 1}")
     if num == 1:
@@ -113,11 +112,11 @@ def _explicit(
     return {"coordinator_address": address, "num_processes": num, "process_id": number}
 
 
-def evident_launcher(environment: Mapping[str, str]) -> str | None:
-    """What has started several processes, of which this is one, as far as JAX finds the others.
+def detected_launcher(environment: Mapping[str, str]) -> str | None:
+    """Return the launcher of several processes whose members JAX can find, or None.
 
-    'slurm': a task of an `srun` with several. 'ompi': a rank of an `mpirun` with several. 'gke': a
-    TPU node pool with several hosts or slices. 'gcetpu': a TPU VM of a slice with several.
+    'slurm': `srun` with several tasks. 'ompi': `mpirun` with several ranks. 'gke': a TPU node pool
+    with several hosts or slices. 'gcetpu': TPU VMs of a slice with several hosts.
     """
     if all(name in environment for name in SLURM) and int(environment["SLURM_NTASKS"]) > 1:
         return "slurm"
@@ -135,13 +134,13 @@ def evident_launcher(environment: Mapping[str, str]) -> str | None:
 
 
 def _has_tpu() -> bool:
-    """Whether this machine has TPU chips, and what drives them."""
+    """Return whether this machine has TPU chips and their driver library."""
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _worker_endpoints(environment: Mapping[str, str]) -> str:
-    """The hosts of this TPU VM's slice as its metadata server tells them; '' where there is none.
+    """Return the hosts of this TPU VM's slice from its metadata server; '' without a server.
 
     https://cloud.google.com/compute/docs/metadata/querying-metadata
     """
@@ -158,13 +157,13 @@ def _worker_endpoints(environment: Mapping[str, str]) -> str:
 
 
 def join(arguments: Mapping[str, Any]) -> None:
-    """Joins the other processes. Call it before JAX has looked for devices.
+    """Join the other processes. Call it before JAX initialises its devices.
 
     Args:
-      arguments: what `how_to_join` returned; {}: as JAX finds them.
+      arguments: the result of `how_to_join`; {}: JAX detects the cluster.
 
     Raises:
-      InputError: if they cannot be joined.
+      InputError: the processes cannot be joined.
     """
     import jax
 
@@ -174,18 +173,18 @@ def join(arguments: Mapping[str, Any]) -> None:
         jax.distributed.initialize(**arguments)
     except Exception as error:  # whatever a cluster's own interface raises
         how = "--distributed" if not arguments else arguments["coordinator_address"]
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise errors.InputError(f"{how}: cannot join the other processes ({text[0]})") from error
+        reason = errors.first_line(error)
+        raise errors.InputError(f"{how}: cannot join the other processes ({reason})") from error
     if threading.current_thread() is threading.main_thread():
-        # JAX has put its own handler in the place of the one that Python had.
+        # JAX has installed a handler outside Python; install Python's again.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _wait_for_coordinator(address: str) -> None:
-    """Returns when process 0 listens; where it never does, JAX would abort.
+    """Wait until process 0 listens; if it never did, JAX would abort the process.
 
     Raises:
-      InputError: if it does not within `JOIN_SECONDS`.
+      InputError: it does not listen within `JOIN_SECONDS`.
     """
     host, _, port = address.rpartition(":")
     until = time.monotonic() + JOIN_SECONDS
@@ -196,23 +195,23 @@ def _wait_for_coordinator(address: str) -> None:
         except OSError as error:
             if time.monotonic() > until:
                 raise errors.InputError(
-                    f"{address}: process 0 does not answer there ({error.strerror or error})"
+                    f"{address}: process 0 does not answer ({error.strerror or error})"
                 ) from error
         time.sleep(0.2)
 
 
 def refuse_unjoined() -> None:
-    """Refuses devices of several processes that have not joined: a TPU slice shows them all.
+    """Check that the processes of all visible devices have joined.
 
     Raises:
-      InputError: see above.
+      InputError: they have not; a TPU slice shows the devices of all its hosts.
     """
     import jax
 
     if jax.process_count() > count():
         raise errors.InputError(
-            f"these devices belong to {jax.process_count()} processes, which have not joined each "
-            "other; allowed: --distributed in all of them"
+            f"these devices belong to {jax.process_count()} processes that have not joined each "
+            "other; run all of them with --distributed"
         )
 
 
@@ -220,7 +219,7 @@ def refuse_unjoined() -> None:
 
 
 def _joined() -> Any:
-    """JAX's record of the processes that have joined, or None."""
+    """Return JAX's record of the joined processes, or None."""
     if "jax" not in sys.modules:
         return None
     # The key-value store has no public name.
@@ -230,19 +229,19 @@ def _joined() -> Any:
 
 
 def count() -> int:
-    """How many processes compute this run. Looks for no devices."""
+    """Return the number of processes of this run. Initialises no devices."""
     joined = _joined()
     return 1 if joined is None else int(joined.num_processes)
 
 
 def index() -> int:
-    """Which of them this one is, from 0."""
+    """Return the index of this process, from 0."""
     joined = _joined()
     return 0 if joined is None else int(joined.process_id)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return index() == 0
 
 
@@ -250,35 +249,35 @@ def is_first() -> bool:
 
 
 def gather(name: str, value: Any) -> list[Any]:
-    """What each process says, as JSON, in the order of their indices; all must call it.
+    """Return the values of all processes, in the order of their indices; all must call this.
 
-    None returns before all have called: it is a barrier too.
+    It is also a barrier: no process returns before all have called.
 
     Args:
-      name: what it is about; a process that asks something else is a mistake of the program.
-      value: what this process says.
+      name: identifies the call; different names at the same time are a bug.
+      value: the value of this process, as JSON.
 
     Raises:
-      W2SError: if a process has left instead; `Interrupted` if a signal stopped it.
+      W2SError: a process has exited; `Interrupted` if a signal stopped it.
     """
     if count() == 1:
         return [value]
     client, number = _joined().client, next(_numbers)
-    key = f"{_PREFIX}/said/{number}"
+    key = f"{_PREFIX}/gather/{number}"
     client.key_value_set(f"{key}/{index()}", json.dumps([name, value]))
     if is_first():
-        said = [json.loads(_wait(client, f"{key}/{i}")) for i in range(count())]
-        client.key_value_set(f"{key}/all", json.dumps(said))
-        # All have said something new, so all have read the answer before.
-        client.key_value_delete(f"{_PREFIX}/said/{number - 1}/")
-    said = json.loads(_wait(client, f"{key}/all"))
-    if {other for other, _ in said} != {name}:
-        raise RuntimeError(f"processes are out of step: {[other for other, _ in said]}")
-    return [each for _, each in said]
+        values = [json.loads(_wait(client, f"{key}/{i}")) for i in range(count())]
+        client.key_value_set(f"{key}/all", json.dumps(values))
+        # All have taken part in this call, so all have read the result of the one before.
+        client.key_value_delete(f"{_PREFIX}/gather/{number - 1}/")
+    values = json.loads(_wait(client, f"{key}/all"))
+    if {other for other, _ in values} != {name}:
+        raise RuntimeError(f"processes are out of step: {[other for other, _ in values]}")
+    return [each for _, each in values]
 
 
 def _wait(client: Any, key: str) -> str:
-    """The value of a key, as soon as there is one."""
+    """Wait for a key, and return its value."""
     import jax
 
     while True:
@@ -287,34 +286,34 @@ def _wait(client: Any, key: str) -> str:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-        for place, status in client.key_value_dir_get(f"{_PREFIX}/left/"):
-            other = f"process {place.rpartition('/')[2]}"
+        for path, status in client.key_value_dir_get(f"{_PREFIX}/left/"):
+            other = f"process {path.rpartition('/')[2]}"
             if int(status) == errors.Interrupted.exit_status:
                 raise errors.Interrupted(
-                    f"{other} was stopped by a signal; the same command resumes"
+                    f"{other} was stopped by a signal; run the same command to resume"
                 )
-            raise errors.W2SError(f"{other} has stopped with status {status}; see what it said")
+            raise errors.W2SError(f"{other} exited with status {status}; see its output")
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes are here."""
+    """Wait until all processes have called this."""
     gather(name, None)
 
 
 def any_of(name: str, flag: bool) -> bool:
-    """Whether any process says so."""
+    """Return whether `flag` is true in any process."""
     return any(gather(name, flag))
 
 
 def first_says(name: str, value: T) -> T:
-    """What the first process says, as JSON; the value itself if it is alone."""
+    """Return the value of the first process, as JSON; with one process, `value` itself."""
     return gather(name, value if is_first() else None)[0]
 
 
 def on_first(name: str, work: Callable[[], T]) -> T:
-    """What `work` returns (as JSON) or raises in the first process, in all of them.
+    """Call `work` in the first process; return its result (as JSON) or raise its error in all.
 
-    The others wait: what the first has written they may read.
+    The others wait, and may then read files that the first has written.
     """
     if count() == 1:
         return work()
@@ -324,17 +323,17 @@ def on_first(name: str, work: Callable[[], T]) -> T:
         try:
             outcome = {"value": work()}
         except Exception as error:
-            raised, outcome = error, {"error": _told(error)}
+            raised, outcome = error, {"error": _encoded(error)}
     outcome = gather(name, outcome)[0]
     if raised is not None:
         raise raised
     if "error" in outcome:
-        raise _error(*outcome["error"])
+        raise _decoded(*outcome["error"])
     return outcome["value"]
 
 
 def everywhere(name: str, work: Callable[[], T]) -> T:
-    """What `work` returns here, if it raises in no process; else all raise what one has raised."""
+    """Call `work` in all processes and return its result; if it raises in one, all raise."""
     if count() == 1:
         return work()
     raised: Exception | None = None
@@ -342,31 +341,31 @@ def everywhere(name: str, work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:
         raised = error
-    told = [each for each in gather(name, raised and _told(raised)) if each is not None]
+    others = [each for each in gather(name, raised and _encoded(raised)) if each is not None]
     if raised is not None:
         raise raised
-    if told:
-        raise _error(*told[0])
+    if others:
+        raise _decoded(*others[0])
     return result
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """An error in words: its class, and what it says."""
+def _encoded(error: Exception) -> tuple[str, str]:
+    """Return the class name and message of an error as one of this package's."""
     if isinstance(error, errors.W2SError):
         return type(error).__name__, str(error)
     return "W2SError", f"process {index()}: {type(error).__name__}: {error}"
 
 
-def _error(kind: str, message: str) -> errors.W2SError:
+def _decoded(kind: str, message: str) -> errors.W2SError:
     found: errors.W2SError = getattr(errors, kind)(message)
     return found
 
 
 def leave(status: int) -> int:
-    """Ends this process together with the others, and returns its exit status.
+    """Wait for the others at the end of the program, and return the exit status.
 
-    Where they do not come within seconds, this one ends at once: JAX would let it wait for minutes,
-    and the others with it. They end when they next wait for it, or when JAX misses it.
+    If they do not arrive within seconds, exit immediately: JAX would make all of them wait for
+    minutes. The others exit when they next wait for this one, or when JAX misses it.
     """
     if count() == 1:
         return status
@@ -388,9 +387,9 @@ def leave(status: int) -> int:
 
 
 def log_to(folder: Path) -> None:
-    """With several processes: warnings and progress of this one go to `process-<i>.log` there.
+    """With several processes, log warnings and progress to `process-<index>.log` in `folder`.
 
-    The warnings of those that are not the first go nowhere else.
+    Only the first process also prints its warnings.
     """
     if count() == 1:
         return
@@ -408,5 +407,5 @@ def log_to(folder: Path) -> None:
 
 
 def note(text: str) -> None:
-    """A line on what this process is about, for its log; nothing with one process."""
+    """Add a line to the log of this process; nothing with one process."""
     _progress.info(text)

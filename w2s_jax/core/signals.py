@@ -1,4 +1,4 @@
-"""What a run does about SIGTERM and SIGINT."""
+"""SIGTERM and SIGINT: stop a run at the next boundary, or at once."""
 
 import contextlib
 import os
@@ -12,25 +12,25 @@ from w2s_jax.core import errors
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGINT ask for a stop at the next boundary; a second one stops at once.
+    """Yield a function that returns whether SIGTERM or SIGINT has asked for a stop.
 
-    A second SIGINT is a KeyboardInterrupt, as usual. A second SIGTERM ends the process where it
-    stands, also in the midst of compiling or of waiting for a device, with the status of an
-    interruption: the last checkpoint is what there is then, as after a kill.
+    The run stops at its next boundary. A second SIGINT raises KeyboardInterrupt, as usual. A second
+    SIGTERM ends the process immediately, even while it compiles or waits for a device, with the
+    exit status of an interruption; the last checkpoint is kept, as after a kill.
     """
     asked = threading.Event()
     before: dict[int, Any] = {}
 
     def handle(number: int, _: Any) -> None:
         if number == signal.SIGTERM and asked.is_set():
-            _exit_at_once()
+            _exit_now()
         asked.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    with _counting_signals():
+    with _exit_on_second_sigterm():
         before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield asked.is_set
@@ -40,18 +40,18 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _counting_signals() -> Iterator[None]:
-    """Exits at a second signal, SIGTERM, though the main thread may have no time to handle any."""
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    earlier = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+def _exit_on_second_sigterm() -> Iterator[None]:
+    """Count signals in a thread: Python's handlers wait while the main thread runs native code."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    earlier = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
     def listen() -> None:
         numbers: list[int] = []
-        while byte := os.read(heard, 1):
+        while byte := os.read(read_end, 1):
             numbers += [n for n in byte if n in (signal.SIGTERM, signal.SIGINT)]
             if len(numbers) > 1 and numbers[-1] == signal.SIGTERM:
-                _exit_at_once()
+                _exit_now()
 
     thread = threading.Thread(target=listen, name="w2s-signals", daemon=True)
     thread.start()
@@ -59,12 +59,11 @@ def _counting_signals() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(earlier)
-        os.close(told)
+        os.close(write_end)
         thread.join()
-        os.close(heard)
+        os.close(read_end)
 
 
-def _exit_at_once() -> None:
-    """Ends the process where it stands."""
-    os.write(2, b"w2s: stopped at once by a second signal; the same command resumes\n")
+def _exit_now() -> None:
+    os.write(2, b"w2s: stopped at once by a second signal; run the same command to resume\n")
     os._exit(errors.Interrupted.exit_status)

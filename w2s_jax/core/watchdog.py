@@ -1,7 +1,8 @@
-"""Tells of a phase that makes no progress: a warning, and where every thread stands. Kills nothing.
+"""Report a phase that makes no progress: a warning, and the stacks of all threads. Ends nothing.
 
-Whoever does a piece of work (a block of steps, a batch of a label pass) calls `progress` before it;
-a daemon thread watches how long ago that was. Imports no JAX.
+Code that works in pieces (a block of steps, a batch of a label pass) calls `progress` before each.
+`faulthandler` writes the stacks, from a thread of its own that needs no interpreter lock, so that
+even native code that hangs while it holds the lock is reported. Imports no JAX.
 """
 
 import contextlib
@@ -9,105 +10,91 @@ import faulthandler
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-#: What has to be compiled first may take so many times as long.
+#: Factor on the time allowed to work that compiles first.
 PATIENCE = 3.0
 
 
 class Watchdog:
-    """Reports once when nothing has come for `seconds`, and again at doubling intervals.
+    """Report when `progress` has not been called for `seconds`, and again after each such time.
 
-    Args:
-      title: whose progress is watched.
-      seconds: how long is too long.
-      stacks: the file to which the stacks of all threads are appended.
-      clock: seconds from anywhere on.
+    Attributes:
+      title: name of the phase, for messages.
     """
 
-    def __init__(
-        self,
-        title: str,
-        seconds: float,
-        stacks: Path,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self.title, self.seconds, self.stacks, self.clock = title, seconds, stacks, clock
-        self._lock = threading.Lock()
-        self._last, self._doing = clock(), "starting"
-        self._due = self._last + PATIENCE * seconds
+    def __init__(self, title: str, seconds: float, stacks: Path):
+        self.title = title
+        self._seconds, self._stacks = seconds, stacks
+        self._file = stacks.open("a")
+        self._moved, self._closed = threading.Event(), False
+        self.progress("starting", PATIENCE)
+        self._moved.clear()
+        self._thread = threading.Thread(target=self._warn, name="w2s-watchdog", daemon=True)
+        self._thread.start()
 
     def progress(self, doing: str, patience: float = 1.0) -> None:
-        """Notes that all is well, and what comes next; `patience` times as long may that take."""
-        with self._lock:
-            self._last, self._doing = self.clock(), doing
-            self._due = self._last + patience * self.seconds
+        """Restart the clock; `doing` names the work that follows, for messages."""
+        self._doing, self._limit = doing, patience * self._seconds
+        faulthandler.dump_traceback_later(self._limit, repeat=True, file=self._file)
+        self._moved.set()
 
-    def check(self) -> float:
-        """Reports if it is time to; the seconds until it will be, if nothing comes."""
-        with self._lock:
-            now = self.clock()
-            if now >= self._due:
-                self._report(now - self._last)
-                self._due = now + (now - self._last)
-            return self._due - now
+    def close(self) -> None:
+        """Stop watching, and remove the file of stacks if it is empty."""
+        faulthandler.cancel_dump_traceback_later()
+        self._closed = True
+        self._moved.set()
+        self._thread.join()
+        self._file.close()
+        if self._stacks.stat().st_size == 0:
+            self._stacks.unlink()
 
-    def _report(self, silent: float) -> None:
-        where = f"the stacks of all threads are in {self.stacks}"
-        try:
-            with self.stacks.open("a") as file:
-                file.write(f"{time.ctime()}: {self.title}, {self._doing}, {silent:.0f} s\n")
-                file.flush()
-                faulthandler.dump_traceback(file, all_threads=True)
-        except OSError as error:
-            where = f"{self.stacks} cannot be written ({error})"
-        log.warning(
-            "%s: no progress for %.0f s (%s); it goes on waiting; %s",
-            self.title,
-            silent,
-            self._doing,
-            where,
-        )
+    def _warn(self) -> None:
+        since = time.monotonic()
+        while not self._closed:
+            if self._moved.wait(self._limit):
+                self._moved.clear()
+                since = time.monotonic()
+                continue
+            log.warning(
+                "%s: no progress for %.0f s (%s); still waiting; the stacks of all threads are in "
+                "%s",
+                self.title,
+                time.monotonic() - since,
+                self._doing,
+                self._stacks,
+            )
 
 
-#: Who hears of `progress`: that of the phase that runs in this process.
-_watching: list[Watchdog] = []
+#: The watchdog of the phase that runs in this process.
+_watching: Watchdog | None = None
 
 
 @contextlib.contextmanager
 def watching(stacks: Path, title: str, minutes: float) -> Iterator[None]:
-    """Watches a phase as long as the context lasts.
+    """Watch a phase while the context lasts.
 
     Args:
-      stacks: the file to which the stacks of all threads are appended.
-      title: the phase, for people.
-      minutes: without progress, before it is told; 0: nothing is watched.
+      stacks: file to append the stacks of all threads to.
+      title: name of the phase, for messages.
+      minutes: time without progress before a report; 0: do not watch.
     """
+    global _watching
     if minutes == 0:
         yield
         return
-    watchdog, ended = Watchdog(title, 60 * minutes, stacks), threading.Event()
-
-    def watch() -> None:
-        # Progress may bring what is due nearer than it was when the thread went to sleep.
-        while not ended.wait(min(watchdog.check(), watchdog.seconds / 10)):
-            pass
-
-    thread = threading.Thread(target=watch, name="w2s-watchdog", daemon=True)
-    _watching.append(watchdog)
-    thread.start()
+    _watching = Watchdog(title, 60 * minutes, stacks)
     try:
         yield
     finally:
-        _watching.remove(watchdog)
-        ended.set()
-        thread.join()
+        _watching.close()
+        _watching = None
 
 
 def progress(doing: str, patience: float = 1.0) -> None:
-    """Tells the watchdogs of this process, if there are any; see `Watchdog.progress`."""
-    for watchdog in _watching:
-        watchdog.progress(doing, patience)
+    """Report progress to the watchdog of this process, if there is one; see `Watchdog.progress`."""
+    if _watching is not None:
+        _watching.progress(doing, patience)

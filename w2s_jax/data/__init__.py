@@ -1,7 +1,7 @@
-"""Tasks, documents, and how they become tokens.
+"""Tasks, documents, tokens and packed batches.
 
-The way of the data is source -> task -> documents -> slices -> tokens -> packed batches. Nothing
-here needs JAX, and packages that are slow to import are imported where they are used.
+The data flow is source -> task -> documents -> slices -> tokens -> packed batches. Nothing here
+needs JAX, and packages that are slow to import are imported on first use.
 """
 
 from w2s_jax.data.documents import Document

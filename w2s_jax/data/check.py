@@ -1,4 +1,4 @@
-"""What to know about a task's data before trusting it: counts, balance, doubles, leaks."""
+"""Statistics of a task's data: counts, balance, duplicates, leaks between splits."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,35 +12,35 @@ from w2s_jax.data.splits import normalised_text
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split, as it comes from its source.
+    """Statistics of one split of the source.
 
     Attributes:
-      documents: how many.
-      positive: how many have label 1 (soft labels: above 1/2); None if none has a label.
-      groups: distinct groups, documents without one counted each for itself.
-      largest_group: documents of the largest one.
-      doubles: documents whose words occurred before (see `splits.normalised_text`).
-      contradictions: distinct texts that occur with both labels.
-      lengths_N: int64 tokens of each document (of pairs: both texts together).
+      documents: number of documents.
+      positive: documents with label 1 (soft labels: above 1/2); None if none has a label.
+      groups: distinct groups; documents without a group count as one each.
+      largest_group: documents of the largest group.
+      duplicates: documents whose words occurred before (see `splits.normalised_text`).
+      conflicts: distinct texts that occur with both labels.
+      lengths_N: tokens of each document (of pairs: both texts together), int64 [N].
     """
 
     documents: int
     positive: int | None
     groups: int
     largest_group: int
-    doubles: int
-    contradictions: int
+    duplicates: int
+    conflicts: int
     lengths_N: np.ndarray
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two splits share.
+    """Overlap of two splits.
 
     Attributes:
       first, second: names of the splits.
-      texts: documents of `first` whose text stands in `second` too.
-      groups: documents of `first` whose group stands in `second` too.
+      texts: documents of `first` whose text is also in `second`.
+      groups: documents of `first` whose group is also in `second`.
     """
 
     first: str
@@ -50,12 +50,12 @@ class Overlap:
 
 
 def split_facts(documents: Sequence[Document], lengths_N: np.ndarray) -> SplitFacts:
-    """The facts of one split; `lengths_N` are the tokens of its documents."""
+    """Return the statistics of one split; `lengths_N` is the number of tokens of each document."""
     labels: dict[str, set[int]] = {}
-    doubles = 0
+    duplicates = 0
     for document in documents:
         text = _content(document)
-        doubles += text in labels
+        duplicates += text in labels
         label = _label(document)
         labels.setdefault(text, set()).update(() if label is None else (label,))
     known = [label for label in map(_label, documents) if label is not None]
@@ -65,14 +65,14 @@ def split_facts(documents: Sequence[Document], lengths_N: np.ndarray) -> SplitFa
         positive=sum(known) if known else None,
         groups=len(groups),
         largest_group=max(groups.values(), default=0),
-        doubles=doubles,
-        contradictions=sum(len(both) == 2 for both in labels.values()),
+        duplicates=duplicates,
+        conflicts=sum(len(both) == 2 for both in labels.values()),
         lengths_N=lengths_N,
     )
 
 
 def overlaps(documents: Mapping[str, Sequence[Document]]) -> list[Overlap]:
-    """What each two splits share, the smaller index first; pretraining documents aside."""
+    """Return the overlap of each pair of splits, except pretraining documents."""
     names = [name for name in documents if name != "pretrain"]
     texts = {name: {_content(d) for d in documents[name]} for name in names}
     groups = {name: {d.group for d in documents[name]} - {None} for name in names}
@@ -89,9 +89,9 @@ def overlaps(documents: Mapping[str, Sequence[Document]]) -> list[Overlap]:
 
 
 def length_histogram(lengths_N: np.ndarray, bins: int = 12) -> list[tuple[int, int, int]]:
-    """(least, most, documents) of length classes, equally wide up to the 99th percentile.
+    """Return (least, most, documents) of bins of equal width up to the 99th percentile.
 
-    The last class holds all that is longer.
+    The last bin also has all longer documents.
     """
     low, high = int(lengths_N.min()), int(np.percentile(lengths_N, 99, method="higher"))
     width = max(1, -(-(high - low + 1) // bins))

@@ -1,4 +1,4 @@
-"""What `w2s data list | show | check | prepare` print."""
+"""The commands `w2s data list | show | check | prepare`."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 
 def list_tasks(console: Console) -> None:
-    """All registered tasks: kind, where the catalogues have them, licence."""
+    """Print all registered tasks: kind, names in the catalogues, licence."""
     table = Table(box=None, pad_edge=False)
     for column in ("task", "kind", "hub", "tfds", "licence"):
         table.add_column(column, no_wrap=True)
@@ -26,8 +26,8 @@ def list_tasks(console: Console) -> None:
         table.add_row(name, task.kind, *_origins(task), task.licence)
     console.print(table)
     console.print(
-        f"{len(TASKS)} tasks; a folder of files with text and label (or text_a, text_b and label) "
-        "below task.data_dir is one too",
+        f"{len(TASKS)} tasks; any folder of files with text and label (or text_a, text_b and "
+        "label) under task.data_dir also works",
         highlight=False,
     )
 
@@ -46,7 +46,7 @@ def _load(
     name: str, source: str, data_dir: str | None, expansion: str, seed: int, console: Console
 ) -> LoadedTask:
     loaded = load(name, source, data_dir, expansion, seed=seed)
-    console.print(f"{name}: from {loaded.source}, {loaded.place}", highlight=False, markup=False)
+    console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
     console.print(loaded.task.description, highlight=False, markup=False)
     for note in loaded.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
@@ -57,7 +57,7 @@ def _tokenizer(loaded: LoadedTask, name: str) -> Tokenizer | None:
     if loaded.task.token_space is None:
         return load_tokenizer(name)
     if name != "bytes":
-        raise InputError(f"--tokenizer: {name!r}, but the documents are tokens already")
+        raise InputError(f"--tokenizer: {name!r}, but the documents of this task are tokens")
     return None
 
 
@@ -75,13 +75,13 @@ def show_task(
     max_length: int | None = None,
     overlong: str = "truncate",
 ) -> None:
-    """`n` documents of a split (by default the first) as the model sees them.
+    """Print `n` documents of a split (default: the first) as the model sees them.
 
     Raises:
       InputError: an unknown task or split, or bad data.
     """
     if n < 1:
-        raise InputError(f"--n: {n}; allowed: at least 1")
+        raise InputError(f"--n: {n}; must be at least 1")
     loaded = _load(name, source, data_dir, item_expansion, seed, console)
     split = next(iter(loaded.documents)) if split is None else split
     if split not in loaded.documents:
@@ -102,7 +102,7 @@ def show_task(
         number = by_id.get(document.id)
         console.rule(_title(document, split), align="left", style="dim")
         if number is None:
-            console.print("left out: longer than --max_length", highlight=False)
+            console.print("dropped: longer than --max_length", highlight=False)
             continue
         for k in range(tokens.num_texts):
             console.print(
@@ -143,7 +143,7 @@ def check_task(
     seed: int = 0,
     tokenizer_name: str = "bytes",
 ) -> None:
-    """Counts, class balance, lengths, doubles and leaks of a task's splits.
+    """Print counts, class balance, lengths, duplicates and leaks of a task's splits.
 
     Raises:
       InputError: an unknown task, or bad data.
@@ -164,7 +164,8 @@ def check_task(
 def _facts_table(facts: dict[str, check.SplitFacts]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("split")
-    for column in ("documents", "label 1", "share", "groups", "largest", "doubles", "both labels"):
+    columns = ("documents", "label 1", "share", "groups", "largest", "duplicates")
+    for column in (*columns, "conflicting labels"):
         table.add_column(column, justify="right")
     for split, found in facts.items():
         share = "-" if found.positive is None else f"{found.positive / found.documents:.3f}"
@@ -175,8 +176,8 @@ def _facts_table(facts: dict[str, check.SplitFacts]) -> Table:
             share,
             f"{found.groups:,}",
             f"{found.largest_group:,}",
-            f"{found.doubles:,}",
-            f"{found.contradictions:,}",
+            f"{found.duplicates:,}",
+            f"{found.conflicts:,}",
         )
     return table
 
@@ -184,7 +185,7 @@ def _facts_table(facts: dict[str, check.SplitFacts]) -> Table:
 def _print_histogram(split: str, lengths_N: np.ndarray, unit: str, console: Console) -> None:
     mean, middle = lengths_N.mean(), np.median(lengths_N)
     console.print(
-        f"\n{split}: {unit} a document, mean {mean:.1f}, median {middle:.0f}, "
+        f"\n{split}: {unit} per document, mean {mean:.1f}, median {middle:.0f}, "
         f"longest {lengths_N.max():,}",
         highlight=False,
     )
@@ -199,17 +200,17 @@ def _print_histogram(split: str, lengths_N: np.ndarray, unit: str, console: Cons
 def _print_overlaps(found: Sequence[check.Overlap], console: Console) -> None:
     console.print()
     if not any(o.texts or o.groups for o in found):
-        console.print("no text and no group stands in two splits", highlight=False)
+        console.print("no text or group appears in more than one split", highlight=False)
         return
     for o in found:
         if o.texts or o.groups:
             console.print(
-                f"{o.first} and {o.second}: of {o.first}, {o.texts:,} documents have a text, and "
-                f"{o.groups:,} a group, that stands in {o.second} too",
+                f"{o.first} vs {o.second}: {o.texts:,} duplicate texts; {o.groups:,} {o.first} "
+                f"documents share a group with {o.second}",
                 highlight=False,
             )
     console.print(
-        "With protocol.grouping a run leaves such training documents out; without it they stay.",
+        "With protocol.grouping, a run drops such training documents; without it they are used.",
         highlight=False,
     )
 
@@ -217,10 +218,10 @@ def _print_overlaps(found: Sequence[check.Overlap], console: Console) -> None:
 def prepare_task(
     name: str, to: str, console: Console, *, source: str = "auto", data_dir: str | None = None
 ) -> None:
-    """Writes a task (or a folder of texts) as a TFDS ArrayRecord dataset below `to`.
+    """Write a task (or a folder of texts) as a TFDS ArrayRecord dataset in `to`.
 
     Raises:
-      InputError: an unknown task, bad data, or a dataset that is there already.
+      InputError: an unknown task, bad data, or an existing dataset.
     """
     from w2s_jax.data.prepare import prepare
 

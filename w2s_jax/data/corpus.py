@@ -1,8 +1,10 @@
-"""Texts on disk that can be read at random: what a stream reads from."""
+"""Texts on disk with random access, for streams."""
 
 import functools
+import itertools
 import json
 import os
+from array import array
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -10,17 +12,16 @@ import numpy as np
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.core.files import sha256
+from w2s_jax.data.records import text_field
 from w2s_jax.data.tfds import read_info, read_prepared, version_folder
-
-_SCAN_BYTES = 1 << 22
 
 
 class Corpus(Protocol):
-    """Texts that can be read at random, by any thread, and pickled without their content."""
+    """Texts with random access, from any thread; pickling does not copy their content."""
 
     @property
     def name(self) -> str:
-        """Where the texts are, for people."""
+        """Path of the texts, for messages."""
         ...
 
     @property
@@ -33,36 +34,36 @@ class Corpus(Protocol):
     def __getitem__(self, index: int) -> str: ...
 
 
-def open_corpus(place: str | os.PathLike[str], split: str = "train") -> Corpus:
-    """The texts of a .jsonl file, or of a split of a folder that `w2s data prepare` wrote.
+def open_corpus(source: str | os.PathLike[str], split: str = "train") -> Corpus:
+    """Open a .jsonl file, or a split of a folder written by `w2s data prepare`.
 
-    No text is read, and no file scanned, before a length, digest or text is asked for.
+    Nothing is read before a length, digest or text is asked for.
 
     Args:
-      place: the file (records with a field `text`) or the folder (with or without its version).
-      split: which split of the folder.
+      source: the file (records with a field `text`) or the folder (with or without its version).
+      split: split of the folder.
 
     Raises:
-      InputError: there is no such file or split, or it cannot be read at random.
+      InputError: there is no such file or split, or it has no random access.
     """
-    path = Path(place).expanduser()
+    path = Path(source).expanduser()
     if path.is_dir():
         return PreparedTexts(version_folder(path) or path, split)
     if not path.is_file():
         raise InputError(f"pretrain.source: {path}: no such file or folder")
     if path.suffix != ".jsonl":
         raise InputError(
-            f"pretrain.source: {path} cannot be read at random, which streaming needs; allowed: a "
-            "plain .jsonl file, or a folder written by `w2s data prepare`"
+            f"pretrain.source: {path}: streaming needs random access; use a plain .jsonl file, or "
+            "a folder written by `w2s data prepare`"
         )
     return JsonLines(path)
 
 
 class JsonLines:
-    """The field `text` of each record of a plain JSON Lines file; blank lines are no records.
+    """The field `text` of each record of a plain JSON Lines file, without blank lines.
 
-    The file is scanned once for where its lines begin (8 bytes of memory a line); the texts stay on
-    disk. Workers get a copy of those offsets and open the file for themselves.
+    The file is scanned once for the offsets of its lines (8 bytes of memory per line); the texts
+    stay on disk. Workers get a copy of the offsets and open the file themselves.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +71,7 @@ class JsonLines:
         self._file: BinaryIO | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open file cannot go to another process.
+        # Open files cannot be pickled.
         return {**self.__dict__, "_file": None}
 
     @property
@@ -86,10 +87,10 @@ class JsonLines:
         return len(self._offsets) - 1
 
     def __getitem__(self, index: int) -> str:
-        """The text of a record.
+        """Return the text of a record.
 
         Raises:
-          InputError: it is malformed or has no text: names the line and the field.
+          InputError: it is malformed or has no text; names the line and the field.
         """
         start, stop = self._offsets[index : index + 2].tolist()
         try:
@@ -98,64 +99,39 @@ class JsonLines:
             raise InputError(f"{self._path}, line {self._line(start)}: {error}") from error
 
     def _read(self, start: int, stop: int) -> bytes:
-        # Threads may open it twice: the one held here stays open until it is read.
+        # Two threads may both open it; each reads the one it has.
         file = self._file
         if file is None:
             file = self._file = self._path.open("rb")
-        # pread has no file position that threads could take from each other.
+        # pread does not move the file position, which threads share.
         return os.pread(file.fileno(), stop - start, start)
 
     @functools.cached_property
     def _offsets(self) -> np.ndarray:
-        """int64 [N + 1]: where each record begins, and the end of the last one."""
+        """Offsets of the lines that are not blank, and the end of the file, int64 [N + 1]."""
+        offsets, position = array("q"), 0
         try:
-            starts, odd = self._scan()
+            with self._path.open("rb") as file:
+                for line in file:
+                    if not line.isspace():
+                        offsets.append(position)
+                    position += len(line)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{self._path}: cannot be read ({reason})") from error
-        # Lines that do not begin as a record does are blank, or indented, or malformed.
-        ends = np.append(starts[1:], self._path.stat().st_size)
-        keep = np.ones(len(starts), bool)
-        for n in odd.tolist():
-            line = self._read(int(starts[n]), int(ends[n]))
-            keep[n] = bool(line.strip())
-            if keep[n] and not line.lstrip().startswith((b"{", b"\xef\xbb\xbf{")):
-                try:
-                    _parse(line, first=n == 0)
-                except InputError as error:
-                    raise InputError(f"{self._path}, line {n + 1}: {error}") from error
-        # A blank line is read with the record before it, which does not mind; those before the
-        # first record are skipped.
-        return np.append(starts[keep], ends[-1:]) if keep.any() else np.zeros(1, np.int64)
-
-    def _scan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where lines begin (int64), and the numbers of those that do not begin with a brace."""
-        found: list[np.ndarray] = []
-        odd: list[np.ndarray] = []
-        position, count, at_start = 0, 0, True
-        with self._path.open("rb") as file:
-            while block := file.read(_SCAN_BYTES):
-                bytes_B = np.frombuffer(block, np.uint8)
-                starts = np.flatnonzero(bytes_B[:-1] == ord("\n")) + 1
-                if at_start:
-                    starts = np.append(0, starts)
-                odd.append(count + np.flatnonzero(bytes_B[starts] != ord("{")))
-                found.append(position + starts)
-                at_start = block.endswith(b"\n")
-                position += len(block)
-                count += len(starts)
-        none = np.zeros(0, np.int64)
-        return np.concatenate([none, *found]), np.concatenate([none, *odd])
+        # A blank line is read as the end of the record before it, which JSON allows.
+        offsets.append(position)
+        return np.array(offsets, np.int64)
 
     def _line(self, offset: int) -> int:
-        """The number, from 1, of the line that begins at `offset`."""
+        """Return the number, from 1, of the line that begins at `offset`."""
         with self._path.open("rb") as file:
-            blocks = iter(lambda: file.read(min(_SCAN_BYTES, offset - file.tell())), b"")
-            return 1 + sum(block.count(b"\n") for block in blocks)
+            ends = itertools.accumulate(map(len, file))
+            return 1 + sum(1 for _ in itertools.takewhile(lambda end: end <= offset, ends))
 
 
 class PreparedTexts:
-    """The field `text` of the records of a split that `w2s data prepare` wrote."""
+    """The field `text` of the records of a split written by `w2s data prepare`."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._records = read_prepared(folder, split)
@@ -175,20 +151,16 @@ class PreparedTexts:
         return len(self._records)
 
     def __getitem__(self, index: int) -> str:
-        """The text of a record.
+        """Return the text of a record.
 
         Raises:
-          InputError: it cannot be read or has no text: names the record and the field.
+          InputError: it cannot be read or has no text; names the record and the field.
         """
-        record = self._records[index]["record"]
-        try:
-            return _text(record)
-        except InputError as error:
-            raise InputError(f"{self.name}, record {index + 1}: {error}") from error
+        return text_field(self._records[index]["record"], f"{self.name}, record {index + 1}")
 
 
 def _parse(line: bytes, first: bool) -> str:
-    """The text of a line of JSON Lines; errors say what is wrong, not where."""
+    """Return the text of a line of JSON Lines; errors do not name the line."""
     try:
         # Some editors start a file with a byte order mark.
         record = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
@@ -198,14 +170,4 @@ def _parse(line: bytes, first: bool) -> str:
         ) from error
     except json.JSONDecodeError as error:
         raise InputError(f"malformed JSON ({error.msg} at column {error.colno})") from error
-    return _text(record)
-
-
-def _text(record: Any) -> str:
-    if not isinstance(record, dict):
-        raise InputError(f"a record must be a JSON object, found a {type(record).__name__}")
-    text = record.get("text")
-    if not isinstance(text, str):
-        problem = "missing" if "text" not in record else f"not text: {text!r}"
-        raise InputError(f"field 'text' is {problem}")
-    return text
+    return text_field(record)

@@ -1,4 +1,4 @@
-"""Documents, their stable ids, and orders that depend on nothing but a seed and those ids."""
+"""Documents, their stable ids, and orders that depend only on a seed and those ids."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ import numpy as np
 class Document:
     """One item of a task.
 
-    Exactly one of `text`, `texts` (a pair to be compared) and `tokens` holds the content.
+    The content is exactly one of `text`, `texts` (a pair to be compared) and `tokens`.
 
     Attributes:
-      id: stable 64-bit hash of the content and its place in the task (see `stable_id`).
+      id: stable 64-bit hash of the task, the split and the content (see `stable_id`).
       text, texts, tokens: the content.
       label: ground truth, 0 or 1; None for text without labels.
-      soft_label: P(label 1) from elsewhere (people, a judge), in [0, 1].
-      target: what a generative task should produce.
-      group: documents of one group never stand on both sides of a split; None: a group of its own.
-      loss_weights: for `tokens` used in language-model training: the weight of predicting each
-        token (same length as `tokens`; the first one is never predicted).
+      soft_label: P(label 1) from people or a judge, in [0, 1].
+      target: expected output of a generative task.
+      group: documents of one group are never on both sides of a split; None: a group of its own.
+      loss_weights: for `tokens` in language-model training: the weight of predicting each token
+        (same length as `tokens`; the first one is never predicted).
       meta: anything else, for people to read.
     """
 
@@ -39,7 +39,7 @@ class Document:
 
 
 def stable_id(*parts: str | bytes | int) -> int:
-    """A 64-bit hash of `parts`, the same on every machine and Python version.
+    """Return a 64-bit hash of `parts`, the same on every machine and Python version.
 
     Each part is hashed with its length, so that ('ab', 'c') and ('a', 'bc') differ.
     """
@@ -52,11 +52,11 @@ def stable_id(*parts: str | bytes | int) -> int:
 
 
 def hash_keys(ids_N: np.ndarray, *salt: str | int) -> np.ndarray:
-    """A pseudo-random uint64 key for each id (SplitMix64's finaliser over id + hash of `salt`).
+    """Return a pseudo-random key for each id (SplitMix64's finaliser of id + hash of `salt`).
 
     Args:
       ids_N: uint64 document ids.
-      *salt: what the keys should depend on besides the id (a purpose, a seed, an epoch).
+      *salt: further inputs of the hash (a purpose, a seed, an epoch).
 
     Returns:
       uint64 [N].
@@ -69,9 +69,8 @@ def hash_keys(ids_N: np.ndarray, *salt: str | int) -> np.ndarray:
 
 
 def hash_order(ids_N: np.ndarray, *salt: str | int) -> np.ndarray:
-    """A permutation (int64 [N]) of the documents that depends only on their ids and `salt`.
+    """Return a permutation (int64 [N]) of documents that depends only on their ids and `salt`.
 
-    A document's rank among others does not change when documents are added or removed elsewhere,
-    and neither mesh nor packing can change it. Ties (equal ids) keep their order.
+    Adding or removing documents does not change the order of the others. Ties keep their order.
     """
     return np.argsort(hash_keys(ids_N, *salt), kind="stable")

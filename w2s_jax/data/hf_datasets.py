@@ -1,4 +1,4 @@
-"""The Hugging Face hub: a local clone of a dataset's repository, or the hub itself.
+"""Datasets of the Hugging Face hub, or of a local clone of a repository.
 
 Both are read with the package `datasets`, which never runs code of a repository.
 """
@@ -8,38 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from w2s_jax.core import hf_hub
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, first_line
+from w2s_jax.core.files import is_remote
 from w2s_jax.data.documents import stable_id
-from w2s_jax.data.records import Reader, data_root, is_folder, is_local, reaching, short
+from w2s_jax.data.records import Reader, data_root, is_folder, reaching
 from w2s_jax.data.task import Origin
 
-PARQUET_REVISION = "refs/convert/parquet"  # where the hub keeps what it converted to Parquet
+PARQUET_REVISION = "refs/convert/parquet"  # the hub's own conversion to Parquet
 _SCRIPT_ONLY = "scripts are no longer supported"
 
 
 def clone_folder(origin: Origin, data_dir: str | None) -> Path | None:
-    """`<data_dir>/<organisation>/<name>`, if it is there; None otherwise.
+    """Return `<data_dir>/<organisation>/<name>` if it exists, else None.
 
     Raises:
-      InputError: it is there, but the data folder is not on a local disk.
+      InputError: it exists, but not on a local disk.
     """
     root = data_root(data_dir)
     if root is None:
         return None
     folder = root / origin.name
     with reaching(folder):
-        # A name without organisation could be the folder of a task's own files.
+        # A name without organisation may be the folder of a task's own files.
         named = "/" in origin.name or (folder / "README.md").is_file()
         found = named and is_folder(folder) and any(folder.iterdir())
     if not found:
         return None
-    if not is_local(folder):
-        raise InputError(f"{folder}: a clone can be read from a local path only; copy the folder")
+    if is_remote(folder):
+        raise InputError(f"{folder}: clones must be on a local disk; copy the folder")
     return folder
 
 
 def _cache_of(folder: Path) -> str:
-    """Where `datasets` keeps what it converts: it would not notice that the files have changed."""
+    """Return a cache folder for this state of the files, whose changes `datasets` ignores."""
     import datasets
 
     files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
@@ -47,26 +48,26 @@ def _cache_of(folder: Path) -> str:
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"clone-{stable_id(repr(state)):016x}")
 
 
-def place_of(origin: Origin) -> str:
-    """The dataset, for people and for errors."""
+def title_of(origin: Origin) -> str:
+    """Return the name of the dataset for messages."""
     return f"hub {origin.name}{_variant(origin)}"
 
 
 def how_to_clone(origin: Origin) -> str:
-    """How to get a clone, on a machine that reaches the hub."""
+    """Return the command that makes a clone, on a machine with access to the hub."""
     return f"hf download --repo-type dataset {origin.name} --local-dir <data_dir>/{origin.name}"
 
 
 def open_clone(origin: Origin, folder: Path) -> dict[str, Reader]:
-    """For each split of a local clone a function that yields (place, record).
+    """Return a reader for each split of a local clone.
 
     Raises:
       InputError: `datasets` is not installed, or cannot read the folder.
     """
     datasets = _import()
-    place = f"{folder}{_variant(origin)}"
+    title = f"{folder}{_variant(origin)}"
     config, data_dir = origin.config, origin.folder
-    # A clone of the converted revision has no README: there a configuration is a folder.
+    # A clone of the converted revision has no README, and a folder for each configuration.
     if config is not None and not (folder / "README.md").exists() and (folder / config).is_dir():
         config, data_dir = None, config
     datasets.disable_progress_bars()
@@ -74,30 +75,29 @@ def open_clone(origin: Origin, folder: Path) -> dict[str, Reader]:
         found = datasets.load_dataset(
             str(folder.resolve()), config, data_dir=data_dir, cache_dir=_cache_of(folder)
         )
-    except Exception as error:  # it raises whatever its readers do
+    except Exception as error:  # its readers raise errors of any type
         hint = ""
         if _SCRIPT_ONLY in str(error):
-            hint = f"; the hub has it as Parquet: {how_to_clone(origin)} --revision " + (
-                PARQUET_REVISION
-            )
-        reason = short(error.__cause__ or error)
-        raise InputError(f"{place}: cannot be read ({reason}){hint}") from error
-    return {str(split): _reader(place, split, rows) for split, rows in found.items()}
+            command = f"{how_to_clone(origin)} --revision {PARQUET_REVISION}"
+            hint = f"; the hub has it as Parquet: {command}"
+        reason = first_line(error.__cause__ or error)
+        raise InputError(f"{title}: cannot be read ({reason}){hint}") from error
+    return {str(split): _reader(title, split, rows) for split, rows in found.items()}
 
 
 def open_hub(origin: Origin) -> dict[str, Reader]:
-    """For each split of a dataset on the hub a function that yields (place, record).
+    """Return a reader for each split of a dataset on the hub.
 
-    It is downloaded into the cache of `datasets`; the environment's HF_ENDPOINT, HF_TOKEN,
-    HF_HUB_CACHE and HF_HUB_OFFLINE hold.
+    It is downloaded into the cache of `datasets`. Respects HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE and
+    HF_HUB_OFFLINE.
 
     Raises:
-      InputError: `datasets` is not installed, or the dataset cannot be had; says what was tried.
+      InputError: `datasets` is not installed, or the dataset is not available; says what was tried.
     """
     datasets = _import()
-    place = place_of(origin)
+    title = title_of(origin)
     tried = f"{origin.name}{_variant(origin)} at {hf_hub.endpoint()}"
-    _knock(origin, tried)
+    _refuse_unreachable(origin, tried)
     datasets.disable_progress_bars()
     try:
         try:
@@ -105,25 +105,25 @@ def open_hub(origin: Origin) -> dict[str, Reader]:
         except RuntimeError as error:
             if _SCRIPT_ONLY not in str(error):
                 raise
-            # There each configuration is a folder of Parquet files.
+            # In this revision each configuration is a folder.
             found = datasets.load_dataset(
                 origin.name,
                 data_dir=origin.config or origin.folder,
                 revision=PARQUET_REVISION,
             )
-    except Exception as error:  # it raises whatever its readers, or the hub's client, do
+    except Exception as error:  # its readers, and the hub's client, raise errors of any type
         if _offline():
             raise InputError(
-                f"{tried}: offline mode (HF_HUB_OFFLINE) and not in the cache ({short(error)})"
+                f"{tried}: offline mode (HF_HUB_OFFLINE) and not in the cache ({first_line(error)})"
             ) from error
-        raise InputError(f"{tried}: {short(error)}") from error
-    return {str(split): _reader(place, split, rows) for split, rows in found.items()}
+        raise InputError(f"{tried}: {first_line(error)}") from error
+    return {str(split): _reader(title, split, rows) for split, rows in found.items()}
 
 
-def _knock(origin: Origin, tried: str) -> None:
-    """Asks the hub first: `datasets` takes half a minute without a network."""
+def _refuse_unreachable(origin: Origin, tried: str) -> None:
+    """Ask the hub first, because `datasets` takes half a minute without a network."""
     if _offline():
-        return  # the cache may have it
+        return  # the cache may have the dataset
     try:
         hf_hub.ask("dataset", origin.name, tried)
     except hf_hub.Unreachable as error:
@@ -138,18 +138,18 @@ def _offline() -> bool:
     return bool(hf_hub.offline() or datasets.config.HF_HUB_OFFLINE)
 
 
-def _reader(place: str, split: Any, rows: Any) -> Reader:
+def _reader(title: str, split: Any, rows: Any) -> Reader:
     def read() -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(rows, 1):
-            yield f"{place}, split {split}, row {number}", dict(row)
+            yield f"{title}, split {split}, row {number}", dict(row)
         if not len(rows):
-            raise InputError(f"{place}, split {split}: it holds no records")
+            raise InputError(f"{title}, split {split}: it holds no records")
 
     return read
 
 
 def _variant(origin: Origin) -> str:
-    """' (config)', ' (config, folder)', or nothing."""
+    """Return ' (config)', ' (config, folder)', or ''."""
     parts = [part for part in (origin.config, origin.folder) if part]
     return f" ({', '.join(parts)})" if parts else ""
 

@@ -1,4 +1,4 @@
-"""From the records of a task to its documents."""
+"""Load a task: records to documents."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, first_line, unknown
 from w2s_jax.data.documents import Document, hash_keys, stable_id
-from w2s_jax.data.sources import RECORD_SOURCES, Reader, open_records
+from w2s_jax.data.records import Reader
+from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import get_task
 
@@ -17,7 +18,7 @@ SOURCES = (*RECORD_SOURCES, "embedded")
 ITEM_EXPANSION = {"paper": "all", "released": "one"}
 OFFICIAL_SPLITS = ("train", "validation", "test")
 
-# A record: where it stands and what it could become.
+# A record: its name in errors, and its candidates.
 Item = tuple[str, list[Candidate]]
 
 _UNLABELLED = -1
@@ -37,20 +38,20 @@ _LABEL_TEXTS = {
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task's documents and where they came from.
+    """A task's documents and their source.
 
     Attributes:
       task: the task.
       documents: by split, as `load_task` returns them.
-      source: the source that was taken: 'files', 'hub', 'tfds' or 'embedded'.
-      place: where the data are, for people.
-      notes: what a user should know (a task's warning, records that are no items of the task).
+      source: 'files', 'hub', 'tfds' or 'embedded'.
+      location: the folder or dataset, for messages.
+      notes: messages for the user: the task's warning, skipped records.
     """
 
     task: Task
     documents: dict[str, list[Document]]
     source: str
-    place: str
+    location: str
     notes: tuple[str, ...]
 
 
@@ -64,35 +65,35 @@ def load_task(
     split_seed: int = 0,
     item_expansion: str | None = None,
 ) -> dict[str, list[Document]]:
-    """The documents of a task by split: train, validation, test where they exist, then any others.
+    """Return the documents of a task by split: train, validation, test if they exist, then others.
 
-    Splits are the source's own, neither balanced nor cut into slices (see `splits.make_splits`).
-    A test split without labels (all -1) is left out; in splits with other names -1 gives documents
-    without a label. Ids depend on the task, the split and the content; identical documents
-    of a split get distinct ids.
+    Splits are those of the source, neither balanced nor cut into slices (see `splits.make_splits`).
+    A test split without labels (all -1) is left out; in splits with other names, -1 gives documents
+    without a label. Ids depend on the task, the split and the content; identical documents of a
+    split have distinct ids.
 
-    Records that offer several items (a question with its answers) are expanded:
+    Records with several candidates (a question with its answers) are expanded:
       'all': one right and one wrong item of each record, the wrong one drawn by a hash of the
-        record's id and `split_seed`, so that `seed` does not change it.
-      'one': one item of each record, right with probability 1/2, else a wrong one at random, drawn
-        by a hash of the record's id and `seed`; so the test items change with the seed.
-    Where the candidates are one content in several orders (a pair of texts to be compared), one of
+        record's id and `split_seed`, independent of `seed`.
+      'one': one item of each record, right with probability 1/2, else a random wrong one, drawn by
+        a hash of the record's id and `seed`; so the test items change with the seed.
+    If the candidates are one content in several orders (a pair of texts to be compared), one of
     them is drawn by a hash of the record's id and `split_seed`.
 
     Args:
-      name: a registered task, or a folder with data files below the data folder.
+      name: a registered task, or a folder with data files in the data folder.
       source: 'files' (local files), 'hub' (Hugging Face datasets), 'tfds' (TensorFlow Datasets),
-        'embedded' (data that come with the task), 'auto' (whichever there is: see
+        'embedded' (data of the task itself), 'auto' (the first available; see
         `sources.open_records`).
-      data_dir: the data folder; None means the environment's W2S_DATA_DIR.
+      data_dir: the data folder; None: the environment's W2S_DATA_DIR.
       protocol: 'paper' (item expansion 'all') or 'released' ('one').
-      seed: the run's seed; matters for item expansion 'one' only.
-      split_seed: seed of everything that should stay when `seed` changes.
-      item_expansion: 'all' or 'one'; None: as the protocol says.
+      seed: the run's seed, used by item expansion 'one'.
+      split_seed: seed of everything that does not change with `seed`.
+      item_expansion: 'all' or 'one'; None: the protocol's.
 
     Raises:
-      InputError: an unknown name or option, missing data, or a bad record: one line that names
-        the file, the line and the field.
+      InputError: an unknown name or option, missing data, or a bad record; names the file, the line
+        and the field.
     """
     if protocol not in ITEM_EXPANSION:
         raise unknown("protocol.name", protocol, ITEM_EXPANSION)
@@ -110,7 +111,7 @@ def load(
     seed: int = 0,
     split_seed: int = 0,
 ) -> LoadedTask:
-    """As `load_task`, with the source that was taken and what there is to know about the data."""
+    """Load a task as `load_task` does, and return its source and notes too."""
     if source not in SOURCES:
         raise unknown("task.source", source, SOURCES)
     if item_expansion not in ITEM_EXPANSION.values():
@@ -118,10 +119,10 @@ def load(
     task = get_task(name, data_dir)
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]
     if source == "embedded" and task.load is None:
-        raise InputError(f"task.source: 'embedded', but task {name!r} brings no data of its own")
+        raise InputError(f"task.source: 'embedded', but task {name!r} has no embedded data")
     if source not in ("auto", "embedded") and task.expand is None:
         raise InputError(
-            f"task.source: {source!r}, but task {name!r} brings its own data; allowed: 'embedded'"
+            f"task.source: {source!r}, but the data of task {name!r} are embedded; use 'embedded'"
         )
     if task.load is not None and source in ("auto", "embedded"):
         documents = task.load(split_seed=split_seed)
@@ -134,13 +135,15 @@ def load(
         if found is not None:
             documents[split], skipped = found
             if skipped:
-                plural = " is no item" if skipped == 1 else "s are no items"
-                notes.append(f"{split}: {skipped} record{plural} of task {name}")
+                plural = "" if skipped == 1 else "s"
+                notes.append(
+                    f"{split}: skipped {skipped:,} record{plural} that the task does not use"
+                )
     if not documents:
         raise InputError(
-            f"{opened.place}, split test: field 'label': the only split is unlabelled (all -1)"
+            f"{opened.location}, split test: field 'label': the only split is unlabelled (all -1)"
         )
-    return LoadedTask(task, documents, opened.source, opened.place, tuple(notes))
+    return LoadedTask(task, documents, opened.source, opened.location, tuple(notes))
 
 
 def _official_first(splits: Iterable[str]) -> list[str]:
@@ -151,10 +154,10 @@ def _official_first(splits: Iterable[str]) -> list[str]:
 def _read_split(
     task: Task, split: str, reader: Reader, expansion: str, seed: int, split_seed: int
 ) -> tuple[list[Document], int] | None:
-    """The documents of a split and how many records gave none; None: a test without labels."""
+    """Return the documents of a split and the number of skipped records; None: unlabelled test."""
     items, skipped = _read_items(task, reader)
     if not items:
-        raise InputError(f"task {task.name!r}, split {split!r}: no record is an item of the task")
+        raise InputError(f"task {task.name!r}, split {split!r}: the task uses none of the records")
     labels = _labels(items)
     unlabelled = all(label == _UNLABELLED for record in labels for label in record)
     if unlabelled and split == "test":
@@ -169,27 +172,24 @@ def _read_split(
             path = items[0][0].rpartition(", ")[0]
             raise InputError(
                 f"{path}: field 'label': all {len(documents)} documents of the "
-                f"training split have label {documents[0].label}; both are needed"
+                f"training split have label {documents[0].label}; both labels are needed"
             )
     return documents, skipped
 
 
 def _read_items(task: Task, reader: Reader) -> tuple[list[Item], int]:
-    """Each record's place and candidates, with all fields present and no text empty.
-
-    Also returns the number of records that have no candidate.
-    """
+    """Return the records with candidates, checked, and the number of those without."""
     if task.expand is None:
         raise ValueError(f"task {task.name!r} has no expand")
     items, skipped = [], 0
-    for place, record in reader():
+    for where, record in reader():
         for name in task.fields:
             if name not in record:
                 raise InputError(
-                    f"{place}: field {name!r} is missing; the record has: "
+                    f"{where}: field {name!r} is missing; the record has: "
                     f"{', '.join(map(str, record)) or 'no fields'}"
                 )
-        candidates = _expanded(task, record, place)
+        candidates = _expanded(task, record, where)
         if not candidates:
             skipped += 1
             continue
@@ -197,34 +197,36 @@ def _read_items(task: Task, reader: Reader) -> tuple[list[Item], int]:
             for text in candidate.texts:
                 if not text.strip():
                     raise InputError(
-                        f"{place}: fields {', '.join(task.fields)}: empty document: {text!r}"
+                        f"{where}: fields {', '.join(task.fields)}: empty document: {text!r}"
                     )
-        items.append((place, candidates))
+        items.append((where, candidates))
     return items, skipped
 
 
-def _expanded(task: Task, record: dict[str, Any], place: str) -> list[Candidate]:
-    """What the task makes of a record; a task may be the user's own code."""
+def _expanded(task: Task, record: dict[str, Any], where: str) -> list[Candidate]:
+    """Call `task.expand`, which may be the user's own code."""
     assert task.expand is not None
     try:
-        candidates = task.expand(record, place)
+        candidates = task.expand(record, where)
+    except InputError:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{place}: `expand` of task {task.name!r} fails ({type(error).__name__}: {error}); the "
+            f"{where}: `expand` of task {task.name!r} fails ({first_line(error)}); the "
             f"record has: {', '.join(map(str, record)) or 'no fields'}"
         ) from error
     if not isinstance(candidates, list) or not all(isinstance(c, Candidate) for c in candidates):
         raise InputError(
-            f"{place}: `expand` of task {task.name!r} returns {candidates!r:.100}; allowed: a list "
-            "of Candidate"
+            f"{where}: `expand` of task {task.name!r} returns {candidates!r:.100}; it must return "
+            "a list of Candidate"
         )
     return candidates
 
 
-def parse_label(value: Any, place: str) -> int:
-    """0, 1, or -1 (unlabelled) from what stands in a file.
+def parse_label(value: Any, where: str) -> int:
+    """Return 0, 1, or -1 (unlabelled) from a value in a file.
 
-    Accepted are 0, 1, 0.0, 1.0, true, false, those as strings (as CSV has them), and -1.
+    Accepts 0, 1, 0.0, 1.0, true, false, the same as strings (as in CSV), and -1.
 
     Raises:
       InputError: anything else.
@@ -235,12 +237,12 @@ def parse_label(value: Any, place: str) -> int:
     elif isinstance(value, bool | int | float) and value in (0, 1, _UNLABELLED):
         label = int(value)
     if label is None:
-        raise InputError(f"{place}: field 'label': {value!r}; allowed: 0 or 1")
+        raise InputError(f"{where}: field 'label': {value!r}; allowed: 0 or 1")
     return label
 
 
-def parse_soft_label(value: Any, place: str) -> float:
-    """P(label 1) from what stands in a file: a number in [0, 1], or such a number as text.
+def parse_soft_label(value: Any, where: str) -> float:
+    """Return P(label 1) from a value in a file: a number in [0, 1], or such a number as text.
 
     Raises:
       InputError: anything else.
@@ -252,19 +254,20 @@ def parse_soft_label(value: Any, place: str) -> float:
         except ValueError:
             number = None
     if number is None or not 0 <= number <= 1:
-        raise InputError(f"{place}: field 'soft_label': {value!r}; allowed: a number from 0 to 1")
+        raise InputError(f"{where}: field 'soft_label': {value!r}; allowed: 0 to 1")
     return number
 
 
 def _labels(items: Sequence[Item]) -> list[list[int | None]]:
-    """The parsed labels of all candidates; one type of value for the whole file.
+    """Return the labels of all candidates, None for those with a soft label only.
 
-    None stands for a candidate that has a soft label only.
+    Raises:
+      InputError: a bad label, or values of different types in one file.
     """
     first: tuple[str, Any] | None = None
     soft_as_text: bool | None = None
     labels = []
-    for place, candidates in items:
+    for where, candidates in items:
         parsed: list[int | None] = []
         for candidate in candidates:
             value = candidate.label
@@ -272,19 +275,19 @@ def _labels(items: Sequence[Item]) -> list[list[int | None]]:
                 is_text = isinstance(candidate.soft_label, str)
                 if soft_as_text not in (None, is_text):
                     raise InputError(
-                        f"{place}: field 'soft_label': {candidate.soft_label!r} is a "
+                        f"{where}: field 'soft_label': {candidate.soft_label!r} is a "
                         f"{type(candidate.soft_label).__name__}, others are not; use one type"
                     )
                 soft_as_text = is_text
             if candidate.soft_label is not None and value in (None, "", -1, "-1"):
                 parsed.append(None)
                 continue
-            parsed.append(parse_label(value, place))
+            parsed.append(parse_label(value, where))
             if first is None:
-                first = (place, value)
+                first = (where, value)
             elif type(value) is not type(first[1]):
                 raise InputError(
-                    f"{place}: field 'label': {value!r} is a {type(value).__name__}, but "
+                    f"{where}: field 'label': {value!r} is a {type(value).__name__}, but "
                     f"{first[1]!r} ({first[0]}) is a {type(first[1]).__name__}; use one type"
                 )
         labels.append(parsed)
@@ -292,11 +295,11 @@ def _labels(items: Sequence[Item]) -> list[list[int | None]]:
 
 
 def _refuse_unlabelled(items: Sequence[Item], labels: Sequence[Sequence[int | None]]) -> None:
-    for (place, candidates), record_labels in zip(items, labels, strict=True):
+    for (where, candidates), record_labels in zip(items, labels, strict=True):
         for candidate, label in zip(candidates, record_labels, strict=True):
             if label == _UNLABELLED:
                 raise InputError(
-                    f"{place}: field 'label': {candidate.label!r} (unlabelled); allowed: 0 or 1"
+                    f"{where}: field 'label': {candidate.label!r} (unlabelled); allowed: 0 or 1"
                 )
 
 
@@ -309,7 +312,7 @@ def _choose(
     seed: int,
     split_seed: int,
 ) -> list[list[int]]:
-    """Which candidates of each record become documents."""
+    """Return the indices of the candidates of each record that become documents."""
     if all(len(candidates) == 1 for _, candidates in items):
         return [[0]] * len(items)
     ids_N = _record_ids(task, split, items, labels)
@@ -324,7 +327,7 @@ def _choose(
         wrong_N = hash_keys(ids_N, "wrong of one", seed)
     is_right_N = hash_keys(ids_N, "right or wrong", seed) >> np.uint64(63) == 1
     chosen = []
-    for n, (place, candidates) in enumerate(items):
+    for n, (where, candidates) in enumerate(items):
         if len(candidates) == 1:
             chosen.append([0])
             continue
@@ -333,7 +336,7 @@ def _choose(
         if not rights or not wrongs:
             missing = "right" if not rights else "wrong"
             raise InputError(
-                f"{place}: fields {', '.join(task.fields)}: {len(candidates)} "
+                f"{where}: fields {', '.join(task.fields)}: {len(candidates)} "
                 f"candidates, but none is {missing}"
             )
         right, wrong = rights[int(right_N[n]) % len(rights)], wrongs[int(wrong_N[n]) % len(wrongs)]
@@ -347,14 +350,14 @@ def _choose(
 def _record_ids(
     task: Task, split: str, items: Sequence[Item], labels: Sequence[Sequence[int | None]]
 ) -> np.ndarray:
-    """A uint64 id for each record, from all its candidates; identical records get distinct ids."""
+    """Return uint64 ids of the records, from all candidates; equal records get distinct ids."""
     seen: Counter[int] = Counter()
     ids_N = np.zeros(len(items), np.uint64)
-    for n, (place, candidates) in enumerate(items):
+    for n, (where, candidates) in enumerate(items):
         parts = [
             part
             for c, label in zip(candidates, labels[n], strict=True)
-            for part in (*c.texts, _label_part(c, label, place))
+            for part in (*c.texts, _label_part(c, label, where))
         ]
         base = stable_id("record", task.name, split, *parts)
         ids_N[n] = stable_id(base, seen[base])
@@ -369,14 +372,14 @@ def _documents(
     labels: Sequence[Sequence[int | None]],
     chosen: Sequence[Sequence[int]],
 ) -> list[Document]:
-    # The label is part of the id, and the occurrence counts equal (text, label) only, so that the
-    # order of the records in the file changes no id.
+    # Ids include the label, and occurrences count equal (text, label) only, so that ids do not
+    # depend on the order of the records.
     seen: Counter[int] = Counter()
     documents = []
-    for (place, candidates), record_labels, picks in zip(items, labels, chosen, strict=True):
+    for (where, candidates), record_labels, picks in zip(items, labels, chosen, strict=True):
         for i in picks:
             candidate, label = candidates[i], record_labels[i]
-            label_part = _label_part(candidate, label, place)
+            label_part = _label_part(candidate, label, where)
             base = stable_id("document", task.name, split, *candidate.texts, label_part)
             soft = candidate.soft_label
             documents.append(
@@ -385,7 +388,7 @@ def _documents(
                     text=candidate.text if isinstance(candidate.text, str) else None,
                     texts=None if isinstance(candidate.text, str) else candidate.text,
                     label=None if label == _UNLABELLED else label,
-                    soft_label=None if soft is None else parse_soft_label(soft, place),
+                    soft_label=None if soft is None else parse_soft_label(soft, where),
                     group=candidate.group,
                     meta=candidate.meta,
                 )
@@ -394,6 +397,6 @@ def _documents(
     return documents
 
 
-def _label_part(candidate: Candidate, label: int | None, place: str) -> str | int:
-    """What a label adds to an id; a soft one as a number, however the file writes it."""
-    return f"soft {parse_soft_label(candidate.soft_label, place)!r}" if label is None else label
+def _label_part(candidate: Candidate, label: int | None, where: str) -> str | int:
+    """Return the label's part of an id; soft labels as numbers, however the file writes them."""
+    return f"soft {parse_soft_label(candidate.soft_label, where)!r}" if label is None else label

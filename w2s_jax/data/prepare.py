@@ -1,81 +1,77 @@
-"""Writing a task, or a corpus, as a TFDS ArrayRecord dataset, which is read by random access.
+"""Write a task, or a corpus, as a TFDS ArrayRecord dataset with random access.
 
 An example is {id: uint64, index: int64, record: text}. `record` is the record in the task's fields
-as JSON that gives it back, the order of its keys included. `id` is a stable hash of the task, the
-split and the record, whatever that order, and of how many equal records stand before it.
+as JSON, which keeps the order of its keys. `id` is a stable hash of the task, the split, the record
+(whatever the order of its keys) and the number of equal records before it.
 """
 
 import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError, StorageError, unknown
-from w2s_jax.core.files import write_json
+from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.files import is_remote, location, new_folder, refuse_existing, write_json
 from w2s_jax.core.version import __version__
 from w2s_jax.data import records, tfds
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.loading import load
-from w2s_jax.data.records import OpenedRecords, Place, Reader
+from w2s_jax.data.records import OpenedRecords, Reader
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.tasks import TASKS, get_task
-from w2s_jax.data.tfds import read_prepared
 
-__all__ = ["Prepared", "prepare", "read_prepared", "record_json"]
-
-VERSION = "1.0.0"  # of the form of the examples
+VERSION = "1.0.0"  # of the format of the examples
 _SHARD_BYTES = 256 << 20
-_CHUNK = 256  # examples handed to TFDS at a time
-# TFDS makes file names of names, and expressions of the names of splits.
+_CHUNK = 256  # examples passed to TFDS at a time
+# TFDS uses names in file names, and names of splits in expressions.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SPLIT = re.compile(r"(?!all$)[A-Za-z0-9_]+")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What `prepare` wrote.
+class PreparedDataset:
+    """A dataset written by `prepare`.
 
     Attributes:
-      folder: the dataset, for `read_prepared` or any reader of TFDS.
-      task: the name of the task or corpus.
-      source, place: where its records came from.
-      records: how many, by split.
-      sha256: of all ids and records in order (hexadecimal).
+      folder: the dataset, for `tfds.read_prepared` or any reader of TFDS.
+      task: name of the task or corpus.
+      source, location: origin of its records, as in `OpenedRecords`.
+      records: number of records by split.
+      sha256: SHA-256 of all ids and records in order (hexadecimal).
     """
 
     folder: Path
     task: str
     source: str
-    place: str
+    location: str
     records: Mapping[str, int]
     sha256: str
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count:,} {split}" for split, count in self.records.items())
         return (
-            f"{self.task}: {counts} records from {self.source} ({self.place}) are prepared in "
-            f"{self.folder} (sha256 {self.sha256[:16]})"
+            f"{self.task}: prepared {counts} records from {self.source} ({self.location}) in "
+            f"{self.folder} (SHA-256 {self.sha256[:16]})"
         )
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """What one pass over a split says.
+    """Results of a pass over a split.
 
     Attributes:
-      records, size: their number, and the bytes of their JSON.
-      repeated: the hashes that several records share.
+      records, size: number of records, and bytes of their JSON.
+      repeated: hashes that several records share.
     """
 
     records: int
@@ -85,101 +81,91 @@ class _Scan:
 
 def prepare(
     name: str, to: str | os.PathLike[str], *, source: str = "auto", data_dir: str | None = None
-) -> Prepared:
-    """Writes all splits of a task, or of a folder of texts, to `<to>/<name>/<version>/`.
+) -> PreparedDataset:
+    """Write all splits of a task, or of a folder of texts, to `<to>/<name>/<version>/`.
 
-    Records are read twice, and streamed: memory grows by 8 bytes a record only. The folder appears
-    under its name when it is complete, and an existing one is left as it is.
+    Records are read twice, as a stream: memory grows by 8 bytes per record. The folder appears
+    under its name when it is complete; an existing one is never overwritten.
 
     Args:
-      name: a task, or a folder below the data folder whose files have a field `text`.
+      name: a task, or a folder in the data folder whose files have a field `text`.
       to: a local folder.
-      source: as in `open_records`; a folder of texts comes from files only.
-      data_dir: the data folder; None means the environment's W2S_DATA_DIR.
+      source: as in `open_records`; folders of texts are 'files'.
+      data_dir: the data folder; None: the environment's W2S_DATA_DIR.
 
     Raises:
-      InputError: an unknown name or source, bad records, a record that JSON cannot hold, a dataset
-        that is there already, or TFDS is not installed.
-      StorageError: it cannot be written.
+      InputError: an unknown name or source, bad records, a record that JSON cannot represent, or an
+        existing dataset.
+      StorageError: the dataset cannot be written.
     """
-    tfds.import_tfds()
     tfds.refuse_fork()
-    root = records.location(to)
-    if not records.is_local(root):
-        raise InputError(f"--to: {to}: allowed: a local folder (copy it to a bucket afterwards)")
+    root = location(to)
+    if is_remote(root):
+        raise InputError(f"--to: {to}: use a local folder, and copy it to a bucket afterwards")
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"task.name: {name!r} cannot name a TFDS dataset; allowed: a letter, then letters, "
-            "digits and _"
+            f"task.name: {name!r} cannot be the name of a TFDS dataset; allowed: a letter, then "
+            "letters, digits and _"
         )
     folder = root / name / VERSION
-    if folder.exists():
-        raise InputError(f"{folder}: is there already; remove it, or give another folder")
+    refuse_existing(folder)
     opened = _open(name, source, data_dir)
     for split in opened.splits:
         if not _SPLIT.fullmatch(split):
             raise InputError(
-                f"{opened.place}: split {split!r} cannot be a TFDS split; allowed: letters, digits "
-                "and _, and not 'all'"
+                f"{opened.location}: split {split!r} cannot be a TFDS split; allowed: letters, "
+                "digits and _, and not 'all'"
             )
     scans = {split: _scan(name, split, reader) for split, reader in opened.splits.items()}
-    temporary = folder.with_name(f".{VERSION}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            temporary.mkdir(parents=True)
-            digests = _write(name, opened, scans, temporary)
-            info = _info(name, opened, scans, digests)
-            write_json(temporary / tfds.OUR_INFO_FILE, info)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({records.short(error)})") from error
+    with new_folder(folder) as temporary:
+        digests = _write(name, opened, scans, temporary)
+        info = _info(name, opened, scans, digests)
+        write_json(temporary / tfds.OUR_INFO_FILE, info)
     counts = {split: scan.records for split, scan in scans.items()}
-    return Prepared(folder, name, opened.source, opened.place, counts, info["sha256"])
+    return PreparedDataset(folder, name, opened.source, opened.location, counts, info["sha256"])
 
 
-def record_json(record: Mapping[str, Any], place: Place) -> str:
-    """The JSON text of a record, without spaces; `json.loads` gives the record back.
+def record_json(record: Mapping[str, Any], where: str) -> str:
+    """Return the JSON text of a record, without spaces; `json.loads` restores the record.
 
     Raises:
-      InputError: it holds something that JSON cannot give back (a date, bytes, a tuple).
+      InputError: it holds something that JSON cannot represent (a date, bytes, a tuple).
     """
-    _refuse_lossy(record, place, ())
+    _refuse_lossy(record, where, ())
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair: only an escape can hold it
+    except UnicodeEncodeError:  # half a surrogate pair needs an escape
         text = json.dumps(record, separators=(",", ":"))
-        if json.loads(text) != record:  # two halves side by side come back as one character
-            raise InputError(f"{place}: text with broken surrogate pairs: {text[:100]}") from None
+        if json.loads(text) != record:  # two adjacent halves become one character
+            raise InputError(f"{where}: text with broken surrogate pairs: {text[:100]}") from None
     return text
 
 
 def record_hash(name: str, split: str, record: Mapping[str, Any]) -> int:
-    """A stable 64-bit hash of a record, the same whatever the order of its keys."""
+    """Return a stable 64-bit hash of a record that ignores the order of its keys."""
     text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return stable_id("record", name, split, text)
 
 
-def _refuse_lossy(value: Any, place: Place, path: tuple[str, ...]) -> None:
+def _refuse_lossy(value: Any, where: str, path: tuple[str, ...]) -> None:
     if value is None or type(value) in (str, int, float, bool):
         return
     if type(value) is list:
         for i, item in enumerate(value):
-            _refuse_lossy(item, place, (*path, str(i)))
+            _refuse_lossy(item, where, (*path, str(i)))
     elif type(value) is dict and all(type(key) is str for key in value):
         for key, item in value.items():
-            _refuse_lossy(item, place, (*path, key))
+            _refuse_lossy(item, where, (*path, key))
     else:
         raise InputError(
-            f"{place}: field {'.'.join(path)!r}: a {type(value).__name__} cannot be kept as JSON "
+            f"{where}: field {'.'.join(path)!r}: a {type(value).__name__} cannot be stored as JSON "
             "without loss; allowed: text, numbers, true, false, null, and lists and objects of them"
         )
 
 
 def _open(name: str, source: str, data_dir: str | None) -> OpenedRecords:
-    """The records of a task, or of a folder of texts without labels."""
+    """Open the records of a task, or of a folder of texts without labels."""
     if source not in RECORD_SOURCES:
         raise unknown("task.source", source, RECORD_SOURCES)
     if name not in TASKS and records.task_folder(name, data_dir) is not None:
@@ -187,36 +173,35 @@ def _open(name: str, source: str, data_dir: str | None) -> OpenedRecords:
         _, first = next(records.read_records(next(iter(files.values()))))
         if "text" in first and not {"label", "soft_label"} & set(first):
             if source not in ("auto", "files"):
-                raise InputError(f"task.source: {source!r}, but {name!r} is a folder of files")
+                raise InputError(
+                    f"task.source: {source!r}, but {name!r} is a folder of files; use 'files'"
+                )
             readers = {split: _text_reader(path) for split, path in files.items()}
             return OpenedRecords("files", str(next(iter(files.values())).parent), readers)
     task = get_task(name, data_dir)
     if task.expand is None:
         raise InputError(
-            f"task.name: task {name!r} brings its own data; there is nothing to prepare"
+            f"task.name: the data of task {name!r} are embedded; there is nothing to prepare"
         )
-    # Bad records are refused here and now, as a run would refuse them later.
+    # Refuses bad records now, as a run would later.
     load(name, source, data_dir)
     return open_records(task, source, data_dir)
 
 
 def _text_reader(path: Path) -> Reader:
-    def read() -> Iterator[tuple[Place, dict[str, Any]]]:
-        for place, record in records.read_records(path):
-            text = record.get("text")
-            if not isinstance(text, str):
-                problem = "missing" if "text" not in record else f"not text: {text!r}"
-                raise InputError(f"{place}: field 'text' is {problem}")
-            yield place, record
+    def read() -> Iterator[tuple[str, dict[str, Any]]]:
+        for where, record in records.read_records(path):
+            records.text_field(record, where)
+            yield where, record
 
     return read
 
 
 def _scan(name: str, split: str, reader: Reader) -> _Scan:
-    """Checks all records, and finds those that occur more than once."""
+    """Check all records, and find those that occur more than once."""
     hashes, size = array("Q"), 0
-    for place, record in reader():
-        text = record_json(record, place)
+    for where, record in reader():
+        text = record_json(record, where)
         size += len(text.encode("utf-8"))
         hashes.append(record_hash(name, split, record))
     values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
@@ -225,8 +210,8 @@ def _scan(name: str, split: str, reader: Reader) -> _Scan:
 
 def _examples(name: str, split: str, reader: Reader, scan: _Scan) -> Iterator[dict[str, Any]]:
     seen: Counter[int] = Counter()
-    for index, (place, record) in enumerate(reader()):
-        text = record_json(record, place)
+    for index, (where, record) in enumerate(reader()):
+        text = record_json(record, where)
         base = record_hash(name, split, record)
         yield {"id": stable_id(base, seen[base]), "index": index, "record": text}
         if base in scan.repeated:
@@ -236,8 +221,9 @@ def _examples(name: str, split: str, reader: Reader, scan: _Scan) -> Iterator[di
 def _write(
     name: str, opened: OpenedRecords, scans: Mapping[str, _Scan], folder: Path
 ) -> dict[str, str]:
-    """Writes the shards and what TFDS needs to read them; returns the sha256 of each split."""
-    api = tfds.import_tfds()
+    """Write the shards and the metadata of TFDS; return the SHA-256 of each split."""
+    import tensorflow_datasets as api
+
     features = api.features.FeaturesDict(
         {"id": np.uint64, "index": np.int64, "record": api.features.Text()}
     )
@@ -247,11 +233,11 @@ def _write(
     info = api.core.DatasetInfo(
         builder=identity,
         features=features,
-        description=f"{name}, from {opened.source} ({opened.place}).",
+        description=f"{name}, from {opened.source} ({opened.location}).",
         disable_shuffling=True,
     )
-    # The ordinary builders of TFDS hold up to 1 GiB of a split in memory, and need TensorFlow for
-    # more; this one writes as it goes, with shards cut by number.
+    # TFDS's usual builders hold up to 1 GiB of a split in memory, and need TensorFlow for more;
+    # this one writes a stream into shards of a number of examples.
     largest = max(scan.size / scan.records for scan in scans.values())
     writer = api.core.SequentialWriter(
         ds_info=info,
@@ -273,7 +259,7 @@ def _write(
             written += len(chunk)
         if written != scan.records:
             raise InputError(
-                f"{opened.place}, split {split}: changed while it was read "
+                f"{opened.location}, split {split}: changed while it was read "
                 f"({scan.records} records, then {written})"
             )
         writer.close_splits([split])
@@ -284,12 +270,12 @@ def _write(
 def _info(
     name: str, opened: OpenedRecords, scans: Mapping[str, _Scan], digests: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What `tfds.read_info` gives back."""
+    """Return the content of w2s.json (see `tfds.read_info`)."""
     together = "".join(f"{split} {digest}\n" for split, digest in digests.items())
     return {
         "task": name,
         "source": opened.source,
-        "place": opened.place,
+        "location": opened.location,
         "splits": {
             split: {"records": scan.records, "sha256": digests[split]}
             for split, scan in scans.items()
@@ -297,6 +283,6 @@ def _info(
         "sha256": hashlib.sha256(together.encode()).hexdigest(),
         "versions": {
             "w2s_jax": __version__,
-            "tensorflow_datasets": tfds.import_tfds().__version__,
+            "tensorflow_datasets": metadata.version("tensorflow_datasets"),
         },
     }

@@ -1,7 +1,6 @@
-"""Where the records of a task come from: local files, the Hugging Face hub, TFDS.
+"""Sources of a task's records: local files, the Hugging Face hub, TFDS.
 
-`open_records` finds them and says which source it took; no record is read before a split is
-iterated (the hub and the catalogue are downloaded).
+`open_records` chooses the source. It may download, but reads no record before a split is iterated.
 """
 
 import importlib.util
@@ -9,31 +8,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, first_line, unknown
+from w2s_jax.core.files import location
 from w2s_jax.core.hf_hub import INSTALL
 from w2s_jax.data import hf_datasets, records, tfds
-from w2s_jax.data.records import OpenedRecords, Place, Reader
+from w2s_jax.data.records import OpenedRecords, Reader
 from w2s_jax.data.task import Origin, Task
-
-__all__ = ["OpenedRecords", "Place", "Reader", "open_records", "read_corpus"]
 
 RECORD_SOURCES = ("auto", "files", "hub", "tfds")
 
 
 def open_records(task: Task, source: str, data_dir: str | None) -> OpenedRecords:
-    """Finds the records of `task`.
+    """Find the records of `task`.
 
-    'auto' takes the first that is there: local files, a local clone of the hub's repository, a
-    prepared TFDS folder; then, if the task has an origin there and the package that it needs is
-    installed: the hub, the TFDS catalogue. 'hub' and 'tfds' also prefer what is local.
+    'auto' takes the first that exists: local files, a local clone of the hub's repository, a
+    prepared TFDS folder; then, if the task has an origin there and the necessary package is
+    installed, the hub and the TFDS catalogue. 'hub' and 'tfds' also prefer local copies.
 
     Args:
-      task: a task that is read from records.
+      task: a task with `expand`.
       source: 'auto', 'files', 'hub' or 'tfds'.
-      data_dir: the data folder; None means the environment's W2S_DATA_DIR.
+      data_dir: the data folder; None: the environment's W2S_DATA_DIR.
 
     Raises:
-      InputError: there are none; says what was tried and how to give local files.
+      InputError: no records were found; lists what was tried and how to use local files.
     """
     if source not in RECORD_SOURCES:
         raise unknown("task.source", source, RECORD_SOURCES)
@@ -50,14 +48,14 @@ def open_records(task: Task, source: str, data_dir: str | None) -> OpenedRecords
     if source in ("auto", "tfds"):
         folder = tfds.prepared_folder((task.name, task.folder), data_dir, task.tfds)
         if folder is not None:
-            # What `prepare` wrote has our splits and fields already.
+            # Folders written by `prepare` have our splits and fields already.
             origin = None if tfds.read_info(folder) is not None else task.tfds
             return _as_ours(task, "tfds", str(folder), tfds.open_prepared(folder), origin)
     return _open_remote(task, source, data_dir)
 
 
 def _open_remote(task: Task, source: str, data_dir: str | None) -> OpenedRecords:
-    """The hub, then the catalogue; an error that tells why each gave nothing."""
+    """Try the hub, then the catalogue; the error has the reasons of both."""
     failures = []
     if source in ("auto", "hub"):
         try:
@@ -83,11 +81,11 @@ def _open_remote(task: Task, source: str, data_dir: str | None) -> OpenedRecords
 
 def _open_hub(task: Task, source: str) -> OpenedRecords:
     if task.hub is None:
-        raise InputError(_no_origin(task))
+        raise InputError(_not_available(task, "the hub"))
     if source == "auto" and importlib.util.find_spec("datasets") is None:
         raise InputError(f"the package datasets is not installed; {INSTALL}")
     return _as_ours(
-        task, "hub", hf_datasets.place_of(task.hub), hf_datasets.open_hub(task.hub), task.hub
+        task, "hub", hf_datasets.title_of(task.hub), hf_datasets.open_hub(task.hub), task.hub
     )
 
 
@@ -95,60 +93,56 @@ def _open_catalogue(task: Task, data_dir: str | None) -> OpenedRecords:
     if task.tfds is None:
         root = records.data_root(data_dir)
         where = f" and no prepared folder {root / task.name}/<version>" if root else ""
-        raise InputError(_no_origin(task) + where)
-    place = f"TFDS {task.tfds.name}"
-    return _as_ours(task, "tfds", place, tfds.open_catalogue(task.tfds), task.tfds)
+        raise InputError(_not_available(task, "TFDS") + where)
+    title = f"TFDS {task.tfds.name}"
+    return _as_ours(task, "tfds", title, tfds.open_catalogue(task.tfds), task.tfds)
 
 
-def _no_origin(task: Task) -> str:
-    return f"task {task.name!r} has no origin there (it has: {', '.join(sources_of(task))})"
-
-
-def sources_of(task: Task) -> tuple[str, ...]:
-    """The sources that a task read from records can have, besides prepared folders."""
-    hub_ = ("hub",) if task.hub is not None else ()
-    return ("files", *hub_, *(("tfds",) if task.tfds is not None else ()))
+def _not_available(task: Task, catalogue: str) -> str:
+    origins = {"files": True, "hub": task.hub is not None, "tfds": task.tfds is not None}
+    sources = ", ".join(source for source, available in origins.items() if available)
+    return f"task {task.name!r} is not available from {catalogue} (its sources: {sources})"
 
 
 def _as_ours(
-    task: Task, source: str, place: str, splits: Mapping[str, Reader], origin: Origin | None
+    task: Task, source: str, title: str, splits: Mapping[str, Reader], origin: Origin | None
 ) -> OpenedRecords:
-    """Splits by our names, in alphabetical order as of files, and records in our fields."""
+    """Rename splits and convert records as `origin` says; splits are in alphabetical order."""
     if origin is not None and origin.splits:
         for name, theirs in origin.splits.items():
             if theirs not in splits:
                 raise InputError(
-                    f"{place}: no split {theirs!r}, which is {name!r} of task {task.name!r}; "
-                    f"it has: {', '.join(splits)}"
+                    f"{title}: no split {theirs!r} (split {name!r} of task {task.name!r}); "
+                    f"found: {', '.join(splits)}"
                 )
         splits = {name: splits[theirs] for name, theirs in origin.splits.items()}
     if origin is not None and origin.convert is not None:
         splits = {name: _converted(reader, origin) for name, reader in splits.items()}
-    return OpenedRecords(source, place, dict(sorted(splits.items())))
+    return OpenedRecords(source, title, dict(sorted(splits.items())))
 
 
 def _converted(reader: Reader, origin: Origin) -> Reader:
     convert = origin.convert
     assert convert is not None
 
-    def read() -> Iterator[tuple[Place, dict[str, Any]]]:
-        for place, record in reader():
+    def read() -> Iterator[tuple[str, dict[str, Any]]]:
+        for where, record in reader():
             try:
                 converted = convert(record)
             except InputError as error:
-                raise InputError(f"{place}: {error}") from error
+                raise InputError(f"{where}: {error}") from error
             except (LookupError, TypeError, AttributeError, ValueError) as error:
                 raise InputError(
-                    f"{place}: not as {origin.name} is expected to be ({records.short(error)}); "
+                    f"{where}: not in the expected form of {origin.name} ({first_line(error)}); "
                     f"the record has: {', '.join(map(str, record)) or 'no fields'}"
                 ) from error
-            yield place, converted
+            yield where, converted
 
     return read
 
 
 def _files_name(task: Task, data_dir: str | None) -> str | None:
-    """The folder of the task's own files, else that which it shares with another; None: neither."""
+    """Return the folder of the task's own files, else the shared one; None if neither exists."""
     for name in (task.name, task.folder):
         if name is not None and records.task_folder(name, data_dir) is not None:
             return name
@@ -158,15 +152,15 @@ def _files_name(task: Task, data_dir: str | None) -> str | None:
 def _open_files(task: Task, data_dir: str | None) -> OpenedRecords:
     name = _files_name(task, data_dir) or task.folder or task.name
     files = records.find_files(name, data_dir)
-    place = str(next(iter(files.values())).parent)
+    folder = str(next(iter(files.values())).parent)
     splits = {split: _file_reader(path) for split, path in files.items()}
     theirs = {} if task.hub is None else dict(task.hub.splits)
     if theirs and not set(theirs) <= set(files) and set(theirs.values()) <= set(files):
-        # The hub's own names: those of the files as they are downloaded.
+        # Files downloaded from the hub, under its names of the splits.
         renamed = {name: splits[split] for name, split in theirs.items()}
         kept = {name: splits[name] for name in splits if name not in theirs.values()}
         splits = dict(sorted((kept | renamed).items()))
-    return OpenedRecords("files", place, splits)
+    return OpenedRecords("files", folder, splits)
 
 
 def _file_reader(path: Path) -> Reader:
@@ -174,35 +168,32 @@ def _file_reader(path: Path) -> Reader:
 
 
 def read_corpus(source: str, data_dir: str | None, split: str = "train") -> list[str]:
-    """Unlabelled texts, for language-model training.
+    """Read unlabelled texts for language-model training.
 
     Args:
-      source: a file (.txt is one text; other kinds have a field `text`), a folder that `w2s data
-        prepare` wrote, or the name of a folder below the data folder.
-      data_dir: as in `find_files`; used when `source` is neither a file nor a prepared folder.
-      split: which split of that folder.
+      source: a file (.txt is one text; other kinds have a field `text`), a folder written by `w2s
+        data prepare`, or the name of a folder in the data folder.
+      data_dir: as in `find_files`; used if `source` is neither a file nor a prepared folder.
+      split: split of the folder.
 
     Returns:
-      The texts in the order of the source. Texts of nothing but white space are left out.
+      The texts in the order of the source, without blank ones.
 
     Raises:
-      InputError: nothing is found, a record has no text, or all texts are empty.
+      InputError: nothing is found, a record has no text, or all texts are blank.
     """
-    place, reader = _open_corpus(source, data_dir, split)
+    start, reader = _open_corpus(source, data_dir, split)
     texts = [text for _, text in reader() if text.strip()]
     if not texts:
-        raise InputError(f"{place}: the file is empty (no text but white space in any line)")
+        raise InputError(f"{start}: the file is empty (all lines are blank)")
     return texts
 
 
 def _open_corpus(
     source: str, data_dir: str | None, split: str = "train"
-) -> tuple[str, Callable[[], Iterator[tuple[Place, str]]]]:
-    """Where a corpus begins, and a function that yields (place, text) of all its records.
-
-    Arguments and errors as of `read_corpus`; nothing is read before that function is called.
-    """
-    path = records.location(source)
+) -> tuple[str, Callable[[], Iterator[tuple[str, str]]]]:
+    """Return the name of a corpus for errors, and a function that yields (where, text)."""
+    path = location(source)
     with records.reaching(path):
         is_file = path.is_file()
     if not is_file:
@@ -220,7 +211,7 @@ def _open_corpus(
 
 
 def _corpus_folder(source: str, path: Path, data_dir: str | None) -> Path:
-    """The folder of a corpus: prepared, or of files."""
+    """Return the folder of a corpus: a prepared one, or one of files."""
     with records.reaching(path):
         given = tfds.version_folder(path) if path.is_absolute() or "/" in source else None
     folder = given or records.task_folder(source, data_dir)
@@ -246,14 +237,9 @@ def _check_split(folder: Path, split: str, splits: Iterable[str]) -> None:
         )
 
 
-def _whole_text(path: Path) -> Iterator[tuple[Place, str]]:
+def _whole_text(path: Path) -> Iterator[tuple[str, str]]:
     yield f"{path}, line 1", "".join(line for _, line in records.read_lines(path))
 
 
-def _texts(found: Iterator[tuple[Place, dict[str, Any]]]) -> Iterator[tuple[Place, str]]:
-    for place, record in found:
-        text = record.get("text")
-        if not isinstance(text, str):
-            problem = "missing" if "text" not in record else f"not text: {text!r}"
-            raise InputError(f"{place}: field 'text' is {problem}")
-        yield place, text
+def _texts(found: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
+    return ((where, records.text_field(record, where)) for where, record in found)

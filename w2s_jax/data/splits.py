@@ -1,7 +1,7 @@
-"""Cutting a task's documents into slices, validation and test.
+"""Split a task's documents into slices, validation and test.
 
-All orders come from a hash of `split_seed` and the documents' ids, so a split is the same on every
-machine and whatever the order of the documents in their files.
+All orders come from a hash of `split_seed` and document ids, so splits are the same on every
+machine, whatever the order of the documents in their files.
 """
 
 import itertools
@@ -14,10 +14,10 @@ import numpy as np
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document, hash_order, stable_id
 
-# Above this share of the majority, training documents are rebalanced (the paper's rule).
+# Training documents are balanced if the share of one class exceeds this (the paper's rule).
 MAJORITY_LIMIT = 0.55
 
-# Documents that stay together. All functions below keep the order of groups and within groups.
+# Documents that stay together. All functions below keep the order of and within groups.
 Group = list[Document]
 
 
@@ -33,47 +33,45 @@ def make_splits(
     grouping: bool = True,
     split_seed: int = 0,
 ) -> dict[str, list[Document]]:
-    """Slices of the training documents, validation and test.
+    """Return slices of the training documents, validation and test.
 
-    Test documents come from 'test', else from 'validation', else out of the training documents;
-    validation documents from 'validation' if that is not the test set, else out of the training
-    documents. These are 'train', else the first of 'validation', 'test' or the only other split.
+    Test documents come from 'test', else from 'validation', else from the training documents;
+    validation documents from 'validation' if that is not the test set, else from the training
+    documents. These are 'train', else the first of 'validation' and 'test', else the only split.
 
-    With `grouping`, no group is on two sides: a group of which one document is taken for test or
-    validation is gone from the training documents, and training documents whose group occurs in an
-    official split in use are left out. Documents without a group that are equal in words (see
-    `normalised_text`) form one. Slices are as equal as a greedy assignment of whole groups makes
-    them: of equal size (or one apart) for ungrouped and for paired documents, with the
-    classes spread evenly.
+    With `grouping`, no group is on two sides: if one document of a group is taken for test or
+    validation, the group is removed from the training documents, and so are groups that occur in an
+    official split in use. Documents without a group but with the same words (see `normalised_text`)
+    form a group. Whole groups are assigned greedily to slices: slices of ungrouped and of paired
+    documents have equal sizes (or differ by one), with the classes spread evenly.
 
-    Without it, as in the code released with the paper, documents are dealt one by one and at
-    random; of two slices the second has the odd document.
+    Without it, as in the code released with the paper, single documents are assigned at random; the
+    second of two slices has the odd document.
 
     Args:
       documents: by split, as `load_task` returns them.
       train_docs: training documents of all slices together, after balancing; None: all. A smaller
-        number gives a subset of what a larger one gives, with the same test and validation.
-      test_docs, validation_docs: how many; None: all of an official split. With `balance_test`, an
-        odd number is lowered by one.
-      num_slices: how many slices.
-      balance: training documents are cut to equal classes if one of them exceeds 55%.
-      balance_test: test and validation hold equally many documents of both classes; None: as
-        `balance` says.
+        number gives a subset of a larger one's documents, with the same test and validation.
+      test_docs, validation_docs: number of documents; None: all of an official split. With
+        `balance_test`, odd numbers are reduced by one.
+      num_slices: number of slices.
+      balance: cut training documents to equal classes if one class exceeds 55%.
+      balance_test: test and validation have equally many documents of both classes; None: the value
+        of `balance`.
       grouping: see above.
       split_seed: seed of all orders.
 
     Returns:
-      'slice1' ... 'sliceN', 'validation', 'test', and 'pretrain' if it was given, which is
-      returned as it is.
+      'slice1' ... 'sliceN', 'validation', 'test', and 'pretrain', unchanged, if it was given.
 
     Raises:
-      InputError: a number is out of range or there are too few documents (the field, what was
-        asked and how many there are), or one group is too large to cut the rest evenly.
+      InputError: a number is out of range, there are too few documents, or one group is too large
+        for even slices; names the field, the number asked for and the number available.
     """
     sizes = {"train_docs": train_docs, "test_docs": test_docs, "validation_docs": validation_docs}
     for name, value in sizes.items():
         if value is not None and value < 0:
-            raise InputError(f"task.{name}: {value}; must not be negative")
+            raise InputError(f"task.{name}: {value}; must be at least 0")
     if num_slices < 1:
         raise ValueError(f"num_slices must be at least 1, got {num_slices}")
     balance_test = balance if balance_test is None else balance_test
@@ -111,14 +109,14 @@ def make_splits(
 
 
 def roles(documents: Mapping[str, Sequence[Document]]) -> tuple[str, str | None, str | None]:
-    """The splits that training, test and validation documents come from (None: carved)."""
+    """Return the source splits of training, test and validation (None: from training)."""
     there = [name for name, docs in documents.items() if docs and name != "pretrain"]
     official = [name for name in ("train", "validation", "test") if name in there]
     if not official and len(there) != 1:
         found = ", ".join(there) or "none"
         raise InputError(
-            f"task.name: no documents to train on: there must be a split train, "
-            f"validation or test, or a single other one; found: {found}"
+            f"task.name: no documents to train on: needs a split train, validation or test, or a "
+            f"single other split; found: {found}"
         )
     train = (official or there)[0]
     free = [name for name in ("test", "validation") if name in there and name != train]
@@ -128,21 +126,21 @@ def roles(documents: Mapping[str, Sequence[Document]]) -> tuple[str, str | None,
 
 
 def normalised_text(document: Document) -> str | None:
-    """The words of a document's text without case and punctuation (of a pair: of both texts).
+    """Return the words of a document (of a pair: of both texts), without case and punctuation.
 
-    None if it has no text; a text without words stays as it is.
+    None if it has no text. A text without words is returned unchanged.
     """
     texts = document.texts or (() if document.text is None else (document.text,))
     words = (re.sub(r"\W+", " ", text.casefold()).strip() or text for text in texts)
     return "\0".join(words) or None
 
 
-#: Document id -> the name of its group; documents without one stand alone.
+#: Document id -> name of its group; documents without an entry are groups of their own.
 _Keys = Mapping[int, str]
 
 
 def _group_keys(documents: Sequence[Document], grouping: bool) -> _Keys:
-    """The groups of all documents: their own, else one of all documents with an equal text."""
+    """Return the groups of documents: their own, else one of documents with the same words."""
     if not grouping:
         return {}
     keys = {d.id: d.group for d in documents if d.group is not None}
@@ -154,7 +152,7 @@ def _group_keys(documents: Sequence[Document], grouping: bool) -> _Keys:
 
 
 def _groups(documents: Sequence[Document], keys: _Keys, split_seed: int) -> list[Group]:
-    """Groups in hash order of their keys; documents within a group in hash order of their ids."""
+    """Return groups in hash order of their keys, each in hash order of document ids."""
     members: dict[int, Group] = {}
     for document in documents:
         name = keys.get(document.id)
@@ -173,13 +171,13 @@ def _in_order(group: Group, split_seed: int) -> Group:
 
 
 def _without(groups: Sequence[Group], others: Sequence[Group], keys: _Keys) -> list[Group]:
-    """`groups` less those whose name occurs in `others`."""
+    """Return the groups whose names do not occur in `others`."""
     names = {keys.get(group[0].id) for group in others} - {None}
     return [group for group in groups if keys.get(group[0].id) not in names]
 
 
 def _class(document: Document) -> int:
-    """0 or 1; documents without any label (they are never balanced) count as class 0."""
+    """Return 0 or 1; documents without any label (never balanced) count as class 0."""
     if document.label is not None:
         return document.label
     return int(document.soft_label is not None and document.soft_label > 0.5)
@@ -187,25 +185,23 @@ def _class(document: Document) -> int:
 
 def _require_labels(groups: Sequence[Group]) -> None:
     if any(d.label is None and d.soft_label is None for group in groups for d in group):
-        raise InputError("protocol.balance: True, but some documents have no label to balance by")
+        raise InputError("protocol.balance: True, but some documents have no label")
 
 
 def _too_few(field: str, asked: int | None, have: int, split: str, balance: bool) -> InputError:
     number = "all" if asked is None else str(asked)
     after = " after balancing the classes" if balance else ""
     return InputError(
-        f"{field}: {number} documents were asked for, but split {split!r} has only "
-        f"{have} to give{after}"
+        f"{field}: {number} documents were asked for, but split {split!r} has only {have}{after}"
     )
 
 
 def _take(
     groups: Sequence[Group], count: int | None, balance: bool, field: str, split: str
 ) -> tuple[list[Document], list[Group]]:
-    """The first `count` documents (None: all) and the groups of which none was taken.
+    """Return the first `count` documents (None: all), and the groups without any of them.
 
-    With `balance`, half of them from each class. What is left of a group that was taken in part
-    goes nowhere.
+    With `balance`, half of them are from each class. The rest of a partly taken group is dropped.
     """
     if balance:
         _require_labels(groups)
@@ -233,12 +229,12 @@ def _take(
 def _carve(
     groups: Sequence[Group], count: int | None, balance: bool, field: str, split: str
 ) -> tuple[list[Document], list[Group]]:
-    """As `_take`, out of the training documents, where "all" would leave none."""
+    """Take documents as `_take` does, but from the training documents, and never all."""
     if count == 0:
         return [], list(groups)
     if count is None:
         raise InputError(
-            f"{field}: must be a number, because the documents are taken out of split {split!r}"
+            f"{field}: must be a number, because the documents are taken from split {split!r}"
         )
     return _take(groups, count, balance, field, split)
 
@@ -246,7 +242,7 @@ def _carve(
 def _training(
     groups: Sequence[Group], train_docs: int | None, balance: bool, split: str
 ) -> list[Document]:
-    """The first `train_docs` documents, balanced before, in an order that spreads the classes."""
+    """Return the first `train_docs` documents, after balancing, with evenly spread classes."""
     ordered = [document for group in groups for document in group]
     if balance:
         _require_labels(groups)
@@ -258,10 +254,10 @@ def _training(
 
 
 def _balanced(ordered: Sequence[Document]) -> list[Document]:
-    """Cuts a majority above 55% to one half, and spreads both classes evenly over the order.
+    """Cut a majority above 55% to one half, and spread both classes evenly over the order.
 
-    Because they are spread, the first n documents have the same balance for every n, and the pairs
-    of a task with one right and one wrong item a question stay next to each other.
+    So the first n documents have the same balance for every n, and in a task with one right and one
+    wrong item per question these stay adjacent.
     """
     positions: dict[int, list[int]] = {0: [], 1: []}
     for n, document in enumerate(ordered):
@@ -276,7 +272,7 @@ def _balanced(ordered: Sequence[Document]) -> list[Document]:
 
 
 def _cut(training: Sequence[Document], num_slices: int) -> list[list[Document]]:
-    """Consecutive parts of equal size, the later ones one larger where they must be."""
+    """Return consecutive parts of equal size, the later ones possibly one larger."""
     _refuse_too_few(training, num_slices)
     bounds = [len(training) * s // num_slices for s in range(num_slices + 1)]
     return [list(training[a:b]) for a, b in itertools.pairwise(bounds)]
@@ -290,10 +286,10 @@ def _refuse_too_few(training: Sequence[Document], num_slices: int) -> None:
 
 
 def _slices(training: Sequence[Document], num_slices: int, keys: _Keys) -> list[list[Document]]:
-    """Whole groups to slices: largest first, each to the smallest slice.
+    """Assign whole groups to slices: largest first, each to the smallest slice.
 
-    Among equally small slices the one with fewest documents of the group's classes is taken, so
-    that each class is spread as evenly as the sizes are.
+    Ties go to the slice with the fewest documents of the group's classes, so that classes are
+    spread as evenly as sizes.
     """
     _refuse_too_few(training, num_slices)
     members: dict[str | int, list[int]] = {}
@@ -318,18 +314,18 @@ def _slices(training: Sequence[Document], num_slices: int, keys: _Keys) -> list[
 def _refuse_unequal(
     training: Sequence[Document], groups: Sequence[Sequence[int]], num_slices: int, keys: _Keys
 ) -> None:
-    """Refuses a largest group above half of the data or one and a half slices, and empty slices."""
+    """Refuse a group above half of the data or one and a half slices, and empty slices."""
     if num_slices == 1:
         return
     size, total = len(groups[0]), len(training)
     if size > min(total / 2, 1.5 * total / num_slices):
         name = keys.get(training[groups[0][0]].id)
         raise InputError(
-            f"task.train_docs: group {name!r} holds {size} of {total} documents, "
-            f"which is too many for one of {num_slices} slices"
+            f"task.train_docs: group {name!r} has {size} of {total} documents, too many for one of "
+            f"{num_slices} slices"
         )
     if len(groups) < num_slices:
         raise InputError(
-            f"task.train_docs: {total} documents in {len(groups)} groups cannot be "
-            f"cut into {num_slices} slices without splitting a group"
+            f"task.train_docs: {total} documents in {len(groups)} groups cannot be cut into "
+            f"{num_slices} slices without splitting a group"
         )

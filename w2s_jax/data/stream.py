@@ -1,10 +1,10 @@
-"""Text that does not fit in memory: read at random through grain, shuffled, packed, restorable.
+"""Streams of text that does not fit in memory, through grain: shuffled, packed, restorable.
 
-The way of a batch is corpus -> global shuffle, another one each epoch, without end -> chunks of a
-few documents, tokenised -> one stream of tokens, cut into rows -> batches. All but the last two
-steps are random access by an index, so a position is a few integers. With several processes each of
-them reads everything: where a row begins depends on all documents before it, so the batches are the
-same for any number of processes, and so is a position.
+The pipeline is corpus -> endless global shuffle, new for each epoch -> chunks of documents,
+tokenised -> one stream of tokens, cut into rows -> batches. All but the last two steps have random
+access by index, so a position is a few integers. With several processes each reads everything,
+because the start of a row depends on all documents before it; so batches and positions are the same
+for any number of processes.
 """
 
 import functools
@@ -22,8 +22,8 @@ from w2s_jax.data.tokenizers import Tokenizer
 MIN_ROW_LENGTH = 8
 MAX_ROW_LENGTH = 2**16 - 1  # segment ids are uint16
 
-# Documents that are read and tokenised together. What a stream yields does not depend on it, but
-# positions count in it.
+# Documents that are read and tokenised together, the unit of positions. The batches of a stream do
+# not depend on it.
 _CHUNK_DOCUMENTS = 32
 
 
@@ -38,32 +38,32 @@ def stream_batches(
     num_threads: int = 2,
     num_ahead: int = 2,
 ) -> "TextStream":
-    """Batches of packed text without end, reshuffled each epoch.
+    """Return an endless stream of batches of packed text, reshuffled each epoch.
 
-    A document is the tokenizer's prefix, its text, and the suffix (end of text where there is no
-    suffix). Documents follow one another and are cut where a row is full; the rest goes on in the
-    next row as a segment of its own, behind a prefix. No token is left out or repeated but for
-    those prefixes. Texts of nothing but white space are left out.
+    A document is the tokenizer's prefix, its text, and the suffix (end of text without a suffix).
+    Documents follow one another and are cut at the end of a row; the rest continues in the next row
+    as a new segment, after a prefix. No token is dropped, and only those prefixes are repeated.
+    Blank texts are skipped.
 
     Args:
       corpus: see `corpus.open_corpus`.
-      tokenizer: needs a suffix or an end of text, to keep documents apart.
+      tokenizer: must have a suffix or an end of text, to separate documents.
       batch_size: rows of a batch.
       row_length: slots of a row, 8 to 65535.
-      seed: of the order of the documents.
+      seed: seed of the order of documents.
       num_workers: processes that read and tokenise; 0: threads of this process.
       num_threads: threads that read and tokenise (in each worker); 0: none.
-      num_ahead: batches that are made ahead, in one more thread; 0: none.
+      num_ahead: batches to prepare ahead, in one more thread; 0: none.
 
     Returns:
-      An iterator; see `TextStream`. Neither workers nor threads change what it yields.
+      An iterator; see `TextStream`. Workers and threads do not change its batches.
 
     Raises:
-      InputError: an argument out of its range, a tokenizer without the tokens it needs, an empty
-        corpus; later, a record without text.
+      InputError: an argument out of range, a tokenizer without the necessary tokens, an empty
+        corpus; during iteration, a record without text.
     """
     if batch_size < 1:
-        raise InputError(f"pretrain.batch_size: {batch_size}; allowed: 1 or more")
+        raise InputError(f"pretrain.batch_size: {batch_size}; must be at least 1")
     check_stream(corpus, tokenizer, row_length=row_length)
     end = tuple(tokenizer.suffix) or _end_of_text(tokenizer)
     prefix = np.array(tokenizer.prefix, np.int32)
@@ -72,7 +72,7 @@ def stream_batches(
 
     documents = (
         grain.MapDataset.source(corpus)
-        # Grain adds the epoch to the seed, so that neighbouring seeds would share their orders.
+        # Hashed because grain adds the epoch to the seed: seed 0 in epoch 1 is seed 1 in epoch 0.
         .shuffle(stable_id("stream", seed) % 2**32)
         .repeat()
     )
@@ -111,11 +111,11 @@ def stream_batches(
 
 
 class TextStream:
-    """An endless iterator over batches whose position can be saved and restored.
+    """An endless iterator over batches with a position that can be saved and restored.
 
     A batch is a dict of [B, L] arrays:
-      tokens_BL: int32, 0 where there is none.
-      segment_ids_BL: uint16: 1, 2, ... by document in each row; 0 is padding.
+      tokens_BL: int32, 0 for padding.
+      segment_ids_BL: uint16: 1, 2, ... by document in each row; 0 for padding.
     """
 
     def __init__(self, batches: Any, identity: dict[str, int], corpus: Corpus, rows: int) -> None:
@@ -134,15 +134,15 @@ class TextStream:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of the corpus: see `Corpus.digest`."""
+        """SHA-256 (hexadecimal) of the corpus; see `Corpus.digest`."""
         return self._corpus.digest
 
     def state(self) -> dict[str, int]:
-        """The position behind the last batch that was taken, whatever was read ahead.
+        """Return the position after the last batch taken, independent of what was read ahead.
 
-        It holds integers only, always the same ones: the document chunk to go on with, the tokens
-        of it that are still to come (start, stop; -1: all), the rows to skip from there, and what
-        must be equal for that to mean the same.
+        It is a fixed set of integers: the next chunk of documents, its remaining tokens (start,
+        stop; -1: all), the rows to skip from there, and the values that must be equal for the
+        position to be valid.
         """
         position = self._batches.get_state()
         start, stop = position["remainder_slices"]["tokens"]
@@ -155,9 +155,9 @@ class TextStream:
         }
 
     def restore(self, state: dict[str, int]) -> None:
-        """Goes to where `state` was taken: the next batches are the same bits as there.
+        """Continue from `state`: the next batches are equal in bits to those of the saved stream.
 
-        Batch size, workers and threads may differ from those of the stream that was saved.
+        Batch size, workers and threads may differ from those of the saved stream.
 
         Raises:
           InputError: the state is of another corpus, seed or row length.
@@ -170,14 +170,14 @@ class TextStream:
         self._batches.set_state(
             {
                 "parent_state": {"next_index": state["chunk"]},
-                # Grain compares with a tuple; a list, which JSON makes of it, would lose a chunk.
+                # A tuple, because grain compares; with a list, as in JSON, it would lose a chunk.
                 "remainder_slices": {"tokens": (state["start"], state["stop"])},
                 "elements_from_buffer_after_checkpoint": state["rows"],
             }
         )
 
     def close(self) -> None:
-        """Ends threads and workers. The stream cannot be used afterwards."""
+        """Stop threads and workers. The stream cannot be used afterwards."""
         if self._batches is not None:
             self._batches.close()
         # Grain's iterator must not outlive the modules that its destructor uses.
@@ -185,11 +185,11 @@ class TextStream:
 
 
 def check_stream(corpus: Corpus, tokenizer: Tokenizer, *, row_length: int) -> None:
-    """Refuses what `stream_batches` could not stream, without reading more than it must.
+    """Check the arguments of `stream_batches`, reading as little as possible.
 
     Raises:
-      InputError: the rows are too short or too long, the tokenizer has no token to keep documents
-        apart, or the corpus is empty or cannot be read to its end.
+      InputError: the rows are too short or too long, the tokenizer has no token to separate
+        documents, or the corpus is empty or its end cannot be read.
     """
     if not MIN_ROW_LENGTH <= row_length <= MAX_ROW_LENGTH:
         raise InputError(
@@ -197,8 +197,8 @@ def check_stream(corpus: Corpus, tokenizer: Tokenizer, *, row_length: int) -> No
         )
     if not tokenizer.suffix and tokenizer.end_of_text is None:
         raise InputError(
-            f"task.tokenizer: {tokenizer.name!r}: a tokenizer without a needed special token: "
-            "streamed documents are kept apart by a suffix or an end of text, and it has neither"
+            f"task.tokenizer: {tokenizer.name!r}: streaming needs a tokenizer with a special token "
+            "to separate documents (a suffix or an end of text), and it has none"
         )
     _refuse_empty(corpus)
     _ = corpus[len(corpus) - 1]
@@ -210,17 +210,17 @@ def _end_of_text(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _refuse_empty(corpus: Corpus) -> None:
-    """A corpus without any text would be searched for its first token without end."""
+    """Refuse a corpus without text, whose first token would be searched forever."""
     if not len(corpus):
         raise InputError(f"{corpus.name}: the file is empty (it holds no records)")
     if not any(corpus[n].strip() for n in range(len(corpus))):
-        raise InputError(f"{corpus.name}: the file is empty (no text but white space in any line)")
+        raise InputError(f"{corpus.name}: the file is empty (all lines are blank)")
 
 
 def _tokens(
     texts: Sequence[str], *, tokenizer: Tokenizer, end: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """The documents one after another, int32 [T]; the first token t of each stands as ~t < 0."""
+    """Return concatenated documents, int32 [T]; the first token t of each is stored as ~t < 0."""
     texts = [text for text in texts if text.strip()]
     if not texts:
         return {"tokens": np.zeros(0, np.int32)}
@@ -237,9 +237,9 @@ def _tokens(
 
 
 def _batch(rows: Sequence[dict[str, np.ndarray]], *, prefix: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of L - len(prefix) slots become rows of L, with a prefix where a document goes on.
+    """Extend rows of L - len(prefix) slots to L, with a prefix if they continue a document.
 
-    The few rows that begin with a document keep those slots empty, at their end.
+    The few rows that begin with a document have padding at their end instead.
     """
     marked_BL = np.stack([row["tokens"] for row in rows])
     begins_BL = marked_BL < 0
@@ -258,15 +258,15 @@ def _batch(rows: Sequence[dict[str, np.ndarray]], *, prefix: np.ndarray) -> dict
 
 
 def _in_workers(chunks: Any, reading: Any, num_workers: int) -> Any:
-    """The elements of a `grain.MapDataset`, in its order, made by processes.
+    """Return the elements of a `grain.MapDataset`, in order, computed by processes.
 
-    Its state is the index of the next element, as without workers: grain's own differs with their
-    number. A restored position starts the workers anew from there.
+    The state is the index of the next element, as without workers, while grain's own depends on
+    their number. Restoring a position restarts the workers from there.
     """
     import grain
     from absl import flags
 
-    # Grain reads its settings from the program's flags, which only programs of absl parse.
+    # Grain reads its settings from absl's flags, which may not be parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
 

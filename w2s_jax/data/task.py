@@ -1,4 +1,4 @@
-"""What a task is: how the records of a dataset become documents, and where they are."""
+"""Declarations of tasks: how records become documents, and the sources of the records."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ class TokenSpace:
     Attributes:
       vocab_size: number of ids.
       pad_id, bos_id: ids of padding and of the beginning of a document.
-      label_tokens: ids of the tokens for label 0 and label 1 (a head may start from their rows of
-        the unembedding).
+      label_tokens: ids of the tokens for label 0 and label 1 (a head may be initialised from their
+        rows of the unembedding).
     """
 
     vocab_size: int
@@ -26,15 +26,15 @@ class TokenSpace:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An item that a record could become; the protocol's item expansion chooses among them.
+    """A possible item of a record; the protocol's item expansion chooses among them.
 
     Attributes:
-      text: the content; a pair of texts to be compared in a preference task.
-      label: as found in the record (the loader checks it and converts it to 0 or 1). Of a pair:
-        1 if the second text is the better one. None where there is a soft label only.
+      text: the content; in a preference task a pair of texts to be compared.
+      label: as in the record (the loader checks it and converts it to 0 or 1). Of a pair: 1 if the
+        second text is better. None if there is only a soft label.
       group: as in `Document`.
       meta: as in `Document`.
-      soft_label: P(label 1) from elsewhere, as found in the record.
+      soft_label: P(label 1) from people or a judge, as in the record.
     """
 
     text: str | tuple[str, str]
@@ -45,21 +45,21 @@ class Candidate:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The text, or both texts of a pair."""
+        """The text, or both texts of a pair, as a tuple."""
         return (self.text,) if isinstance(self.text, str) else self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a public catalogue keeps the data of a task, and in what its form differs from ours.
+    """A task's dataset in a public catalogue, and how to convert it.
 
     Attributes:
       name: 'organisation/name' on the Hugging Face hub, 'name' or 'name/config' in TFDS.
-      config: the hub's configuration; None where there is one only.
-      folder: the hub's `data_dir`, where one repository holds several datasets in folders.
-      splits: our name of a split -> the catalogue's, of all splits in use; empty: as they are.
-      convert: a record as the catalogue has it -> one with the fields that `Task.fields` names;
-        None: it has them.
+      config: the hub's configuration; None if there is only one.
+      folder: the hub's `data_dir`, for repositories with several datasets in folders.
+      splits: our name -> the catalogue's name of all splits in use; empty: all, unchanged.
+      convert: converts a record of the catalogue to one with the fields of `Task.fields`; None: it
+        has them.
     """
 
     name: str
@@ -74,27 +74,26 @@ KINDS = ("classification", "preference")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task.
+    """A task.
 
     Attributes:
-      name: what `task.name` says; local data lie in a folder of that name.
+      name: the value of `task.name`, and the folder of local data.
       description, licence: for people. The licence is that of the data.
-      fields: the fields that each record must have.
-      expand: (record, place) -> candidates. One candidate where the record is one item; several
-        (at least one with label 1 and one with label 0) where, say, a question has answers to
-        choose from; none where the record is no item of this task (a third class, say). `place`
-        names the record in errors.
-      kind: 'classification' is a label, 0 or 1, for one text or token sequence; 'preference' says
-        which of two texts is better (1: the second).
-      orders: the candidates of a record are one content in several orders, of which one is drawn by
-        a hash of the record and `split_seed`, whatever the item expansion.
-      folder: the folder of the local files, if a task shares those of another; else the name.
-      hub, tfds: where the Hugging Face hub and the TFDS catalogue have the data.
-      load: for tasks that bring their own data: load(split_seed=...) -> documents by split.
+      fields: fields that each record must have.
+      expand: (record, where) -> candidates: one if the record is one item; several (at least one
+        with label 1 and one with label 0) if, for example, a question has several answers; none if
+        the task does not use the record (a third class, say). `where` names the record in errors.
+      kind: 'classification' (a label, 0 or 1, for one text or token sequence) or 'preference'
+        (which of two texts is better; 1: the second).
+      orders: the candidates of a record are one content in several orders; one is drawn by a hash
+        of the record and `split_seed`, whatever the item expansion.
+      folder: the folder of local files if it is shared with another task; None: the name.
+      hub, tfds: the dataset on the Hugging Face hub and in the TFDS catalogue.
+      load: for embedded data: load(split_seed=...) -> documents by split.
       token_space: for tasks whose documents are tokens.
-      truncate: the side at which an over-long text is cut: 'end', or 'start' where what matters
-        most (a question, a reply) comes last.
-      warning: what a user should know before any result is believed.
+      truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
+        (a question, a reply) comes last.
+      warning: printed by runs and `w2s data`, to prevent misreading results.
     """
 
     name: str
@@ -114,5 +113,5 @@ class Task:
 
     @property
     def num_texts(self) -> int:
-        """Texts, and so read-outs, of a document."""
+        """Number of texts, and so of read-outs, of a document."""
         return 2 if self.kind == "preference" else 1

@@ -1,4 +1,4 @@
-"""Tokens on disk: one .npz a list of texts, named by the hash of all that decides its content."""
+"""The on-disk cache of tokens: one .npz per list of texts, named by a hash of its inputs."""
 
 import contextlib
 import functools
@@ -6,28 +6,27 @@ import hashlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from w2s_jax.core.files import cache_folder
-from w2s_jax.data.tokenizer_files import one_line
+from w2s_jax.core.errors import first_line
+from w2s_jax.core.files import atomic_write, cache_folder
 from w2s_jax.data.tokenizers import ByteTokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
 
-#: The tokens of at most this many bytes of files are kept on disk; the least lately used go first.
+#: Size limit of the cache; the least recently used files are removed first.
 CACHE_BYTES = 4 * 2**30
 
 
 def encode_cached(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """`tokenizer.encode_batch(texts)`, from the cache on disk if it has been done before.
+    """Return `tokenizer.encode_batch(texts)`, from the cache if possible.
 
-    The cache is the folder `tokens` of the user's (see `files.cache_folder`). It is bounded by
-    `CACHE_BYTES`. What is damaged there is made again; where nothing can be written, nothing is
-    kept. Bytes are faster made than read, so they are not cached.
+    The cache is the folder `tokens` of the user's cache (see `files.cache_folder`), limited to
+    `CACHE_BYTES`. Damaged files are replaced; an unwritable folder is not an error. Bytes are not
+    cached, because encoding them is faster than reading.
     """
     folder = None if isinstance(tokenizer, ByteTokenizer) else cache_folder("tokens")
     if folder is None:
@@ -49,33 +48,22 @@ def _key(tokenizer: Tokenizer, texts: Sequence[str]) -> str:
     return sha.hexdigest()
 
 
-def _checksum(name: str, tokens_T: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
-    sha = hashlib.sha256(f"{name};{tokens_T.dtype.str};{tokens_T.shape};".encode())
-    sha.update(np.ascontiguousarray(tokens_T).data)
-    sha.update(np.ascontiguousarray(lengths_N, "<i8").data)
-    return np.frombuffer(sha.digest(), np.uint8)
-
-
 def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
+        # Zip files have a checksum of each array.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             tokens_T, lengths_N = arrays["tokens_T"], arrays["lengths_N"]
-            checksum = _checksum(path.name, tokens_T, lengths_N)
-            if not np.array_equal(arrays["checksum"], checksum):
-                raise ValueError("the checksum differs")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # A damaged file can raise nearly anything.
-        _warn_once(
-            f"{path}: these cached tokens cannot be used ({one_line(error)}); making them again"
-        )
+    except Exception as error:  # a damaged file can raise errors of any type
+        _warn_once(f"{path}: cached tokens cannot be used ({first_line(error)}); encoding again")
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
     return tokens_T.astype(np.int32), lengths_N.astype(np.int64)
 
 
-# Folders in which writing has failed: not tried again.
+# Folders where writing has failed, which are not tried again.
 _UNWRITABLE: set[Path] = set()
 
 
@@ -85,32 +73,22 @@ def _write_cache(path: Path, tokens_T: np.ndarray, lengths_N: np.ndarray) -> Non
         return
     largest = int(tokens_T.max(initial=0))
     small_T = tokens_T.astype(np.min_scalar_type(largest))
-    temporary = folder / f".{uuid.uuid4().hex}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                np.savez(
-                    file,
-                    tokens_T=small_T,
-                    lengths_N=lengths_N.astype("<i8"),
-                    checksum=_checksum(path.name, small_T, lengths_N),
-                )
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            np.savez(file, tokens_T=small_T, lengths_N=lengths_N.astype("<i8"))
     except OSError as error:
         _UNWRITABLE.add(folder)
         _warn_once(
-            f"{folder}: tokens are not cached ({one_line(error)}); set W2S_CACHE_DIR to a folder "
-            "that can be written to, or to nothing"
+            f"{folder}: tokens are not cached ({first_line(error)}); set W2S_CACHE_DIR to a "
+            "writable folder, or to nothing to switch the cache off"
         )
         return
     _prune(folder, keep=path)
 
 
 def _prune(folder: Path, keep: Path) -> None:
-    """Deletes the least lately used files above `CACHE_BYTES`, and what killed writers left."""
+    """Delete the least recently used files above `CACHE_BYTES`, and files of killed writers."""
     total, files = 0, []
     # Other processes may delete the same files at the same time.
     with contextlib.suppress(OSError):

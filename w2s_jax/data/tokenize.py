@@ -1,4 +1,4 @@
-"""Documents to tokens: flat arrays of tokens, and what happens to over-long documents."""
+"""Tokenise documents into flat arrays; truncate, drop or chunk over-long ones."""
 
 import hashlib
 import itertools
@@ -27,9 +27,9 @@ class TokenizedDocuments:
       ids_N: uint64.
       tokens_T: int32, the texts one after another.
       offsets: int64 [N * K + 1].
-      labels_N: float32: the label, else the soft label, else NaN; what predictions are judged by.
-      soft_N: float32: the soft label, else the label: what is learnt; None where none differs.
-      loss_weights_T: float32, the weight of predicting each token; None: all 1 (but for the first
+      labels_N: float32: the label, else the soft label, else NaN; for evaluation.
+      soft_N: float32: the soft label, else the label; for training; None if all equal `labels_N`.
+      loss_weights_T: float32, the weight of predicting each token; None: all 1 (except the first
         token of a document, which is never predicted).
       num_texts: K; 2 for pairs to be compared.
     """
@@ -47,36 +47,36 @@ class TokenizedDocuments:
 
     @property
     def piece_lengths_P(self) -> np.ndarray:
-        """int64 [N * K]: tokens of each text."""
+        """Number of tokens of each text, int64 [N * K]."""
         return np.diff(self.offsets)
 
     @property
     def lengths_N(self) -> np.ndarray:
-        """int64: tokens of each document, all texts together."""
+        """Number of tokens of each document, all texts together, int64 [N]."""
         return self.piece_lengths_P.reshape(-1, self.num_texts).sum(1)
 
     @property
     def targets_N(self) -> np.ndarray:
-        """float32: what is learnt as P(label 1)."""
+        """Targets of training, P(label 1), float32 [N]."""
         return self.labels_N if self.soft_N is None else self.soft_N
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text."""
+        """Number of tokens of the longest text."""
         return int(self.piece_lengths_P.max())
 
     def document(self, i: int, text: int = 0) -> np.ndarray:
-        """int32 [L]: the tokens of a text of document `i` (from 0; negative: from the end)."""
+        """Return the tokens of a text of document `i` (negative: from the end), int32 [L]."""
         piece = range(len(self))[i] * self.num_texts + text
         return self.tokens_T[self.offsets[piece] : self.offsets[piece + 1]]
 
     def select(self, indices: Any) -> "TokenizedDocuments":
-        """The documents at `indices` (integers, a slice or a mask), in that order."""
+        """Return the documents at `indices` (integers, a slice or a mask), in that order."""
         picked_N = np.arange(len(self))[indices]
         picked_P = (picked_N[:, None] * self.num_texts + np.arange(self.num_texts)).reshape(-1)
         lengths_P = self.piece_lengths_P[picked_P]
         offsets = _offsets(lengths_P)
-        # Position of each token in the old array: its text's old start, plus its place in it.
+        # Position of each token in the old array: the old start of its text, plus its index there.
         shift_P = self.offsets[:-1][picked_P] - offsets[:-1]
         positions_T = np.arange(offsets[-1]) + np.repeat(shift_P, lengths_P)
         weights_T = self.loss_weights_T
@@ -91,7 +91,7 @@ class TokenizedDocuments:
         )
 
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) over the contents in order, the same on every machine."""
+        """Return the SHA-256 (hexadecimal) of the contents in order, the same on every machine."""
         labels_N = np.where(np.isnan(self.labels_N), np.float32(np.nan), self.labels_N)
         arrays: list[tuple[str, np.ndarray]] = [
             ("<u8", self.ids_N),
@@ -113,7 +113,7 @@ class TokenizedDocuments:
 
 
 def hard_labels(labels_N: np.ndarray) -> np.ndarray:
-    """0 or 1 from labels or P(label 1), float32 [N]; NaN stays."""
+    """Threshold labels or P(label 1) to 0 or 1, float32 [N]; NaN is kept."""
     return np.where(np.isnan(labels_N), np.nan, labels_N > 0.5).astype(np.float32)
 
 
@@ -129,9 +129,9 @@ def _offsets(lengths: Any) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """The texts of all documents as tokens, without those that begin and end a text.
+    """The tokens of all texts, without the special tokens `prefix` and `suffix` of each text.
 
-    `offsets` has N * K + 1 entries; `prefix` and `suffix` are what begins and ends each text.
+    `offsets` has N * K + 1 entries.
     """
 
     tokens_T: np.ndarray
@@ -154,25 +154,25 @@ def tokenize(
     overlong: str,
     truncate: str = "end",
 ) -> tuple[TokenizedDocuments, dict[str, int]]:
-    """The documents as token arrays, in the same order.
+    """Tokenise documents, in the same order.
 
-    Documents that have tokens already are taken as they are. What happens to a document with a
-    text of more than `max_length` tokens (None: no limit) is up to `overlong`:
-      'truncate': the text is cut off at the side `truncate` ('end' or 'start'), never inside a
-        character; the tokens that begin and end a text stay.
-      'drop': it is left out.
-      'error': refused.
+    Documents of tokens are not changed. `overlong` decides what happens to a document with a text
+    of more than `max_length` tokens (None: no limit):
+      'truncate': the text is cut at the side `truncate` ('end' or 'start'), never inside a
+        character; the special tokens at both ends are kept.
+      'drop': the document is left out.
+      'error': an `InputError` is raised.
       'chunk': (documents without labels) it is cut into consecutive pieces of at most
-        `max_length` tokens; each begins as a document does, and the last one ends as one.
+        `max_length` tokens; each has the prefix, and the last one the suffix.
 
     Returns:
       The tokenized documents, and counts: 'documents' (given), 'overlong', 'dropped', 'truncated',
-      'chunks' (pieces that over-long documents became) and 'tokens' (returned).
+      'chunks' (pieces of over-long documents) and 'tokens' (returned).
 
     Raises:
-      InputError: an over-long document with 'error', nothing left with 'drop', labels with 'chunk',
-        an unknown `overlong` or `truncate`, a `max_length` below 3 (chunk: 6), a text without any
-        token, or a document that has neither text nor tokens, or text without a tokenizer.
+      InputError: an over-long document with 'error', no document left with 'drop', labels with
+        'chunk', an unknown `overlong` or `truncate`, a `max_length` below 3 (chunk: 6), a text
+        without tokens, a document with neither text nor tokens, or text without a tokenizer.
     """
     _check_options(documents, max_length, overlong, truncate)
     counts = dict.fromkeys(("documents", "overlong", "dropped", "truncated", "chunks", "tokens"), 0)
@@ -182,9 +182,7 @@ def tokenize(
     lengths_NK = np.diff(encoded.offsets).reshape(-1, encoded.num_texts) + special
     if not lengths_NK.all():
         first = int(np.flatnonzero((lengths_NK == 0).any(1))[0])
-        raise InputError(
-            f"document {documents[first].id} gives no token: {documents[first]!r:.200}"
-        )
+        raise InputError(f"document {documents[first].id} has no tokens: {documents[first]!r:.200}")
     limit = int(lengths_NK.max(initial=0)) if max_length is None else max_length
     over_N = np.any(lengths_NK > limit, axis=1)
     over = counts["overlong"] = int(over_N.sum())
@@ -221,7 +219,7 @@ def _check_options(
         raise unknown("task.overlong", overlong, OVERLONG)
     if truncate not in SIDES:
         raise unknown("truncate", truncate, SIDES)
-    # A chunk must hold at least a beginning, one character of up to four bytes, and an end.
+    # A chunk needs room for a prefix, a character of up to four bytes, and a suffix.
     least = 6 if overlong == "chunk" else 3
     if max_length is not None and max_length < least:
         raise InputError(f"task.max_length: {max_length}; must be at least {least}")
@@ -229,7 +227,7 @@ def _check_options(
         d.label is not None or d.soft_label is not None for d in documents
     ):
         raise InputError(
-            "task.overlong: 'chunk' is for text without labels; allowed here: truncate, drop, error"
+            "task.overlong: 'chunk' is for text without labels; allowed: truncate, drop, error"
         )
 
 
@@ -248,12 +246,12 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer | None) -> _Enco
         if len(document.texts or (None,)) != num_texts:
             raise InputError(
                 f"document {document.id} has {len(document.texts or (None,))} texts, but document "
-                f"{documents[0].id} has {num_texts}; all must have as many"
+                f"{documents[0].id} has {num_texts}; all must have the same number"
             )
     if tokenizer is None:
         raise InputError(f"document {documents[0].id} is text, but there is no tokenizer")
     if any(document.loss_weights is not None for document in documents):
-        raise InputError("loss weights are for documents that consist of tokens")
+        raise InputError("loss weights are only for documents of tokens")
     tokens_T, lengths_P = encode_cached(tokenizer, texts)
     return _Encoded(
         tokens_T, _offsets(lengths_P), num_texts, tokenizer.prefix, tokenizer.suffix, None
@@ -261,7 +259,7 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer | None) -> _Enco
 
 
 def _given_tokens(documents: Sequence[Document]) -> _Encoded:
-    """Documents that consist of tokens."""
+    """Return documents of tokens, unchanged."""
     tokens, weights = [], []
     for document in documents:
         if document.tokens is None:
@@ -285,7 +283,7 @@ def _given_tokens(documents: Sequence[Document]) -> _Encoded:
 
 
 def _whole(encoded: _Encoded) -> np.ndarray:
-    """A piece (see `_Cut`) for each text, uncut: int64 [N * K, 5]."""
+    """Return each text as one piece (see `_Cut`), int64 [N * K, 5]."""
     pieces_P = np.arange(len(encoded.offsets) - 1)
     document_P, text_P = np.divmod(pieces_P, encoded.num_texts)
     ends_P = np.ones_like(pieces_P)
@@ -294,7 +292,7 @@ def _whole(encoded: _Encoded) -> np.ndarray:
 
 
 def _texts_of(encoded: _Encoded, n: int) -> list[tuple[int, int]]:
-    """(first token, stop) of each text of a document."""
+    """Return (first token, stop) of each text of a document."""
     first = n * encoded.num_texts
     bounds = encoded.offsets[first : first + encoded.num_texts + 1].tolist()
     return list(itertools.pairwise(bounds))
@@ -306,8 +304,8 @@ def _truncate(
     room = max_length - len(encoded.prefix) - len(encoded.suffix)
     if room < 1:
         raise InputError(
-            f"task.max_length: {max_length}; the tokenizer puts {max_length - room} tokens around "
-            f"each text; allowed: at least {max_length - room + 1}"
+            f"task.max_length: {max_length}; must be at least {max_length - room + 1}, because the "
+            f"tokenizer adds {max_length - room} tokens to each text"
         )
     cuts: list[_Cut] = []
     for k, (start, stop) in enumerate(_texts_of(encoded, n)):
@@ -317,7 +315,7 @@ def _truncate(
             stop = start + (room if tokenizer is None else tokenizer.cut(tokens_L, room))
         elif length > room:
             first = length - room
-            # The next place that does not begin inside a character.
+            # Skip to a token that does not begin inside a character.
             while (
                 tokenizer is not None and first < length and tokenizer.cut(tokens_L, first) < first
             ):
@@ -340,7 +338,7 @@ def _chunks(
     cuts: list[_Cut] = []
     at = 0
     while length - at + len(encoded.suffix) > room:
-        # Never leave the ending tokens to a piece of their own.
+        # Never leave only the suffix for the last piece.
         most = min(at + room, length - 1)
         end = tokenizer.cut(tokens_L, most)
         end = end if end > at else most
@@ -353,7 +351,7 @@ def _chunks(
 def _assemble(
     documents: Sequence[Document], encoded: _Encoded, table_P5: np.ndarray, *, chunked: bool
 ) -> TokenizedDocuments:
-    """The pieces one after another, each between its prefix and suffix."""
+    """Concatenate the pieces, each with its prefix and suffix."""
     document_P, number_P, start_P, stop_P, ends_P = table_P5.T
     prefix, suffix = (np.array(x, np.int32) for x in (encoded.prefix, encoded.suffix))
     body_P = stop_P - start_P

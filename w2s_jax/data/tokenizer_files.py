@@ -1,4 +1,4 @@
-"""Reading fast tokenizers of Hugging Face, and what there is to know about one."""
+"""Read fast tokenizers of Hugging Face, and derive their properties."""
 
 import json
 import os
@@ -7,25 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError
-from w2s_jax.core.hf_hub import INSTALL
+from w2s_jax.core.errors import InputError, first_line
 
-# What a user can name besides 'bytes'.
+# Values of `task.tokenizer` besides 'bytes'.
 OTHERS = (
     "a folder in Hugging Face's layout",
     "a tokenizer.json file",
     "the hub id of a repository with a fast tokenizer",
 )
-# A code point that is no character, and so in no piece of text: makes a token's spelling unusable.
+# A noncharacter, which occurs in no text, so that a token spelt with it never matches.
 _UNSPELLABLE = "\U0010ffff"
 
 
 def read_backend(name: str, source: str, local_only: bool) -> tuple[Any, int | None]:
-    """The `tokenizers.Tokenizer`, and the end of text that its files name."""
+    """Return the `tokenizers.Tokenizer`, and the end of text named in its files (or None)."""
     path = Path(source)
     backend: Any
     if path.is_dir() and not is_described(path) and not (path / "tokenizer.json").is_file():
-        raise refused(name, "the folder holds no tokenizer.json")
+        raise refused(name, "the folder has no tokenizer.json")
     try:
         if path.exists() and not (path.is_dir() and is_described(path)):
             from tokenizers import Tokenizer as Backend
@@ -39,12 +38,10 @@ def read_backend(name: str, source: str, local_only: bool) -> tuple[Any, int | N
             backend = getattr(auto, "backend_tokenizer", None)
             known = (auto.eos_token_id, auto.sep_token_id, auto.bos_token_id)
             end_of_text = next((token for token in known if token is not None), None)
-    except ImportError as error:
-        raise refused(name, f"a package is missing ({one_line(error)}): {INSTALL}") from error
-    except Exception as error:  # Anything can be wrong with a user's files, or with the network.
+    except Exception as error:  # bad files, or no network, raise errors of many types
         hub = "in the hub's cache, and the hub is not reachable" if local_only else "on the hub"
         where = "cannot be read" if path.exists() else f"no such folder, and none {hub}"
-        raise refused(name, f"{where} ({one_line(error)})") from error
+        raise refused(name, f"{where} ({first_line(error)})") from error
     if not hasattr(backend, "encode_batch_fast"):
         raise refused(name, "it is not a fast tokenizer")
     backend.no_truncation()
@@ -53,13 +50,13 @@ def read_backend(name: str, source: str, local_only: bool) -> tuple[Any, int | N
 
 
 def is_described(folder: Path) -> bool:
-    """Whether a folder says more of its tokenizer than a tokenizer.json does."""
+    """Return whether a folder describes its tokenizer beyond tokenizer.json."""
     names = ("tokenizer_config.json", "config.json", "special_tokens_map.json")
     return any((folder / name).is_file() for name in names)
 
 
 def _auto_tokenizer() -> Any:
-    # That there is no PyTorch is said on import, and is as it should be here.
+    # Importing transformers without PyTorch prints an advice that does not apply here.
     variable = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     ours = variable not in os.environ
     os.environ.setdefault(variable, "1")
@@ -72,22 +69,18 @@ def _auto_tokenizer() -> Any:
 
 
 def refused(name: str, reason: str) -> InputError:
+    """Return the error for a `task.tokenizer` that cannot be used."""
     return InputError(
         f"task.tokenizer: {name!r}: {reason}; allowed: {', '.join(('bytes', *OTHERS))}"
     )
 
 
-def one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
 def ends(name: str, backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens put before and after a text."""
+    """Return the special tokens before and after a text."""
     encoding = backend.encode("0 a", add_special_tokens=True)
     text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
     if not len(text):
-        raise refused(name, "it makes no tokens of the text '0 a'")
+        raise refused(name, "it gives no tokens for the text '0 a'")
     first, last = int(text[0]), int(text[-1])
     if last - first + 1 != len(text):
         raise refused(name, "it puts special tokens inside a text")
@@ -95,11 +88,11 @@ def ends(name: str, backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def without_specials(spec: dict[str, Any], special: set[str]) -> dict[str, Any]:
-    """A tokenizer's JSON in which no text can become a special token; all ids stay.
+    """Return a tokenizer's JSON with the same ids in which no text can match a special token.
 
-    That special tokens aren't looked for does not do: to a model whose vocabulary lists them
-    (Unigram does) they are pieces like any other. So they are respelt as nothing in a text is.
-    A special token of a single character is an ordinary character too, and left alone.
+    Not searching for special tokens is not enough: models whose vocabulary lists them (Unigram)
+    treat them as ordinary pieces. So they get spellings that occur in no text. Special tokens of a
+    single character are ordinary characters too, and unchanged.
     """
     respelt = {t: f"{_UNSPELLABLE}{t}{_UNSPELLABLE}" for t in special if len(t) > 1}
     model = dict(spec["model"])
@@ -128,9 +121,9 @@ def without_specials(spec: dict[str, Any], special: set[str]) -> dict[str, Any]:
 
 
 def begins_inside(spec: dict[str, Any], vocab: dict[str, int], vocab_size: int) -> np.ndarray:
-    """bool [vocab_size]: whether a token begins with a byte that continues a character."""
-    # Byte-level tokenizers write each byte as a character: itself where that can be printed, else
-    # one of those from U+0100 on, in order (as GPT-2 began to do).
+    """Return whether each token begins with a byte that continues a character, bool [V]."""
+    # Byte-level tokenizers (since GPT-2) write each byte as a character: itself if it is printable,
+    # else the next one from U+0100 on.
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     spelt = {byte: chr(byte) for byte in printable}
@@ -146,10 +139,11 @@ def begins_inside(spec: dict[str, Any], vocab: dict[str, int], vocab_size: int) 
 
 
 def single_token(encoder: Any, text: str) -> int | None:
+    """Return the token of `text` if it is a single one, else None."""
     token = encoder.token_to_id(text)
     if token is None:
         ids = encoder.encode(text, add_special_tokens=False).ids
-        # Unknown characters are a single token too, but one that says nothing.
+        # The token of unknown characters does not count.
         if len(ids) == 1 and encoder.decode(ids).strip() == text:
             token = ids[0]
     return token

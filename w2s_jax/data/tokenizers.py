@@ -1,7 +1,7 @@
 """Tokenizers: bytes, and the fast ones of Hugging Face, in batches.
 
-Text is data, never control: what is spelt like a special token ("</s>", "<|endoftext|>") in a text
-becomes ordinary tokens. Special tokens come from `prefix`, `suffix` and `end_of_text` only.
+Text is data, never control: the spelling of a special token ("</s>", "<|endoftext|>") in a text
+becomes ordinary tokens. Special tokens come only from `prefix`, `suffix` and `end_of_text`.
 """
 
 import contextlib
@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from w2s_jax.core import hf_hub
-from w2s_jax.core.errors import InputError, nearest, unknown
+from w2s_jax.core.errors import InputError, first_line, nearest, unknown
 from w2s_jax.data.tokenizer_files import (
     OTHERS,
     begins_inside,
     ends,
     is_described,
-    one_line,
     read_backend,
     refused,
     single_token,
@@ -37,9 +36,9 @@ log = logging.getLogger(__name__)
 
 # Raised when a change of this module changes the tokens of a text.
 _VERSION = 1
-# What is handed to the tokenizer at once; its results take many times the text's memory.
+# Texts passed to the tokenizer at once; its results take many times their memory.
 _BATCH_TEXTS, _BATCH_CHARACTERS = 1_000, 2**22
-# How the end of a text is spelt where a tokenizer doesn't say which of its tokens that is.
+# Spellings of the end of text, for tokenizers that do not name theirs.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
@@ -48,47 +47,47 @@ class Tokenizer(Protocol):
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """Name given by the user."""
         ...
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of all that decides its output."""
+        """SHA-256 (hexadecimal) of everything that decides its output."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """The largest id + 1, added tokens included."""
+        """Largest id + 1, including added tokens."""
         ...
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """The special tokens that begin a text (GPT-2: none; Llama: BOS; BERT: CLS)."""
+        """Special tokens at the beginning of a text (GPT-2: none; Llama: BOS; BERT: CLS)."""
         ...
 
     @property
     def suffix(self) -> tuple[int, ...]:
-        """The special tokens that end a text (BERT: SEP)."""
+        """Special tokens at the end of a text (BERT: SEP)."""
         ...
 
     @property
     def end_of_text(self) -> int | None:
-        """The token that separates documents in a stream: EOS, else SEP, else BOS, if any."""
+        """Token that separates documents in a stream: EOS, else SEP, else BOS, else None."""
         ...
 
     @property
     def label_tokens(self) -> tuple[int, int]:
-        """The tokens of '0' and '1'.
+        """Tokens of '0' and '1'.
 
         Raises:
-          InputError: if one of them is not a single token.
+          InputError: one of them is not a single token.
         """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 tokens of all texts one after another, and int64 the number of each text's tokens.
+        """Return concatenated tokens of the texts, int32 [T], and their lengths, int64 [N].
 
-        Nothing is truncated or padded. A text may have no tokens at all: its length is 0 then.
+        Nothing is truncated or padded. A text may have no tokens.
         """
         ...
 
@@ -117,9 +116,9 @@ class ByteTokenizer:
     digest: str = field(default=hashlib.sha256(b"bytes 1").hexdigest(), init=False)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 tokens of all texts one after another, and int64 the number of each text's tokens.
+        """Return concatenated tokens of the texts, int32 [T], and their lengths, int64 [N].
 
-        Lone surrogates, which JSON can express and UTF-8 cannot, become three bytes each.
+        Lone surrogates, which JSON can represent and UTF-8 cannot, become three bytes each.
         """
         data = [text.encode("utf-8", "surrogatepass") for text in texts]
         tokens_T = np.frombuffer(b"".join(data), np.uint8).astype(np.int32) + np.int32(3)
@@ -141,12 +140,12 @@ class ByteTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceTokenizer:
-    """A fast tokenizer of Hugging Face (`load_tokenizer` makes it).
+    """A fast tokenizer of Hugging Face (see `load_tokenizer`).
 
-    It holds no more than numbers and names, so it can be pickled and sent to other processes: each
-    process reads the tokenizer itself from `source` once, and refuses one of another digest.
+    It has only numbers and names, so it can be pickled: each process reads the tokenizer from
+    `source` once, and refuses one with another digest.
 
-    Lone surrogates become U+FFFD, as in other encoders of UTF-8; randomness (BPE dropout) is off.
+    Lone surrogates become U+FFFD, as in other encoders of UTF-8; BPE dropout is off.
 
     Attributes:
       source: absolute path of a folder or file, or a hub id.
@@ -162,39 +161,36 @@ class HuggingFaceTokenizer:
 
     @property
     def label_tokens(self) -> tuple[int, int]:
-        """The tokens of '0' and '1' as they continue a word, whatever marks the start of one.
-
-        A tokenizer that writes a text '0' as a mark of a space and '0' gives the token of '0'.
+        """Tokens of '0' and '1' inside a word, without a mark of a preceding space.
 
         Raises:
-          InputError: if one of them is not a single token.
+          InputError: one of them is not a single token.
         """
         encoder = _engine(self).encoder
         zero, one = (single_token(encoder, text) for text in "01")
         if zero is None or one is None:
             missing = "0" if zero is None else "1"
             raise InputError(
-                f"task.tokenizer: {self.name!r} has no single token for {missing!r}, which "
-                f"predicting labels as tokens needs; allowed: a tokenizer with the tokens '0' and "
-                f"'1', such as 'bytes'"
+                f"task.tokenizer: {self.name!r} has no single token for {missing!r}; predicting "
+                "labels as tokens needs a tokenizer with the tokens '0' and '1', such as 'bytes'"
             )
         return zero, one
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 tokens of all texts one after another, and int64 the number of each text's tokens.
+        """Return concatenated tokens of the texts, int32 [T], and their lengths, int64 [N].
 
         Raises:
-          InputError: if the tokenizer cannot encode a text, or has changed on disk.
+          InputError: the tokenizer cannot encode a text, or has changed on disk.
         """
         encoder = _engine(self).encoder
         tokens, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
         for batch in _batches(texts):
             try:
-                # The fast form leaves out where in the text each token stands.
+                # The fast variant does not compute offsets.
                 encodings = encoder.encode_batch_fast(batch, add_special_tokens=False)
-            except Exception as error:  # The library raises nothing narrower.
+            except Exception as error:  # the library raises nothing narrower
                 raise InputError(
-                    f"task.tokenizer: {self.name!r} cannot encode a text ({one_line(error)})"
+                    f"task.tokenizer: {self.name!r} cannot encode a text ({first_line(error)})"
                 ) from error
             ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
             tokens.append(np.concatenate(ids))
@@ -214,16 +210,15 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path_or_id: str) -> Tokenizer:
-    """The tokenizer that `task.tokenizer` names.
+    """Load the tokenizer of `task.tokenizer`.
 
     Args:
-      path_or_id: 'bytes'; a folder in the layout of Hugging Face (tokenizer.json, and what it has
-        of tokenizer_config.json, config.json, special_tokens_map.json); a tokenizer.json; or a hub
-        id. Code that comes with a tokenizer is never run.
+      path_or_id: 'bytes'; a folder in the layout of Hugging Face (tokenizer.json, optionally
+        tokenizer_config.json, config.json, special_tokens_map.json); a tokenizer.json; or a hub id.
+        Code of a tokenizer's repository is never run.
 
     Raises:
-      InputError: there is no such tokenizer, it cannot be read or reached, it is not a fast one, or
-        a package is missing.
+      InputError: there is no such tokenizer, it cannot be read, or it is not a fast one.
     """
     if path_or_id == "bytes":
         return ByteTokenizer()
@@ -242,19 +237,19 @@ def load_tokenizer(path_or_id: str) -> Tokenizer:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Engine:
-    """What encodes, and bool [vocab_size]: whether a token begins inside a character."""
+    """An encoder, and whether each token begins inside a character, bool [V]."""
 
     encoder: Any
     inside_V: np.ndarray
 
 
-# By digest, so that a process reads each tokenizer once.
+# By digest; each process reads a tokenizer once.
 _ENGINES: dict[str, _Engine] = {}
 
 
 def _engine(tokenizer: HuggingFaceTokenizer) -> _Engine:
     if tokenizer.digest not in _ENGINES:
-        # What the hub's own cache holds is usually right, and asking it needs no network.
+        # The hub's cache usually has the same tokenizer, and needs no network.
         with contextlib.suppress(InputError):
             _load(tokenizer.name, tokenizer.source, local_only=True)
     if tokenizer.digest not in _ENGINES:
@@ -266,7 +261,7 @@ def _engine(tokenizer: HuggingFaceTokenizer) -> _Engine:
 
 def _load(name: str, source: str, local_only: bool = False) -> HuggingFaceTokenizer:
     if multiprocessing.parent_process() is not None:
-        # Workers are many already, so each one is to use one thread unless the user has said more.
+        # One thread per worker process, unless the user has chosen otherwise.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     backend, end_of_text = read_backend(name, source, local_only)
     spec = json.loads(backend.to_str())

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +33,7 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 _PHASE = re.compile(r"[a-z]+-[0-9a-f]{16}")
 #: What writes leave that are killed: `files.write_json`, predictions, Orbax's folders.
-_TEMPORARY = (".*.tmp", "*.parquet.tmp", "*.orbax-checkpoint-tmp*")
+_TEMPORARY = (".*.tmp", "*.orbax-checkpoint-tmp*")
 #: A run's own folder is not claimed, so its temporary files count as abandoned after this time.
 _SETTLED_SECONDS = 600
 
@@ -49,9 +50,8 @@ class Garbage:
     def num_bytes(self) -> int:
         """Size of all files in it."""
         if files.is_remote(self.path):
-            import fsspec
-
-            return int(fsspec.filesystem("gs").du(str(self.path)))
+            remote = cast(Any, self.path)
+            return int(remote.fs.du(remote.path))
         if not self.path.is_dir():
             return self.path.lstat().st_size
         return sum(p.lstat().st_size for p in self.path.rglob("*") if not p.is_dir())
@@ -191,7 +191,7 @@ def _saved(runs: list[RunFolder], notes: list[str]) -> dict[Path, set[str]]:
     found = {}
     for text in sorted({run.saves for run in runs if run.saves is not None}):
         try:
-            folder = files.place(text)
+            folder = files.checkpoint_location(text)
             found[folder] = {p.name for p in folder.iterdir()} if folder.exists() else set()
         except Exception as error:  # whatever a store's client says
             notes.append(f"checkpoint.dir {text}: cannot be read ({error}), left alone")

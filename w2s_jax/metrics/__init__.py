@@ -1,1 +1,1 @@
-"""Metrics of predictions, and how sure one can be of them."""
+"""Metrics of predictions, confidence intervals and tests."""

@@ -1,9 +1,8 @@
-"""What predictions are worth: accuracy, calibration, agreement, and the performance gap recovered.
+"""Metrics of predictions: accuracy, calibration, agreement, and performance gap recovered (PGR).
 
-Everything here takes `p`, the model's probability of label 1, and works in float64 on the host.
-A prediction is `p > 0.5`: a tie at exactly one half predicts label 0. No function returns NaN;
-what is undefined is None, so that results can be written as strict JSON. Intervals and tests are in
-`statistics`.
+All functions take `p`, the model's probability of label 1, and compute in float64 on the host.
+A prediction is `p > 0.5`, so a tie predicts label 0. Undefined values are None, never NaN, so that
+results are strict JSON. Intervals and tests are in `intervals`.
 
 The definitions follow Burns et al. 2023, "Weak-to-strong generalization" (arXiv 2312.09390).
 """
@@ -18,18 +17,26 @@ ECE_BINS = 15
 
 
 def checked_probabilities(p_N: ArrayLike, name: str) -> NDArray[np.float64]:
-    """`p_N` as float64 [N] in [0, 1]; ValueError, which says `name`, if it is anything else."""
+    """Return `p_N` as float64 [N] in [0, 1].
+
+    Raises:
+        ValueError: it is empty or not a vector, or has values outside [0, 1]; names `name`.
+    """
     values_N = np.asarray(p_N, dtype=np.float64)
     if values_N.ndim != 1 or values_N.size == 0:
         raise ValueError(f"{name}: expected a non-empty vector, got shape {values_N.shape}")
-    # A float32 softmax may leave [0, 1] by a rounding error; anything more is a mistake.
+    # A float32 softmax may leave [0, 1] by a rounding error.
     if not np.all((values_N >= -1e-6) & (values_N <= 1 + 1e-6)):
         raise ValueError(f"{name}: probabilities must be finite and in [0, 1]")
     return np.clip(values_N, 0.0, 1.0)
 
 
 def checked_labels(ground_truth_N: ArrayLike, count: int) -> NDArray[np.bool_]:
-    """Ground truth as bool [count]; ValueError if it is anything but zeros and ones."""
+    """Return ground truth as bool [count].
+
+    Raises:
+        ValueError: it has another shape, or values other than 0 and 1.
+    """
     values_N = np.asarray(ground_truth_N)
     if values_N.shape != (count,):
         raise ValueError(f"ground_truth_N: expected shape ({count},), got {values_N.shape}")
@@ -41,19 +48,14 @@ def checked_labels(ground_truth_N: ArrayLike, count: int) -> NDArray[np.bool_]:
 def auroc(p_N: ArrayLike, ground_truth_N: ArrayLike) -> float | None:
     """Area under the ROC curve: P(a random positive ranks above a random negative).
 
-    Ties count one half (the Mann-Whitney statistic). `p_N`: float [N]; `ground_truth_N`: 0 or 1,
-    [N]. None when only one class is present. Raises ValueError as `classification_metrics` does.
+    Ties count one half. `p_N`: float [N]; `ground_truth_N`: 0 or 1, [N]. None if only one class is
+    present. Raises ValueError as `classification_metrics`.
     """
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
     values_N = checked_probabilities(p_N, "p_N")
-    positive_N = checked_labels(ground_truth_N, values_N.size)
-    positives = int(positive_N.sum())
-    negatives = positive_N.size - positives
-    if positives == 0 or negatives == 0:
-        return None
-    rank_sum = float(np.asarray(rankdata(values_N))[positive_N].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    truth_N = checked_labels(ground_truth_N, values_N.size)
+    return None if truth_N.all() or not truth_N.any() else float(roc_auc_score(truth_N, values_N))
 
 
 def expected_calibration_error(
@@ -61,10 +63,10 @@ def expected_calibration_error(
 ) -> float:
     """Top-label expected calibration error with equal-width bins.
 
-    The confidence of a document is the probability of the class that is predicted for it,
-    max(p, 1 - p). Confidences fall into `bins` equal bins over [0, 1], each open on the left and
-    closed on the right (a binary confidence is at least one half, so the lower bins stay empty).
-    The error is the sum over the bins that hold documents of
+    The confidence of a document is the probability of its predicted class, max(p, 1 - p).
+    Confidences fall into `bins` equal bins over [0, 1], each open on the left and closed on the
+    right (a binary confidence is at least one half, so the lower bins are empty). The error is the
+    sum over non-empty bins of
     (documents in the bin / N) * |accuracy in the bin - mean confidence in the bin|.
 
     `p_N`: float [N]; `ground_truth_N`: 0 or 1, [N]. Raises ValueError as `classification_metrics`.
@@ -75,7 +77,7 @@ def expected_calibration_error(
 
 
 def overconfidence_error(p_N: ArrayLike, ground_truth_N: ArrayLike, bins: int = ECE_BINS) -> float:
-    """Overconfidence error: being sure and wrong counts, being too careful does not.
+    """Overconfidence error: counts confidence above accuracy, but not below.
 
     The sum over the bins of (documents in the bin / N) * confidence * max(confidence - accuracy, 0)
     with the bins of `expected_calibration_error` (Thulasidasan et al. 2019, "On mixup training",
@@ -92,7 +94,7 @@ def overconfidence_error(p_N: ArrayLike, ground_truth_N: ArrayLike, bins: int = 
 def _confidence_bins(
     p_N: ArrayLike, ground_truth_N: ArrayLike, bins: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Documents, correct predictions and summed confidences in each bin of confidence."""
+    """Return documents, correct predictions and summed confidences by bin of confidence."""
     values_N = checked_probabilities(p_N, "p_N")
     truth_N = checked_labels(ground_truth_N, values_N.size)
     correct_N = ((values_N > 0.5) == truth_N).astype(np.float64)
@@ -105,23 +107,23 @@ def _confidence_bins(
 
 
 def _bin(values_N: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
-    """The index of each value's bin: equal widths over [0, 1], closed on the right."""
+    """Return the index of each value's bin: equal widths over [0, 1], closed on the right."""
     return np.digitize(values_N, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
 
 
 def calibration_curve(
     p_N: ArrayLike, ground_truth_N: ArrayLike, bins: int = 10
 ) -> list[dict[str, float]]:
-    """The reliability diagram of P(label 1), in equal-width bins that are closed on the right.
+    """Reliability diagram of P(label 1), in equal-width bins that are closed on the right.
 
     Args:
         p_N: float [N], P(label 1).
         ground_truth_N: 0 or 1, [N].
-        bins: how many over [0, 1].
+        bins: number of bins over [0, 1].
 
     Returns:
-        For each bin that holds documents `low` and `high` (its edges), `n`, `mean_p` and
-        `share` (of label 1). A calibrated model has `share` = `mean_p`.
+        For each non-empty bin `low` and `high` (its edges), `n`, `mean_p` and `share` (of label
+        1). A calibrated model has `share` = `mean_p`.
 
     Raises:
         ValueError: as `classification_metrics`.
@@ -153,12 +155,12 @@ def classification_metrics(p_N: ArrayLike, ground_truth_N: ArrayLike) -> dict[st
 
     Returns:
         `accuracy`, `accuracy_se` (the binomial standard error sqrt(a (1 - a) / n)), `auroc` (None
-        when only one class is present), `ece` (`expected_calibration_error`, 15 bins),
+        if only one class is present), `ece` (`expected_calibration_error`, 15 bins),
         `overconfidence` (`overconfidence_error`, the same bins), `n`.
 
     Raises:
-        ValueError: an empty vector, shapes that differ, a probability outside [0, 1] or not
-            finite, a label other than 0 or 1.
+        ValueError: an empty vector, different shapes, a probability that is not finite or outside
+            [0, 1], a label other than 0 or 1.
     """
     values_N = checked_probabilities(p_N, "p_N")
     truth_N = checked_labels(ground_truth_N, values_N.size)
@@ -176,10 +178,10 @@ def classification_metrics(p_N: ArrayLike, ground_truth_N: ArrayLike) -> dict[st
 def agreement_metrics(
     p_student_N: ArrayLike, p_weak_N: ArrayLike, ground_truth_N: ArrayLike
 ) -> dict[str, float | None]:
-    """How often the student predicts what its supervisor predicts, on the test split.
+    """Agreement of a student's predictions with its supervisor's, on the test split.
 
-    Both sides are thresholded at p > 0.5 (a tie predicts 0). The split by whether the supervisor is
-    right follows the imitation analysis of Burns et al. 2023 (arXiv 2312.09390): a student that
+    Both are thresholded at p > 0.5 (a tie predicts 0). The split by whether the supervisor is right
+    follows the imitation analysis of Burns et al. 2023 (arXiv 2312.09390): a student that
     generalizes agrees with correct supervision and disagrees with wrong supervision.
 
     Args:
@@ -191,7 +193,7 @@ def agreement_metrics(
         `agreement` over all documents, `agreement_when_correct` over those where the supervisor is
         right, `agreement_when_wrong` over those where it is wrong (None for an empty subset), and
         `misfit`, the mean squared difference of the two probabilities, which for squared loss
-        bounds what the student gains (Charikar et al. 2024, arXiv 2405.15116).
+        bounds the student's gain (Charikar et al. 2024, arXiv 2405.15116).
 
     Raises:
         ValueError: as `classification_metrics`.
@@ -227,11 +229,10 @@ def performance_gap_recovered(
     PGR is undefined where the ceiling does not exceed the weak model.
 
     Returns:
-        (pgr, None) where it is defined, (None, note) where it is not; the note is plain English and
-        gives both accuracies.
+        (pgr, None) if it is defined, else (None, note with both accuracies).
 
     Raises:
-        ValueError: an accuracy that is not finite.
+        ValueError: an accuracy is not finite.
     """
     if not all(math.isfinite(a) for a in (weak, student, ceiling)):
         raise ValueError(f"accuracies must be finite: {weak=}, {student=}, {ceiling=}")
@@ -249,8 +250,8 @@ def paired_difference_se(difference: float, agreement: float, n: int) -> float |
 
     For binary predictions the two models' correctness differs exactly where their predictions
     differ, and there by one, so the variance of the difference is (1 - agreement - difference²)/n
-    (McNemar's setting). It is smaller than for independent test sets, since models that share a
-    test set share its luck. None where the three numbers can't belong together.
+    (McNemar's setting). It is smaller than for independent test sets, because the models share the
+    documents. None if the three numbers are inconsistent.
     """
     variance = (1 - agreement) - difference**2
     if n <= 0 or 1 - agreement < abs(difference) - 1e-9:

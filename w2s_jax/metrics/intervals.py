@@ -1,9 +1,9 @@
-"""How sure one may be: intervals, paired tests, and corrections for asking many questions.
+"""Confidence intervals, paired tests, and corrections for multiple comparisons.
 
-Two kinds of chance are kept apart. *Over documents*: other test documents could have been drawn;
-the models stay as they are (`pgr_interval`, `mcnemar`). *Over seeds*: training could have gone
-otherwise (`mean_over_seeds`, `pgr_over_seeds`, `paired_over_seeds`). Every result tells its `n`;
-what is undefined is None. Shapes: N documents, S seeds, R resamples.
+Two sources of variation are kept apart. *Over documents*: other test documents could have been
+drawn, the models are fixed (`pgr_interval`, `mcnemar`). *Over seeds*: training could have gone
+otherwise (`mean_over_seeds`, `pgr_over_seeds`, `paired_over_seeds`). Every result has its `n`;
+undefined values are None. Shapes: N documents, S seeds, R resamples.
 """
 
 import math
@@ -33,24 +33,24 @@ def pgr_interval(
 ) -> dict[str, float | None]:
     """Percentile interval of PGR from a paired bootstrap over the test documents.
 
-    A document enters with the predictions of all three models or not at all, so what they share
-    cancels. Only the pattern of who is right matters: drawing N documents with replacement is
-    drawing the counts of the eight patterns from a multinomial distribution, which is what is done.
+    A document is drawn with the predictions of all three models, so shared errors cancel. Only the
+    pattern of which models are right matters, so the counts of the eight patterns are drawn from a
+    multinomial distribution, which is the same as drawing N documents with replacement.
 
     Args:
         p_weak_N, p_student_N, p_ceiling_N: float [N], each model's P(label 1).
         ground_truth_N: [N], each exactly 0 or 1.
         level: the interval's nominal coverage.
-        resamples: how many resamples.
-        seed: of the resampling.
+        resamples: number of resamples.
+        seed: seed of the resampling.
 
     Returns:
-        `low` and `high`, and `defined_share`: the share of the resamples in which the ceiling
-        exceeds the weak model, so that PGR is defined. The interval is over these; below one half
-        of them, `low` and `high` are None.
+        `low` and `high`, and `defined_share`: the share of resamples in which the ceiling exceeds
+        the weak model, so that PGR is defined. The interval is over these; if they are less than
+        half, `low` and `high` are None.
 
     Raises:
-        ValueError: as `metrics.classification_metrics`, or vectors of different lengths.
+        ValueError: as `classification_metrics`, or vectors of different lengths.
     """
     weak_N = _correct(p_weak_N, ground_truth_N, "p_weak_N")
     student_N = _correct(p_student_N, ground_truth_N, "p_student_N")
@@ -87,7 +87,7 @@ def mean_over_seeds(values_S: Sequence[float], level: float = 0.95) -> dict[str,
     """Mean over seeds, its standard error, and Student's t interval.
 
     Returns:
-        `mean`, `se`, `low`, `high`, `n`; with a single seed only `mean` and `n` are defined.
+        `mean`, `se`, `low`, `high`, `n`; with a single seed only `mean` and `n` are not None.
     """
     from scipy.stats import t
 
@@ -111,19 +111,19 @@ def pgr_over_seeds(
 ) -> dict[str, Any]:
     """PGR of several seeds in two ways, each with a percentile bootstrap over the seeds.
 
-    `of_means` is the PGR of the mean accuracies: one ratio, defined where the mean ceiling exceeds
-    the mean weak model, and steady where single seeds have small gaps. `per_seed` is the median of
-    the seeds' own PGRs, of those that are defined; a seed with a tiny gap is one value among many
-    to it. They answer different questions and differ where gaps vary.
+    `of_means` is the PGR of the mean accuracies: one ratio, defined if the mean ceiling exceeds the
+    mean weak model, and stable if single seeds have small gaps. `per_seed` is the median of the
+    defined PGRs of single seeds, which a seed with a tiny gap hardly moves. They answer different
+    questions and differ if gaps vary.
 
     Args:
-        rows: one a seed, with the accuracies `weak`, `student` and `ceiling`.
+        rows: one per seed, with the accuracies `weak`, `student` and `ceiling`.
         level, resamples, seed: of the bootstrap, which draws whole seeds.
 
     Returns:
         `n` (seeds), `of_means` and `per_seed`, each with `pgr`, `low`, `high`, `defined_share` (of
-        the resamples) and `n` (the seeds that count in it). The ends are None for fewer than two
-        of these.
+        the resamples) and `n` (the seeds it uses). `low` and `high` are None for fewer than two of
+        these.
     """
     accuracy_S3 = np.array(
         [[row["weak"], row["student"], row["ceiling"]] for row in rows], dtype=np.float64
@@ -137,7 +137,7 @@ def pgr_over_seeds(
     drawn_RS = np.random.default_rng(seed).integers(0, count, size=(resamples, count))
     means_R = _ratios(accuracy_S3[drawn_RS].mean(axis=1))
     with warnings.catch_warnings():
-        # A resample may hold seeds without a PGR only.
+        # All seeds of a resample may be without a PGR.
         warnings.simplefilter("ignore", RuntimeWarning)
         medians_R = np.nanmedian(pgr_S[drawn_RS], axis=1)
 
@@ -157,7 +157,7 @@ def pgr_over_seeds(
 
 
 def _ratios(accuracy_R3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """PGR of rows of weak, student, ceiling; NaN where it is undefined."""
+    """Return the PGR of rows of weak, student, ceiling; NaN if undefined."""
     gap_R = accuracy_R3[:, 2] - accuracy_R3[:, 0]
     # Means of equal accuracies may differ in the last bit.
     safe_R = np.where(gap_R > 1e-12, gap_R, np.nan)
@@ -165,7 +165,7 @@ def _ratios(accuracy_R3: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def median_pgr(tasks: Mapping[str, float | None]) -> dict[str, Any]:
-    """The median over tasks of their PGRs (the headline number of Burns et al. 2023).
+    """Median PGR over tasks (the headline number of Burns et al. 2023).
 
     Returns:
         `median` (None if no task has one), `n` (tasks with a PGR), `undefined` (tasks without).
@@ -183,15 +183,15 @@ def mcnemar(
 ) -> dict[str, Any]:
     """Exact McNemar test of two models on the same documents.
 
-    Documents on which both are right, or both wrong, say nothing about which is better; of the
-    others, each model should win half if they were equally good (a two-sided binomial test).
+    Documents on which both are right, or both wrong, do not tell which is better; of the others,
+    equally good models would each win half (a two-sided binomial test).
 
     Returns:
         `difference` (accuracy of the first minus that of the second), `first_only` and
-        `second_only` (documents that only this one gets right), `p`, `n` (all documents).
+        `second_only` (documents that only this model gets right), `p`, `n` (all documents).
 
     Raises:
-        ValueError: as `metrics.classification_metrics`.
+        ValueError: as `classification_metrics`.
     """
     from scipy.stats import binomtest
 
@@ -212,12 +212,12 @@ def mcnemar(
 def paired_over_seeds(
     first_S: Sequence[float], second_S: Sequence[float], level: float = 0.95
 ) -> dict[str, Any]:
-    """Whether one loss beats another over seeds, where both were trained with each seed.
+    """Paired comparison of two losses that were trained with the same seeds.
 
     Returns:
         `difference` (mean of first - second), `low` and `high` (t interval), `t_p` (paired t test),
         `wilcoxon_p` (signed ranks), `cohens_d_z` (mean over standard deviation of the differences),
-        `n` (seeds). With one seed, or equal differences, tests and effect size are undefined: None.
+        `n` (seeds). With one seed, or equal differences, tests and effect size are None.
 
     Raises:
         ValueError: different numbers of seeds.
@@ -248,10 +248,10 @@ def paired_over_seeds(
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """p values corrected for their number (Holm 1979): the family-wise error is held.
+    """p values corrected for multiple comparisons (Holm 1979): controls the family-wise error.
 
-    The k-th smallest of m is multiplied by m - k + 1, and none may be below a smaller one's. Those
-    that are None stay so and do not count.
+    The k-th smallest of m is multiplied by m - k + 1, and corrected values never decrease with the
+    uncorrected ones. Values of None are kept and not counted.
     """
     tested = sorted((p, name) for name, p in p_values.items() if p is not None)
     corrected: dict[str, float | None] = dict.fromkeys(p_values)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.core import errors
 from w2s_jax.core.errors import InputError
 from w2s_jax.core.files import read_json, write_json
 
@@ -271,32 +270,6 @@ def write_index(folder: Path, groups: Sequence[Sequence[str]], total_bytes: int)
     places = {name: file for names, file in zip(groups, files, strict=True) for name in names}
     metadata = {"total_size": total_bytes}
     write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(places.items()))})
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raises an `InputError` if there is something at `folder`."""
-    if folder.exists():
-        raise InputError(f"{folder}: there is something already; allowed: a new folder")
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `folder` by a rename if all goes well, and vanishes if not.
-
-    Raises:
-      InputError: if there is something at `folder` already; nothing is overwritten.
-    """
-    refuse_existing(folder)
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(folder)
-    except OSError as error:
-        raise errors.StorageError(f"{folder}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _json(path: Path) -> Any:

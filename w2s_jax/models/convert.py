@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.core import errors
-from w2s_jax.core.files import write_json
+from w2s_jax.core.files import new_folder, write_json
 from w2s_jax.models import checkpoint_files as files
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
         "dtype": str(model.params["embedding"].dtype),
         "huggingface": model.huggingface,
     }
-    with files.new_folder(folder) as new:
+    with new_folder(folder) as new:
         trees.save_tree(new / "checkpoints" / "final", tree)
         if tokenizer is not None and files.tokenizer_files(tokenizer):
             (new / "tokenizer").mkdir()

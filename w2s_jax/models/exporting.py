@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from w2s_jax import sharding
 from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import write_json
+from w2s_jax.core.files import new_folder, refuse_existing, write_json
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import FAMILIES, Family, TensorView, classifier_name
@@ -215,9 +215,9 @@ def _layer(stacked: jax.Array, layer: int) -> jax.Array:
 @contextlib.contextmanager
 def written_once(folder: Path) -> Iterator[Path | None]:
     """The folder to fill, in the first process only; the others wait until it is there."""
-    files.refuse_existing(folder)
+    refuse_existing(folder)
     _meet(f"exporting {folder}")
-    with files.new_folder(folder) if jax.process_index() == 0 else contextlib.nullcontext() as new:
+    with new_folder(folder) if jax.process_index() == 0 else contextlib.nullcontext() as new:
         yield new
     _meet(f"exported {folder}")
 

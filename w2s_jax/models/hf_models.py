@@ -1,13 +1,12 @@
 """Models on the Hugging Face hub: from an id to a local folder. Imports no JAX."""
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from w2s_jax.core import hf_hub
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, first_line
 from w2s_jax.models.checkpoint_files import (
     CONFIG,
     INDEX,
@@ -55,10 +54,6 @@ def local_folder(path_or_id: str | os.PathLike[str]) -> Path:
 
 def _download(name: str, revision: str | None) -> Path:
     place = name if revision is None else f"{name}@{revision}"
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise hf_hub.NotFound(
-            f"{place}: no such folder, and the hub needs a package: {hf_hub.INSTALL}"
-        )
     from huggingface_hub import constants, errors, snapshot_download
 
     unreachable = None
@@ -84,10 +79,10 @@ def _download(name: str, revision: str | None) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise hf_hub.NotFound(
             f"{place}: no such folder, and not in the hub's cache ({constants.HF_HUB_CACHE}): "
-            f"{unreachable or hf_hub.first_line(error)}"
+            f"{unreachable or first_line(error)}"
         ) from error
     except Exception as error:  # its HTTP library, and so the errors, differ between versions
-        raise InputError(f"{place}: cannot be downloaded ({hf_hub.first_line(error)})") from error
+        raise InputError(f"{place}: cannot be downloaded ({first_line(error)})") from error
 
 
 def _files(siblings: Iterable[str], place: str) -> list[str]:

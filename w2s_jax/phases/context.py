@@ -60,7 +60,7 @@ class Context:
         saves = self.settings.checkpoint.dir
         return PhaseFolder(
             self.store / phase_name,
-            saves=None if saves is None else files.place(saves) / phase_name,
+            saves=None if saves is None else files.checkpoint_location(saves) / phase_name,
         )
 
     def watched(self, phase: Phase) -> contextlib.AbstractContextManager[None]:

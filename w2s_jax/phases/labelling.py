@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.config import METHODS
-from w2s_jax.data.outside import matched, read_outside
+from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.metrics import classification
 from w2s_jax.models import heads
@@ -165,9 +165,9 @@ def _external(work: LabelWork) -> Labels:
     """Labels from the file `weak.labels` (people, a judge)."""
     path = work.context.settings.weak.labels
     assert path is not None
-    found = read_outside(path)
+    found = read_external_labels(path)
     made: Labels = {}
     for split in work.phase.label_splits:
-        soft_NC = matched(found, work.documents(split).ids_N, f"{path}: {split}")
+        soft_NC = join_labels(found, work.documents(split).ids_N, f"{path}: {split}")
         made |= work.of_all(split, soft_NC)
     return made

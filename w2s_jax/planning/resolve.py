@@ -18,8 +18,8 @@ from w2s_jax.core import errors
 from w2s_jax.core.files import sha256
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
+from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.loading import load
-from w2s_jax.data.outside import matched, read_outside
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels, tokenize
@@ -128,7 +128,7 @@ def resolve(settings: Settings) -> Resolved:
         split_seed=task_settings.split_seed,
     )
     sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
-    notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.place}): {sizes}")
+    notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
     tokenized = {
         key: {
             name: _tokenize_split(name, docs, reader, notes)
@@ -155,10 +155,10 @@ def resolve(settings: Settings) -> Resolved:
 
 def _check_outside(path: str, data: RoleInput) -> str:
     """Return the sha256 of a file of labels, after checking that it has all that are needed."""
-    found = read_outside(path)
+    found = read_external_labels(path)
     for split, documents in data.splits.items():
         if split not in ("slice1", "pretrain"):
-            matched(found, documents.ids_N, f"weak.labels: {path}: {split}")
+            join_labels(found, documents.ids_N, f"weak.labels: {path}: {split}")
     return sha256(Path(path))
 
 

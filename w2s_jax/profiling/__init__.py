@@ -1,1 +1,1 @@
-"""Profiles, compiler dumps, device peaks, and the cache of compiled programs."""
+"""Profiles, compiler dumps, peak rates of devices, and the cache of compiled programs."""

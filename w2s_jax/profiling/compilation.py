@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk for the next start, and the seconds that compiling takes."""
+"""The on-disk cache of compiled programs, and a clock for compilation."""
 
 import contextlib
 import functools
@@ -10,14 +10,15 @@ from pathlib import Path
 import jax
 
 from w2s_jax.core.files import cache_folder
+from w2s_jax.profiling.profile import Interval, length, union
 
 log = logging.getLogger(__name__)
 
-#: Compiled programs of at most this many bytes are kept on disk; the least lately used go first.
+#: Size limit of the cache; the least recently used programs are removed first.
 CACHE_BYTES = 4 * 2**30
-#: What compiles faster than this is not kept: making room takes longer the more programs there are.
+#: Programs that compile faster are not cached: making room takes longer the more there are.
 SHORTEST_SECONDS = 0.1
-#: What JAX does between a call and the first run of its program; finding it on disk is in the last.
+#: JAX's events between a call and the first run of its program; the last includes cache look-ups.
 COMPILE_EVENTS = (
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -26,17 +27,16 @@ COMPILE_EVENTS = (
 
 
 def enable_cache() -> Path | None:
-    """Makes JAX keep compiled programs on disk, for this process and later ones.
+    """Make JAX cache compiled programs on disk, for this process and later ones.
 
-    They are in the folder `compiled` of the user's cache (see `files.cache_folder`); those for a
-    CPU in a folder for its kind, since they may use instructions that another one lacks. Each such
-    folder is bounded by `CACHE_BYTES`. Programs that cannot be read are compiled as if they were
-    not there. A cache that the user has given to JAX, by JAX_COMPILATION_CACHE_DIR or
-    jax_compilation_cache_dir, is left as it is; so is one that JAX_ENABLE_COMPILATION_CACHE
-    switches off.
+    They are in the folder `compiled` of the user's cache (see `files.cache_folder`); programs for
+    CPUs in one folder per kind of CPU, because they may use instructions that others lack. Each
+    folder is limited to `CACHE_BYTES`. Unreadable programs are compiled again. The user's own
+    settings (JAX_COMPILATION_CACHE_DIR, jax_compilation_cache_dir, JAX_ENABLE_COMPILATION_CACHE)
+    are left alone.
 
     Returns:
-      The folder that is used; None if there is no cache, or it is the user's own affair.
+      The folder; None if caching is off, or set up by the user.
     """
     chosen: str | None = jax.config.values["jax_compilation_cache_dir"]
     if chosen in _OURS:
@@ -55,8 +55,8 @@ def enable_cache() -> Path | None:
         _remove_unfinished(folder)
     except OSError as error:
         log.warning(
-            "%s: compiled programs are not kept (%s); set W2S_CACHE_DIR to a folder that can be "
-            "written to, or to nothing",
+            "%s: compiled programs are not cached (%s); set W2S_CACHE_DIR to a writable folder, or "
+            "to nothing to switch the cache off",
             folder,
             error,
         )
@@ -73,7 +73,7 @@ _OURS: set[str] = set()
 
 
 def _processor() -> str:
-    """A short name of the kind of CPU: its instruction sets decide which programs it can run."""
+    """Return a hash of the kind of CPU, whose instruction sets decide which programs can run."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kinds = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
@@ -85,60 +85,54 @@ def _processor() -> str:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process or a full disk left half-written.
+    """Remove partly written programs, left by a killed process or a full disk.
 
-    JAX writes the time of the last use after the program. A program without one is unfinished; JAX
-    would never replace it, and could store nothing more beside it.
+    JAX writes the time of the last use after the program. A program without one is partial; JAX
+    would never replace it, and could not add others.
 
     Raises:
-      OSError: if the folder cannot be written to.
+      OSError: the folder is not writable.
     """
     import filelock
 
-    # JAX's own lock: no other process is between the two writes then.
+    # JAX's own lock, so that no other process is between the two writes.
     try:
         with filelock.FileLock(folder / ".lockfile", timeout=10):
             for program in folder.glob("*-cache"):
                 if not program.with_name(program.name.removesuffix("cache") + "atime").exists():
                     program.unlink(missing_ok=True)
     except filelock.Timeout:
-        log.info("%s: busy; looked at by another process", folder)
+        log.info("%s: locked by another process", folder)
 
 
 class CompileClock:
-    """Wall seconds in which this process traced, lowered or compiled something.
+    """Wall seconds in which this process traced, lowered or compiled, or read cached programs.
 
-    Programs are traced inside of programs, and several threads may compile at once; no moment is
-    counted twice. A program that was found on disk counts with what finding it took.
+    Programs are traced inside programs, and several threads may compile at once; overlapping times
+    count once.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: Disjoint (start, stop), in order.
-        self._spans: list[tuple[float, float]] = []
+        self._spans: list[Interval] = []
 
     @property
     def seconds(self) -> float:
         """The seconds so far."""
         with self._lock:
-            return sum(stop - start for start, stop in self._spans)
+            self._spans = union(self._spans)
+            return length(self._spans)
 
     def observe(self, event: str, start_time: float, end_time: float, **_: str | int) -> None:
-        """Hears of an event: a listener for `jax.monitoring`, which tells of each at its end."""
-        if event not in COMPILE_EVENTS:
-            return
-        start, stop = start_time, end_time
-        with self._lock:
-            # What ended before this one began stays; the rest is joined with it.
-            while self._spans and self._spans[-1][1] >= start:
-                earlier = self._spans.pop()
-                start, stop = min(start, earlier[0]), max(stop, earlier[1])
-            self._spans.append((start, stop))
+        """Add an event; a listener for `jax.monitoring`."""
+        if event in COMPILE_EVENTS:
+            with self._lock:
+                self._spans.append((start_time, end_time))
 
 
 @functools.cache
 def compile_clock() -> CompileClock:
-    """The process's clock; it runs from the first call on."""
+    """Return the clock of this process, which starts at the first call."""
     clock = CompileClock()
     jax.monitoring.register_event_time_span_listener(clock.observe)
     return clock

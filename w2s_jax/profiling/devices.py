@@ -17,8 +17,8 @@ _TPU = {
     "TPU7x": 1153.5e12,
 }
 
-# Words of an NVIDIA device's name -> (bfloat16, float32 as TF32) FLOP/s, dense, the fastest form
-# under that name; the first that fits counts. V100 has neither.
+# Words of an NVIDIA device's name -> (bfloat16, float32 as TF32) FLOP/s, dense, of the fastest
+# variant of that name; the first match counts. V100 has neither format.
 _NVIDIA: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
     (("H100", "PCIe"), 756e12, 378e12),
     (("H100", "NVL"), 835e12, 417.5e12),
@@ -41,21 +41,21 @@ _NVIDIA: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Bytes a second of one chip.
+    """Bytes per second of one chip.
 
     Attributes:
       memory: between HBM and the chip.
-      links: that it can send over all of its links to other chips together.
+      links: sent to other chips, over all links together.
     """
 
     memory: float
     links: float
 
 
-# Google Cloud's pages on each TPU version, tables of key specifications, "per chip". Links are
-# stated there in bits a second one way (v4 2,400 Gbps, v5e 1,600, v5p 4,800, v6e 3,200), or in
-# later versions of the pages in bytes both ways together, which is twice that. A collective along
-# one axis of the torus has only that axis's share of them.
+# From Google Cloud's page of each TPU version, table "key chip specifications". Links are stated in
+# bits per second one way (v4 2,400 Gbps, v5e 1,600, v5p 4,800, v6e 3,200), or in later versions of
+# the pages in bytes per second both ways. A collective along one axis of the torus has only that
+# axis's share.
 _BANDWIDTH = {
     "TPU v4": Bandwidth(1200e9, 300e9),
     "TPU v5 lite": Bandwidth(819e9, 200e9),
@@ -65,21 +65,21 @@ _BANDWIDTH = {
 
 
 def bandwidth(device_kind: str) -> Bandwidth | None:
-    """What a TPU's vendor states of its memory and links; None where that is unknown.
+    """Return the stated bandwidth of a TPU's memory and links; None if unknown.
 
     Args:
-      device_kind: as JAX names it: 'TPU v5 lite'.
+      device_kind: JAX's name: 'TPU v5 lite'.
     """
     return _BANDWIDTH.get(device_kind)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Dense matmul FLOP/s of one device as its vendor states them; None where that is unknown.
+    """Return the stated dense matmul FLOP/s of one device; None if unknown.
 
-    Matmuls of float32 go as XLA does them by default: in bfloat16 passes on TPU, as TF32 on NVIDIA.
+    float32 matmuls are as XLA computes them by default: bfloat16 on TPU, TF32 on NVIDIA.
 
     Args:
-      device_kind: as JAX names it: 'TPU v5 lite', 'NVIDIA H200', 'NVIDIA A100-SXM4-40GB'.
+      device_kind: JAX's name: 'TPU v5 lite', 'NVIDIA H200', 'NVIDIA A100-SXM4-40GB'.
       dtype: of the computation, 'bfloat16' or 'float32'.
     """
     if device_kind in _TPU:
@@ -94,10 +94,10 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 def utilisation(
     flops_per_second: float, device_kind: str, count: int, dtype: str
 ) -> dict[str, Any]:
-    """{'mfu': share of the peak of `count` devices}; None for an unknown peak.
+    """Return {'mfu': share of the peak of `count` devices}; None for an unknown peak.
 
-    A share above 1 is no utilisation but an error of the count, the clock or the table: 'mfu' is
-    then None and 'mfu_note' says what was found.
+    A share above 1 is an error of the count, the clock or the table: 'mfu' is then None and
+    'mfu_note' has the share.
     """
     peak = peak_flops(device_kind, dtype)
     if peak is None:

@@ -1,4 +1,4 @@
-"""What the compiler was given and what it made of it, as files."""
+"""Dumps of programs: StableHLO, optimised HLO, and the compiler's estimates."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import jax
 
 from w2s_jax.core.files import write_json
 
-#: The numbers of `memory_analysis` that are kept, in bytes for one device.
+#: Fields of `memory_analysis` in the dump, in bytes of one device.
 MEMORY = (
     "argument_size_in_bytes",
     "output_size_in_bytes",
@@ -22,15 +22,16 @@ MEMORY = (
 
 
 def dump(function: Callable, args: tuple[Any, ...], folder: Path, name: str) -> None:
-    """Writes the program that `function` would run for `args`; runs and consumes nothing.
+    """Compile `function` for `args` and write the program; runs nothing and donates nothing.
+
+    The files are <name>.stablehlo.mlir (as lowered by JAX), <name>.hlo.txt (optimised) and
+    <name>.json (the compiler's estimates of memory and cost, if the backend has any).
 
     Args:
-      function: what `jax.jit` returned, perhaps within `functools.partial`s.
-      args: its arguments; arrays, or their `jax.ShapeDtypeStruct`s.
-      folder: where to; is made.
-      name: of the files: <name>.stablehlo.mlir as JAX lowered it, <name>.hlo.txt as it was
-        optimised, and <name>.json with the compiler's estimates of memory and cost, as far as the
-        backend has any.
+      function: a function returned by `jax.jit`, possibly in `functools.partial`s.
+      args: its arguments: arrays or `jax.ShapeDtypeStruct`s.
+      folder: output folder; created if it does not exist.
+      name: stem of the files.
     """
     while isinstance(function, functools.partial):
         args, function = (*function.args, *args), function.func
@@ -42,16 +43,16 @@ def dump(function: Callable, args: tuple[Any, ...], folder: Path, name: str) -> 
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     record = {
         "memory": {k: getattr(memory, k) for k in MEMORY if hasattr(memory, k)},
-        # The numbers of single operands have braces in their names.
+        # Names with braces are costs of single operands.
         "cost": {k: v for k, v in sorted(cost.items()) if "{" not in k and math.isfinite(v)},
     }
     write_json(folder / f"{name}.json", record)
 
 
 def dumping(step: Callable, folder: Path) -> Callable:
-    """`step`, which writes its program to `folder` before the first call with each shape.
+    """Wrap `step` so that it dumps its program to `folder` before the first call of each shape.
 
-    The files are named step_0, step_1 and so on, in the order of the shapes' first calls.
+    The files are named step_0, step_1, ... in the order of first calls.
     """
     seen: set[Any] = set()
 

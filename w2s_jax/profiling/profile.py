@@ -1,7 +1,7 @@
-"""A profile of some training steps: a trace for TensorBoard, and what it says in short.
+"""Profiles of training steps: a trace for TensorBoard, and a summary.
 
-The summary names where devices spent their time: by operation, by named scope of the model, and
-split into computing, communicating and waiting.
+The summary is the time of devices by operation, by named scope of the model, and split into
+computation, communication and idle time.
 """
 
 import re
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Interval = tuple[float, float]
 
-#: So many rows the terminal shows of each table; summary.json has all.
+#: Rows of each table in the terminal; summary.json has all.
 ROWS_SHOWN = 12
 
 _COMMUNICATION = re.compile(
@@ -31,9 +31,9 @@ _COMMUNICATION = re.compile(
 
 
 class Profiler:
-    """Traces the steps [`start`, `stop`) of a phase; the training loop calls `begin` and `end`.
+    """Trace of the steps [`start`, `stop`) of a phase; the training loop calls `begin` and `end`.
 
-    `folder` receives the trace, in the layout of TensorBoard's profile plugin, and summary.json.
+    The trace, in the layout of TensorBoard's profile plugin, and summary.json are in `folder`.
     """
 
     def __init__(self, start: int, stop: int, folder: Path, console: "Console"):
@@ -41,18 +41,18 @@ class Profiler:
         self.folder, self.console = folder, console
 
     def begin(self) -> None:
-        """Waits until all devices have done what they were given, and begins to trace."""
+        """Wait until all devices are idle, then start the trace."""
         import jax
 
         jax.block_until_ready(jax.live_arrays())
         shutil.rmtree(self.folder, ignore_errors=True)
         options = jax.profiler.ProfileOptions()
-        # Each Python call would be an event: large files, and slower steps than without a profile.
+        # An event for each Python call would make large files and slow steps.
         options.python_tracer_level = 0
         jax.profiler.start_trace(self.folder, profiler_options=options)
 
     def end(self) -> None:
-        """Waits for all devices, ends the trace, and writes and prints its summary."""
+        """Wait until all devices are idle, stop the trace, and write and print its summary."""
         import jax
 
         # A caller that has fetched a result has waited for one device only.
@@ -69,7 +69,7 @@ class Profiler:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same points as disjoint intervals in order, empty ones left out."""
+    """Return the union as sorted, disjoint, non-empty intervals."""
     merged: list[Interval] = []
     for start, stop in sorted(intervals):
         if stop <= start:
@@ -82,7 +82,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def length(intervals: Iterable[Interval]) -> float:
-    """How long disjoint intervals are together."""
+    """Return the total length of disjoint intervals."""
     return sum(stop - start for start, stop in intervals)
 
 
@@ -90,22 +90,22 @@ def length(intervals: Iterable[Interval]) -> float:
 
 
 def summarize(ops_of: Mapping[str, Sequence[Op]]) -> dict[str, Any]:
-    """What a trace says.
+    """Return the summary of a trace.
 
     Args:
-      ops_of: device -> what it ran (see `xplane.read`).
+      ops_of: device -> operations that it ran (see `xplane.read`).
 
     Returns:
       window_seconds: from the start of the first operation on any device to the end of the last.
-      devices: for each, seconds that add up to the window: `compute`, in which some operation ran
-        that is no communication; `communication`, in which only communication ran; `idle`. And
-        `hidden_communication`: how much of `compute` communication ran beside.
-      scopes: a row for each path of named scopes, with seconds of the forward and the backward
-        pass and its share of all operations.
-      operations: a row for each operation: seconds, how often it ran, opcode, scope, share.
+      devices: seconds of each device that add up to the window: `compute`, in which an operation
+        other than communication ran; `communication`, in which only communication ran; `idle`. And
+        `hidden_communication`, the part of `compute` in which communication ran as well.
+      scopes: one row per path of named scopes: seconds of the forward and the backward pass, and
+        the share of all operations.
+      operations: one row per operation: seconds, number of runs, opcode, scope, share.
 
-      Seconds of scopes and operations are durations added up over all devices; operations that ran
-      side by side count each. Rows are in descending order of seconds.
+      Seconds of scopes and operations are summed over all devices, and concurrent operations all
+      count. Rows are in descending order of seconds.
     """
     everything = [op for ops in ops_of.values() for op in ops]
     if not everything:
@@ -122,31 +122,31 @@ def summarize(ops_of: Mapping[str, Sequence[Op]]) -> dict[str, Any]:
 
 
 def is_communication(op: Op) -> bool:
-    """Whether an operation moves data between devices."""
-    # Asynchronous ones have a general opcode and a telling name, kernels of NCCL only the name.
+    """Return whether an operation moves data between devices."""
+    # Asynchronous operations have a generic opcode, NCCL kernels none; their names tell.
     return any(_COMMUNICATION.match(text) for text in (op.opcode, op.name))
 
 
 def scope_of(path: str) -> tuple[str, bool]:
-    """The named scopes in JAX's name stack, and whether it belongs to the backward pass.
+    """Return the named scopes in JAX's name stack, and whether it is of the backward pass.
 
-    `jit(step)/transpose(jvp(block))/mlp/while/body/dot_general` is ("block/mlp", True). The scope
-    of what the compiler has made of several, as when it joins all-reduces, is "(several)".
+    `jit(step)/transpose(jvp(block))/mlp/while/body/dot_general` gives ("block/mlp", True). The
+    scope of an operation merged from several, such as combined all-reduces, is "(several)".
     """
     if "/(" in path:
         return "(several)", "transpose(" in path
     scopes = []
-    # Of an operation that took in its neighbours; and the last part is the primitive.
+    # A fused operation lists several paths; the last part of a path is the primitive.
     for part in path.split(";")[0].split("/")[:-1]:
         while wrapped := re.fullmatch(r"(?:jvp|transpose|vmap|checkpoint|remat)\((.*)\)", part):
             part = wrapped[1]
-        # Transformations and the like have brackets, einsum's formula has commas.
+        # Transformations have brackets, einsum's formula has commas.
         if re.fullmatch(r"\w+", part) and not _STRUCTURE.fullmatch(part):
             scopes.append(part)
     return "/".join(scopes), "transpose(" in path
 
 
-#: Parts of a name stack that stand for how a program is built and not for what it computes.
+#: Parts of a name stack that are structure of the program, not named scopes.
 _STRUCTURE = re.compile(
     r"while|body|cond|scan|closed_call|core_call|pjit|checkpoint|remat\d?|rematted_computation"
     r"|shard_map|custom_[jv]{2}p_call\w*|branch_\d+_fun"
@@ -210,7 +210,7 @@ def _operations(ops: Sequence[Op], total_ns: float) -> list[dict[str, Any]]:
 
 
 def print_summary(summary: Mapping[str, Any], console: "Console") -> None:
-    """Prints the devices, and the largest scopes and operations, of a `summarize`."""
+    """Print the devices, and the largest scopes and operations, of a summary."""
     from rich.table import Table
 
     def table(title: str, first: int, *columns: str) -> Table:
@@ -222,7 +222,7 @@ def print_summary(summary: Mapping[str, Any], console: "Console") -> None:
 
     window = summary["window_seconds"]
     if not summary["devices"]:
-        console.print("the trace shows no operation of any device", highlight=False)
+        console.print("the trace has no operations", highlight=False)
         return
     steps = "steps {}-{}".format(summary["steps"][0], summary["steps"][1] - 1)
     devices = table(

@@ -1,16 +1,16 @@
-"""Which operations ran when on which device, read from what `jax.profiler` writes.
+"""Read the operations that ran on each device from a trace of `jax.profiler`.
 
-A trace is one .xplane.pb a process: planes (a device, the host) of lines (a stream, a thread) of
+A trace is one .xplane.pb per process: planes (a device, the host) of lines (a stream, a thread) of
 events.
 
-- GPU: plane `/device:GPU:0`, a line a stream; an event is a kernel and says which HLO operation it
-  belongs to (`hlo_op`).
+- GPU: plane `/device:GPU:0`, one line per stream; an event is a kernel, with its HLO operation in
+  `hlo_op`.
 - TPU: plane `/device:TPU:0`, line `XLA Ops`; an event is an HLO operation, named by its text.
-- CPU: plane `/host:CPU`, a line a thread of a pool that all simulated devices share; events of
-  operations have `hlo_op`, and `device_ordinal` says for which device.
+- CPU: plane `/host:CPU`, one line per thread of a pool that all simulated devices share; events of
+  operations have `hlo_op`, and their device in `device_ordinal`.
 
-The programs themselves are in the plane `/host:metadata`; that is where an operation's opcode and
-its path of named scopes come from, on all of them.
+The programs are in the plane `/host:metadata`, from which operations get their opcodes and paths of
+named scopes on all devices.
 """
 
 import re
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Operations that only run others, which are events of their own.
+#: Operations that only run others, which have their own events.
 CONTROL_FLOW = ("while", "conditional", "call")
 
 _DEVICE = re.compile(r"/device:(GPU|TPU):\d+$")
@@ -32,12 +32,12 @@ class Op:
     """One run of one operation on one device.
 
     Attributes:
-      program: the name of its HLO module, and its number among those of the process in brackets:
-        a function is a program for each shape that it is called with.
-      name: its name there; a kernel's or copy's own where it belongs to no operation.
-      opcode: "fusion", "dot", "all-reduce", ...; "" if the trace does not tell.
-      path: JAX's name stack, as "jit(step)/jvp(block)/mlp/dot_general"; "" if there is none.
-      start_ns, stop_ns: when, on a clock that all devices of a process share.
+      program: name of its HLO module, with the number of the program in parentheses: a function
+        has one program for each shape that it is called with.
+      name: its name in the module, or that of a kernel or copy outside any operation.
+      opcode: "fusion", "dot", "all-reduce", ...; "" if unknown.
+      path: JAX's name stack, such as "jit(step)/jvp(block)/mlp/dot_general"; "" if unknown.
+      start_ns, stop_ns: times on a clock that all devices of a process share.
     """
 
     program: str
@@ -48,18 +48,18 @@ class Op:
     stop_ns: float
 
 
-#: (program id, operation) -> (opcode, path); the program's name serves where events have no id.
+#: (program id, operation) -> (opcode, path); also by program name, for events without an id.
 Instructions = dict[tuple[int | str | None, str], tuple[str, str]]
 
 
 def read(path: Path) -> dict[str, list[Op]]:
-    """The operations of each device in a .xplane.pb file, control flow left out.
+    """Return the operations of each device in a .xplane.pb file, without control flow.
 
     Args:
       path: the file.
 
     Returns:
-      device -> operations in the order of their starts; devices without any are missing.
+      device -> operations sorted by start; devices without operations are left out.
     """
     import jax
 
@@ -69,7 +69,7 @@ def read(path: Path) -> dict[str, list[Op]]:
 
 
 def device_ops(planes: Iterable[Any], known: Instructions) -> dict[str, list[Op]]:
-    """As `read`, from planes as `jax.profiler.ProfileData` has them."""
+    """Return the operations of each device in the planes of a `jax.profiler.ProfileData`."""
     found: dict[str, list[Op]] = {}
     for plane in planes:
         on_device = _DEVICE.match(plane.name)
@@ -77,7 +77,7 @@ def device_ops(planes: Iterable[Any], known: Instructions) -> dict[str, list[Op]
             continue
         lines = list(plane.lines)
         if on_device:
-            # Lines that sum up others are not to be counted beside them.
+            # Other lines summarise these.
             lines = [line for line in lines if line.name == "XLA Ops"] or [
                 line for line in lines if line.name.startswith("Stream")
             ]
@@ -95,7 +95,7 @@ def device_ops(planes: Iterable[Any], known: Instructions) -> dict[str, list[Op]
                     found.setdefault(device, []).append(op)
     for ops in found.values():
         ops.sort(key=lambda op: op.start_ns)
-    # Device 10 after device 2.
+    # Device 10 sorts after device 2.
     return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
@@ -109,18 +109,18 @@ def _op(event: Any, stats: dict[str, Any], known: Instructions) -> Op:
     )
     if number is not None:
         program = f"{program}({number})"
-    # A name begins with its opcode unless something renamed it.
+    # A name begins with the opcode unless a pass renamed it.
     opcode = opcode or next((c for c in CONTROL_FLOW if re.fullmatch(rf"{c}(\.\d+)?", name)), "")
     return Op(program, name, opcode, path, event.start_ns, event.end_ns)
 
 
-# --- the programs within a trace -----------------------------------------------------------------
-# `ProfileData` shows events only; programs are stored beside them, so their fields are read here.
-# Numbers of fields are those of xplane.proto and hlo.proto.
+# --- the programs in a trace ---------------------------------------------------------------------
+# `ProfileData` gives access to events only, so the messages of programs are parsed here. Field
+# numbers are those of xplane.proto and hlo.proto.
 
 
 def instructions(xspace: bytes) -> Instructions:
-    """The opcode and the path of all instructions of all programs in a serialised XSpace."""
+    """Return opcode and path of all instructions of all programs in a serialised XSpace."""
     found: Instructions = {}
     for plane in _all(memoryview(xspace), 1):
         if _text(plane, 2) != "/host:metadata":
@@ -158,7 +158,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _all(message: memoryview, wanted: int) -> Iterator[Any]:
-    """The values of a field of a serialised message: int, or memoryview of what has a length."""
+    """Yield the values of a field of a serialised message: int, or memoryview of bytes."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

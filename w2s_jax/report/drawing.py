@@ -132,7 +132,9 @@ def legend(ax: "Axes", columns: int = 2) -> None:
         return
     columns = 1 if max(map(len, names)) > 26 else columns
     # In inches: a fraction of the axes' height would move the legend when they are laid out.
-    shift = ScaledTranslation(0, -LEGEND_OFFSET, ax.get_figure(root=True).dpi_scale_trans)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    shift = ScaledTranslation(0, -LEGEND_OFFSET, figure.dpi_scale_trans)
     ax.legend(
         handles, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns,
         bbox_transform=ax.transAxes + shift, frameon=False, fontsize=8.5, labelcolor=INK,

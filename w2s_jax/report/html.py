@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from w2s_jax.core.errors import StorageError
+from w2s_jax.core.files import atomic_write
 from w2s_jax.planning.kinds import kind_title
 from w2s_jax.report import tables
 from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
@@ -124,22 +125,14 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _write_atomically(out / name, content)
+            with atomic_write(out / name) as file:
+                file.write(content)
         for name in (f"{figure}.{kind}" for figure in panels for kind in ("png", "svg")):
             if name not in files:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{out}: cannot write the report ({error})") from error
     return out / "report.html"
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _figure_section(name: str, panels: list[Panel]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Everything on disk: phase folders, trees of arrays, checksums."""
+"""Phase folders, stored trees of arrays, checksums."""

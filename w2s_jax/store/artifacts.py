@@ -1,9 +1,10 @@
-"""What phases leave on disk: folders, claims, labels, predictions, results. No JAX but in labels.
+"""Phase folders: paths, claims, labels, features, predictions, results.
 
     DIR/phases/<kind>-<fingerprint>/  config.json checkpoints/ tokenizer/ labels/ features/
                                       predictions.parquet metrics.jsonl result.json
 
-A phase is complete exactly when its result.json exists; it is written last, by a rename.
+A phase is complete exactly when its result.json exists; it is written last, by a rename. JAX is
+imported only to read and write labels and features.
 """
 
 import fcntl
@@ -17,14 +18,16 @@ from typing import Any, TextIO
 import numpy as np
 
 from w2s_jax.core import errors, processes
-from w2s_jax.core.files import read_json, sha256
+from w2s_jax.core.files import atomic_write, read_json, sha256
 
 
 @dataclass(frozen=True)
 class PhaseFolder:
     """The files of one phase.
 
-    `saves`: where its mid-phase checkpoints are, if not in `path` (`checkpoint.dir`).
+    Attributes:
+      path: the folder.
+      saves: folder of the mid-phase checkpoints if they are not in `path` (`checkpoint.dir`).
     """
 
     path: Path
@@ -32,22 +35,22 @@ class PhaseFolder:
 
     @property
     def config(self) -> Path:
-        """What the phase computes, in full."""
+        """Everything that decides the phase's result."""
         return self.path / "config.json"
 
     @property
     def result(self) -> Path:
-        """Its outcome; its presence says that the phase is complete."""
+        """The phase's result; it exists exactly when the phase is complete."""
         return self.path / "result.json"
 
     @property
     def metrics(self) -> Path:
-        """A JSON row a step and an evaluation."""
+        """One JSON record per step and per evaluation."""
         return self.path / "metrics.jsonl"
 
     @property
     def predictions(self) -> Path:
-        """P(label 1) of every validation and test document."""
+        """P(label 1) of all validation and test documents."""
         return self.path / "predictions.parquet"
 
     @property
@@ -57,12 +60,12 @@ class PhaseFolder:
 
     @property
     def features(self) -> Path:
-        """What heads see of documents (Orbax)."""
+        """Features of documents at the read-outs (Orbax)."""
         return self.path / "features"
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer's files of a pretrained model."""
+        """Tokenizer files of a pretrained model."""
         return self.path / "tokenizer"
 
     @property
@@ -72,22 +75,22 @@ class PhaseFolder:
 
     @property
     def population(self) -> Path:
-        """Who is trained together from `steps`, and how; there as long as that is under way."""
+        """Members that train together from `steps`; exists while they train."""
         return (self.saves or self.path / "checkpoints") / "population.json"
 
     @property
     def final(self) -> Path:
-        """The parameters that the phase ends with (Orbax)."""
+        """Final parameters (Orbax)."""
         return self.path / "checkpoints" / "final"
 
     @property
     def trained(self) -> Path:
-        """What training leaves besides parameters; present when `final` is."""
+        """Results of training besides the parameters; exists when `final` does."""
         return self.path / "checkpoints" / "trained.json"
 
     @property
     def complete(self) -> bool:
-        """Whether the phase need not run."""
+        """Whether the phase is complete."""
         return self.result.exists()
 
 
@@ -97,23 +100,28 @@ def claim(
     waiting: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Holds a phase's folder for this process; waits while another process holds it.
+    """Hold the lock on a phase's folder; wait while another process holds it.
 
-    A `flock`: the kernel releases it when its process ends, however it ends. Of the processes of
-    one run the first holds it for all; all call this, and agree on `should_stop`.
+    The lock is a `flock`, which the kernel releases however the process ends. In a run of several
+    processes all call this, the first one holds the lock, and all agree on `should_stop`.
+
+    Args:
+      folder: the phase's folder.
+      waiting: called once if another process holds the lock.
+      should_stop: whether to stop waiting.
 
     Raises:
-      Interrupted: if `should_stop` says so while waiting.
+      Interrupted: `should_stop` returned True while waiting.
     """
     with _lock_file(folder) as lock:
-        told = False
+        notified = False
         while not processes.on_first("claim", lambda: _locked(lock)):
-            if not told:
+            if not notified:
                 waiting()
-                told = True
+                notified = True
             if should_stop():
                 raise errors.Interrupted(
-                    "stopped by a signal while waiting; the same command resumes"
+                    "stopped by a signal while waiting; run the same command to resume"
                 )
             time.sleep(0.2)
         yield
@@ -121,7 +129,7 @@ def claim(
 
 @contextmanager
 def claim_if_free(folder: PhaseFolder) -> Iterator[bool]:
-    """As `claim`, but says whether this process holds the folder now, instead of waiting."""
+    """Try to hold the lock as `claim` does, without waiting; yield whether it is held."""
     with _lock_file(folder) as lock:
         yield _locked(lock)
 
@@ -140,12 +148,12 @@ def _locked(file: TextIO) -> bool:
 
 
 def read_result(folder: PhaseFolder) -> dict[str, Any]:
-    """A complete phase's result.json, after checking the files that it vouches for.
+    """Return the result.json of a complete phase, after checking the files it has checksums of.
 
     Raises:
-      StorageError: if it is damaged, or predictions.parquet differs from its sha256.
+      StorageError: it is damaged, or predictions.parquet does not match its checksum.
     """
-    remedy = f"delete {folder.path} and run again to remake it"
+    remedy = f"delete {folder.path}, then run the same command again"
     try:
         result = read_json(folder.result)
         sums = dict(result["sha256"])
@@ -155,21 +163,23 @@ def read_result(folder: PhaseFolder) -> dict[str, Any]:
     for name, wanted in sums.items():
         path = folder.path / name
         if not path.exists() or sha256(path) != wanted:
-            raise errors.StorageError(f"{path}: differs from its sha256; {remedy}")
+            raise errors.StorageError(
+                f"{path}: does not match its recorded SHA-256 checksum; {remedy}"
+            )
     return result
 
 
 def save_labels(folder: PhaseFolder, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Stores class labels by Orbax: split -> (ids_N uint64, soft float32 [N, C])."""
+    """Store class labels by Orbax: split -> (ids_N uint64, soft float32 [N, C])."""
     _save_by_id(folder.labels, "soft", labels, {})
 
 
 def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarray:
-    """The soft labels of the documents `ids_N`, float32 [N, C], joined by id.
+    """Return the soft labels of the documents `ids_N`, float32 [N, C], joined by id.
 
     Raises:
-      StorageError: if the stored labels are damaged.
-      InputError: if a document has no label, or the phase stored none for the split.
+      StorageError: the stored labels are damaged.
+      InputError: a document has no label, or the phase stored none for the split.
     """
     record = read_json(folder.result)["labels"]
     if split not in record["splits"]:
@@ -178,13 +188,13 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
 
 
 def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:
-    """The documents of a split that a phase has stored labels of, in its order, uint64 [N]."""
+    """Return the ids of the labelled documents of a split as stored, uint64 [N]."""
     n = read_json(folder.result)["labels"]["splits"][split]
     return _stored_by_id(folder.labels, "soft", n, (2,), split)[0]
 
 
 def read_parents(folder: PhaseFolder) -> dict[str, str]:
-    """The phases that a phase was made from, by what they are to it."""
+    """Return the names of a phase's parents by their role."""
     return dict(read_json(folder.config)["spec"].get("parents", {}))
 
 
@@ -193,16 +203,16 @@ def save_features(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]],
     head: Mapping[str, np.ndarray],
 ) -> None:
-    """Stores split -> (ids_N uint64, features float32 [N, K, D]), and a head to start from."""
+    """Store split -> (ids_N uint64, features float32 [N, K, D]), and an initial head."""
     _save_by_id(folder.features, "features", features, {"head": dict(head)})
 
 
 def load_features(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarray:
-    """The features of the documents `ids_N`, float32 [N, K, D], joined by id.
+    """Return the features of the documents `ids_N`, float32 [N, K, D], joined by id.
 
     Raises:
-      StorageError: if they are damaged.
-      InputError: if there are none of a document.
+      StorageError: they are damaged.
+      InputError: a document has none.
     """
     record = read_json(folder.result)["features"]
     shape = tuple(record["shape"])
@@ -210,7 +220,7 @@ def load_features(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndar
 
 
 def load_features_head(folder: PhaseFolder) -> dict[str, np.ndarray]:
-    """The head that is stored with features: {'kernel': float32 [D, 2 / K]}."""
+    """Return the head stored with features: {'kernel': float32 [D, 2 / K]}."""
     from w2s_jax.store.trees import load_part
 
     texts, width = read_json(folder.result)["features"]["shape"]
@@ -225,8 +235,9 @@ def _save_by_id(
     values: Mapping[str, tuple[np.ndarray, np.ndarray]],
     more: dict[str, Any],
 ) -> None:
-    """Ids are stored as pairs of uint32: JAX, through which Orbax may pass them, cuts 64 bits."""
     from w2s_jax.store.trees import save_tree
+
+    # Ids as pairs of uint32, because Orbax may pass them through JAX, which truncates 64 bits.
 
     tree = {
         split: {"ids": ids_N.view(np.uint32).reshape(-1, 2), name: value.astype(np.float32)}
@@ -244,20 +255,20 @@ def _load_by_id(
     ids_N: np.ndarray,
 ) -> np.ndarray:
     stored_ids_N, values_N = _stored_by_id(path, name, sizes[split], shape, split)
-    place = {int(i): k for k, i in enumerate(stored_ids_N)}
-    missing = [int(i) for i in ids_N if int(i) not in place]
+    row_of = {int(i): n for n, i in enumerate(stored_ids_N)}
+    missing = [int(i) for i in ids_N if int(i) not in row_of]
     if missing:
         raise errors.InputError(
-            f"{path}: {len(missing)} of {len(ids_N)} documents of {split!r} are not there (the "
-            f"first: id {missing[0]}); they and the documents are of different runs"
+            f"{path}: {len(missing)} of {len(ids_N)} documents of {split!r} are missing (the "
+            f"first: id {missing[0]}); the labels or features belong to another run"
         )
-    return values_N[[place[int(i)] for i in ids_N]]
+    return values_N[[row_of[int(i)] for i in ids_N]]
 
 
 def _stored_by_id(
     path: Path, name: str, n: int, shape: tuple[int, ...], split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, uint64 [n], and values, float32 [n, *shape], as they were stored."""
+    """Return ids, uint64 [n], and values, float32 [n, *shape], as stored."""
     from w2s_jax.store.trees import load_part
 
     target = {"ids": np.zeros((n, 2), np.uint32), name: np.zeros((n, *shape), np.float32)}
@@ -267,7 +278,7 @@ def _stored_by_id(
 
 
 def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
-    """Writes predictions.parquet: id (uint64), split, p, label, ground_truth (float32)."""
+    """Write predictions.parquet: id (uint64), split, p, label, ground_truth (float32)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -279,13 +290,12 @@ def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]])
         "ground_truth": pa.float32(),
     }
     arrays = {name: pa.array(columns[name], type=kind) for name, kind in types.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.table(arrays), temporary)
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        pq.write_table(pa.table(arrays), file)
 
 
 def read_predictions(path: Path, split: str) -> dict[str, np.ndarray]:
-    """The columns of one split of predictions.parquet, as numpy arrays, in document order."""
+    """Return the columns of one split of predictions.parquet, in document order."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -1,11 +1,11 @@
-"""sha256 sums of files: manifests of folders, and sums that are kept so as to read a file once.
+"""Checksums: manifests of Orbax folders, and cached SHA-256 sums of large files.
 
-Orbax does not notice a byte that flipped on disk. The manifest of a folder stands beside it
-(`<folder>.manifest.json`) and is written last; what has none, or differs from it, is damaged.
+Orbax does not notice a flipped byte. The manifest of a folder is the file
+`<folder>.manifest.json` beside it, written last; a folder without one, or that differs from it, is
+damaged.
 
-An object store keeps a checksum of each object, which it checks itself. There a manifest holds
-these (CRC32C), as a listing tells them: nothing is read back, and an object that is missing, was
-cut off or replaced is still noticed.
+Object stores keep and check a checksum (CRC32C) of each object. There a manifest holds these
+checksums as listed: nothing is read back, and missing, truncated or replaced objects are found.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from w2s_jax.core.files import cache_folder, is_remote, sha256, write_json
 
 _SUM = re.compile("[0-9a-f]{64}")
 _LISTED_SUM = re.compile("crc32c:[A-Za-z0-9+/]{6}==")
-# A file that was written so recently may be written again without a change of its time: some file
-# systems count in steps of two seconds.
+# A file this recent may change again without a change of its time: some file systems have a
+# resolution of two seconds.
 _SETTLED_NS = 2_000_000_000
 
 
 def manifest_path(folder: Path) -> Path:
-    """Where the manifest of an Orbax folder stands: beside it."""
+    """Return the path of the manifest of an Orbax folder."""
     return folder.with_name(folder.name + ".manifest.json")
 
 
 def write_manifest(folder: Path) -> None:
-    """Records the checksum of every file under `folder`."""
+    """Record the checksum of every file under `folder`."""
     if is_remote(folder):
         sums = _listed(folder)
     else:
@@ -41,7 +41,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
-    """File under `folder` -> checksum as recorded; None if there is no readable manifest."""
+    """Return the recorded checksums by file; None if there is no readable manifest."""
     try:
         record = json.loads(manifest_path(folder).read_text())
     except (OSError, ValueError):
@@ -50,11 +50,11 @@ def read_manifest(folder: Path) -> dict[str, str] | None:
 
 
 def damage(folder: Path, read: bool = True) -> str | None:
-    """What is wrong with an Orbax folder, in words; None if it equals its manifest.
+    """Return what is wrong with an Orbax folder; None if it matches its manifest.
 
     Args:
       folder: the folder.
-      read: False: that its files are there will do; none is read.
+      read: whether to read the files; False: only check that they exist.
     """
     if not folder.is_dir():
         return "the folder is missing"
@@ -68,17 +68,17 @@ def damage(folder: Path, read: bool = True) -> str | None:
         if name not in found:
             return f"{name} is missing"
         if read and (listed[name] if remote else sha256(folder / name)) != digest:
-            return f"{name} differs from its {'checksum' if remote else 'sha256'}"
+            return f"{name} does not match its recorded checksum"
     extra = sorted(set(found) - wanted.keys())
     return f"{extra[0]} does not belong there" if extra else None
 
 
 def kept_sha256(path: Path) -> str:
-    """The sha256 of a file; of one that has not changed since it was last asked for, unread.
+    """Return the SHA-256 of a file, without reading it if it is unchanged since the last call.
 
-    The sums are kept in the folder `sums` of the user's cache (see `files.cache_folder`), by real
-    path, size, time of the last change and inode. A large file of a hub's snapshot needs no
-    reading: it is a link to a blob whose name is its sha256.
+    The sums are in the folder `sums` of the user's cache (see `files.cache_folder`), by real path,
+    size, modification time and inode. Large files of a hub snapshot need no reading: they are
+    links to blobs named by their SHA-256.
     """
     real = path.resolve()
     linked = path.is_symlink() and path.parent.parent.name == "snapshots"
@@ -89,17 +89,17 @@ def kept_sha256(path: Path) -> str:
     if folder is None:
         return sha256(real)
     key = hashlib.sha256(json.dumps(before).encode()).hexdigest()
-    place = folder / f"{key}.json"
+    cached = folder / f"{key}.json"
     with contextlib.suppress(OSError, ValueError):
-        record = json.loads(place.read_text())
+        record = json.loads(cached.read_text())
         if _are_sums(record) and record.keys() == {str(real)}:
             return str(record[str(real)])
     digest = sha256(real)
     settled = time.time_ns() - real.stat().st_mtime_ns > _SETTLED_NS
     if settled and _state(real) == before:
-        with contextlib.suppress(OSError):  # where nothing can be written, nothing is kept
+        with contextlib.suppress(OSError):  # an unwritable cache is not an error
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(place, {str(real): digest})
+            write_json(cached, {str(real): digest})
     return digest
 
 
@@ -113,24 +113,19 @@ def _names(folder: Path) -> list[str]:
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """Object under `folder` of an object store -> the checksum that the store keeps of it."""
-    import fsspec
-
-    store = fsspec.filesystem("gs")
-    # What another process has written must be seen, not what was listed before.
-    store.invalidate_cache()
-    root = str(folder).removeprefix("gs://") + "/"
-    found = store.find(root, detail=True)
+    """Return the checksums that an object store keeps, by object under `folder`."""
+    root = f"{cast(Any, folder).path}/"
+    found = cast(Any, folder).fs.find(root, detail=True)
     return {
         name.removeprefix(root): f"crc32c:{info['crc32c']}"
         for name, info in sorted(found.items())
-        # Some clients mark a folder by an object of no bytes.
+        # Some clients mark a folder by an empty object.
         if not name.endswith("/")
     }
 
 
 def _are_sums(record: Any) -> bool:
-    """Whether what was read is a dict of checksums."""
+    """Return whether a record is a dict of checksums."""
     return isinstance(record, dict) and all(
         isinstance(digest, str) and (_SUM.fullmatch(digest) or _LISTED_SUM.fullmatch(digest))
         for digest in record.values()

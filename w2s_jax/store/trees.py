@@ -1,7 +1,4 @@
-"""Trees of arrays on disk by Orbax, each with a manifest of sha256 sums checked before it is used.
-
-What a manifest is, and what it says of a folder, is in `checksums`.
-"""
+"""Trees of arrays stored by Orbax, with a manifest (see `checksums`) checked before each load."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +14,7 @@ from w2s_jax.store.checksums import damage, manifest_path, write_manifest
 
 @contextlib.contextmanager
 def storage_errors(what: str, folder: Path) -> Iterator[None]:
-    """Turns a full disk, however Orbax words it, into a `StorageError`."""
+    """Raise a `StorageError` for a full disk, however Orbax words it."""
     try:
         yield
     except Exception as error:
@@ -25,30 +22,30 @@ def storage_errors(what: str, folder: Path) -> Iterator[None]:
         if "No space left" not in text and "RESOURCE_EXHAUSTED" not in text:
             raise
         raise errors.StorageError(
-            f"{what}: no space left on the disk of {folder}; complete checkpoints are intact: "
-            "free some space and run the same command again"
+            f"{what}: no space left on the disk of {folder}; complete checkpoints are intact; "
+            "free some space, then run the same command again"
         ) from error
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree, as Orbax wants them for restoring."""
+    """Return the shapes, dtypes and shardings of a tree, as Orbax restores them."""
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
 def free(tree: Any) -> None:
-    """Gives back the memory of arrays that nothing needs any more, whoever still refers to them."""
+    """Free the memory of all arrays of a tree, even if they are still referenced."""
     for array in jax.tree.leaves(tree):
         if isinstance(array, jax.Array):
             array.delete()
 
 
 def save_tree(folder: Path, tree: Any) -> None:
-    """Saves a tree of arrays as `folder`, with its manifest; replaces a damaged or unfinished one.
+    """Save a tree of arrays as `folder`, with its manifest; replace a damaged or partial one.
 
-    With several processes all call it, with the same host arrays or arrays of all of them.
+    With several processes all call it, with equal host arrays or with global arrays.
 
     Raises:
-      StorageError: if the disk is full.
+      StorageError: the disk is full.
     """
     with storage_errors("saving", folder), ocp.StandardCheckpointer() as checkpointer:
         processes.on_first("saving", lambda: manifest_path(folder).unlink(missing_ok=True))
@@ -58,10 +55,10 @@ def save_tree(folder: Path, tree: Any) -> None:
 
 
 def load_tree(folder: Path, target: Any) -> Any:
-    """Restores what `save_tree` wrote into the shapes and shardings of `target`.
+    """Restore the tree of `save_tree` with the shapes and shardings of `target`.
 
     Raises:
-      StorageError: if a file is missing or differs from the manifest.
+      StorageError: a file is missing or does not match the manifest.
     """
     _refuse_damage(folder)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -69,7 +66,7 @@ def load_tree(folder: Path, target: Any) -> Any:
 
 
 def load_part(folder: Path, part: Any) -> Any:
-    """As `load_tree`, of some of the tree's leaves only: `part` has those."""
+    """Restore only the leaves that `part` has; otherwise as `load_tree`."""
     _refuse_damage(folder)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(
@@ -86,5 +83,6 @@ def _refuse_damage(folder: Path) -> None:
     problem = processes.on_first("damage", lambda: damage(folder))
     if problem:
         raise errors.StorageError(
-            f"{folder}: damaged ({problem}); delete its phase folder and run again to remake it"
+            f"{folder}: damaged ({problem}); delete its phase folder, then run the same command "
+            "again"
         )

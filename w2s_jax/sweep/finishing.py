@@ -69,7 +69,7 @@ class SweepResults:
         try:
             result, _ = execute.finish(run.prepared)
         except errors.StorageError as error:
-            self.damaged[run.name] = records.first_line(error)
+            self.damaged[run.name] = errors.first_line(error)
             return
         self.finished.add(run.name)
         roles = {"weak": result["weak"], **result["students"], "ceiling": result["ceiling"]}

@@ -121,7 +121,7 @@ def _connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         where = address or os.environ.get("RAY_ADDRESS")
         raise errors.InputError(
-            f"--ray_address: {where!r}: {records.first_line(error)}; give HOST:PORT of a "
+            f"--ray_address: {where!r}: {errors.first_line(error)}; give HOST:PORT of a "
             "cluster's head, or omit it for a cluster on this machine"
         ) from error
     try:
@@ -233,9 +233,7 @@ def _record_death(ref: Any, names: tuple[str, ...], plan: SweepPlan) -> None:
             folder = plan.folder(name)
             if not folder.complete and records.read_failure(folder) is None:
                 folder.path.mkdir(parents=True, exist_ok=True)
-                records.write_failure(
-                    folder, _Died(f"its worker died: {records.first_line(error)}")
-                )
+                records.write_failure(folder, _Died(f"its worker died: {errors.first_line(error)}"))
 
 
 class _Died(errors.W2SError):

@@ -150,16 +150,10 @@ def _holder_path(folder: PhaseFolder) -> Path:
 
 def write_failure(folder: PhaseFolder, error: Exception) -> None:
     """Record why a phase failed, with a traceback unless the error is one of this package's."""
-    record = {"error": first_line(error), "time": time.time()}
+    record = {"error": errors.first_line(error), "time": time.time()}
     if not isinstance(error, errors.W2SError):
         record["traceback"] = "".join(traceback.format_exception(error))
     write_json(_failed_path(folder), record)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, after its type if it is not of this package."""
-    text = str(error) if isinstance(error, errors.W2SError) else f"{type(error).__name__}: {error}"
-    return text.strip().splitlines()[0]
 
 
 def read_failure(folder: PhaseFolder) -> str | None:

@@ -37,7 +37,7 @@ class Checkpoints:
         with _reaching(self.folder):
             processes.on_first("checkpoints", lambda: _checked(self.folder))
             self.manager = ocp.CheckpointManager(
-                self.folder,
+                str(self.folder),
                 options=ocp.CheckpointManagerOptions(
                     # At least two, as the newest one has no manifest at first.
                     max_to_keep=max(2, keep),

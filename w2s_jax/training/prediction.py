@@ -255,7 +255,6 @@ def pack_group(
 
 def probabilities(logits_NC: np.ndarray) -> np.ndarray:
     """Return softmax of class logits, float32 [N, 2], computed in float64 on the host."""
-    shifted = logits_NC.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    p = np.exp(shifted)
-    return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+    from scipy.special import softmax
+
+    return softmax(logits_NC.astype(np.float64), axis=1).astype(np.float32)

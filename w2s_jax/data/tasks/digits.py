@@ -1,8 +1,8 @@
 """Is a handwritten digit even? Images as token sequences, from the data in scikit-learn.
 
-The data come with the scikit-learn package, so the task runs anywhere without a download. Part of
-the images is set aside for pretraining, where each image is followed by a token for its digit, so
-that a pretrained model knows digits but not the concept "even".
+The data are part of scikit-learn, so the task needs no download. Some of the images are for
+pretraining, where each image is followed by a token for its digit, so that a pretrained model knows
+digits but not the concept "even".
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ PAD, BOS = 0, 1
 FIRST_PIXEL = 2
 FIRST_CAPTION = FIRST_PIXEL + PIXEL_VALUES
 VOCAB_SIZE = FIRST_CAPTION + 10
-# A head that starts from the unembedding takes one digit of each class: 1 is odd, 0 is even.
+# Initial rows of a head from the unembedding, one digit of each class: 1 is odd, 0 is even.
 LABEL_TOKENS = (FIRST_CAPTION + 1, FIRST_CAPTION + 0)
 
 TEST_DOCS = 400
@@ -28,7 +28,7 @@ PRETRAIN_LOSS_WEIGHTS = (0.0, *([1.0 / SIDE**2] * SIDE**2), 1.0)
 
 
 def load_images() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images of scikit-learn's `load_digits`.
+    """Return the images of scikit-learn's `load_digits`.
 
     Returns:
       ids_N (uint64), images_NHW (uint8, 0 to 16) and digits_N (int64), N = 1797.
@@ -44,10 +44,10 @@ def load_images() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def partition(ids_N: np.ndarray, digits_N: np.ndarray, split_seed: int) -> dict[str, np.ndarray]:
-    """The images of each split, as int64 indices in hash order.
+    """Return the images of each split, as int64 indices in hash order.
 
     Test, validation and training images are half even, half odd, so that an exactly balanced test
-    set can use all of its images; the rest is for pretraining.
+    set uses all of them; the rest is for pretraining.
     """
     order_N = hash_order(ids_N, "digits", split_seed)
     odd_even = [order_N[digits_N[order_N] % 2 == odd] for odd in (1, 0)]
@@ -63,12 +63,12 @@ def partition(ids_N: np.ndarray, digits_N: np.ndarray, split_seed: int) -> dict[
 
 
 def pixel_tokens(image_HW: np.ndarray) -> tuple[int, ...]:
-    """BOS and the pixels, row by row."""
+    """Return BOS and the pixels, row by row."""
     return (BOS, *(FIRST_PIXEL + image_HW.astype(np.int64)).ravel().tolist())
 
 
 def shift(image_HW: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """The image moved down by `dy` and right by `dx` pixels (-1, 0 or 1); what comes in is 0."""
+    """Return the image moved down by `dy` and right by `dx` pixels (-1, 0 or 1), filled with 0."""
     padded = np.pad(image_HW, 1)
     return padded[1 - dy : 1 - dy + image_HW.shape[0], 1 - dx : 1 - dx + image_HW.shape[1]]
 
@@ -76,7 +76,7 @@ def shift(image_HW: np.ndarray, dy: int, dx: int) -> np.ndarray:
 def _pretrain_documents(
     index: int, image_id: int, image_HW: np.ndarray, digit: int
 ) -> list[Document]:
-    """One image with its caption in all nine shifts."""
+    """Return one image with its caption in all nine shifts."""
     return [
         Document(
             id=stable_id("digits", index, image_HW.tobytes(), dy, dx),
@@ -91,7 +91,7 @@ def _pretrain_documents(
 
 
 def load(split_seed: int = 0) -> dict[str, list[Document]]:
-    """All documents by split: 600 train, 100 validation, 400 test, 697 x 9 pretrain.
+    """Return all documents by split: 600 train, 100 validation, 400 test, 697 x 9 pretrain.
 
     Classification documents are BOS and 64 pixels (65 tokens) with label 1 for an even digit;
     pretraining documents have the digit's token after them (66 tokens) and no label.

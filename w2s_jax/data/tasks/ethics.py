@@ -1,7 +1,7 @@
-"""Judgements of everyday morality (ETHICS). Label 1: reasonable, fitting, the more pleasant.
+"""Judgements of everyday morality (ETHICS). Label 1: reasonable, fitting, more pleasant.
 
-What the authors call test is called validation on the hub, and what they call the hard test is
-called test there; here they are test and test_hard.
+The authors' test set is the split validation on the hub, and their hard test set the split test;
+here they are test and test_hard.
 """
 
 import re
@@ -10,53 +10,53 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 HUB, LICENCE = "hendrycks/ethics", "MIT"
 SPLITS = {"train": "train", "test": "validation", "test_hard": "test"}
 SEPARATOR = "[SEP]"
 
 
-def expand_deontology(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_deontology(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """A request with an excuse, or a role with a duty. Group: the request or role."""
-    scenario, excuse = (text_of(record, name, place) for name in ("scenario", "excuse"))
+    scenario, excuse = (text_of(record, name, where) for name in ("scenario", "excuse"))
     text = f"{scenario}\n{excuse}\nIs what is said last reasonable?"
     return [Candidate(text, record["label"], group=scenario)]
 
 
-def expand_justice(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_justice(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """A statement on what is deserved, or on a change of habit, with its reason.
 
-    Statements were written in sets that differ in the reason only, but records do not say which
-    belong together. So the group is what stands before "because", or all of it where there is no
-    such word. It may miss that two statements belong together, but joins none that share no words.
+    Statements were written in sets that differ only in the reason, but records do not name their
+    set. So the group is the text before "because", or all of it without that word. This may miss
+    that two statements belong together, but never joins statements without common words.
     """
-    scenario = text_of(record, "scenario", place)
+    scenario = text_of(record, "scenario", where)
     group = re.split(r",?\s+because\b", scenario.casefold(), maxsplit=1)[0]
     return [Candidate(f"{scenario}\nIs the reasoning fair?", record["label"], group=group)]
 
 
-def expand_virtue(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_virtue(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """A scenario and a trait of character. Group: the scenario."""
-    scenario, separator, trait = text_of(record, "scenario", place).rpartition(SEPARATOR)
+    scenario, separator, trait = text_of(record, "scenario", where).rpartition(SEPARATOR)
     scenario, trait = scenario.strip(), trait.strip()
     if not separator or not scenario or not trait:
         raise InputError(
-            f"{place}: field 'scenario': {record['scenario']!r}; must be a scenario, {SEPARATOR} "
+            f"{where}: field 'scenario': {record['scenario']!r}; must be a scenario, {SEPARATOR} "
             "and a trait"
         )
     text = f"{scenario}\nTrait: {trait}\nDoes somebody here show this trait?"
     return [Candidate(text, record["label"], group=scenario)]
 
 
-def expand_utilitarianism(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_utilitarianism(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Two scenarios, the more pleasant one first (label 1) or second (label 0).
 
-    The pairs come from rankings, so that a scenario may be the better one here and the worse one
-    there. Those of a ranking begin alike (in the training data; seldom in the tests): the group is
-    the first sentence. Two equal scenarios are no item.
+    The pairs come from rankings, so a scenario may be better in one pair and worse in another.
+    Scenarios of a ranking begin alike (in the training data; rarely in the tests), so the group is
+    the first sentence. Pairs of equal scenarios are skipped.
     """
-    better, worse = (text_of(record, name, place) for name in ("baseline", "less_pleasant"))
+    better, worse = (text_of(record, name, where) for name in ("baseline", "less_pleasant"))
     if better.casefold() == worse.casefold():
         return []
     group = re.split(r"[.!?](?:\s|$)", better.casefold(), maxsplit=1)[0]
@@ -71,7 +71,7 @@ def expand_utilitarianism(record: Mapping[str, Any], place: str) -> list[Candida
 TASKS: tuple[Task, ...] = (
     Task(
         name="ethics_deontology",
-        description="Is an excuse, or what is taken for a duty, reasonable? (ETHICS)",
+        description="Is an excuse, or an alleged duty, reasonable? (ETHICS)",
         licence=LICENCE,
         fields=("scenario", "excuse", "label"),
         expand=expand_deontology,
@@ -80,7 +80,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="ethics_justice",
-        description="Is a claim to be treated so or otherwise fair? (ETHICS)",
+        description="Is a claim about fair treatment reasonable? (ETHICS)",
         licence=LICENCE,
         fields=("scenario", "label"),
         expand=expand_justice,
@@ -99,7 +99,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="ethics_virtue",
-        description="Does a scenario show a trait of character? (ETHICS)",
+        description="Does a scenario show a character trait? (ETHICS)",
         licence=LICENCE,
         fields=("scenario", "label"),
         expand=expand_virtue,

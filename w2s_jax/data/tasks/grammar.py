@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 
-def expand_cola(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_cola(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """The sentence and the question."""
-    sentence = text_of(record, "sentence", place)
+    sentence = text_of(record, "sentence", where)
     return [Candidate(f"{sentence}\nIs this sentence good English?", record["label"])]
 
 

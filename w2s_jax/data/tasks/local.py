@@ -1,8 +1,8 @@
-"""Tasks without code: any folder of files with these fields.
+"""Tasks without code: folders of files with these fields.
 
-text, label                  is the label of the text 0 or 1?
-text_a, text_b, label        which of two texts is better (1: text_b)?
-... soft_label               P(label 1) from elsewhere (people, a judge), with or without label
+text, label                  classification, label 0 or 1
+text_a, text_b, label        which of two texts is better (1: text_b)
+... soft_label               P(label 1) from people or a judge, with or without label
 ... group                    records of one group stay on one side of every split
 """
 
@@ -13,27 +13,27 @@ from typing import Any
 from w2s_jax.core.errors import InputError
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import Candidate, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 LABEL_FIELDS = ("label", "soft_label")
 
 
 def local_task(name: str, data_dir: str | None, prepared: Path | None = None) -> Task:
-    """The task of a folder; the fields of its first record decide what kind it is.
+    """Return the task of a folder; the fields of its first record decide its kind.
 
     Raises:
-      InputError: its first record has the fields of both kinds.
+      InputError: the first record has the fields of both kinds.
     """
     if prepared is not None:
-        place, first = next(next(iter(tfds.open_prepared(prepared).values()))())
+        where, first = next(next(iter(tfds.open_prepared(prepared).values()))())
     else:
         path = next(iter(records.find_files(name, data_dir).values()))
-        place, first = next(records.read_records(path))
+        where, first = next(records.read_records(path))
     pair = "text_a" in first or "text_b" in first
     if pair and "text" in first:
         raise InputError(
-            f"{place}: fields 'text' and 'text_a' or 'text_b' in one record; allowed: text, or "
-            "text_a and text_b"
+            f"{where}: the record has both 'text' and 'text_a' or 'text_b'; use text, or text_a "
+            "and text_b"
         )
     texts = ("text_a", "text_b") if pair else ("text",)
     return Task(
@@ -46,23 +46,23 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
     )
 
 
-def expand_text(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """The one candidate of a record with a text."""
-    return [_candidate(text_of(record, "text", place), record, place)]
+def expand_text(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Return the candidate of a record with a text."""
+    return [_candidate(text_of(record, "text", where), record, where)]
 
 
-def expand_pair(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """The one candidate of a record with two texts."""
-    pair = text_of(record, "text_a", place), text_of(record, "text_b", place)
-    return [_candidate(pair, record, place)]
+def expand_pair(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Return the candidate of a record with two texts."""
+    pair = text_of(record, "text_a", where), text_of(record, "text_b", where)
+    return [_candidate(pair, record, where)]
 
 
-def _candidate(text: str | tuple[str, str], record: Mapping[str, Any], place: str) -> Candidate:
+def _candidate(text: str | tuple[str, str], record: Mapping[str, Any], where: str) -> Candidate:
     if not any(field in record for field in LABEL_FIELDS):
         raise InputError(
-            f"{place}: field 'label' is missing; the record has: {', '.join(map(str, record))}; a "
-            "task without code needs text and label, or text_a, text_b and label (soft_label may "
-            "stand for label)"
+            f"{where}: field 'label' is missing; the record has: {', '.join(map(str, record))}; a "
+            "task without code needs text and label, or text_a, text_b and label (or soft_label "
+            "instead of label)"
         )
     group = record.get("group")
     return Candidate(

@@ -8,19 +8,19 @@ from typing import Any
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import text_of
+from w2s_jax.data.tasks.fields import text_of
 
 FINAL = "####"
-# What a calculator was asked while the answer was written.
+# Calculator annotations in the answers.
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 FINAL_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+")
 
-# The urns that a new digit is drawn from: the only digit of a number, the first one, a later one.
+# The urns from which new digits are drawn: the only digit of a number, the first one, a later one.
 # A first digit x becomes another one, y, with probability w(y) / (1 - w(x)), where w is the share
-# of a digit in the urn. So first digits that are distributed as w(x) (1 - w(x)), here Benford's
-# law, still are so afterwards; likewise a single digit, with a law that has few ones. If they were
-# drawn otherwise, the number alone would tell right from wrong.
+# of a digit in the urn. So first digits distributed as w(x) (1 - w(x)), here Benford's law, keep
+# that distribution; likewise single digits, with a law that has few ones. Otherwise the number
+# alone would tell right from wrong.
 ONLY_DIGIT = "1223334444555566667788899"
 FIRST_DIGIT = "".join(
     str(digit) * count for digit, count in enumerate((0, 388, 167, 111, 83, 67, 56, 48, 42, 38))
@@ -32,77 +32,77 @@ def _value(number: str) -> Decimal:
     return Decimal(number.replace(",", ""))
 
 
-def _places(number: str) -> dict[int, int]:
-    """Index in `number` of the digit for each power of ten."""
+def _indices(number: str) -> dict[int, int]:
+    """Return the index in `number` of the digit of each power of ten."""
     whole = number.partition(".")[0]
     power = sum(character.isdigit() for character in whole)
-    places = {}
+    indices = {}
     for index, character in enumerate(number):
         if character.isdigit():
             power -= 1
-            places[power] = index
-    return places
+            indices[power] = index
+    return indices
 
 
 def _put(number: str, power: int, digit: str) -> str:
-    """`number` with another digit at a power of ten; the rest of its form stays."""
-    index = _places(number)[power]
+    """Return `number` with another digit at a power of ten, otherwise unchanged."""
+    index = _indices(number)[power]
     return number[:index] + digit + number[index + 1 :]
 
 
 def change_of(number: str, key: int) -> tuple[int, str]:
-    """A digit of `number` to be replaced so that the number stays as long and as round as it is.
+    """Choose a digit of `number` to replace so that its length and roundness do not change.
 
-    It is the second digit of a number with three or more, unless nothing but zeros follow the
-    first; else it is the first. Zeros at the beginning do not count.
+    It is the second digit of a number with three or more, unless only zeros follow the first; else
+    it is the first. Leading zeros do not count.
 
     Args:
-      number: digits, perhaps with sign, commas and decimals.
-      key: a hash, by which the new digit is drawn.
+      number: digits, possibly with sign, commas and decimals.
+      key: a hash that draws the new digit.
 
     Returns:
-      The power of ten of the digit, and the new digit, which is not the old one.
+      The power of ten of the digit, and the new digit, which differs from the old one.
     """
-    places = _places(number)
-    significant = [power for power, index in places.items() if number[index] != "0"]
-    first = max(significant, default=min(0, max(places)))
+    indices = _indices(number)
+    significant = [power for power, index in indices.items() if number[index] != "0"]
+    first = max(significant, default=min(0, max(indices)))
     last = min(significant, default=first)
-    digits = 1 + first - min(places)
+    digits = 1 + first - min(indices)
     if digits > 2 and last < first:
         power = first - 1
-        # A zero in place of the last digit before the zeros would make the number rounder.
+        # A zero as the last digit before the zeros would make the number rounder.
         urn = LATER_DIGIT.replace("0", "") if power == last else LATER_DIGIT
     else:
         power = first
         urn = ONLY_DIGIT if digits == 1 else FIRST_DIGIT
-    urn = urn.replace(number[places[power]], "")
+    urn = urn.replace(number[indices[power]], "")
     return power, urn[key % len(urn)]
 
 
 def corrupted(steps: str, final: str, key: int) -> tuple[str, str]:
-    """Steps and final number of a wrong answer made from a right one.
+    """Return steps and final number of a wrong answer made from a right one.
 
-    The final number has another digit, and so it has wherever it stands in the last step.
+    One digit of the final number is changed, also where the number occurs in the last step.
     """
     power, digit = change_of(final, key)
     value = abs(_value(final))
 
     def replace(match: re.Match[str]) -> str:
         number = match.group()
-        same = _value(number) == value and power in _places(number)
+        same = _value(number) == value and power in _indices(number)
         return _put(number, power, digit) if same else number
 
     head, newline, last = steps.rpartition("\n")
     return head + newline + NUMBER.sub(replace, last), _put(final, power, digit)
 
 
-def expand_gsm8k(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """The right answer and a wrong one, which depends on the question only."""
-    question, answer = (text_of(record, name, place) for name in ("question", "answer"))
+def expand_gsm8k(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """The right answer and a wrong one, which depends only on the question."""
+    question, answer = (text_of(record, name, where) for name in ("question", "answer"))
     steps, mark, final = (part.strip() for part in answer.rpartition(FINAL))
     if not mark or not FINAL_NUMBER.fullmatch(final):
         raise InputError(
-            f"{place}: field 'answer': must end with {FINAL} and a number, found {answer[-40:]!r}"
+            f"{where}: field 'answer': must end with {FINAL} and a number, found {answer[-40:]!r}"
         )
     steps = ANNOTATION.sub("", steps)
     key = stable_id("gsm8k_verification", question)
@@ -124,8 +124,8 @@ SPLITS = {"train": "train", "test": "test"}
 TASKS: tuple[Task, ...] = (
     Task(
         name="gsm8k_verification",
-        description="Word problems of grade school with a worked answer, right or with a wrong "
-        "final number (GSM8K).",
+        description="Grade-school word problems with a worked answer, right or with a wrong final "
+        "number (GSM8K).",
         licence="MIT",
         fields=("question", "answer"),
         expand=expand_gsm8k,
@@ -133,7 +133,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("openai/gsm8k", config="main"),
         tfds=Origin("gsm8k", splits=SPLITS),
         truncate="start",
-        warning="the final numbers alone tell right from wrong in about 57 of 100 cases (gradient "
-        "boosting on their digits): compare with that, not with 50",
+        warning="the final numbers alone tell right from wrong in about 57% of cases (gradient "
+        "boosting on their digits); compare with that, not with 50%",
     ),
 )

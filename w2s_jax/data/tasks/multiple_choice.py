@@ -1,8 +1,7 @@
 """Is the proposed answer to a question right? Label 1: yes.
 
-A record becomes one candidate for each of its answers, in the order right, wrong, wrong, ...
-Documents about the same question form a group. An unlabelled record has its answers in their own
-order, with label -1.
+A record has one candidate per answer, in the order right, wrong, wrong, ... Documents about one
+question form a group. An unlabelled record has its answers in their original order, with label -1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +9,14 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import UNLABELLED, index_of, one_of, part_of, text_of, texts_of
+from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, part_of, text_of, texts_of
 
 SCIQ_FIELDS = ("question", "correct_answer", "distractor1", "distractor2", "distractor3")
 LICENCE_SCIQ = "CC BY-NC 3.0"
 
 
 def question_text(question: str, answer: str, context: str = "") -> str:
-    """The text of one item. The verdict is asked for last, after all that it depends on."""
+    """Return the text of one item; the question for the verdict comes last."""
     lines = [context, ""] if context else []
     lines += [question, f"Proposed answer: {answer}", "Is the proposed answer right?"]
     return "\n".join(lines)
@@ -26,17 +25,18 @@ def question_text(question: str, answer: str, context: str = "") -> str:
 def answer_candidates(
     answers: Sequence[str], right: int, text: Callable[[str], str], group: str
 ) -> list[Candidate]:
-    """The candidates of a question: the right answer, then the different wrong ones.
+    """Return the candidates of a question: the right answer, then the distinct wrong ones.
 
     Args:
-      answers: the answers to choose from. A wrong one that is empty, or equal but for case to the
-        right one or to another wrong one, is dropped: it would be the same text once more.
+      answers: the answers. Wrong ones that are empty, or equal to another answer but for case, are
+        dropped.
       right: index of the right one; -1: unlabelled.
-      text: the text of the item with a given answer.
+      text: returns the text of the item with a given answer.
       group: as in `Candidate`.
 
     Returns:
-      None (the record is no item) if the right answer is empty or no wrong one is left.
+      The candidates; [] (the record is skipped) if the right answer is empty or no wrong one is
+      left.
     """
     distinct = {answer.casefold(): answer for answer in answers if answer}
     if right == -1:
@@ -53,31 +53,31 @@ def answer_candidates(
     ]
 
 
-def key_of(record: Mapping[str, Any], place: str) -> tuple[list[str], int]:
-    """Answers and index of the right one, of a record with `choices` (text, label) and `answerKey`.
+def key_of(record: Mapping[str, Any], where: str) -> tuple[list[str], int]:
+    """Return answers and index of the right one for `choices` (text, label) and `answerKey`.
 
     Raises:
-      InputError: there are not as many letters as answers, or the key is none of the letters.
+      InputError: the numbers of letters and answers differ, or the key is not one of the letters.
     """
-    choices = part_of(record, "choices", place, ("text", "label"))
-    answers, letters = texts_of(choices, "text", place), texts_of(choices, "label", place)
+    choices = part_of(record, "choices", where, ("text", "label"))
+    answers, letters = texts_of(choices, "text", where), texts_of(choices, "label", where)
     if len(answers) != len(letters):
         raise InputError(
-            f"{place}: field 'choices': {len(answers)} texts, but {len(letters)} labels"
+            f"{where}: field 'choices': {len(answers)} texts, but {len(letters)} labels"
         )
     letter_index = {letter: i for i, letter in enumerate(letters)}
-    return answers, one_of(record, "answerKey", place, letter_index | UNLABELLED)
+    return answers, one_of(record, "answerKey", where, letter_index | UNLABELLED)
 
 
-def expand_openbookqa(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """Question (or the beginning of a sentence) and answer (or its end)."""
-    question = text_of(record, "question_stem", place)
-    answers, right = key_of(record, place)
+def expand_openbookqa(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """A question and an answer, or the beginning and the end of a sentence."""
+    question = text_of(record, "question_stem", where)
+    answers, right = key_of(record, where)
     return answer_candidates(answers, right, lambda a: question_text(question, a), question)
 
 
 def convert_openbookqa(record: Mapping[str, Any]) -> dict[str, Any]:
-    """From the form in TFDS: the stem and its choices in one record, the key as an index."""
+    """Convert from TFDS: the stem and its choices in one record, the key as an index."""
     letters = ["A", "B", "C", "D"]
     question = record["question"]
     return {
@@ -87,26 +87,26 @@ def convert_openbookqa(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def expand_piqa(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_piqa(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """A goal and a way to reach it."""
-    goal = text_of(record, "goal", place)
-    ways = [text_of(record, name, place, may_be_empty=True) for name in ("sol1", "sol2")]
+    goal = text_of(record, "goal", where)
+    ways = [text_of(record, name, where, may_be_empty=True) for name in ("sol1", "sol2")]
 
     def text(way: str) -> str:
         return f"Goal: {goal}\nProposed way: {way}\nDoes the proposed way reach the goal?"
 
-    return answer_candidates(ways, index_of(record, "label", place, 2), text, goal)
+    return answer_candidates(ways, index_of(record, "label", where, 2), text, goal)
 
 
-def expand_hellaswag(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """The beginning of a description and how it might go on.
+def expand_hellaswag(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """The beginning of a description and a possible continuation.
 
-    Descriptions of one video or article follow upon each other, so the source is the group where
-    it is known, else the beginning.
+    Descriptions of one video or article continue each other, so the group is the source if it is
+    known, else the beginning.
     """
-    context = text_of(record, "ctx", place)
-    endings = texts_of(record, "endings", place)
-    right = index_of(record, "label", place, len(endings))
+    context = text_of(record, "ctx", where)
+    endings = texts_of(record, "endings", where)
+    right = index_of(record, "label", where, len(endings))
 
     def text(ending: str) -> str:
         return f"{context}\nProposed continuation: {ending}\nIs this how it goes on?"
@@ -115,7 +115,7 @@ def expand_hellaswag(record: Mapping[str, Any], place: str) -> list[Candidate]:
 
 
 def convert_hellaswag(record: Mapping[str, Any]) -> dict[str, Any]:
-    """From the form in TFDS: another name for `ctx`, labels as integers."""
+    """Convert from TFDS: another name for `ctx`, labels as integers."""
     label = int(record["label"])
     return {
         "ctx": record["context"],
@@ -127,13 +127,13 @@ def convert_hellaswag(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _expand_sciq(record: Mapping[str, Any], place: str, context: str) -> list[Candidate]:
-    question, right, *distractors = (text_of(record, name, place) for name in SCIQ_FIELDS)
-    # An answer that equals the right one would be the same text with both labels.
+def _expand_sciq(record: Mapping[str, Any], where: str, context: str) -> list[Candidate]:
+    question, right, *distractors = (text_of(record, name, where) for name in SCIQ_FIELDS)
+    # A wrong answer equal to the right one would be the same text with both labels.
     wrong = [answer for answer in distractors if answer.casefold() != right.casefold()]
     if not wrong:
         raise InputError(
-            f"{place}: field 'distractor1': every distractor equals the right answer {right!r}"
+            f"{where}: field 'distractor1': every distractor equals the right answer {right!r}"
         )
     return [
         Candidate(
@@ -143,14 +143,14 @@ def _expand_sciq(record: Mapping[str, Any], place: str, context: str) -> list[Ca
     ]
 
 
-def expand_sciq(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """Question and answer only."""
-    return _expand_sciq(record, place, "")
+def expand_sciq(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """The question and an answer."""
+    return _expand_sciq(record, where, "")
 
 
-def expand_sciq_with_support(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """The supporting paragraph, where there is one, then question and answer."""
-    return _expand_sciq(record, place, text_of(record, "support", place, may_be_empty=True))
+def expand_sciq_with_support(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """The supporting paragraph, if there is one, the question and an answer."""
+    return _expand_sciq(record, where, text_of(record, "support", where, may_be_empty=True))
 
 
 TASKS: tuple[Task, ...] = (
@@ -165,7 +165,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="sciq_with_support",
-        description="SciQ with the paragraph that supports the right answer, where there is one.",
+        description="SciQ with the paragraph that supports the right answer, if there is one.",
         licence=LICENCE_SCIQ,
         fields=(*SCIQ_FIELDS, "support"),
         expand=expand_sciq_with_support,
@@ -185,7 +185,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="piqa",
-        description="Everyday physics: which of two ways reaches a goal?",
+        description="Everyday physics: which of two ways achieves a goal?",
         licence="AFL-3.0 as stated on the hub",
         fields=("goal", "sol1", "sol2", "label"),
         expand=expand_piqa,
@@ -195,12 +195,12 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="hellaswag",
-        description="How does the description of an activity go on? Four endings.",
+        description="How does the description of an activity continue? Four endings.",
         licence="MIT",
         fields=("ctx", "endings", "label"),
         expand=expand_hellaswag,
         hub=Origin("Rowan/hellaswag"),
-        # TFDS has parts of these splits as splits of their own.
+        # TFDS also has parts of these splits as separate splits.
         tfds=Origin(
             "hellaswag",
             splits={"train": "train", "validation": "validation", "test": "test"},

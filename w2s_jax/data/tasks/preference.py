@@ -1,7 +1,7 @@
 """Which of two replies or summaries did people prefer? Label 1: the second.
 
-Which of them stands second is drawn for each record. Texts end with what is to be judged, so they
-are cut at the start.
+The order is drawn for each record. Texts end with the part to be judged, so they are cut at the
+start.
 """
 
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import index_of, part_of, text_of
+from w2s_jax.data.tasks.fields import index_of, part_of, text_of
 
 HH, HH_FIELDS, LICENCE_HH = "Anthropic/hh-rlhf", ("chosen", "rejected"), "MIT"
 REPLY = "\n\nAssistant:"
 
 
 def in_both_orders(rejected: str, chosen: str, group: str) -> list[Candidate]:
-    """The two candidates of a pair; none if both are the same and so neither is better."""
+    """Return the two candidates of a pair; none if both texts are equal."""
     if rejected == chosen:
         return []
     return [
@@ -25,47 +25,47 @@ def in_both_orders(rejected: str, chosen: str, group: str) -> list[Candidate]:
     ]
 
 
-def _dialogues(record: Mapping[str, Any], place: str) -> tuple[str, str, str]:
-    """Chosen and rejected dialogue, and their group.
+def _dialogues(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
+    """Return chosen and rejected dialogue, and their group.
 
-    The group is what a person says first: several records may be turns of one conversation.
+    The group is the first message, because several records may be turns of one conversation.
     """
-    chosen, rejected = (text_of(record, name, place) for name in HH_FIELDS)
+    chosen, rejected = (text_of(record, name, where) for name in HH_FIELDS)
     return chosen, rejected, chosen.split(REPLY, 1)[0]
 
 
-def expand_hh(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_hh(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Two dialogues that differ in their last reply."""
-    chosen, rejected, group = _dialogues(record, place)
+    chosen, rejected, group = _dialogues(record, where)
     return in_both_orders(rejected, chosen, group)
 
 
-def expand_hh_single(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_hh_single(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """One of two dialogues: is it the chosen one?"""
-    chosen, rejected, group = _dialogues(record, place)
+    chosen, rejected, group = _dialogues(record, where)
     if chosen == rejected:
         return []
     return [Candidate(chosen, 1, group=group), Candidate(rejected, 0, group=group)]
 
 
-def expand_summaries(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_summaries(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """A post (or news article) with each of two summaries. Group: the post.
 
-    One pair may be in several records, because several people have judged it.
+    One pair may be in several records, judged by several people.
     """
-    info = part_of(record, "info", place, ("post",))
+    info = part_of(record, "info", where, ("post",))
     source = "post" if info["post"] or "article" not in info else "article"
-    post = text_of(info, source, place)
-    title = text_of(info, "title", place, may_be_empty=True) if info.get("title") else ""
+    post = text_of(info, source, where)
+    title = text_of(info, "title", where, may_be_empty=True) if info.get("title") else ""
     summaries = record["summaries"]
     if not isinstance(summaries, list) or len(summaries) != 2:
-        raise InputError(f"{place}: field 'summaries': not a list of two records: {summaries!r}")
+        raise InputError(f"{where}: field 'summaries': not a list of two records: {summaries!r}")
     texts = [
-        text_of(part_of({"summaries": summary}, "summaries", place, ("text",)), "text", place)
+        text_of(part_of({"summaries": summary}, "summaries", where, ("text",)), "text", where)
         for summary in summaries
     ]
     head = f"{title}\n\n{post}" if title else post
-    better = index_of(record, "choice", place, 2)
+    better = index_of(record, "choice", where, 2)
     first, second = (f"{head}\n\nSummary: {text}" for text in texts)
     if better == -1:
         return [Candidate((first, second), -1, group=post)]
@@ -118,7 +118,7 @@ TASKS: tuple[Task, ...] = (
         folder="hh_rlhf_helpful",
         hub=Origin(HH),
         truncate="start",
-        warning="every model is at chance on it, because a reply can only be judged beside the "
-        "other one; hh_rlhf_helpful and hh_rlhf_harmless show both",
+        warning="every model is at chance, because a reply can only be judged against the other "
+        "one; hh_rlhf_helpful and hh_rlhf_harmless show both",
     ),
 )

@@ -1,40 +1,40 @@
 """Is the answer to a question about a passage right? Label 1: yes.
 
-Questions about the same passage form a group, because what one of them gives away may answer
-another. Records with answers to choose from become candidates as in `multiple_choice`.
+Questions about the same passage form a group, because one of them may give away the answer to
+another. Answers become candidates as in `multiple_choice`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from w2s_jax.core.errors import InputError, nearest
+from w2s_jax.core.errors import InputError, did_you_mean
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import UNLABELLED, index_of, one_of, text_of, texts_of
+from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, text_of, texts_of
 from w2s_jax.data.tasks.multiple_choice import answer_candidates, key_of, question_text
 
 YES_NO = {"true": 1, "false": 0, "1": 1, "0": 0}
-# An answer of Cosmos QA that says something about the other answers, which an item does not show.
+# An answer of Cosmos QA about the other answers, which an item does not show.
 NONE_OF_THEM = "none of the above"
 
 
-def expand_boolq(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_boolq(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Passage and question (as typed into a search engine: no capitals, no question mark)."""
-    passage, question = (text_of(record, name, place) for name in ("passage", "question"))
-    answer = one_of(record, "answer", place, YES_NO | UNLABELLED)
+    passage, question = (text_of(record, name, where) for name in ("passage", "question"))
+    answer = one_of(record, "answer", where, YES_NO | UNLABELLED)
     text = f"{passage}\n\nQuestion: {question.rstrip('?')}?\nIs the answer yes?"
     return [Candidate(text, answer, group=passage)]
 
 
-def expand_cosmos_qa(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """Passage, question and answer, but for the answer that none of the answers is right.
+def expand_cosmos_qa(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Passage, question and answer, without the answer that none of the answers is right.
 
-    That answer can only be judged beside the others, and where it is wrong it would give itself
-    away. A record in which it is right has one wrong item, drawn by a hash of its content.
+    That answer can only be judged together with the others, and would be recognisable when wrong. A
+    record in which it is right has one wrong item, drawn by a hash of its content.
     """
-    context, question = (text_of(record, name, place) for name in ("context", "question"))
-    answers = [text_of(record, f"answer{i}", place, may_be_empty=True) for i in range(4)]
-    right = index_of(record, "label", place, 4)
+    context, question = (text_of(record, name, where) for name in ("context", "question"))
+    answers = [text_of(record, f"answer{i}", where, may_be_empty=True) for i in range(4)]
+    right = index_of(record, "label", where, 4)
     shown = ["" if a.casefold().startswith(NONE_OF_THEM) else a for a in answers]
 
     def text(answer: str) -> str:
@@ -49,17 +49,16 @@ def expand_cosmos_qa(record: Mapping[str, Any], place: str) -> list[Candidate]:
     return [Candidate(text(answer), 0, group=context, meta={"answer": answer})]
 
 
-def expand_dream(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_dream(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Dialogue, question and answer."""
-    dialogue = "\n".join(texts_of(record, "dialogue", place))
-    question = text_of(record, "question", place)
-    answers = texts_of(record, "choice", place)
-    right = text_of(record, "answer", place, may_be_empty=True)
+    dialogue = "\n".join(texts_of(record, "dialogue", where))
+    question = text_of(record, "question", where)
+    answers = texts_of(record, "choice", where)
+    right = text_of(record, "answer", where, may_be_empty=True)
     if right and right not in answers:
-        match = nearest(right, answers)
-        hint = f" (did you mean {match!r}?)" if match else ""
         raise InputError(
-            f"{place}: field 'answer': {right!r} is none of the texts in 'choice'{hint}"
+            f"{where}: field 'answer': {right!r} is not one of the texts in 'choice'"
+            f"{did_you_mean(right, answers)}"
         )
     return answer_candidates(
         answers,
@@ -69,50 +68,50 @@ def expand_dream(record: Mapping[str, Any], place: str) -> list[Candidate]:
     )
 
 
-def expand_quail(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_quail(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Passage, question and answer."""
-    context, question = (text_of(record, name, place) for name in ("context", "question"))
-    answers = texts_of(record, "answers", place)
-    right = index_of(record, "correct_answer_id", place, len(answers))
+    context, question = (text_of(record, name, where) for name in ("context", "question"))
+    answers = texts_of(record, "answers", where)
+    right = index_of(record, "correct_answer_id", where, len(answers))
     return answer_candidates(answers, right, lambda a: question_text(question, a, context), context)
 
 
-def expand_quartz(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """A general statement, a question about a case of it, and an answer.
+def expand_quartz(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """A general statement, a question about a case, and an answer.
 
     The group is the statement: its questions come in pairs of opposites.
     """
-    statement, question = (text_of(record, name, place) for name in ("para", "question"))
-    answers, right = key_of(record, place)
+    statement, question = (text_of(record, name, where) for name in ("para", "question"))
+    answers, right = key_of(record, where)
     return answer_candidates(
         answers, right, lambda a: question_text(question, a, statement), statement
     )
 
 
-def expand_social_i_qa(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_social_i_qa(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """A situation, a question and an answer; labels count from 1."""
-    context, question = (text_of(record, name, place) for name in ("context", "question"))
+    context, question = (text_of(record, name, where) for name in ("context", "question"))
     names = ("answerA", "answerB", "answerC")
-    answers = [text_of(record, name, place, may_be_empty=True) for name in names]
-    right = one_of(record, "label", place, {"1": 0, "2": 1, "3": 2} | UNLABELLED)
+    answers = [text_of(record, name, where, may_be_empty=True) for name in names]
+    right = one_of(record, "label", where, {"1": 0, "2": 1, "3": 2} | UNLABELLED)
     return answer_candidates(answers, right, lambda a: question_text(question, a, context), context)
 
 
-def expand_multirc(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """Passage, question and answer; each record is one answer, and several may be right."""
+def expand_multirc(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Passage, question and answer; a record is one answer, and several may be right."""
     names = ("paragraph", "question", "answer")
-    paragraph, question, answer = (text_of(record, name, place) for name in names)
+    paragraph, question, answer = (text_of(record, name, where) for name in names)
     text = question_text(question, answer, paragraph)
     return [Candidate(text, record["label"], group=paragraph, meta={"answer": answer})]
 
 
-def expand_mc_taco(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """Sentence, question about time, answer; each record is one answer, and several may be right.
+def expand_mc_taco(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Sentence, question about time, answer; a record is one answer, and several may be right.
 
     The group is sentence and question.
     """
     names = ("sentence", "question", "answer")
-    sentence, question, answer = (text_of(record, name, place) for name in names)
+    sentence, question, answer = (text_of(record, name, where) for name in names)
     text = question_text(question, answer, sentence)
     group = f"{sentence}\n{question}"
     return [Candidate(text, record["label"], group=group, meta={"answer": answer})]
@@ -131,8 +130,8 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="cosmos_qa",
-        description="Causes and effects between the lines of personal stories; four answers, of "
-        'which "none of the above" is never shown.',
+        description="Causes and effects between the lines of personal stories; four answers, but "
+        '"none of the above" is never shown.',
         licence="CC BY 4.0",
         fields=("context", "question", "answer0", "answer1", "answer2", "answer3", "label"),
         expand=expand_cosmos_qa,
@@ -178,7 +177,7 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="multirc",
-        description="Answers to questions that take several sentences of a passage (SuperGLUE).",
+        description="Answers to questions that need several sentences of a passage (SuperGLUE).",
         licence="not stated; for research",
         fields=("paragraph", "question", "answer", "label"),
         expand=expand_multirc,

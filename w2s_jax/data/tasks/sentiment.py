@@ -1,42 +1,42 @@
-"""Is a review or a message favourable? Label 1: yes."""
+"""Is a review or message favourable? Label 1: yes."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks import expand_text_and_label, index_of, text_of
+from w2s_jax.data.tasks.fields import expand_text_and_label, index_of, text_of
 
 
-def expand_sst2(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_sst2(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """The sentence."""
-    return [Candidate(text_of(record, "sentence", place), record["label"])]
+    return [Candidate(text_of(record, "sentence", where), record["label"])]
 
 
-def expand_imdb(record: Mapping[str, Any], place: str) -> list[Candidate]:
+def expand_imdb(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """The review, with HTML line breaks as line breaks."""
-    text = text_of(record, "text", place).replace("<br />", "\n").strip()
+    text = text_of(record, "text", where).replace("<br />", "\n").strip()
     if not text:
-        raise InputError(f"{place}: field 'text': empty document: {record['text']!r}")
+        raise InputError(f"{where}: field 'text': empty document: {record['text']!r}")
     return [Candidate(text, record["label"])]
 
 
-def expand_amazon(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """Title and content on lines of their own; one of them may be empty."""
-    parts = [text_of(record, name, place, may_be_empty=True) for name in ("title", "content")]
+def expand_amazon(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Title and content on separate lines; one of them may be empty."""
+    parts = [text_of(record, name, where, may_be_empty=True) for name in ("title", "content")]
     if not any(parts):
         raise InputError(
-            f"{place}: fields 'title' and 'content': empty document: {record['content']!r}"
+            f"{where}: fields 'title' and 'content': empty document: {record['content']!r}"
         )
     return [Candidate("\n".join(part for part in parts if part), record["label"])]
 
 
-def expand_twitter(record: Mapping[str, Any], place: str) -> list[Candidate]:
-    """The message, if it is positive (2) or negative (0); a neutral one (1) is no item."""
-    label = index_of(record, "label", place, 3)
+def expand_twitter(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """The message, if it is positive (2) or negative (0); neutral ones (1) are skipped."""
+    label = index_of(record, "label", where, 3)
     if label == 1:
         return []
-    return [Candidate(text_of(record, "text", place), 1 if label == 2 else label)]
+    return [Candidate(text_of(record, "text", where), 1 if label == 2 else label)]
 
 
 # Both catalogues of IMDB have a third split, without labels.
@@ -87,8 +87,8 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         name="twitter_sentiment",
-        # With labels 0 and 1 only, 1 would still be read as neutral; training data of one class
-        # are refused, so that such files cannot pass unnoticed.
+        # Files with labels 0 and 1 only would lose label 1 as neutral; they do not pass unnoticed,
+        # because training data of one class are an error.
         description="Messages on Twitter (TweetEval: 0 negative, 2 positive; 1, neutral, is left "
         "out).",
         licence="not stated; Twitter's terms may apply",

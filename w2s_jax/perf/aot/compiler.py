@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.config import MeshSettings
 from w2s_jax.core import errors
+from w2s_jax.core.errors import first_line
 from w2s_jax.perf.aot.collectives import collectives
 from w2s_jax.perf.aot.costs import CompiledProgram
 from w2s_jax.perf.aot.programs import Program
@@ -34,7 +35,7 @@ def devices_of(topology: Topology) -> list[Any]:
         )
     except Exception as error:  # the plugin may raise anything
         raise errors.InputError(
-            f"--topology: the compiler does not support {topology.name} ({_line(error)})"
+            f"--topology: the compiler does not support {topology.name} ({first_line(error)})"
         ) from error
     return list(found.devices)
 
@@ -72,11 +73,13 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[CompiledProgram, floa
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:
-            raise RuntimeError(f"{program.title}: the compiler failed: {_line(error)}") from error
+            raise RuntimeError(
+                f"{program.title}: the compiler failed: {first_line(error)}"
+            ) from error
         given = sum(program.parts.values())
         needed = needed_bytes(text, given)
         rejected = CompiledProgram(
-            given, needed - given, 0, {}, rejection=_line(error), peak=needed
+            given, needed - given, 0, {}, rejection=first_line(error), peak=needed
         )
         return rejected, time.monotonic() - started
     memory = compiled.memory_analysis()
@@ -102,8 +105,3 @@ def needed_bytes(text: str, arguments: int) -> int:
     if found := _TEMPORARIES.search(text):
         return arguments + int(float(found[1]) * _UNITS[found[2]])
     return arguments
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

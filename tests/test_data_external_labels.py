@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.data.outside import matched, read_outside
+from w2s_jax.data.external_labels import join_labels, read_external_labels
 
 IDS = [5, 2**63 + 11, 2**64 - 1]
 
@@ -41,24 +41,28 @@ def test_ids_of_every_spelling_in_every_format(tmp_path, suffix, spelling):
     }[spelling]
     p = [0.25, 0.0, 1.0]
     rows = [{"id": spell(i), "p": q, "comment": "x"} for i, q in zip(IDS, p, strict=True)]
-    found = read_outside(write(tmp_path / f"labels{suffix}", rows))
+    found = read_external_labels(write(tmp_path / f"labels{suffix}", rows))
     assert found == dict(zip(IDS, p, strict=True))
-    soft_NC = matched(found, np.array([IDS[2], IDS[0]], np.uint64), "labels")
+    soft_NC = join_labels(found, np.array([IDS[2], IDS[0]], np.uint64), "labels")
     assert soft_NC.dtype == np.float32 and soft_NC.tolist() == [[0, 1], [0.75, 0.25]]
 
 
 def test_digits_are_hexadecimal_only_where_the_file_shows_it(tmp_path):
     path = tmp_path / "l.jsonl"
     rows = [{"id": "10", "p": 0.5}, {"id": "11", "p": 0.5}]
-    assert list(read_outside(write(path, rows))) == [10, 11]
-    assert list(read_outside(write(path, [*rows, {"id": "ab", "p": 0.5}]))) == [16, 17, 171]
-    assert list(read_outside(write(path, [*rows, {"id": "0xAB", "p": 0.5}]))) == [10, 11, 171]
+    assert list(read_external_labels(write(path, rows))) == [10, 11]
+    assert list(read_external_labels(write(path, [*rows, {"id": "ab", "p": 0.5}]))) == [16, 17, 171]
+    assert list(read_external_labels(write(path, [*rows, {"id": "0xAB", "p": 0.5}]))) == [
+        10,
+        11,
+        171,
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_hard_labels(tmp_path, suffix):
     rows = [{"id": 1, "label": 1}, {"id": 2, "label": 0}]
-    assert read_outside(write(tmp_path / f"l{suffix}", rows)) == {1: 1.0, 2: 0.0}
+    assert read_external_labels(write(tmp_path / f"l{suffix}", rows)) == {1: 1.0, 2: 0.0}
 
 
 GOOD = {"id": 7, "p": 0.5}
@@ -68,7 +72,7 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"id": 8, "p": NAN}, "p nan; allowed: a number from 0 to 1"),
+        ({"id": 8, "p": NAN}, "p nan; allowed: 0 to 1"),
         ({"id": 8, "p": 1.01}, "p 1.01; allowed"),
         ({"id": 8, "p": -0.1}, "p -0.1; allowed"),
         ({"id": 8, "p": "much"}, "p 'much'; allowed"),
@@ -77,9 +81,9 @@ NAN = float("nan")
         ({"id": 8, "label": NAN}, "label nan; allowed: 0 or 1"),
         ({"id": 8, "label": 0.5}, "label 0.5; allowed: 0 or 1"),
         ({"id": 8, "label": 1, "p": 0.5}, "both 'p' and 'label'"),
-        ({"id": 8, "lable": 1}, "neither 'p' nor 'label'.*did you mean 'label' by 'lable'"),
+        ({"id": 8, "lable": 1}, "neither 'p' nor 'label'.*should 'lable' be 'label'"),
         ({"id": 8, "p": None}, "neither 'p' nor 'label'"),
-        ({"idx": 8, "p": 0.5}, "no 'id' .did you mean 'id' by 'idx'.*columns: idx, p"),
+        ({"idx": 8, "p": 0.5}, "no 'id' .should 'idx' be 'id'.*columns: idx, p"),
         ({"id": 8.0, "p": 0.5}, "id 8.0; allowed: an integer"),
         ({"id": -8, "p": 0.5}, "id -8; allowed"),
         ({"id": True, "p": 0.5}, "id True; allowed"),
@@ -94,26 +98,26 @@ NAN = float("nan")
 def test_a_bad_row_is_refused_with_its_place(tmp_path, row, message):
     path = write(tmp_path / "labels.jsonl", [GOOD, row])
     with pytest.raises(InputError, match=rf"labels\.jsonl, line 2: .*{message}") as caught:
-        read_outside(path)
+        read_external_labels(path)
     assert "\n" not in str(caught.value)
 
 
 def test_bad_rows_of_csv_and_parquet(tmp_path):
     with pytest.raises(InputError, match=r"l\.csv, line 3: p 'nan'"):
-        read_outside(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": "nan"}]))
+        read_external_labels(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": "nan"}]))
     with pytest.raises(InputError, match=r"l\.csv, line 3: neither 'p' nor 'label'"):
-        read_outside(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": ""}]))
+        read_external_labels(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": ""}]))
     with pytest.raises(InputError, match=r"l\.parquet, row 2: p nan"):
-        read_outside(write(tmp_path / "l.parquet", [GOOD, {"id": 8, "p": NAN}]))
-    with pytest.raises(InputError, match=r"l\.txt: unknown kind of file"):
-        read_outside(tmp_path / "l.txt")
+        read_external_labels(write(tmp_path / "l.parquet", [GOOD, {"id": 8, "p": NAN}]))
+    with pytest.raises(InputError, match=r"l\.txt: unknown file type"):
+        read_external_labels(tmp_path / "l.txt")
 
 
 def test_missing_documents_are_refused_in_one_error():
     ids_N = np.array([1, 255, 2, 3], np.uint64)
     message = (
         r"labels\.csv: no label for 2 of 4 documents \(the first: id 255, in hexadecimal "
-        r"00000000000000ff\); allowed: a label for every document"
+        r"00000000000000ff\); every document needs a label"
     )
     with pytest.raises(InputError, match=message):
-        matched({1: 0.5, 2: 0.5}, ids_N, "labels.csv")
+        join_labels({1: 0.5, 2: 0.5}, ids_N, "labels.csv")

@@ -90,7 +90,7 @@ def test_pgr_interval_depends_on_its_seed_only():
         pgr_interval(models[0], models[1], models[2][:-1], truth_N)
 
 
-def test_pgr_over_seeds_tells_its_two_ways_apart():
+def test_pgr_over_seeds_in_two_ways():
     rows = [
         {"weak": 0.60, "student": 0.70, "ceiling": 0.80},  # .5
         {"weak": 0.60, "student": 0.66, "ceiling": 0.62},  # 3
