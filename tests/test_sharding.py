@@ -91,7 +91,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(fields, words):
     [
         ({"fsdp": -1}, ["mesh.fsdp: -1", "mesh.data is -1 too"]),
         ({"data": 1, "fsdp": -1, "tensor": -1}, ["mesh.tensor: -1", "mesh.fsdp is -1 too"]),
-        ({"tensor": 0}, ["mesh.tensor: 0", "-1 (fill) or at least 1"]),
+        ({"tensor": 0}, ["mesh.tensor: 0", "at least 1, or -1"]),
         ({"fsdp": 2, "population": 4}, ["mesh.population: 4", "fsdp=2", "-1 or 1"]),
     ],
 )

@@ -187,11 +187,6 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
     return _load_by_id(folder.labels, "soft", record["splits"], (2,), split, ids_N)
 
 
-def labels_split(folder: PhaseFolder, split: str) -> bool:
-    """Return whether a complete phase has stored labels of a split."""
-    return split in read_json(folder.result).get("labels", {}).get("splits", {})
-
-
 def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:
     """Return the ids of the labelled documents of a split as stored, uint64 [N]."""
     n = read_json(folder.result)["labels"]["splits"][split]
