@@ -106,20 +106,26 @@ def slow_loop():
     return found
 
 
-def test_the_state_of_a_loss_follows_a_slow_loop(descent):
+@pytest.fixture(scope="module")
+def wanted():
+    return slow_loop()
+
+
+@pytest.mark.parametrize(
+    "micro,shards", [(8, 1), (1, 1), pytest.param(8, 8, marks=pytest.mark.slow)]
+)
+def test_the_state_of_a_loss_follows_a_slow_loop(descent, wanted, micro, shards):
     """At any microbatch and mesh; 12 margins are kept, of batches of 8."""
-    wanted = slow_loop()
-    for micro, shards in ((8, 1), (1, 1), (8, 8)):
-        mesh, spec = sharding.mesh_of((shards, 1, 1)), make_spec(TOY, microbatch_size=micro)
-        run = runner(spec, mesh, None, placed(spec, mesh))
-        state = run(fresh(spec, mesh), 0, STEPS)
-        moved, should = (flat(p) - flat(problem()[2]) for p in (state.params, wanted[-1][0]))
-        assert relative(moved, should) < 1e-4, (micro, shards)
-        for name, value in wanted[-1][1].items():
-            np.testing.assert_allclose(state.loss_state[name], value, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(
-            state.history[:STEPS, 0], [value for _, _, value in wanted], rtol=1e-4
-        )
+    mesh, spec = sharding.mesh_of((shards, 1, 1)), make_spec(TOY, microbatch_size=micro)
+    run = runner(spec, mesh, None, placed(spec, mesh))
+    state = run(fresh(spec, mesh), 0, STEPS)
+    moved, should = (flat(p) - flat(problem()[2]) for p in (state.params, wanted[-1][0]))
+    assert relative(moved, should) < 1e-4
+    for name, value in wanted[-1][1].items():
+        np.testing.assert_allclose(state.loss_state[name], value, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        state.history[:STEPS, 0], [value for _, _, value in wanted], rtol=1e-4
+    )
 
 
 def test_a_step_that_fails_leaves_the_state_as_it_was(descent):
