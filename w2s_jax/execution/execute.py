@@ -182,7 +182,7 @@ def _run_claimed(phase: Phase, later: Sequence[Phase], context: "phases.Context"
         context.console.print(f"waiting: another process runs {phase.title}", highlight=False)
 
     with artifacts.claim(folder, waiting, context.should_stop):
-        if not processes.on_first("phase", folder.result.exists):
+        if not processes.on_first("phase", lambda: folder.complete):
             processes.note(f"{phase.title}: begins ({phase.name})")
             _run_phase(phase, later, context)
             processes.note(f"{phase.title}: ends")
