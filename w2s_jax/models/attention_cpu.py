@@ -24,7 +24,7 @@ CHUNK = 128
 #: ... and without `first_keys`, shorter rows are one chunk.
 UNCUT = 192
 
-#: Added to a masked score: its weight is exactly 0 beside that of the slot itself.
+#: Added to a masked score: its weight is exactly 0, as the slot itself has a larger score.
 _MASKED = -1e30
 
 

@@ -47,7 +47,7 @@ class MemberProgress:
 
 @dataclass
 class LoopStats:
-    """What a restart must know besides arrays; part of every checkpoint.
+    """Statistics that a restart needs besides the arrays; part of every checkpoint.
 
     Attributes:
       seconds: wall time in the loop.
