@@ -78,7 +78,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write `report.html`, figures as PNG and SVG, and CSV tables into a folder.
 
     The figures are `ladder`, `pgr`, `accuracy`, `agreement`, `calibration` and `training`, those
-    that have data. The tables are `table.csv` (every number of every run), `curves.csv` and
+    that have data. The tables are `table.csv` (the metrics of every run), `curves.csv` and
     `calibration.csv`.
 
     Args:
