@@ -113,6 +113,7 @@ def forms():
     return [pytest.param(*form, marks=[] if form in quick else SLOW) for form in every]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("kernel", "dtype", "way"), forms())
 def test_every_form_computes_the_formula_and_its_gradients(kernel, dtype, way):
     dtype, way = jnp.dtype(dtype), WAYS[way]

@@ -200,6 +200,7 @@ def test_a_second_start_compiles_less(tmp_path):
             assert min(parts) > 0 and sum(parts[:-1]) < parts[-1]
 
 
+@pytest.mark.medium
 def test_bench_train_and_label_write_what_they_print(capsys, tmp_path):
     for what, documents in (("train", 64), ("label", 64)):
         path = tmp_path / f"{what}.json"

@@ -249,6 +249,7 @@ def test_frozen_parameters_have_no_gradients_and_lower_layers_keep_nothing():
     assert last["activations"] == found["full"]["activations"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "name,remat,layers,dtype,logits",
     [

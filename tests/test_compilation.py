@@ -49,6 +49,7 @@ def child(*arguments, **env):
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.medium
 def test_the_next_process_finds_what_was_compiled_and_damage_does_no_harm(tmp_path):
     first, stderr = child(W2S_CACHE_DIR=tmp_path)
     folder = next((tmp_path / "compiled").glob("cpu-*"))
@@ -76,6 +77,7 @@ def test_the_next_process_finds_what_was_compiled_and_damage_does_no_harm(tmp_pa
     assert "Error reading persistent compilation cache entry" in stderr
 
 
+@pytest.mark.medium
 def test_the_cache_is_off_where_the_user_says_so_and_theirs_is_left_alone(tmp_path):
     off, _ = child(W2S_CACHE_DIR="")
     assert off["folder"] is None and off["used"] is None and off["misses"] == 0

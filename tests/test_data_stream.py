@@ -153,6 +153,7 @@ def test_threads_change_nothing(tmp_path):
     assert len(digests) == 1
 
 
+@pytest.mark.medium
 def test_workers_change_nothing_and_read_each_others_states(tmp_path):
     path = write(tmp_path / "a.jsonl", some_texts(200))
     plain = open_stream(path)

@@ -45,6 +45,7 @@ def objective(config, params, scan, remat):
     return jnp.sum(jnp.sin(hidden)) / hidden.size
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("config", SMALL, ids=lambda c: c.name)
 def test_scanned_unrolled_and_rematerialised_layers_agree(config):
     params = network.init_params(config, 0, one_device())
@@ -140,6 +141,7 @@ def _matmuls(jaxpr, times=1):
     return count
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("remat", ["none", "block", "dots"])
 @pytest.mark.parametrize("scan", [False, True])
 def test_training_the_tail_runs_no_backward_pass_below_it(scan, remat):

@@ -142,6 +142,7 @@ def test_scanning_rematerialising_and_read_outs_drop_the_same(encoder):
     assert relative(flat(plain), flat(wanted)) > 0.05
 
 
+@pytest.mark.medium
 def test_the_embedding_and_each_half_of_each_block_have_masks_of_their_own(monkeypatch):
     parts, within = [], Dropout.within
 

@@ -215,6 +215,7 @@ def test_a_token_attends_to_its_whole_text_and_nothing_else():
         np.testing.assert_array_equal(moves[:17], segments[0, :17] == segments[0, changed])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("read_out", "remat"), [("mean", "block"), ("pooler", "dots")])
 def test_gradients_are_finite_and_equal_scanned_unrolled_and_rematerialised(read_out, remat):
     config = dataclasses.replace(SMALL, read_out=read_out)

@@ -30,6 +30,7 @@ def registering():
             table.pop(name)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("title", SECTIONS)
 def test_an_example_passes_its_own_tests(title, registering, tmp_path):
     names = {}

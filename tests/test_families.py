@@ -54,6 +54,7 @@ def test_every_golden_model_is_tested(golden):
     assert used == set(families.FAMILIES)
 
 
+@pytest.mark.medium
 @parametrize()
 def test_outputs_match_pytorch_padded_packed_and_alone(model):
     """The first case is unrolled, the others are scanned."""

@@ -145,6 +145,7 @@ def summary(title, counts):
 # --- tests ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("run", RUNS)
 def test_a_step_on_a_cpu(run, tmp_path):
     config = config_of(run, tmp_path)

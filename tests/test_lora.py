@@ -237,6 +237,7 @@ def test_bfloat16_stays_near_float32():
     assert 1e-4 < error < 0.02
 
 
+@pytest.mark.medium
 def test_shards_on_eight_devices_compute_the_same():
     plain = testing.tiny_model()
     config = plain.with_adapters(4, 8.0, ["*"])

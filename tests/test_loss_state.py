@@ -111,6 +111,7 @@ def wanted():
     return slow_loop()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "micro,shards", [(8, 1), (1, 1), pytest.param(8, 8, marks=pytest.mark.slow)]
 )
@@ -178,6 +179,7 @@ class Silent:
         pass
 
 
+@pytest.mark.medium
 def test_training_with_all_of_it_resumes_bit_for_bit(tmp_path):
     """A loss's state, the average and what is dropped; by Adam, with early stopping."""
     mesh = sharding.mesh_of((1, 1, 1))
@@ -216,6 +218,7 @@ def test_training_with_all_of_it_resumes_bit_for_bit(tmp_path):
     assert float(whole[0].loss_state["steps"]) == STEPS
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "how,own_order", [pytest.param("vmap", True, marks=pytest.mark.slow), ("loop", False)]
 )

@@ -102,6 +102,7 @@ def test_the_losses_of_the_released_code_are_its_own(golden):
     assert missing == {"product": 4}
 
 
+@pytest.mark.medium
 def test_the_losses_of_eleutherai_are_their_own(golden):
     checked, missing = deviations(eleuther_results(golden))
     assert not missing

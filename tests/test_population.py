@@ -118,6 +118,7 @@ def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "how,devices,own_order,max_shapes",
     [("vmap", 1, False, 1), ("loop", 1, True, 2), ("vmap", 2, True, 2), ("loop", 8, False, 1)],
@@ -193,6 +194,7 @@ def poisoned_targets(step):
     return targets
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("how,devices", [("vmap", 2), ("loop", 1)])
 def test_a_member_that_fails_freezes_alone(how, devices):
     whole = trained(how, devices)
@@ -268,6 +270,7 @@ def test_members_that_need_other_programs_are_refused():
         population.compile_block([spec], mesh, None, None, "vmapp")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("shared_order", [True, False])
 def test_probes_of_many_settings_are_one_program(devices, shared_order):

@@ -49,6 +49,7 @@ def problem(num_texts):
 @pytest.mark.parametrize("batch_size", [3, 64])
 @pytest.mark.parametrize("per_device", [True, False])
 @pytest.mark.parametrize("num_texts", [1, 2])
+@pytest.mark.medium
 def test_every_way_gives_each_document_its_own_logits(num_texts, per_device, batch_size):
     config, documents, params, wanted = problem(num_texts)
     mesh = sharding.make_mesh()

@@ -59,6 +59,7 @@ def comparable(result):
     return {k: result[k] for k in ("weak", "ceiling", "students", "stages")}
 
 
+@pytest.mark.medium
 def test_the_result_fulfils_the_contract(finished):
     workdir, result = finished
     assert json.loads((workdir / "result.json").read_text()) == result
@@ -142,6 +143,7 @@ def test_a_finished_run_is_not_run_again(workdir, data_dir, monkeypatch, capsys)
     assert "ceiling" in capsys.readouterr().out
 
 
+@pytest.mark.medium
 def test_more_losses_add_their_students_only(workdir, data_dir, finished, monkeypatch):
     ran = []
     original = phases.run_phase
@@ -282,6 +284,7 @@ def interrupted_run(monkeypatch, config, workdir, questions):
             execute.run(config, workdir, console=QUIET)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("questions", [2, 3])
 def test_an_interrupted_student_resumes_bit_for_bit(
     workdir, data_dir, finished, monkeypatch, questions
@@ -304,6 +307,7 @@ def test_an_interrupted_student_resumes_bit_for_bit(
     assert not (folder / "checkpoints" / "steps").exists()
 
 
+@pytest.mark.medium
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     workdir, data_dir, finished, monkeypatch, caplog
 ):
@@ -326,6 +330,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert comparable(result) == comparable(finished[1])
 
 
+@pytest.mark.medium
 def test_damaged_final_parameters_are_made_again(workdir, data_dir, finished, caplog):
     folder = phase_folders(workdir)["ceiling"]
     (folder / "result.json").unlink()
@@ -486,6 +491,7 @@ def small_disk(tmp_path):
 
 
 # Orbax's writers that fail side by side outlive the event loop that they report to.
+@pytest.mark.medium
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(
     small_disk, data_dir, finished, monkeypatch

@@ -119,6 +119,7 @@ def run_phase(streamed, store, should_stop=lambda: False):
     return trees.load_tree(context.folder(phase.name).final, None)
 
 
+@pytest.mark.medium
 def test_streamed_pretraining_resumes_bit_for_bit(streamed, tmp_path):
     whole = run_phase(streamed, tmp_path / "whole")
     asked = []

@@ -128,6 +128,7 @@ def stopped_run(monkeypatch, config, workdir, questions):
     return str(stopped.value)
 
 
+@pytest.mark.medium
 def test_phases_together_give_what_they_give_alone(alone, together):
     (_, result), (_, other) = alone, together
     # Names hold fingerprints.

@@ -116,6 +116,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("adapt,model_type", PAIRS)
 def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model_type, adapt):
     if model_type != "llama" and adapt in ("probe_then_full", "last_layers"):
@@ -284,7 +285,10 @@ def test_learned_positions_are_the_limit_of_their_role(tmp_path, places, monkeyp
         resolved = resolve(validate(config))
         longest = {r: data.splits["test"].longest for r, data in resolved.roles.items()}
         assert longest["strong"] == 6 and longest["weak"] > 20
-        assert any("strong: documents are limited to the 6 tokens of short" in note for note in resolved.notes)
+        assert any(
+            "strong: documents are limited to the 6 tokens of short" in note
+            for note in resolved.notes
+        )
     shorter = config_of(places, strong__model=str(tmp_path / "short"), task__max_length=5)
     assert resolve(validate(shorter)).roles["strong"].splits["test"].longest == 5
 

@@ -202,6 +202,7 @@ def one_step(spec, shape, **options):
     return programs.compile_step(spec, mesh)(state_on(spec, mesh), batches.at(0))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "kind,micro", [("xent", BATCH), pytest.param("confidence", 4, marks=pytest.mark.slow)]
 )

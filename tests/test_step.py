@@ -49,6 +49,7 @@ def on_mesh(params, mesh):
     return jax.device_put(params, sharding.replicated(mesh))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "kind,mesh_shape,num_microbatches,max_shapes",
     [
@@ -184,6 +185,7 @@ def one_document_at_a_time(loss_name, num_texts=1):
     return float(value), np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("num_texts", [1, 2])
 def test_packed_gradients_equal_those_of_one_document_at_a_time(monkeypatch, num_texts):
     """Of pairs too, where the logits are the rewards of the two texts."""
@@ -214,6 +216,7 @@ def test_a_pair_is_judged_by_the_difference_of_its_rewards(monkeypatch):
     assert value == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "kind,variants",
     [
@@ -278,6 +281,7 @@ def exact_gradient(kind, micro_size, shards, accumulate=False):
     return np.concatenate([g.ravel() for g in jax.tree.leaves(grads)])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["confidence", "logconf"])
 def test_the_gradient_is_exact_at_any_microbatch_and_mesh(kind):
     """1e-6 of its norm; and plain accumulation, which is wrong for these losses, is far off."""
@@ -288,6 +292,7 @@ def test_the_gradient_is_exact_at_any_microbatch_and_mesh(kind):
     assert relative(exact_gradient(kind, 4, 1, accumulate=True), whole) > 1e-2
 
 
+@pytest.mark.medium
 def test_language_model_steps_equal_a_plain_next_token_loss(monkeypatch):
     config, docs, params = small_problem()
 
@@ -343,6 +348,7 @@ def run_steps(settings, steps, poison_step=None):
     return states
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "adafactor"])
 def test_each_optimizer_learns_the_batch(optimizer):
     settings = TrainSettings(
@@ -441,6 +447,7 @@ def block_problem(monkeypatch, mesh, **changes):
     return spec, state, put_batches(packed, soft_labels(docs.labels_N), mesh)
 
 
+@pytest.mark.medium
 def test_a_block_is_its_steps_wherever_it_is_cut(monkeypatch):
     """The same bits, in two shapes that alternate; and single steps agree.
 

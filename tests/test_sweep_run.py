@@ -109,6 +109,7 @@ def told(workdir):
     return console.export_text()
 
 
+@pytest.mark.medium
 def test_each_distinct_phase_is_trained_once(finished):
     workdir, names = finished
     assert len(names) == len(set(names)) == DISTINCT

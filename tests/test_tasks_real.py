@@ -125,6 +125,7 @@ def test_every_folder_of_a_task_is_tested():
     assert at_hand == set(RAW)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", list(RAW))
 def test_counts_and_balance(name):
     documents = loaded(name).documents
@@ -310,6 +311,7 @@ def share_of_ones(documents):
     return sum(d.label for d in documents) / len(documents)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", list(RAW))
 def test_both_protocols_cut_it_as_described(name):
     documents = loaded(name).documents

@@ -64,9 +64,8 @@ def trained(mesh_shape, settings, cut):
     return jax.device_get(params), jax.device_get(state.history)[:STEPS], np.asarray(rows)
 
 
-@pytest.mark.parametrize(
-    "mesh_shape", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)]
-)
+@pytest.mark.medium
+@pytest.mark.parametrize("mesh_shape", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_the_result_is_that_of_the_whole_vocabulary(mesh_shape):
     settings = TrainSettings(learning_rate=1e-2, batch_size=8)
     part, part_history, _ = trained(mesh_shape, settings, True)
