@@ -20,7 +20,7 @@ import threading
 import time
 from typing import IO
 
-#: Exit status of an interrupted run, which the same command resumes.
+#: Exit status of an interrupted run; run the same command to resume it.
 INTERRUPTED = 75
 #: Seconds that processes have to end, first by themselves when one has failed, then after SIGTERM.
 GRACE_SECONDS = 5.0

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         prog="w2s",
         description="Weak-to-strong generalization in JAX.",
         epilog="Use w2s COMMAND --help for the options of a command. Exit status: 0 success, 2 bad "
-        "input, 75 interrupted (the same command resumes), 1 any other failure.",
+        "input, 75 interrupted (run the same command to resume), 1 any other failure.",
         allow_abbrev=False,
     )
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -42,7 +42,7 @@ def _add_run(commands: Any) -> None:
         "the result of a finished one.",
         allow_abbrev=False,
         epilog="--config.FIELD=VALUE overrides a field of the config. All fields and their "
-        "defaults are in w2s_jax/config/schema.py.",
+        "defaults are in docs/config.md.",
     )
     run.add_argument("--config", required=True, metavar="FILE", help="recipe: configs/*.py")
     run.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")

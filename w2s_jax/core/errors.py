@@ -22,7 +22,7 @@ class InputError(W2SError, ValueError):
 
 
 class Interrupted(W2SError):
-    """Stopped by a signal after saving; the same command resumes the run: exit status 75."""
+    """Stopped by a signal after saving; run the same command to resume. Exit status 75."""
 
     exit_status = 75
 
