@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from test_cli import PACKAGES
 
 from w2s_jax.cli.parser import parser
 
@@ -73,3 +74,9 @@ def test_the_readme_quotes_the_table_of_results():
     assert list(printed.values()) == rows["0"][:4]
     xent, confidence = rows["median"][4:]
     assert f"median PGR is {xent} (`xent`) and {confidence} (`confidence`)" in readme
+
+
+def test_the_table_of_packages_is_in_the_order_of_imports():
+    page = (REPO / "docs" / "architecture.md").read_text()
+    section = page.partition("## Packages")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)`", section, re.M) == PACKAGES

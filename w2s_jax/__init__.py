@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(config: "config_dict.ConfigDict", workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Runs the experiment that `config` describes in `workdir` and returns its result.json.
+    """Run the experiment that `config` describes in `workdir` and return its result.json.
 
     See `w2s_jax.execution.execute.run`, which has more options, for what is resumed and what is
     refused.

@@ -50,7 +50,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How one model is trained. The fields' meanings are in their declarations."""
+    """Training of one model. The fields' meanings are in their declarations."""
 
     epochs: float = option(2.0, above=0, meaning="Passes over the training documents")
     steps: int | None = option(None, low=1, meaning="Training steps; overrides `epochs`")
@@ -157,7 +157,7 @@ class PretrainSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class ProbeSettings(TrainSettings):
-    """How a head is trained on frozen features: Burns et al. 2023, appendix on linear probing."""
+    """Training of a head on frozen features: Burns et al. 2023, appendix on linear probing."""
 
     epochs: float = redefault(TrainSettings, "epochs", 200.0)
     batch_size: int = redefault(TrainSettings, "batch_size", 128)
@@ -307,7 +307,7 @@ class MeshSettings:
 
     @property
     def splits_parameters(self) -> bool:
-        """Whether a model may be spread over several devices."""
+        """True if a model may be spread over several devices."""
         return (self.fsdp, self.tensor) != (1, 1)
 
 

@@ -230,7 +230,7 @@ def _finals(runs: list[RunFolder], phases: list[PhaseFolder]) -> set[str]:
 
 
 def _keeps_parameters(kind: str) -> bool:
-    """Whether other phases start from a kind's parameters; assumed of kinds not registered here."""
+    """Return whether phases start from a kind's parameters; True for kinds not registered here."""
     return kind not in PHASE_KINDS or PHASE_KINDS[kind].keeps_parameters
 
 

@@ -1,4 +1,4 @@
-"""How salient the task is to the strong model: linear probes before and after finetuning."""
+"""Saliency of the task to the strong model: linear probes before and after finetuning."""
 
 from w2s_jax.methods.registry import Students, register, require_full
 from w2s_jax.planning.build import ceiling_slice

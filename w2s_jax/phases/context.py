@@ -19,7 +19,7 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 @dataclass(frozen=True)
 class Context:
-    """What the phases of a run share.
+    """Objects that the phases of a run share.
 
     Attributes:
       resolved: the input.
@@ -52,7 +52,7 @@ class Context:
 
     @property
     def keeps(self) -> bool:
-        """Whether the final parameters of all phases are kept."""
+        """True if the final parameters of all phases are kept."""
         return self.settings.checkpoint.keep_final
 
     def folder(self, phase_name: str) -> PhaseFolder:

@@ -118,7 +118,7 @@ class LabelWork:
 
 
 def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
-    """Make a phase's labels and stores them, with predictions and metrics of validation and test.
+    """Make a phase's labels and store them, with predictions and metrics of validation and test.
 
     Returns:
       The fields of the phase's result.json.

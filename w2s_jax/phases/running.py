@@ -100,9 +100,9 @@ def _execution(phase: Phase, context: Context, population: dict[str, Any] | None
 def trained(
     phase: Phase, context: Context, folder: PhaseFolder
 ) -> tuple[Parameters, dict[str, Any]]:
-    """Returns a phase's final parameters and the record of their training.
+    """Return a phase's final parameters and the record of their training.
 
-    Trains the phase and keeps the parameters, unless an earlier attempt did.
+    Train the phase and keep the parameters, unless an earlier attempt did.
     """
     parameters.keep_tokenizer(context.data(phase).tokenizer, folder)
     source = context.data(phase).source

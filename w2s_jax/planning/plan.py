@@ -199,7 +199,7 @@ def _supervised(settings: Settings) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class MethodPlanner:
-    """Where a method adds its phases and students.
+    """The plan of a run, to which a method adds its phases and students.
 
     Attributes:
       builder: collects the phases of the run.

@@ -175,7 +175,7 @@ def _source(role: str, settings: Settings) -> ModelSource | None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """How a role's texts become tokens; roles with the same `key` share their documents.
+    """The conversion of a role's texts to tokens; roles with the same `key` share documents.
 
     Attributes:
       task: the task.

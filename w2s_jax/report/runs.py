@@ -78,7 +78,7 @@ def _phase_folder(run: Path, phase: str, store: str | None) -> Path | None:
 
 
 class _PhaseReader:
-    """Reads each phase folder once, since runs share phases."""
+    """A reader of phase folders that reads each once, since runs share phases."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[Any, Any, Any]] = {}

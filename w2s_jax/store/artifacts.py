@@ -35,7 +35,7 @@ class PhaseFolder:
 
     @property
     def config(self) -> Path:
-        """Everything that decides the phase's result."""
+        """Everything that can change the phase's result, and how it was executed."""
         return self.path / "config.json"
 
     @property
@@ -50,7 +50,7 @@ class PhaseFolder:
 
     @property
     def predictions(self) -> Path:
-        """P(label 1) of all validation and test documents."""
+        """Predictions of all validation and test documents (columns: `write_predictions`)."""
         return self.path / "predictions.parquet"
 
     @property
@@ -90,7 +90,7 @@ class PhaseFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the phase is complete."""
+        """True if the phase is complete."""
         return self.result.exists()
 
 
@@ -278,7 +278,14 @@ def _stored_by_id(
 
 
 def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
-    """Write predictions.parquet: id (uint64), split, p, label, ground_truth (float32)."""
+    """Write predictions.parquet, one row per document.
+
+    Args:
+      path: the file.
+      columns: `id` (uint64), `split`, and as float32 `p`, the model's P(label 1); `label`, the
+        supervisor's P(label 1) in a student's file and ground truth in others; `ground_truth`, 0
+        or 1.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

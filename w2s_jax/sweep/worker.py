@@ -107,7 +107,7 @@ def _read_once(source: PointSource) -> tuple[list[NamedPoint], SharedResolver]:
 
 @dataclass
 class Worker:
-    """Runs phases of a sweep in this process.
+    """A worker, which runs phases of a sweep in this process.
 
     Attributes:
       plan: the sweep, or the part of it that the worker needs.

@@ -72,7 +72,7 @@ class LoopStats:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When evaluations and checkpoints are due.
+    """Number and size of the steps, and the intervals of evaluations and checkpoints.
 
     Attributes:
       total_steps: number of steps.

@@ -128,7 +128,7 @@ def member(tree: Any, index: int) -> Any:
 
 
 def evaluate_each(evaluates: Sequence[Callable[[Any], dict[str, Any]]]) -> Evaluate:
-    """Return a `Evaluate` of functions that evaluate one member's parameters each."""
+    """Return an `Evaluate` from functions that evaluate one member's parameters each."""
     return lambda params: [run(member(params, i)) for i, run in enumerate(evaluates)]
 
 

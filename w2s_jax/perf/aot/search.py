@@ -1,4 +1,4 @@
-"""Which settings to try, and in what order, when a run does not fit. No JAX.
+"""The settings to try, in order, when a run does not fit. Imports no JAX.
 
 The cheapest come first: recomputing activations, smaller microbatches, splitting parameters over
 more chips, splitting layers.

@@ -1,4 +1,4 @@
-"""Which models of a ladder fit on which slices, as a Markdown table.
+"""A Markdown table of the models of a ladder that fit on TPU slices.
 
     python -m w2s_jax.perf.aot.tables configs/ladders/gpt2.py gpt2 gpt2-medium gpt2-large gpt2-xl
 
