@@ -38,8 +38,8 @@ def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="run an experiment, or resume it",
-        description="Run an experiment. The same command resumes an interrupted run and prints "
-        "the result of a finished one.",
+        description="Run an experiment. Run the same command to resume an interrupted run, or to "
+        "print the result of a finished one.",
         allow_abbrev=False,
         epilog="--config.FIELD=VALUE overrides a field of the config. All fields and their "
         "defaults are in docs/config.md.",
@@ -97,8 +97,8 @@ def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="run many experiments that share phases, or show their status",
-        description="Run many experiments that share phases, or show their status. The same "
-        "command resumes an interrupted sweep.",
+        description="Run many experiments that share phases, or show their status. Run the "
+        "same command to resume an interrupted sweep.",
         allow_abbrev=False,
         usage="w2s sweep --config=FILE --workdir=DIR [options]\n"
         "       w2s sweep status DIR [--watch]",
