@@ -474,7 +474,7 @@ def test_a_trained_model_loads_and_predicts_what_was_recorded(finished, data_dir
         hidden = forward(config, models.load(folder)[1], docs.document(0)[None])
         logits = np.asarray(heads.class_logits(params["head"], hidden[:, -1]))[0]
         assert row.p == pytest.approx(1 / (1 + np.exp(logits[0] - logits[1])), abs=1e-5)
-    with pytest.raises(errors.InputError, match="not the folder of a trained phase"):
+    with pytest.raises(errors.InputError, match="neither the folder of a trained phase"):
         models.load(workdir)
 
 

@@ -179,13 +179,14 @@ def test_a_sweep_with_more_points_runs_what_they_add(workdir, recipe, ran, no_re
 @pytest.fixture
 def poisoned(monkeypatch):
     """A set of (kind, seed): such phases learn labels that are not numbers, and so fail."""
-    chosen, original = set(), phases.inputs.training_targets
+    chosen, original = set(), phases.inputs.targets_of
 
-    def training_targets(phase, context):
-        targets_NC = original(phase, context)
-        return targets_NC * np.float32(np.nan if (phase.kind, phase.seed) in chosen else 1)
+    def targets_of(phase, context, split, documents):
+        targets_NC = original(phase, context, split, documents)
+        poisoned = split == phase.inputs["train"] and (phase.kind, phase.seed) in chosen
+        return targets_NC * np.float32(np.nan if poisoned else 1)
 
-    monkeypatch.setattr(phases.inputs, "training_targets", training_targets)
+    monkeypatch.setattr(phases.inputs, "targets_of", targets_of)
     return chosen
 
 
