@@ -121,7 +121,12 @@ def flat(tree):
 @pytest.mark.medium
 @pytest.mark.parametrize(
     "how,devices,own_order,max_shapes",
-    [("vmap", 1, False, 1), ("loop", 1, True, 2), ("vmap", 2, True, 2), ("loop", 8, False, 1)],
+    [
+        ("vmap", 1, False, 1),
+        pytest.param("loop", 1, True, 2, marks=pytest.mark.slow),
+        ("vmap", 2, True, 2),
+        pytest.param("loop", 8, False, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_members_take_the_steps_that_they_would_take_alone(
     monkeypatch, how, devices, own_order, max_shapes

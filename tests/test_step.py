@@ -54,10 +54,10 @@ def on_mesh(params, mesh):
     "kind,mesh_shape,num_microbatches,max_shapes",
     [
         ("xent", (1, 1, 1), 1, 3),
-        ("xent", (8, 1, 1), 1, 1),
-        ("logconf", (1, 1, 1), 4, 1),
+        pytest.param("xent", (8, 1, 1), 1, 1, marks=pytest.mark.slow),
+        pytest.param("logconf", (1, 1, 1), 4, 1, marks=pytest.mark.slow),
         ("logconf", (8, 1, 1), 4, 1),
-        ("product", (8, 1, 1), 4, 1),
+        pytest.param("product", (8, 1, 1), 4, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_whole_run_follows_the_released_code(
@@ -282,7 +282,7 @@ def exact_gradient(kind, micro_size, shards, accumulate=False):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("kind", ["confidence", "logconf"])
+@pytest.mark.parametrize("kind", ["confidence", pytest.param("logconf", marks=pytest.mark.slow)])
 def test_the_gradient_is_exact_at_any_microbatch_and_mesh(kind):
     """1e-6 of its norm; and plain accumulation, which is wrong for these losses, is far off."""
     whole = exact_gradient(kind, 32, 1)
