@@ -107,7 +107,7 @@ def test_pytorch_loads_an_export_with_the_same_hidden_states(tmp_path, name, kin
         ours, theirs = (
             m(torch.tensor(tokens)).last_hidden_state.numpy() for m in (again.eval(), base)
         )
-    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("classes", [1, 2])
@@ -133,7 +133,9 @@ def test_classifiers_agree_and_survive_a_round_trip(tmp_path, name, classes):
     again = load_strictly(auto, tmp_path / "out")
     assert type(again).__name__ == STEMS[name] + kind
     with torch.no_grad():
-        np.testing.assert_array_equal(again(torch.tensor(tokens)).logits.numpy(), wanted)
+        found_again = again(torch.tensor(tokens)).logits.numpy()
+    # Of equal weights, PyTorch's products may differ in the last bit: memory is aligned differently.
+    np.testing.assert_allclose(found_again, wanted, rtol=1e-6, atol=1e-6)
     export(tmp_path / "plain", head={"kernel": found.head["kernel"]})
     with torch.no_grad():
         plain = load_strictly(auto, tmp_path / "plain")(torch.tensor(tokens)).logits.numpy()
