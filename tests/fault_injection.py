@@ -153,7 +153,6 @@ def _marked(place, name, before, after, reached):
 def _marked_renames(reached):
     """Points that are known by the file that is about to appear, or by the watchdog's words."""
     from w2s_jax.core import watchdog
-    from w2s_jax.training import inference
 
     rename, progress = pathlib.Path.replace, watchdog.progress
 
@@ -174,7 +173,7 @@ def _marked_renames(reached):
 
     with (
         mock.patch.object(pathlib.Path, "replace", marked_rename),
-        mock.patch.object(inference.watchdog, "progress", marked_progress),
+        mock.patch.object(watchdog, "progress", marked_progress),
     ):
         yield
 
