@@ -129,6 +129,7 @@ def _points():
 
     return (
         (batch_sources.ResidentBatches, "advance", BLOCK, ""),
+        (batch_sources.StreamedBatches, "advance", BLOCK, ""),
         (checkpoints.Checkpoints, "save", "", WRITING),
         (checkpoints, "write_manifest", COMMITTED, ""),
         (trees, "write_manifest", FINAL, ""),
