@@ -58,7 +58,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{sys.argv[3]}", 2, int(sys.argv[4]))
 from w2s_jax import models, sharding
-    from w2s_jax.core import errors
+from w2s_jax.core import errors
 
 config, params = models.load(sys.argv[1], sharding.mesh_of((1, 2, 2)))
 models.export_huggingface(config, params, sys.argv[2], shard_bytes=20_000)

@@ -176,7 +176,7 @@ def test_adapters_stand_apart_and_leave_through_convert(tmp_path, places, capsys
     assert "LlamaForSequenceClassification" in (tmp_path / "whole" / "config.json").read_text()
     assert "no low-rank adapters" in error(loading.load_adapted, places[1]["llama"])
     apart = error(models.export_huggingface, found.config, found.params, tmp_path / "apart")
-    assert "adapters apart" in apart and not (tmp_path / "apart").exists()
+    assert "has adapters; merge them first" in apart and not (tmp_path / "apart").exists()
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_base_that_has_changed_is_refused(tmp_path, places):
         )
         == result
     )
-    assert f"{folder}: the model of which" in error(models.load, folder)
+    assert f"{folder}: its base model is missing" in error(models.load, folder)
     (tmp_path / "away").rename(moved)
     tiny("llama", moved, seed=5)
     assert "has changed in" in error(models.load, folder)
