@@ -228,7 +228,7 @@ def prepare(folder: Path) -> Bench:
         "    config.pretrain.streaming = True\n"
         f"    config.pretrain.source = {str(data_dir / 'corpus' / 'train.jsonl')!r}\n"
         "    config.pretrain.chunk_length = 32\n"
-        "    config.checkpoint.every_minutes = 0.005\n"
+        "    config.checkpoint.every_minutes = 0.0\n"
         "    config.eval.every = 100\n"
         "    return config\n"
     )
