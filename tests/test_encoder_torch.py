@@ -134,7 +134,7 @@ def test_classifiers_agree_and_survive_a_round_trip(tmp_path, name, classes):
     assert type(again).__name__ == STEMS[name] + kind
     with torch.no_grad():
         found_again = again(torch.tensor(tokens)).logits.numpy()
-    # Of equal weights, PyTorch's products may differ in the last bit: memory is aligned differently.
+    # With equal weights, PyTorch's products may differ in the last bit: memory is aligned anew.
     np.testing.assert_allclose(found_again, wanted, rtol=1e-6, atol=1e-6)
     export(tmp_path / "plain", head={"kernel": found.head["kernel"]})
     with torch.no_grad():
