@@ -9,7 +9,8 @@ it compares, a line each, and exits 1 on any difference:
 
 - names of the phases' folders, which end in their fingerprints;
 - result.json of each run and each phase: AUROC to 1e-12, all else equal. Times, versions and
-  checksums of files are left out, and so are fields that only the new checkout has (they are told);
+  checksums of files are left out, and so are fields that only the new checkout has (these are
+  printed);
 - bitwise: the columns of predictions.parquet, what metrics.jsonl says of each step, and what Orbax
   holds: labels, features and final parameters.
 
