@@ -21,6 +21,9 @@ from w2s_jax.core import errors, processes
 ROOT = Path(__file__).parent.parent
 LAUNCHER = [sys.executable, str(ROOT / "launch" / "local_multiprocess.py")]
 SLURM = dict.fromkeys(processes.SLURM, "0") | {"SLURM_NTASKS": "4"}
+#: The shell of `salloc` is a step of one task.
+STEP = {"SLURM_STEP_NUM_TASKS": "1"}
+MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:5", "OMPI_COMM_WORLD_SIZE": "2"}
 EXPLICIT = dict(zip(processes.VARIABLES, ("host:1234", "4", "1"), strict=True))
 JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 1}
 
@@ -35,17 +38,24 @@ JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 
         (("host:1234", 4, 1, False), SLURM, JOINED),
         ((None, None, None, True), EXPLICIT, {}),
         ((None, None, None, False), EXPLICIT | SLURM, JOINED),
-        ((None, None, None, False), SLURM, {}),
+        ((None, None, None, False), SLURM, {"num_processes": 4}),
         ((None, None, None, False), SLURM | {"SLURM_NTASKS": "1"}, None),
+        # The step's tasks count: in the shell of `salloc -n4`, or a step of another size.
+        ((None, None, None, False), SLURM | STEP, None),
+        ((None, None, None, False), SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, {"num_processes": 2}),
+        ((None, None, None, True), SLURM | STEP, {"num_processes": 1}),
+        # `mpirun` in it is nearer, as for JAX: Slurm's step is that of its daemons.
+        ((None, None, None, False), SLURM | MPI, {}),
+        ((None, None, None, False), SLURM | MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, None),
         # A batch script is not a task of its own job.
         ((None, None, None, False), {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
+        ((None, None, None, False), MPI, {}),
+        # An address alone replaces the one that JAX would take in a cluster that it knows.
         (
             (None, None, None, False),
-            {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:5", "OMPI_COMM_WORLD_SIZE": "2"},
-            {},
+            SLURM | {"JAX_COORDINATOR_ADDRESS": "host:1"},
+            {"num_processes": 4},
         ),
-        # An address alone replaces the one that JAX would take in a cluster that it knows.
-        ((None, None, None, False), SLURM | {"JAX_COORDINATOR_ADDRESS": "host:1"}, {}),
         # One of one is alone.
         (("host:1234", 1, 0, False), {}, None),
     ],
@@ -65,6 +75,8 @@ def test_how_processes_join(flags, environment, wanted):
         (("host:1", 0, 0, False), {}, ["--num_processes", "0", "at least 1"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": ""}, ["JAX_PROCESS_ID"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": "x"}, ["'x'", "integers"]),
+        ((None,) * 3 + (False,), SLURM | {"SLURM_NTASKS": "a"}, ["SLURM_NTASKS: 'a'", "number"]),
+        ((None,) * 3 + (False,), MPI | {"OMPI_COMM_WORLD_SIZE": ""}, ["OMPI_COMM_WORLD_SIZE"]),
     ],
 )
 def test_half_of_an_address_is_refused(flags, environment, parts):

@@ -7,33 +7,22 @@ import argparse
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 
-from w2s_jax.cli import parser
-from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, processes, signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # We report a failed write once; asyncio would add a traceback for every array.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if threading.current_thread() is threading.main_thread():
-        # Outside of training SIGTERM acts like Ctrl-C; `execute` handles both during training.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    resumes = arguments[:1] in (["run"], ["sweep"]) and not {"status", "--dry_run"} & {*arguments}
     try:
-        status = _dispatch(arguments)
-    except KeyboardInterrupt:
-        resumable = arguments[:1] in (["run"], ["sweep"])
-        hint = "; run the same command to resume" if resumable else ""
-        print(f"w2s: interrupted{hint}", file=sys.stderr)
-        status = errors.Interrupted.exit_status
+        # First of all, before slow imports, so that no signal is lost.
+        status = signals.guarded(
+            lambda: _dispatch(arguments), hint=signals.RESUME if resumes else "", last=argv is None
+        )
     except errors.W2SError as error:
         print(f"w2s: {error}", file=sys.stderr)
         status = error.exit_status
@@ -47,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     """Run the command that `arguments` name and return the exit status."""
+    from w2s_jax.cli import parser
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # We report a failed write once; asyncio would add a traceback for every array.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with_overrides = {"run": _run, "sweep": _sweep, "bench": _bench, "compile": _compile}
     without = {
         "report": _report,
@@ -68,6 +62,8 @@ def _unknown_argument(command: str, argument: str) -> errors.InputError:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    from w2s_jax.config.recipes import load_config
+
     profile = None if options.profile is None else _step_range(options.profile)
     config = load_config(options.config, overrides)
     how = processes.how_to_join(
@@ -164,6 +160,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 def _data(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from w2s_jax.config.recipes import load_config
     from w2s_jax.data import commands
 
     if options.config:
@@ -202,6 +199,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from rich.console import Console
 
+    from w2s_jax.config.recipes import load_config
     from w2s_jax.core.files import write_json
     from w2s_jax.perf import bench
 

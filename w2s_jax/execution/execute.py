@@ -144,9 +144,7 @@ def _run_missing(
                 functools.partial(_print_complete, number, len(missing), phase, context),
             )
             if context.should_stop():
-                raise errors.Interrupted(
-                    f"stopped by a signal after {phase.title}; run the same command to resume"
-                )
+                raise signals.interruption(f"after {phase.title}")
     if wandb_run is not None:
         wandb_run.finish()
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, processes, signals
 from w2s_jax.core.files import atomic_write, read_json, sha256
 
 
@@ -120,9 +120,7 @@ def claim(
                 waiting()
                 notified = True
             if should_stop():
-                raise errors.Interrupted(
-                    "stopped by a signal while waiting; run the same command to resume"
-                )
+                raise signals.interruption("while waiting for another process")
             time.sleep(0.2)
         yield
 

@@ -205,7 +205,7 @@ def _collect(tasks: dict[Any, tuple[str, ...]], results: SweepResults, done: int
             if ended:
                 results.write()
             if results.stopped():
-                raise errors.Interrupted("stopped by a signal; run the same command to resume")
+                raise signals.interruption()
     except BaseException:
         for ref in pending:
             ray.cancel(ref)

@@ -198,7 +198,7 @@ class Worker:
                 )
                 is_waiting = True
             if self.stopped():
-                raise errors.Interrupted("stopped by a signal; run the same command to resume")
+                raise signals.interruption()
             if is_waiting:
                 time.sleep(POLL_SECONDS)
 
