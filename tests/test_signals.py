@@ -130,6 +130,15 @@ def test_a_second_sigint_is_a_keyboard_interrupt(start):
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in err
 
 
+def test_a_run_that_is_long_in_stopping_says_so(start):
+    patience = "from w2s_jax.core import signals\nsignals.PATIENCE_SECONDS = 0.2\n"
+    process = start(patience + STOPPING, "saves")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (3, "stopped\n")
+    assert err == "w2s: SIGINT: stopping soon; SIGTERM again stops at once\n"
+
+
 def test_the_error_names_the_signal():
     with signals.stop_on_signals() as stopped:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -229,25 +238,26 @@ def test_commands_that_save_nothing_do_not_speak_of_resuming(tmp_path, command, 
 
 
 LINE = re.compile(
+    r"(w2s: SIG(INT|TERM): stopping soon.*\n)?"
     r"w2s: (.*: )?interrupted \((SIGINT|SIGTERM)\).*; run the same command to resume\n"
 )
 
 
 @pytest.mark.slow
 def test_no_signal_is_lost_at_any_of_fifty_moments(tmp_path):
-    """Of a run that would take hours; most moments are in the seconds before it trains."""
+    """Of a run that is longer; most moments are in the seconds before it trains."""
     data_dir = testing.write_tiny_task(tmp_path / "data")
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "from w2s_jax.testing import tiny_config\n"
         "def get_config():\n"
         f"    config = tiny_config({str(data_dir)!r})\n"
-        "    config.pretrain.steps = 300_000\n"
+        "    config.pretrain.steps = 4_000\n"
         "    return config\n"
     )
     rng = random.Random(0)
     # Python itself takes a moment to start: before that any program ends by the signal.
-    moments = [(rng.uniform(0.0, 2.0 if i < 35 else 8.0), rng.choice(SIGNALS)) for i in range(50)]
+    moments = [(rng.uniform(0.0, 2.0 if i < 40 else 5.0), rng.choice(SIGNALS)) for i in range(50)]
 
     def strike(number):
         moment, sent = moments[number]

@@ -25,6 +25,8 @@ from w2s_jax.core import errors
 REPEAT_SECONDS = 1.0
 #: Time that a command has to end after KeyboardInterrupt.
 GRACE_SECONDS = 3.0
+#: Time after which a run that has not come to a boundary says that it will stop.
+PATIENCE_SECONDS = 5.0
 #: Added to messages where the same command goes on.
 RESUME = "; run the same command to resume"
 
@@ -50,6 +52,7 @@ class _Receiver:
         self._guard = guard
         self._last: float | None = None
         self._deadline: float | None = None
+        self._announce: float | None = None
         self._raise, self._lost, self._settled = False, False, False
         self._kicked = 0.0
         self._status = errors.Interrupted.exit_status
@@ -85,6 +88,11 @@ class _Receiver:
         self._thread.join()
         os.close(self._read)
 
+    def leave_boundaries(self) -> None:
+        """Note that the run has stopped, or is complete."""
+        with self._lock:
+            self.boundaries, self._announce = False, None
+
     def settle(self, status: int | None = None) -> None:
         """Raise nothing from now on; the process ends, at once after another signal."""
         with self._lock:
@@ -100,7 +108,7 @@ class _Receiver:
 
     def _listen(self) -> None:
         while True:
-            waiting = self._raise or self._deadline is not None
+            waiting = self._raise or self._deadline is not None or self._announce is not None
             if select.select([self._read], [], [], _LOOK_SECONDS if waiting else None)[0]:
                 numbers = os.read(self._read, 512)
                 if not numbers:
@@ -125,6 +133,7 @@ class _Receiver:
                 os._exit(self._status)
             if self.boundaries and not again:
                 self.asked.set()
+                self._announce = now + PATIENCE_SECONDS
                 return
             if self._guard:
                 self._deadline = now + GRACE_SECONDS
@@ -137,6 +146,9 @@ class _Receiver:
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self.say()
                 os._exit(self._status)
+            if self._announce is not None and time.monotonic() > self._announce:
+                self._announce = None
+                _write_line(f"{self.name}: stopping soon; SIGTERM again stops at once")
             if self._lost:
                 self._lost, self._raise = False, True
             if self._raise and time.monotonic() > self._kicked + _LOOK_SECONDS:
@@ -258,11 +270,12 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     with contextlib.ExitStack() as stack:
         receiver = _receiver or stack.enter_context(_receiving(RESUME, guard=False))
         receiver.install()
-        before, receiver.boundaries = receiver.boundaries, True
+        outermost, receiver.boundaries = not receiver.boundaries, True
         try:
             yield receiver.asked.is_set
         finally:
-            receiver.boundaries = before
+            if outermost:
+                receiver.leave_boundaries()
 
 
 def interruption(where: str = "") -> errors.Interrupted:
