@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from w2s_jax.config.mesh_shapes import known_shape
-from w2s_jax.core import errors, processes, signals
+from w2s_jax.core import accelerators, errors, processes, signals
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
@@ -156,6 +156,7 @@ def _mesh_and_wandb(
     from w2s_jax import sharding
 
     settings = prepared.resolved.settings
+    accelerators.check_slurm()
     processes.refuse_unjoined()
     mesh = sharding.make_mesh(settings.mesh)
     printing.check_mesh(missing, mesh.devices.shape, console)
