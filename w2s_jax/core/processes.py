@@ -201,14 +201,18 @@ def join(arguments: Mapping[str, Any]) -> None:
 
     # Its handler of SIGTERM, outside of Python, would replace `signals`'.
     jax.config.update("jax_enable_preemption_service", False)
-    text, seconds = _waiting_line(arguments, os.environ)
-    timer = threading.Timer(seconds, print, [text], {"flush": True})
-    timer.daemon = True
-    timer.start()
+    text, seconds = _awaited(arguments, os.environ)
+    say = threading.Timer(seconds, print, [f"waiting for {text}"], {"flush": True})
+    give_up = threading.Timer(JOIN_SECONDS, _give_up, [text])
+    say.daemon = give_up.daemon = True
+    say.start()
     try:
         if arguments.get("process_id"):
             _wait_for_coordinator(arguments["coordinator_address"])
-        jax.distributed.initialize(**arguments)
+        give_up.start()
+        # At its own timeout it aborts the process.
+        timeout = int(JOIN_SECONDS + 60)
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout)
     except errors.InputError:
         raise
     except Exception as error:  # whatever a cluster's own interface raises
@@ -216,13 +220,18 @@ def join(arguments: Mapping[str, Any]) -> None:
         reason = errors.first_line(error)
         raise errors.InputError(f"{how}: cannot join the other processes ({reason})") from error
     finally:
-        timer.cancel()
+        say.cancel()
+        give_up.cancel()
 
 
-def _waiting_line(
-    arguments: Mapping[str, Any], environment: Mapping[str, str]
-) -> tuple[str, float]:
-    """Return what to print while waiting for other processes, and after how many seconds."""
+def _give_up(text: str) -> None:
+    """End the process, whose main thread waits in native code."""
+    os.write(2, f"w2s: {text} did not join within {JOIN_SECONDS:.0f} s\n".encode())
+    os._exit(errors.InputError.exit_status)
+
+
+def _awaited(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, float]:
+    """Return which processes are waited for, and after how many seconds to print that."""
     index = arguments.get("process_id")
     if "coordinator_address" in arguments:
         others, why = arguments["num_processes"] - 1, arguments["coordinator_address"]
@@ -234,9 +243,9 @@ def _waiting_line(
         others = _number(environment, OPEN_MPI_SIZE) - 1
         index, why = environment.get("OMPI_COMM_WORLD_RANK"), f"{OPEN_MPI_SIZE}={others + 1}"
     else:
-        return "waiting for the other processes (as JAX finds them)", _SAY_SECONDS
+        return "the other processes (as JAX finds them)", _SAY_SECONDS
     plural = "" if others == 1 else "es"
-    text = f"waiting for {others} other process{plural} ({why})"
+    text = f"{others} other process{plural} ({why})"
     return text, 0.0 if int(index or 0) == 0 and others else _SAY_SECONDS
 
 
