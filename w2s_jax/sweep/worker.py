@@ -163,12 +163,12 @@ class Worker:
             printing.check_mesh(alike, shape, self.console)
 
     def fail(self, chosen: Sequence[Phase], error: Exception) -> None:
-        """Record phases as failed that cannot be run in this process, nor elsewhere like this."""
+        """Record the phases that would be run now as failed."""
         first = len(self.plan.phases) - len(chosen) + 1
         for number, phase in enumerate(chosen, first):
             folder = self.plan.folder(phase.name)
             with artifacts.claim_if_free(folder) as claimed:
-                if claimed and not folder.complete:
+                if claimed and self._is_ready(phase) and not self._is_over(phase.name):
                     records.write_failure(folder, error)
                     print_outcome(self.plan, phase, number, self.console)
 
