@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from w2s_jax.core import errors
@@ -56,7 +57,7 @@ class _Receiver:
         self._raise, self._lost, self._settled = False, False, False
         self._kicked = 0.0
         self._status = errors.Interrupted.exit_status
-        self._lock = threading.Lock()
+        self._lock, self._said = threading.Lock(), threading.Lock()
 
     def open(self) -> None:
         """Receive signals from now on."""
@@ -100,9 +101,10 @@ class _Receiver:
             if status is not None:
                 self._status = status
 
-    def say(self) -> None:
-        """Print that the command was interrupted."""
-        _write_line(f"interrupted ({self.name or signal.SIGINT.name}){self.hint}")
+    def say(self, text: str = "") -> None:
+        """Print the last line, once: why the process ends."""
+        if self._said.acquire(blocking=False):
+            _write_line((text or f"interrupted ({self.name or signal.SIGINT.name})") + self.hint)
 
     # --- in the thread ---------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class _Receiver:
                     os._exit(self._status)
                 return
             if again and (number == signal.SIGTERM or self._deadline is not None):
-                _write_line(f"stopped at once by a second signal ({number.name}){self.hint}")
+                self.say(f"stopped at once by a second signal ({number.name})")
                 os._exit(self._status)
             if self.boundaries and not again:
                 self.asked.set()
@@ -166,10 +168,15 @@ class _Receiver:
 
     # --- in the main thread ----------------------------------------------------------------------
 
-    def _handle_kick(self, *_: Any) -> None:
-        if self._raise:
-            self._raise = False
-            raise KeyboardInterrupt
+    def _handle_kick(self, _: int, frame: FrameType | None) -> None:
+        if not self._raise:
+            return
+        self._raise = False
+        if self._guard and _imports(frame):
+            # An exception would abort native modules that are being loaded. Nothing is open yet.
+            self.say()
+            os._exit(self._status)
+        raise KeyboardInterrupt
 
     def _unraisable(self, unraisable: Any) -> None:
         """Note that an exception was lost, which Python otherwise prints."""
@@ -177,6 +184,15 @@ class _Receiver:
             self._lost = True
         else:
             self._hook(unraisable)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported in a frame or in one that called it."""
+    while frame is not None and frame.f_code is not guarded.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 _receiver: _Receiver | None = None
