@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -140,11 +141,18 @@ def test_a_run_that_is_long_in_stopping_says_so(start):
 
 
 def test_the_error_names_the_signal():
+    """Also where a process has thousands of files open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     with signals.stop_on_signals() as stopped:
         os.kill(os.getpid(), signal.SIGTERM)
         while not stopped():
             time.sleep(0.01)
         text = str(signals.interruption("at step 3"))
+    for each in many:
+        os.close(each)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert text == "interrupted (SIGTERM) at step 3; run the same command to resume"
     # In a run of several processes, another one was asked.
     assert str(signals.interruption()).startswith("interrupted (a signal);")

@@ -109,9 +109,12 @@ class _Receiver:
     # --- in the thread ---------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        # `select` takes no descriptors above 1023.
+        pipe = select.poll()
+        pipe.register(self._read, select.POLLIN)
         while True:
             waiting = self._raise or self._deadline is not None or self._announce is not None
-            if select.select([self._read], [], [], _LOOK_SECONDS if waiting else None)[0]:
+            if pipe.poll(1000 * _LOOK_SECONDS if waiting else None):
                 numbers = os.read(self._read, 512)
                 if not numbers:
                     return
