@@ -58,7 +58,8 @@ def unknown(field: str, value: Any, allowed: Iterable[Any]) -> InputError:
     """Return an `InputError` with the field, the value, the nearest match and what is allowed."""
     names = [str(a) for a in allowed]
     return InputError(
-        f"{field}: unknown value {shown(value)}{did_you_mean(value, names)}; allowed: {', '.join(names)}"
+        f"{field}: unknown value {shown(value)}{did_you_mean(value, names)}; allowed: "
+        f"{', '.join(names)}"
     )
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, shown, unknown
 from w2s_jax.data.documents import Document, stable_id
 from w2s_jax.data.token_cache import encode_cached
 from w2s_jax.data.tokenizers import Tokenizer
 
 OVERLONG = ("truncate", "drop", "chunk", "error")
 SIDES = ("end", "start")
+_COUNTS = ("documents", "empty", "overlong", "dropped", "truncated", "same", "chunks", "tokens")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -113,8 +114,9 @@ class TokenizedDocuments:
 
 
 def hard_labels(labels_N: np.ndarray) -> np.ndarray:
-    """Threshold labels or P(label 1) to 0 or 1, float32 [N]; NaN is kept."""
-    return np.where(np.isnan(labels_N), np.nan, labels_N > 0.5).astype(np.float32)
+    """Threshold labels or P(label 1) to 0 or 1, float32 [N]; NaN for ties (1/2) and NaN."""
+    undecided_N = np.isnan(labels_N) | (labels_N == 0.5)
+    return np.where(undecided_N, np.nan, labels_N > 0.5).astype(np.float32)
 
 
 def soft_labels(targets_N: Any) -> np.ndarray:
@@ -153,6 +155,7 @@ def tokenize(
     max_length: int | None,
     overlong: str,
     truncate: str = "end",
+    empty: str | None = None,
 ) -> tuple[TokenizedDocuments, dict[str, int]]:
     """Tokenise documents, in the same order.
 
@@ -165,8 +168,13 @@ def tokenize(
       'chunk': (documents without labels) it is cut into consecutive pieces of at most
         `max_length` tokens; each has the prefix, and the last one the suffix.
 
+    `empty` decides about a document with a text of which the tokenizer makes no token but special
+    ones: 'skip' leaves it out, 'error' raises an `InputError`, None keeps it if there are special
+    ones, as language models can learn from them.
+
     Returns:
-      The tokenized documents, and counts: 'documents' (given), 'overlong', 'dropped', 'truncated',
+      The tokenized documents, and counts: 'documents' (given), 'empty' (left out), 'overlong',
+      'dropped', 'truncated', 'same' (pairs of different texts that are equal when truncated),
       'chunks' (pieces of over-long documents) and 'tokens' (returned).
 
     Raises:
@@ -175,23 +183,28 @@ def tokenize(
         without tokens, a document with neither text nor tokens, or text without a tokenizer.
     """
     _check_options(documents, max_length, overlong, truncate)
-    counts = dict.fromkeys(("documents", "overlong", "dropped", "truncated", "chunks", "tokens"), 0)
+    counts = dict.fromkeys(_COUNTS, 0)
     counts["documents"] = len(documents)
     encoded = _encode(documents, tokenizer)
     special = len(encoded.prefix) + len(encoded.suffix)
-    lengths_NK = np.diff(encoded.offsets).reshape(-1, encoded.num_texts) + special
-    if not lengths_NK.all():
-        first = int(np.flatnonzero((lengths_NK == 0).any(1))[0])
-        raise InputError(f"document {documents[first].id} has no tokens: {documents[first]!r:.200}")
+    own_NK = np.diff(encoded.offsets).reshape(-1, encoded.num_texts)
+    empty_N = ((own_NK + special if empty is None else own_NK) == 0).any(1)
+    if empty_N.any() and empty != "skip":
+        raise _no_tokens(documents[int(np.flatnonzero(empty_N)[0])], tokenizer)
+    lengths_NK = own_NK + special
+    lengths_NK[empty_N] = 0
+    counts["empty"] = int(empty_N.sum())
     limit = int(lengths_NK.max(initial=0)) if max_length is None else max_length
     over_N = np.any(lengths_NK > limit, axis=1)
     over = counts["overlong"] = int(over_N.sum())
     if over and (overlong == "error" or (overlong == "drop" and over == len(documents))):
+        longest = documents[int(lengths_NK.max(1).argmax())]
         raise InputError(
             f"task.max_length: {over} of {len(documents)} documents have more than "
-            f"{max_length} tokens (the longest has {lengths_NK.max()})"
+            f"{max_length} tokens (the longest has {lengths_NK.max()}: {longest.name})"
         )
     table_P5 = _whole(encoded)
+    table_P5 = table_P5[~empty_N[table_P5[:, 0]]]
     if over:
         cuts: list[_Cut] = []
         for n in np.flatnonzero(over_N).tolist():
@@ -203,6 +216,7 @@ def tokenize(
             "truncated": over if overlong == "truncate" else 0,
             "dropped": over if overlong == "drop" else 0,
             "chunks": len(cuts) if overlong == "chunk" else 0,
+            "same": _same(encoded, cuts),
         }
         kept_P5 = table_P5[~over_N[table_P5[:, 0]]]
         table_P5 = np.concatenate([kept_P5, np.array(cuts, np.int64).reshape(-1, 5)])
@@ -212,13 +226,37 @@ def tokenize(
     return tokenized, counts
 
 
+def _no_tokens(document: Document, tokenizer: Tokenizer | None) -> InputError:
+    texts = document.texts or (document.text,)
+    of = "" if tokenizer is None else f" for the tokenizer {tokenizer.name}"
+    return InputError(
+        f"{document.name} has no tokens{of}: {', '.join(map(shown, texts))}; task.empty='skip' leaves "
+        "such documents out"
+    )
+
+
+def _same(encoded: _Encoded, cuts: Sequence[_Cut]) -> int:
+    """Return the number of pairs whose texts differ, but not what is left of them."""
+    if encoded.num_texts != 2:
+        return 0
+
+    def equal(bounds: Sequence[tuple[int, int]]) -> bool:
+        first, second = (encoded.tokens_T[start:stop] for start, stop in bounds)
+        return np.array_equal(first, second)
+
+    return sum(
+        equal([cut[2:4] for cut in pair]) and not equal(_texts_of(encoded, pair[0][0]))
+        for pair in zip(cuts[::2], cuts[1::2], strict=True)
+    )
+
+
 def _check_options(
     documents: Sequence[Document], max_length: int | None, overlong: str, truncate: str
 ) -> None:
     if overlong not in OVERLONG:
         raise unknown("task.overlong", overlong, OVERLONG)
     if truncate not in SIDES:
-        raise unknown("truncate", truncate, SIDES)
+        raise unknown("task.truncate", truncate, SIDES)
     # A chunk needs room for a prefix, a character of up to four bytes, and a suffix.
     least = 6 if overlong == "chunk" else 3
     if max_length is not None and max_length < least:
@@ -237,7 +275,7 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer | None) -> _Enco
         if document.tokens is not None:
             return _given_tokens(documents)
         if document.text is None and document.texts is None:
-            raise InputError(f"document {document.id} has neither text nor tokens")
+            raise InputError(f"{document.name} has neither text nor tokens")
         texts += (document.text,) if document.text is not None else document.texts or ()
     if not documents:
         return _Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), 1, (), (), None)
@@ -245,11 +283,11 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer | None) -> _Enco
     for document in documents:
         if len(document.texts or (None,)) != num_texts:
             raise InputError(
-                f"document {document.id} has {len(document.texts or (None,))} texts, but document "
-                f"{documents[0].id} has {num_texts}; all must have the same number"
+                f"{document.name} has {len(document.texts or (None,))} texts, but "
+                f"{documents[0].name} has {num_texts}; all must have the same number"
             )
     if tokenizer is None:
-        raise InputError(f"document {documents[0].id} is text, but there is no tokenizer")
+        raise InputError(f"{documents[0].name} is text, but there is no tokenizer")
     if any(document.loss_weights is not None for document in documents):
         raise InputError("loss weights are only for documents of tokens")
     tokens_T, lengths_P = encode_cached(tokenizer, texts)
@@ -263,7 +301,7 @@ def _given_tokens(documents: Sequence[Document]) -> _Encoded:
     tokens, weights = [], []
     for document in documents:
         if document.tokens is None:
-            raise InputError(f"document {document.id} has no tokens, but others have")
+            raise InputError(f"{document.name} has no tokens, but others have")
         tokens.append(np.asarray(document.tokens, np.int32))
         length = len(document.tokens)
         if document.loss_weights is None:
@@ -272,8 +310,7 @@ def _given_tokens(documents: Sequence[Document]) -> _Encoded:
             continue
         if len(document.loss_weights) != length:
             raise InputError(
-                f"document {document.id} has {len(document.loss_weights)} loss weights for "
-                f"{length} tokens"
+                f"{document.name} has {len(document.loss_weights)} loss weights for {length} tokens"
             )
         weights.append(np.asarray(document.loss_weights, np.float32))
     weighted = any(document.loss_weights is not None for document in documents)
@@ -330,7 +367,7 @@ def _chunks(
 ) -> list[_Cut]:
     if tokenizer is None or document.text is None:
         raise InputError(
-            f"task.overlong: 'chunk' cuts texts, but document {document.id} is not a single text"
+            f"task.overlong: 'chunk' cuts texts, but {document.name} is not a single text"
         )
     ((start, stop),) = _texts_of(encoded, n)
     tokens_L, length = encoded.tokens_T[start:stop], stop - start

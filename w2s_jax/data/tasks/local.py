@@ -16,6 +16,8 @@ from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks.fields import text_of
 from w2s_jax.data.values import group_key
 
+LABEL_FIELDS = ("label", "soft_label")
+
 
 def local_task(name: str, data_dir: str | None, prepared: Path | None = None) -> Task:
     """Return the task of a folder; the fields of its first record decide its kind.
@@ -42,6 +44,7 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
         fields=texts,
         expand=expand_pair if pair else expand_text,
         kind="preference" if pair else "classification",
+        label_field=LABEL_FIELDS[0],
     )
 
 
