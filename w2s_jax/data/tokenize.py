@@ -230,8 +230,8 @@ def _no_tokens(document: Document, tokenizer: Tokenizer | None) -> InputError:
     texts = document.texts or (document.text,)
     of = "" if tokenizer is None else f" for the tokenizer {tokenizer.name}"
     return InputError(
-        f"{document.name} has no tokens{of}: {', '.join(map(shown, texts))}; task.empty='skip' leaves "
-        "such documents out"
+        f"{document.name} has no tokens{of}: {', '.join(map(shown, texts))}; task.empty='skip' "
+        "leaves such documents out"
     )
 
 

@@ -92,7 +92,7 @@ def probability(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     # NaN fails every comparison.
     return min(max(number, 0.0), 1.0) if -_ROUNDING <= number <= 1 + _ROUNDING else None

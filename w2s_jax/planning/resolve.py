@@ -132,16 +132,22 @@ def resolve(settings: Settings) -> Resolved:
         _check(role, data, settings)
     outside = None
     if settings.weak.labels is not None:
-        outside = _check_outside(settings.weak.labels, roles["weak"])
+        outside = _check_outside(settings.weak.labels, roles["weak"], notes)
     return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside)
 
 
-def _check_outside(path: str, data: RoleInput) -> str:
+def _check_outside(path: str, data: RoleInput, notes: list[str]) -> str:
     """Return the sha256 of a file of labels, after checking that it has all that are needed."""
     found = read_external_labels(path)
     for split, documents in data.splits.items():
-        if split not in ("slice1", "pretrain"):
-            join_labels(found, documents.ids_N, f"weak.labels: {path}: {split}")
+        if split in ("slice1", "pretrain"):
+            continue
+        soft_NC = join_labels(found, documents.ids_N, f"weak.labels: {path}: {split}")
+        undecided = int((soft_NC[:, 1] == 0.5).sum())
+        if undecided:
+            notes.append(
+                f"{split}: {undecided:,} external labels are 0.5; as predictions they count as 0"
+            )
     return sha256(Path(path))
 
 
