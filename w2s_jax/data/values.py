@@ -5,7 +5,6 @@ CSV has only text, spreadsheets write TRUE. What counts as missing, and which sp
 is decided here for all tasks.
 """
 
-import math
 import re
 from decimal import Decimal
 from numbers import Real
@@ -38,9 +37,10 @@ def is_unlabelled(value: Any) -> bool:
 
 def plain_text(value: Any) -> str:
     """Return a value as text: integral numbers as integers (17.0 is '17'), text stripped."""
+    number: Any = value
     if isinstance(value, Real | Decimal) and not isinstance(value, bool):
         try:
-            whole = math.trunc(value)
+            whole = int(number)
         except (OverflowError, ValueError):  # infinity, NaN
             return str(value)
         return str(whole) if whole == value else str(value)
