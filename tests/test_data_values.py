@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from refusals import error
 
-from w2s_jax.core.errors import shown
+from w2s_jax import testing
+from w2s_jax.config.validation import validate
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data import Candidate, Document, Task, register_task
 from w2s_jax.data.check import split_facts
 from w2s_jax.data.loading import load
@@ -17,6 +19,8 @@ from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenize import hard_labels, tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
 from w2s_jax.data.values import group_key, is_unlabelled, parse_label, parse_soft_label
+from w2s_jax.planning.plan import plan
+from w2s_jax.planning.resolve import resolve
 
 NAN = float("nan")
 MISSING = object()
@@ -305,8 +309,6 @@ def test_long_values_are_cut_and_the_place_is_kept(tmp_path, name, record):
 
 
 def test_an_error_of_a_users_task_has_the_place_once(tmp_path):
-    from w2s_jax.core.errors import InputError
-
     def expand(record, where):
         raise InputError("no good")
 
@@ -319,8 +321,6 @@ def test_an_error_of_a_users_task_has_the_place_once(tmp_path):
 def test_a_text_that_cannot_be_encoded_is_named():
     class Strict(ByteTokenizer):
         def encode_batch(self, texts):
-            from w2s_jax.core.errors import InputError
-
             if "bad" in texts:
                 raise InputError("cannot encode a text")
             return super().encode_batch(texts)
@@ -334,3 +334,59 @@ def test_shown():
     assert shown("a") == "'a'" and shown(NAN) == "nan"
     for value in ("x" * 1000, list(range(1000)), "\n" * 100):
         assert len(shown(value)) == 80 and shown(value).endswith("...")
+
+
+def resolved(root, **fields):
+    """A resolved run on the folder `mine`, which has only training documents."""
+    config = testing.tiny_config(root)
+    config.pretrain.source = None
+    config.task.name, config.task.test_docs, config.task.validation_docs = "mine", 16, 8
+    config.task.max_length = 24
+    config.task.update(fields)
+    return resolve(validate(config))
+
+
+def names(found):
+    return [phase.name for phase in plan(found).phases]
+
+
+def test_the_side_of_truncation_is_part_of_the_fingerprint_where_it_matters(tmp_path):
+    def pair(n):
+        return {"text_a": f"{n} begins {n} ", "text_b": f"{n} began {n} ", "label": n % 2}
+
+    short = [pair(n) for n in range(160)]
+    write(tmp_path, "mine", "train", short)
+    same = [names(resolved(tmp_path, truncate=side)) for side in (None, "start", "end")]
+    assert same[0] == same[1] == same[2]
+    long = [
+        r | {k: f"one question for all pairs {n} {r[k]}" for k in ("text_a", "text_b")}
+        for n, r in enumerate(short)
+    ]
+    write(tmp_path, "mine", "train", long)
+    found = {side: resolved(tmp_path, truncate=side) for side in (None, "start", "end")}
+    assert names(found[None]) == names(found["start"]) != names(found["end"])
+    notes = [note for note in found["end"].notes if "the same text twice" in note]
+    assert [note.split(" pairs")[0] for note in notes] == [
+        "slice1: 68 of 68", "slice2: 68 of 68", "validation: 8 of 8", "test: 16 of 16",
+    ]  # fmt: skip
+    assert not any("same text twice" in note for note in found[None].notes)
+    assert error(resolved, tmp_path, truncate="middle").startswith("task.truncate: ")
+
+
+def test_a_run_says_what_it_left_out(tmp_path, monkeypatch):
+    import w2s_jax.planning.resolve as module
+
+    monkeypatch.setattr(module, "load_tokenizer", lambda _: Silent())
+    found = rows(200) + [{"text": " ", "label": 1}] + [{"text": "xxx", "label": 1, "group": 5}] * 3
+    found += [{"text": f"tie {n}", "soft_label": 0.5} for n in range(20)]
+    path = write(tmp_path, "mine", "train", found)
+    assert error(resolved, tmp_path).startswith(f"{path}, line 201: field 'text': empty document")
+    del found[200]
+    write(tmp_path, "mine", "train", found)
+    assert error(resolved, tmp_path).startswith(f"{path}, line 201 has no tokens")
+    skipped = resolved(tmp_path, empty="skip")
+    assert "skipped 3 documents with a text that gives no token (task.empty)" in skipped.notes
+    assert "train: 20 ties (soft_label 0.5), which are never evaluated" in skipped.notes
+    write(tmp_path, "mine", "train", found[:200] + found[203:])
+    # As if they had never been there.
+    assert names(resolved(tmp_path)) == names(skipped)
