@@ -270,6 +270,18 @@ def test_ties_are_never_evaluated(official, balance, grouping):
         assert "split 'test' has only 60 (and 20 ties, soft_label 0.5)" in message
 
 
+def test_balancing_keeps_ties():
+    documents = tied(400, every=2) + [
+        Document(id=n, text=f"one {n}", label=1) for n in range(1000, 1300)
+    ]
+    out = make_splits(
+        {"train": documents}, train_docs=None, test_docs=8, validation_docs=0, balance=True
+    )
+    training = out["slice1"] + out["slice2"]
+    labels = [d.hard_label for d in training]
+    assert labels.count(None) == 200 and labels.count(0) == labels.count(1)
+
+
 def test_documents_and_arrays_agree_on_ties():
     soft = [0.5, 0.5 + 1e-9, 0.5 + 1e-6, 0.5 - 1e-6, 0.0, 1.0]
     documents = [Document(id=n, text="a", soft_label=p) for n, p in enumerate(soft)]
