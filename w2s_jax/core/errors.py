@@ -42,6 +42,12 @@ def shown(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def listed(names: Iterable[Any], none: str = "none", limit: int = 400) -> str:
+    """Return names from outside with commas between them, cut at `limit` characters."""
+    text = ", ".join(map(str, names)) or none
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def nearest(value: Any, allowed: Iterable[Any]) -> str | None:
     """Return the entry of `allowed` spelt most like `value`, or None if none is close."""
     matches = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.5)

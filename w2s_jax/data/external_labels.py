@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError, nearest, shown
+from w2s_jax.core.errors import InputError, listed, nearest, shown
 from w2s_jax.data.records import read_records
 from w2s_jax.data.values import parse_label, probability
 
@@ -111,7 +111,7 @@ def _columns(row: dict[str, Any], name: str) -> str:
     """Return the end of an error about a missing column."""
     match = nearest(name, row)
     hint = f" (should {match!r} be {name!r}?)" if match and match != name else ""
-    return f"{hint}; its columns: {', '.join(map(str, row)) or 'none'}"
+    return f"{hint}; its columns: {listed(row)}"
 
 
 def _id(row: dict[str, Any], where: str) -> int | str:

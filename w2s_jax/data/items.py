@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from w2s_jax.core.errors import InputError, first_line, shown
+from w2s_jax.core.errors import InputError, first_line, listed, shown
 from w2s_jax.data.records import Reader
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks.fields import EmptyText
@@ -129,10 +129,7 @@ def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> I
 
 def _missing(name: str, record: Mapping[str, Any]) -> str:
     """Return the end of an error about a field that a record lacks."""
-    fields = ", ".join(map(str, record)) or "no fields"
-    # Hundreds of columns are no help.
-    fields = fields if len(fields) <= 400 else f"{fields[:397]}..."
-    return f"field {name!r} is missing; the record has: {fields}"
+    return f"field {name!r} is missing; the record has: {listed(record, 'no fields')}"
 
 
 def _lacks_label(candidate: Candidate) -> bool:
@@ -158,7 +155,7 @@ def _expanded(task: Task, record: dict[str, Any], where: str, no_label: str) -> 
             raise InputError(f"{where}: {no_label}") from error
         raise InputError(
             f"{where}: `expand` of task {task.name!r} fails ({first_line(error)}); the "
-            f"record has: {', '.join(map(str, record)) or 'no fields'}"
+            f"record has: {listed(record, 'no fields')}"
         ) from error
     if not isinstance(candidates, list) or not all(isinstance(c, Candidate) for c in candidates):
         raise InputError(
