@@ -26,6 +26,15 @@ NAN = float("nan")
 MISSING = object()
 
 
+@pytest.fixture(autouse=True)
+def registered():
+    """Tasks that a test registers vanish with it."""
+    before = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(before)
+
+
 def write(root, name, split, rows):
     path = root / name / f"{split}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +152,6 @@ def test_one_group_stays_together_whatever_its_spelling(tmp_path):
 
 def test_groups_of_code_are_keys_already(tmp_path):
     groups = {"a": "x ", "b": "x", "c": 3.0, "d": NAN}
-    TASKS.pop("own", None)
 
     def expand(record, where):
         return [Candidate(record["text"], record["label"], group=groups[record["text"]])]
@@ -325,7 +333,6 @@ def test_an_error_of_a_users_task_has_the_place_once(tmp_path):
     def expand(record, where):
         raise InputError("no good")
 
-    TASKS.pop("own", None)
     register_task(Task("own", "", "", ("text",), expand))
     path = write(tmp_path, "own", "x", [{"text": "a"}])
     assert error(load, "own", data_dir=str(tmp_path)) == f"{path}, line 1: no good"
