@@ -19,6 +19,7 @@ from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenize import hard_labels, tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
 from w2s_jax.data.values import group_key, is_unlabelled, parse_label, parse_soft_label
+from w2s_jax.execution import workdirs
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 
@@ -390,6 +391,23 @@ def test_the_side_of_truncation_is_part_of_the_fingerprint_where_it_matters(tmp_
         "slice1: 68 of 68", "slice2: 68 of 68", "validation: 8 of 8", "test: 16 of 16",
     ]  # fmt: skip
     assert not any("same text twice" in note for note in found[None].notes)
+    # A working directory goes on with another spelling of the same choice, and with no other.
+    stored = {"config": {"task": {"truncate": None}}, "data": found[None].digests}
+    workdirs.refuse_other_data(tmp_path, stored, found["start"])
+    message = error(workdirs.refuse_other_data, tmp_path, stored, found["end"])
+    assert "differs in task.truncate (None there, 'end' now); the documents of slice1" in message
+    before = {"config": {"task": {}}, "data": found["end"].digests}
+    workdirs.refuse_other_data(tmp_path, before, found["end"])
+    message = error(workdirs.refuse_other_data, tmp_path, before, found[None])
+    assert "the side at which pairs are cut (task.truncate=end there)" in message
+    config = testing.tiny_config(tmp_path)
+    config.task.truncate, config.task.empty = "start", "error"
+    earlier = json.loads(json.dumps(testing.tiny_config(tmp_path).to_dict()))
+    workdirs.refuse_other_config(tmp_path, earlier, {}, config)
+    earlier["task"]["truncate"] = "end"
+    assert "task.truncate ('end' there, 'start' now)" in error(
+        workdirs.refuse_other_config, tmp_path, earlier, {}, config
+    )
     assert error(resolved, tmp_path, truncate="middle").startswith("task.truncate: ")
 
 

@@ -218,7 +218,7 @@ class TaskSettings:
         None,
         choices=("skip", "error"),
         meaning="What to do with empty texts and those that give no token; None: 'skip' for "
-        "built-in tasks, 'error' for folders of files",
+        "built-in tasks, 'error' for others",
     )
     split_seed: int = option(
         0, low=0, high=MAX_SEED, meaning="Seed of the choice and the split of documents"
