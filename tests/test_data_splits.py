@@ -188,7 +188,7 @@ def test_where_test_and_validation_come_from():
     assert split(every)["validation"] == []
     for there in (["validation", "test"], ["test"], ["other"], []):
         with pytest.raises(InputError, match=rf"task\.train_split: .*found: {', '.join(there)}"):
-            split({name: train for name in there} | {"pretrain": extra})
+            split(dict.fromkeys(there, train) | {"pretrain": extra})
     with pytest.raises(InputError, match=r"task\.train_split: 'test', but .*found: train"):
         split({"train": train}, train_split="test")
 

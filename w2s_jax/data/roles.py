@@ -14,6 +14,7 @@ def training_split(
     place: str,
     found: Iterable[str],
     field: str = "task.train_split",
+    advice: str = "name the training file train",
 ) -> str:
     """Return the split to train on: `wanted`, else 'train', else `declared`.
 
@@ -26,12 +27,13 @@ def training_split(
       place: folder or dataset, for errors.
       found: names of all files, or splits, that are there, for errors.
       field: what the error is about.
+      advice: what to do about it, other than to choose a split.
 
     Raises:
       InputError: there is no such split; names what was found, and how to choose.
     """
     splits = list(splits)
-    names = ", ".join(found) or "none"
+    names = ", ".join(sorted(found)) or "none"
     if wanted is not None:
         if wanted not in splits:
             raise InputError(f"{field}: {wanted!r}, but {place} has no such split; found: {names}")
@@ -42,8 +44,7 @@ def training_split(
     others = [split for split in ("validation", "test") if split in splits]
     choice = f", or choose --config.task.train_split={others[0]}" if others else ""
     raise InputError(
-        f"{field}: {place} has no split 'train' to train on; found: {names}; name the training "
-        f"file train{choice}"
+        f"{field}: {place} has no split 'train' to train on; found: {names}; {advice}{choice}"
     )
 
 

@@ -250,11 +250,16 @@ def _corpus_split(
     splits: Iterable[str],
     found: Iterable[str],
 ) -> str:
+    names = list(splits)
     if split is None:
         return training_split(
-            splits, declared=train_split, place=str(folder), found=found, field="pretrain.source"
+            names,
+            declared=train_split,
+            place=str(folder),
+            found=found,
+            field="pretrain.source",
+            advice="give the path of a file, name it train",
         )
-    names = list(splits)
     if split not in names:
         raise InputError(
             f"pretrain.source: {folder} has no split {split!r}; found: {', '.join(names)}"
