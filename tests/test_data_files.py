@@ -133,6 +133,12 @@ def test_other_files_are_named(tmp_path):
     assert loaded.unused == unused
 
 
+def test_a_link_to_a_missing_file_is_not_overlooked(tmp_path):
+    put(tmp_path / "mine", {"validation.jsonl": FILES["train.jsonl"]})
+    (tmp_path / "mine" / "train.jsonl").symlink_to(tmp_path / "nowhere")
+    assert "train.jsonl: cannot be read" in error(load, "mine", data_dir=str(tmp_path))
+
+
 def test_a_bucket_is_read_like_a_disk(tmp_path):
     import upath
 

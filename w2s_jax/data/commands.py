@@ -76,12 +76,11 @@ def _load(
 ) -> LoadedTask:
     loaded = load(name, source, data_dir, expansion, seed=seed)
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
-    for split, found in loaded.names.items():
-        if found != split:
-            console.print(f"{split}: {found}", highlight=False, markup=False)
+    files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
     if loaded.unused:
-        unused = ", ".join(loaded.unused)
-        console.print(f"unused: {unused}", highlight=False, markup=False)
+        files.append(f"unused: {', '.join(loaded.unused)}")
+    if files:
+        console.print("; ".join(files), highlight=False, markup=False)
     console.print(loaded.task.description, highlight=False, markup=False)
     for note in loaded.notes:
         console.print(f"note: {note}", highlight=False, markup=False)

@@ -127,10 +127,15 @@ def split_of(path: Path) -> str | None:
     return official_split(stem) or own
 
 
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file, or a link to one that is missing (an error when read)."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
 def task_folder(task: str, data_dir: str | None) -> Path | None:
     """Return the folder of `task` in the data folder if it has data files, else None."""
     found = _contents(task, data_dir)
-    if found is None or not any(split_of(path) and path.is_file() for path in found[1]):
+    if found is None or not any(split_of(path) and _is_file(path) for path in found[1]):
         return None
     return found[0]
 
@@ -212,7 +217,7 @@ def task_files(task: str, data_dir: str | None) -> TaskFiles:
     unused = []
     with reaching(folder):
         for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or not path.is_file():
+            if path.name.startswith(".") or not _is_file(path):
                 continue
             split = split_of(path)
             if split is None:

@@ -132,7 +132,9 @@ def resolve(settings: Settings) -> Resolved:
         train_split=train_split,
         removed=removed,
     )
-    notes.insert(0, describe_files(loaded, train_split, raw, removed))
+    pretraining = any(role.pretrain.source == "task" for role in settings.roles.values())
+    files = describe_files(loaded, train_split, raw, removed, pretraining=pretraining)
+    notes.insert(0, files)
     sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
     tokenized = {

@@ -36,6 +36,8 @@ def describe_files(
     train_split: str,
     splits: Mapping[str, Sequence[Document]],
     removed: Mapping[str, int],
+    *,
+    pretraining: bool,
 ) -> str:
     """Return a line on the files, or splits of another source, behind a run's documents.
 
@@ -44,10 +46,11 @@ def describe_files(
       train_split: the split to train on.
       splits: what `make_splits` returned.
       removed: split -> number of documents that grouping removed.
+      pretraining: whether a model is pretrained on the task's split 'pretrain'.
     """
     names = _names(loaded)
     train, test, validation = roles(loaded.documents, train_split)
-    used = {train, "pretrain"}
+    used = {train, "pretrain"} if pretraining else {train}
     parts = [f"training: {names[train]}"]
     for role, split in (("validation", validation), ("test", test)):
         if not splits[role]:
