@@ -217,3 +217,14 @@ def test_the_line_on_files(tmp_path):
         "hard.jsonl; removed by grouping: 4 of train.jsonl, 2 of dev.jsonl"
     )
     assert "validation: none;" in line(validation_docs=0, test_docs=None)
+
+
+def test_names_of_the_splits_of_a_catalogue(tmp_path, monkeypatch):
+    write(tmp_path / "mine", train=ROWS[:200], DEV=ROWS[200:])
+    place = hub(tmp_path, monkeypatch)
+    notes = resolved(place).notes
+    assert any(note.startswith("training: train; validation: taken") for note in notes)
+    assert any("test: DEV; unused: none" in note for note in notes)
+    two = {"dev": iter, "train": iter, "valid": iter}
+    monkeypatch.setattr(hf_datasets, "open_hub", lambda origin: two)
+    assert "two splits are the validation split: dev and valid" in refusal(place)
