@@ -199,7 +199,6 @@ def test_a_dry_run_says_what_would_be_submitted_and_writes_nothing(recipe, tmp_p
     text = console.export_text()
     assert "time=90 partition=gpu gpus_per_node=1 requeue=True reservation=x" in text
     assert "array 0: 2 jobs, can start at once" in text
-    assert text.count("training: train.jsonl; validation: taken from train.jsonl; test: ") == 1
     assert "0[1]: pretrain gpt-d8 (pretrain-" in text
     assert "array 1: 2 jobs, after 0[0] have ended" in text
     assert text.count(" jobs, after ") == 4 and "last: 1 job, after all others" in text
