@@ -15,6 +15,7 @@ from w2s_jax.data.loading import load_task
 from w2s_jax.data.prepare import prepare
 from w2s_jax.data.task import Origin
 from w2s_jax.data.tasks import TASKS, get_task
+from w2s_jax.execution.prepare import prepare as prepare_run
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 
@@ -228,3 +229,18 @@ def test_names_of_the_splits_of_a_catalogue(tmp_path, monkeypatch):
     two = {"dev": iter, "train": iter, "valid": iter}
     monkeypatch.setattr(hf_datasets, "open_hub", lambda origin: two)
     assert "two splits are the validation split: dev and valid" in refusal(place)
+
+
+def test_a_run_of_the_same_split_goes_on(tmp_path):
+    """Working directories of a time without `task.train_split` are found by its new value."""
+    write(tmp_path / "mine", **PARTS)
+
+    def prepared_with(train_split):
+        return prepare_run(settings(tmp_path, train_split), tmp_path / "run")
+
+    first = prepared_with(None)
+    del first.record["config"]["task"]["train_split"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(first.record))
+    assert prepared_with("train").plan == first.plan
+    assert "task.train_split (None there, 'validation' now)" in error(prepared_with, "validation")
