@@ -169,8 +169,9 @@ def test_bad_arguments_are_one_line(capsys, monkeypatch, tmp_path, arguments, me
 
 def test_prepare_and_read_back(capsys, folder, tmp_path):
     to = tmp_path / "prepared"
+    (folder / "mine" / "README.md").write_text("about")
     status, out, _ = run(capsys, "prepare", "mine", f"--to={to}", f"--data_dir={folder}")
-    assert status == 0 and "train" in out and "12" in out
+    assert status == 0 and "train" in out and "12" in out and "unused: README.md" in out
     assert load_task("mine", data_dir=str(to)) == load_task("mine", data_dir=str(folder))
     status, _, err = run(capsys, "prepare", "mine", f"--to={to}", f"--data_dir={folder}")
     assert status == 2 and err.count("\n") == 1 and "mine" in err

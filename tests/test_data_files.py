@@ -9,7 +9,7 @@ from refusals import error
 from w2s_jax.data.corpus import open_corpus
 from w2s_jax.data.loading import load, load_task
 from w2s_jax.data.records import read_records, task_files
-from w2s_jax.data.sources import read_corpus
+from w2s_jax.data.sources import corpus_texts, find_corpus, read_corpus
 
 ROWS = [{"text": f'say "{n}";, {"é" * n}', "label": n % 2} for n in range(4)]
 
@@ -207,6 +207,11 @@ def test_corpora_and_streams(tmp_path):
     put(tmp_path, {"book.TXT": "one\ntwo".encode("utf-16"), "Books.CSV": b"TEXT\na\nb\n"})
     assert read_corpus(str(tmp_path / "book.TXT"), None) == ["one\ntwo"]
     assert read_corpus(str(tmp_path / "Books.CSV"), None) == ["a", "b"]
+    put(tmp_path / "books", {"TRAIN.tsv": b"Text\na\nb\n", "dev.jsonl": b"", "README": b""})
+    for source, data_dir in ((tmp_path / "books", None), ("books", tmp_path)):
+        found = find_corpus(str(source), data_dir and str(data_dir))
+        assert found.name == "TRAIN.tsv" and found.unused == ("README", "dev.jsonl")
+        assert corpus_texts(found) == ["a", "b"]
     put(
         tmp_path, {"a.ndjson": FILES["joined/train.jsonl"], "b.jsonl": FILES["unicode/train.jsonl"]}
     )

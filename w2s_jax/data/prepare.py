@@ -49,6 +49,7 @@ class PreparedDataset:
       source, location: origin of its records, as in `OpenedRecords`.
       records: number of records by split.
       sha256: SHA-256 of all ids and records in order (hexadecimal).
+      unused: as in `OpenedRecords`.
     """
 
     folder: Path
@@ -57,12 +58,14 @@ class PreparedDataset:
     location: str
     records: Mapping[str, int]
     sha256: str
+    unused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        unused = f"; unused: {', '.join(self.unused)}" if self.unused else ""
         counts = ", ".join(f"{count:,} {split}" for split, count in self.records.items())
         return (
             f"{self.task}: prepared {counts} records from {self.source} ({self.location}) in "
-            f"{self.folder} (SHA-256 {self.sha256[:16]})"
+            f"{self.folder} (SHA-256 {self.sha256[:16]}){unused}"
         )
 
 
@@ -123,7 +126,9 @@ def prepare(
         info = _info(name, opened, scans, digests)
         write_json(temporary / tfds.OUR_INFO_FILE, info)
     counts = {split: scan.records for split, scan in scans.items()}
-    return PreparedDataset(folder, name, opened.source, opened.location, counts, info["sha256"])
+    return PreparedDataset(
+        folder, name, opened.source, opened.location, counts, info["sha256"], opened.unused
+    )
 
 
 def record_json(record: Mapping[str, Any], where: str) -> str:
@@ -178,7 +183,7 @@ def _open(name: str, source: str, data_dir: str | None) -> OpenedRecords:
                     f"task.source: {source!r}, but {name!r} is a folder of files; use 'files'"
                 )
             readers = {split: _text_reader(path) for split, path in files.splits.items()}
-            return OpenedRecords("files", str(files.folder), readers)
+            return OpenedRecords("files", str(files.folder), readers, unused=files.unused)
     task = get_task(name, data_dir)
     if task.expand is None:
         raise InputError(

@@ -217,9 +217,9 @@ def find_corpus(
     """Find unlabelled texts for language-model training.
 
     Args:
-      source: a file, a folder written by `w2s data prepare`, or the name of a folder in the data
-        folder.
-      data_dir: as in `find_files`; used if `source` is neither a file nor a prepared folder.
+      source: a file, a folder of files or written by `w2s data prepare`, or the name of a folder in
+        the data folder.
+      data_dir: as in `find_files`; used if `source` is no path of a file or folder.
       split: split of the folder; None: 'train', else `train_split`.
       train_split: `task.train_split`, for folders without 'train'.
 
@@ -236,7 +236,7 @@ def find_corpus(
         chosen = _corpus_split(folder, split, train_split, names, names.values())
         unused = tuple(name for name in names.values() if name != names[chosen])
         return CorpusFiles(folder, names[chosen], unused)
-    found = records.task_files(source, data_dir)
+    found = records.task_files(folder.name, str(folder.parent))
     files = [*(path.name for path in found.splits.values()), *found.unused]
     chosen = _corpus_split(folder, split, train_split, found.splits, files)
     path = found.splits[chosen]
@@ -303,7 +303,7 @@ def _corpus_folder(source: str, path: Path, data_dir: str | None) -> Path:
     with records.reaching(path):
         given = tfds.version_folder(path)
     named = path.is_absolute() or "/" in source
-    folder = given if named else None
+    folder = given or records.task_folder(path.name, str(path.parent)) if named else None
     folder = folder or records.task_folder(source, data_dir)
     folder = folder or tfds.prepared_folder((source,), data_dir) or given
     if folder is not None:
