@@ -184,6 +184,7 @@ def test_the_training_file_decides_the_kind_of_a_task(tmp_path):
         ("a.csv", "text,label\na,1\n".encode("utf-16-le"), ", line 1: UTF-16 text without a"),
         ("a.csv", b"\xff\xfea", ": not UTF-16 text (truncated data at byte 1 of the file)"),
         ("a.csv", b"text\ncaf\xe9\n", ", line 2: not UTF-8 text"),
+        ("a.csv", b" , \n\n", ", line 1: the file is empty"),
         ("a.csv", b"text,label\na,1\rb,0\nc,1\n", ", line 2: malformed CSV (a CR outside quotes"),
         ("a.csv", b"sep=;\ntext;label\na;1;x\n", ", line 3: 3 values for 2 columns"),
         ("a.csv", b'sep=;\n\ntext;label\n"a\nb";1\n"c', ", line 6: malformed CSV"),

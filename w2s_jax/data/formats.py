@@ -220,7 +220,7 @@ def read_csv(path: Path, fields: Sequence[str] = ()) -> Records:
             lines, literal = iter(kept), _is_literal(kept)
         quoting: Any = csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL
         rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-        raw_header = next((row for row in rows if any(row)), None)
+        raw_header = next((row for row in rows if any(map(str.strip, row))), None)
         if raw_header is None:
             return
         line = skipped + rows.line_num
