@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2s_jax.core.errors import InputError, first_line, listed, shown
-from w2s_jax.data.records import Reader
+from w2s_jax.data.records import OFFICIAL_SPLITS, Reader
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks.fields import EmptyText
 from w2s_jax.data.values import UNLABELLED, is_unlabelled, parse_label
-
-OFFICIAL_SPLITS = ("train", "validation", "test")
 
 # A record: its name in errors, and its candidates.
 Item = tuple[str, list[Candidate]]

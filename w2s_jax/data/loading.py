@@ -1,15 +1,16 @@
 """Load a task: records to documents."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.documents import Document, hash_keys, stable_id
-from w2s_jax.data.items import OFFICIAL_SPLITS, Item, read_items
+from w2s_jax.data.items import Item, read_items
+from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import get_task
@@ -41,6 +42,7 @@ class LoadedTask:
       location: the folder or dataset, for messages.
       notes: messages for the user: the task's warning, skipped records, splits without labels.
       empty: what is done with texts that are empty, or give no token: 'skip' or 'error'.
+      names, unused: as in `OpenedRecords`.
     """
 
     task: Task
@@ -49,6 +51,8 @@ class LoadedTask:
     location: str
     notes: tuple[str, ...]
     empty: str = "error"
+    names: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def load_task(
@@ -150,7 +154,16 @@ def load(
             f"{opened.location}, split test: field {task.label_field!r}: the only split is "
             f"unlabelled: {unlabelled}"
         )
-    return LoadedTask(task, documents, opened.source, opened.location, tuple(notes), empty)
+    return LoadedTask(
+        task,
+        documents,
+        opened.source,
+        opened.location,
+        tuple(notes),
+        empty,
+        opened.names,
+        opened.unused,
+    )
 
 
 def _official_first(splits: Iterable[str]) -> list[str]:

@@ -97,6 +97,9 @@ class Task:
       label_field: the field that unlabelled records lack, leave empty or set to -1.
       empty: what to do with records that have an empty text: 'skip' or 'error'.
       warning: printed by runs and `w2s data`, to prevent misreading results.
+      train_split: 'validation' or 'test' if the dataset has no other split with labels to train
+        on; runs take it where there is no 'train' (see `task.train_split`).
+      optional_fields: fields that a record may have.
     """
 
     name: str
@@ -113,6 +116,8 @@ class Task:
     token_space: TokenSpace | None = None
     truncate: str = ""
     warning: str | None = None
+    train_split: str | None = None
+    optional_fields: tuple[str, ...] = ()
     label_field: str = "label"
     empty: str = "error"
 

@@ -29,6 +29,7 @@ from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.role_settings import check_model, with_defaults
 from w2s_jax.planning.tokenized_splits import Reader, tokenized_splits, without_overlong
+from w2s_jax.planning.used_files import choose_training, describe_files
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def resolve(settings: Settings) -> Resolved:
     )
     task = loaded.task
     notes = [*loaded.notes]
+    train_split = choose_training(loaded, task_settings.train_split, notes)
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles:
         check_model(role, found[role], settings)
@@ -117,7 +119,13 @@ def resolve(settings: Settings) -> Resolved:
     documents: Mapping[str, list[Document]] = loaded.documents
     for reader in different.values():
         documents = without_overlong(documents, reader, notes)
-    raw, tokenized = tokenized_splits(documents, list(different.values()), settings, notes)
+    removed: dict[str, int] = {}
+    raw, tokenized = tokenized_splits(
+        documents, list(different.values()), settings, notes, train_split, removed
+    )
+    pretraining = any(role.pretrain.source == "task" for role in settings.roles.values())
+    files = describe_files(loaded, train_split, raw, removed, pretraining=pretraining)
+    notes.insert(0, files)
     sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
     roles = {

@@ -63,10 +63,20 @@ def tokenized_splits(
     readers: list[Reader],
     settings: Settings,
     notes: list[str],
+    train_split: str,
+    removed: dict[str, int],
 ) -> tuple[dict[str, list[Document]], dict[Key, dict[str, TokenizedDocuments]]]:
     """Return the slices, validation and test as documents, and tokenised by each reader.
 
     Where a text gives no token and such are left out, the splits are made again without it.
+
+    Args:
+      documents: by split.
+      readers: of the roles, with different keys.
+      settings: of the run.
+      notes: lines for the user are appended.
+      train_split: the split to train on.
+      removed: gets the number of documents, by split, that grouping removes.
     """
     task, protocol = settings.task, settings.protocol
     ties: dict[str, int] = {}
@@ -80,6 +90,8 @@ def tokenized_splits(
         balance_test=protocol.balance_test,
         grouping=protocol.grouping,
         split_seed=task.split_seed,
+        train_split=train_split,
+        removed=removed,
         ties=ties,
     )
     found = [
@@ -103,7 +115,7 @@ def tokenized_splits(
         return raw, tokenized
     notes.append(f"skipped {len(empty):,} documents {_EMPTY}")
     rest = {name: [d for d in docs if d.id not in empty] for name, docs in documents.items()}
-    return tokenized_splits(rest, readers, settings, notes)
+    return tokenized_splits(rest, readers, settings, notes, train_split, removed)
 
 
 def _tokenize_split(

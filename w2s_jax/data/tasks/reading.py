@@ -131,6 +131,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("google/boolq"),
         tfds=Origin("bool_q"),
         truncate="start",
+        train_split="validation",
     ),
     Task(
         name="cosmos_qa",
@@ -201,5 +202,6 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("CogComp/mc_taco"),
         tfds=Origin("mctaco"),
         truncate="start",
+        train_split="validation",
     ),
 )
