@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from w2s_jax import config as config_lib
 from w2s_jax.config import Settings, validation
-from w2s_jax.core import errors
+from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
 
@@ -98,8 +98,8 @@ def stored(workdir: Path) -> dict[str, Any] | None:
             "run's folder"
         )
     if workdir.is_dir():
-        # A kill in the first write leaves its temporary file.
-        foreign = any(not p.match(".config.json.*.tmp") for p in workdir.iterdir())
+        # A kill in the first write leaves its temporary file, which is hidden.
+        foreign = bool(files.contents(workdir))
     else:
         foreign = workdir.exists()
     if foreign:

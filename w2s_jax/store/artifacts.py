@@ -153,7 +153,7 @@ def read_result(folder: PhaseFolder) -> dict[str, Any]:
     Raises:
       StorageError: it is damaged, or predictions.parquet does not match its checksum.
     """
-    remedy = f"delete {folder.path}, then run the same command again"
+    remedy = f"move {folder.path} elsewhere, then run the same command again"
     try:
         result = read_json(folder.result)
         sums = dict(result["sha256"])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_jax.core import errors
-from w2s_jax.core.files import read_json, write_json
+from w2s_jax.core.files import contents, read_json, write_json
 from w2s_jax.execution import workdirs
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep.planning import SweepPlan
@@ -62,10 +62,8 @@ def check_workdir(workdir: Path) -> None:
     if sweep_path(workdir).exists():
         read_sweep(workdir)
         return
-    # A kill in the first write leaves its temporary file.
-    foreign = workdir.exists() and (
-        not workdir.is_dir() or any(not p.match(".sweep.json.*.tmp") for p in workdir.iterdir())
-    )
+    # A kill in the first write leaves its temporary file, which is hidden.
+    foreign = workdir.exists() and (not workdir.is_dir() or bool(contents(workdir)))
     if foreign:
         raise errors.InputError(
             f"--workdir: {workdir} is not a sweep folder; use a new or empty folder, or this "
