@@ -19,15 +19,18 @@ from w2s_jax.execution.prepare import Prepared, prepare_alike
 from w2s_jax.phases import logs
 from w2s_jax.planning.phase import Phase
 from w2s_jax.report import print_result, write_report
-from w2s_jax.store import artifacts
+from w2s_jax.store import artifacts, claims
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from w2s_jax import phases
 
-#: Errors of a storage device, not of a program.
-DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+#: Errors of a storage device or of its server, not of a program.
+DISK_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
 
 
 def run(
@@ -131,7 +134,7 @@ def _run_missing(
             store=prepared.store,
             mesh=mesh,
             console=console,
-            should_stop=lambda: processes.any_of("stop", asked()),
+            should_stop=claims.or_lost(lambda: processes.any_of("stop", asked())),
             wandb_run=wandb_run,
             profile=profile,
             dump_hlo=dump_hlo,

@@ -15,7 +15,7 @@ from w2s_jax.phases.parameters import Parameters
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.profiling import compilation
-from w2s_jax.store import checksums, trees
+from w2s_jax.store import checksums, claims, trees
 from w2s_jax.store.artifacts import PhaseFolder
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
 
 def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[str, Any]) -> None:
     """Write the result, and remove what is no longer needed."""
+    claims.refuse_lost()
     files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
     # The final parameters are stored by now.

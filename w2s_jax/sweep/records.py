@@ -9,7 +9,6 @@ The state of a phase is always read from its folder.
 """
 
 import dataclasses
-import fcntl
 import os
 import socket
 import time
@@ -24,6 +23,7 @@ from w2s_jax.core import errors
 from w2s_jax.core.files import contents, read_json, write_json
 from w2s_jax.execution import workdirs
 from w2s_jax.store.artifacts import PhaseFolder
+from w2s_jax.store.claims import is_claimed as is_claimed
 from w2s_jax.sweep.planning import SweepPlan
 from w2s_jax.sweep.points import PointSource
 
@@ -196,18 +196,6 @@ def read_holder(folder: PhaseFolder) -> Holder | None:
         return Holder(**read_json(_holder_path(folder)))
     except (FileNotFoundError, errors.InputError, TypeError):
         return None
-
-
-def is_claimed(folder: PhaseFolder) -> bool:
-    """Return whether a process has claimed a phase; changes nothing on disk."""
-    try:
-        with (folder.path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def states(store: Path, parents: Mapping[str, list[str]]) -> dict[str, str]:
