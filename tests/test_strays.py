@@ -108,7 +108,7 @@ def test_checkpoints_among_strays_are_used_and_damaged_ones_set_aside(tmp_path, 
     checkpoints = opened()
     assert checkpoints.newest() == 5
     aside = [p.name for p in files.contents(steps) if files.is_aside(p.name)]
-    assert len(aside) == 2 and f"10 is damaged" in caplog.text and aside[0] in caplog.text
+    assert len(aside) == 2 and "10 is damaged" in caplog.text and aside[0] in caplog.text
     checkpoints.save(10, {"state": TREE}, {"step": 10})
     checkpoints.finish()
     checkpoints.close()

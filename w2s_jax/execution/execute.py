@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from w2s_jax.config.mesh_shapes import known_shape
-from w2s_jax.core import errors, processes, signals
+from w2s_jax.core import errors, library_logs, processes, signals
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
@@ -127,6 +127,7 @@ def _run_missing(
     )
     processes.on_first("folders", lambda: _make_folders(prepared))
     processes.log_to(prepared.workdir / "logs")
+    library_logs.write_to(prepared.workdir / "logs")
     starts = (phase.parents.get("init") for phase in prepared.plan.phases)
     with signals.stop_on_signals() as asked:
         context = phases.Context(
@@ -216,13 +217,18 @@ def _print_complete(number: int, total: int, phase: Phase, context: "phases.Cont
 
 
 def _finish_and_report(prepared: Prepared, console: Console) -> dict[str, Any]:
-    """Write and print the result; write the report if it is older."""
-    result, path = finish(prepared)
+    """Print and write the result; write the report if it is older.
+
+    The table comes first: it is what a run is for, and a disk may be full.
+    """
+    result = results.collect(prepared.plan, prepared.resolved, prepared.store)
+    print_result(result, console)
+    path = _write(result, prepared)
+    console.print(f"result: {path}", highlight=False)
     page = prepared.workdir / "report" / "report.html"
     if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
         write_report([prepared.workdir], page.parent)
-    print_result(result, console)
-    console.print(f"result: {path}\nreport: {page}", highlight=False)
+    console.print(f"report: {page}", highlight=False)
     return result
 
 
@@ -235,15 +241,19 @@ def finish(prepared: Prepared) -> tuple[dict[str, Any], Path]:
     Raises:
       StorageError: the result of a phase is damaged.
     """
-    workdir, settings = prepared.workdir, prepared.resolved.settings
     result = results.collect(prepared.plan, prepared.resolved, prepared.store)
-    path = workdir / "result.json"
+    return result, _write(result, prepared)
+
+
+def _write(result: dict[str, Any], prepared: Prepared) -> Path:
+    """Write result.json unless it is there already; return its path."""
+    workdir, path = prepared.workdir, prepared.workdir / "result.json"
     if not _contains(path, result):
         workdirs.make(workdir)
         write_json(workdir / "config.json", prepared.record)
         write_json(path, result)
-        logs.log_result(result, workdir, settings.log)
-    return result, path
+        logs.log_result(result, workdir, prepared.resolved.settings.log)
+    return path
 
 
 def _contains(path: Path, result: dict[str, Any]) -> bool:

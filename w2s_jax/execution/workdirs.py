@@ -97,11 +97,8 @@ def stored(workdir: Path) -> dict[str, Any] | None:
             f"--workdir: {path} is not the config of a run; use a new or empty folder, or this "
             "run's folder"
         )
-    if workdir.is_dir():
-        # A kill in the first write leaves its temporary file, which is hidden.
-        foreign = bool(files.contents(workdir))
-    else:
-        foreign = workdir.exists()
+    # A kill in the first write leaves its temporary file, which is hidden.
+    foreign = workdir.exists() and (not workdir.is_dir() or bool(files.contents(workdir)))
     if foreign:
         raise errors.InputError(
             f"--workdir: {workdir} is not a run folder; use a new or empty folder, or this run's "

@@ -1,8 +1,8 @@
 """Checksums: manifests of Orbax folders, and cached SHA-256 sums of large files.
 
 Orbax does not notice a flipped byte. The manifest of a folder is the file
-`<folder>.manifest.json` beside it, written last; a folder without one, or that lacks a file of it or
-has another version of one, is damaged. Further files are no damage.
+`<folder>.manifest.json` beside it, written last. A folder is damaged if it has none, or if a file
+is missing or differs. Further files are no damage.
 
 Object stores keep and check a checksum (CRC32C) of each object. There a manifest holds these
 checksums as listed: nothing is read back, and missing, truncated or replaced objects are found.

@@ -1,7 +1,7 @@
 """Claims: one process at a time works in a folder.
 
-The first guard is a `flock` on `.lock`, which the kernel releases however the process ends. Locks on
-a file system that other machines use may hold on one machine only, or not at all. So on any mount
+The first guard is a `flock` on `.lock`, which the kernel releases however the process ends. On a
+file system of several machines, locks may hold on one machine only, or not at all. So on any mount
 that is not a local disk, and wherever a second lock on the same file succeeds, there is a second
 guard: the file `.claim.json` names the process, which touches it every `BEAT_SECONDS`. A file that
 was not touched for `STALE_SECONDS` is taken over, or at once if its process ran here and is gone.
@@ -102,8 +102,8 @@ def refuse_lost() -> None:
     for beat in list(_BEATS):
         if beat.lost:
             raise errors.Interrupted(
-                f"{beat.path.parent}: another process has taken it over, as this one was silent for "
-                f"more than {STALE_SECONDS:.0f} s; run the same command to resume"
+                f"{beat.path.parent}: another process has taken it over, as this one was silent "
+                f"for more than {STALE_SECONDS:.0f} s; run the same command to resume"
             )
 
 

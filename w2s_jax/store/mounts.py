@@ -9,12 +9,13 @@ from pathlib import Path
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 # File systems that one machine has for itself. All others, and unknown ones, may be shared.
-_LOCAL = frozenset(
-    "apfs aufs bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs fuseblk hfs hfsplus jfs msdos nilfs2 "
-    "ntfs ntfs3 overlay ramfs reiserfs rootfs squashfs tmpfs ubifs udf ufs vfat xfs zfs".split()
-)
+_LOCAL = {
+    "apfs", "aufs", "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs",
+    "fuseblk", "hfs", "hfsplus", "jfs", "msdos", "nilfs2", "ntfs", "ntfs3", "overlay", "ramfs",
+    "reiserfs", "rootfs", "squashfs", "tmpfs", "ubifs", "udf", "ufs", "vfat", "xfs", "zfs",
+}  # fmt: skip
 # Options with which a network file system keeps locks within one machine.
-_UNSHARED = frozenset(("nolock", "local_lock=all", "local_lock=flock", "localflock", "nobrl"))
+_UNSHARED = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "nobrl"}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core import errors
+from w2s_jax.core import errors, library_logs
 from w2s_jax.core.files import contents, read_json, write_json
 from w2s_jax.execution import workdirs
 from w2s_jax.store.artifacts import PhaseFolder
@@ -75,6 +75,7 @@ def begin(workdir: Path, plan: SweepPlan, source: PointSource, *, retry_failed: 
     """Create the folders and write the plan; with `retry_failed` forget failures."""
     workdirs.make(workdir)
     workdirs.make(plan.store)
+    library_logs.write_to(workdir / "logs")
     _write_sweep(workdir, plan, source)
     if retry_failed:
         for name in plan.phases:
