@@ -133,7 +133,8 @@ def command(folder):
     library_logs.write_to(folder)
     try:
         key = jax.random.key(0)
-        trees.save_tree(folder / "final", {f"a{i}": jax.random.normal(key, 50_000) for i in "bcdefgh"})
+        tree = {name: jax.random.normal(key, 50_000) for name in "abcdefgh"}
+        trees.save_tree(folder / "final", tree)
     except errors.StorageError as error:
         print(error, file=sys.stderr)
         return 1

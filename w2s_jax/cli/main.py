@@ -92,6 +92,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         dry_run=options.dry_run,
         profile=profile,
         dump_hlo=options.dump_hlo,
+        accept_changed_code=options.accept_changed_code,
     )
     return 0
 
@@ -156,6 +157,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         slurm=slurm,
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
+        accept_changed_code=options.accept_changed_code,
         mfu=options.mfu,
     )
     return 0

@@ -14,7 +14,7 @@ from rich.console import Console
 from w2s_jax.config.mesh_shapes import known_shape
 from w2s_jax.core import errors, library_logs, processes, signals
 from w2s_jax.core.files import read_json, write_json
-from w2s_jax.execution import printing, results, workdirs
+from w2s_jax.execution import code_changes, printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
 from w2s_jax.phases import logs
 from w2s_jax.planning.phase import Phase
@@ -42,6 +42,7 @@ def run(
     console: Console | None = None,
     profile: tuple[int, int] | None = None,
     dump_hlo: bool = False,
+    accept_changed_code: bool = False,
 ) -> dict[str, Any]:
     """Run an experiment, or the part of it that is missing in `workdir`.
 
@@ -58,12 +59,14 @@ def run(
       profile: (start, stop): trace the steps start to stop - 1 of each phase that trains, into the
         phase's folder profile/ (see `profiling.profile`).
       dump_hlo: write the step programs of each phase that trains into its folder hlo/.
+      accept_changed_code: use phases that were computed by other code of a loss, family, method or
+        kind of the user's own than is registered now, with a note; otherwise they are refused.
 
     Returns:
       The contents of `workdir`/result.json.
 
     Raises:
-      InputError: bad config, data or working directory; nothing has been written.
+      InputError: bad config, data or working directory, or changed code; nothing has been written.
       Interrupted: by SIGTERM or SIGINT, after the state was saved; the same call resumes.
       TrainingFailed: a loss or gradient is not finite.
       StorageError: something could not be written or read.
@@ -73,7 +76,8 @@ def run(
         console = Console(quiet=True)
     prepared = prepare_alike(config, workdir, store)
     missing = _missing(prepared)
-    for note in prepared.resolved.notes:
+    changes = processes.on_first("code", lambda: _code_changes(prepared, accept_changed_code))
+    for note in (*prepared.resolved.notes, *changes):
         console.print(note, style="dim", highlight=False)
     if dry_run:
         printing.print_plan(prepared, missing, console)
@@ -91,6 +95,11 @@ def _missing(prepared: Prepared) -> list[Phase]:
     """Return the phases without a result, as the first process sees them."""
     names = processes.on_first("missing", lambda: [phase.name for phase in prepared.missing()])
     return [prepared.plan.phase(name) for name in names]
+
+
+def _code_changes(prepared: Prepared, accept: bool) -> list[str]:
+    phases = [(phase, prepared.folder(phase.name)) for phase in prepared.plan.phases]
+    return code_changes.check(phases, accept=accept)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
 from w2s_jax.phases import parameters, training
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.parameters import Parameters
+from w2s_jax.planning.code import phase_code
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.profiling import compilation
@@ -45,6 +46,7 @@ def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
         **found,
     }
     result["execution"] = _execution(phase, context, result.pop("population", None))
+    result |= _code(phase)
     processes.on_first("complete", lambda: _complete(phase, context, folder, result))
 
 
@@ -79,8 +81,15 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
             "spec": phase.spec,
             **parameters.record(phase, source, context.store),
             "execution": _execution(phase, context, population),
+            **_code(phase),
         },
     )
+
+
+def _code(phase: Phase) -> dict[str, Any]:
+    """Return the field `code`, which only phases with a user's own code have."""
+    code = phase_code(phase)
+    return {"code": code} if code else {}
 
 
 def _execution(phase: Phase, context: Context, population: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core import errors
-from w2s_jax.core.files import atomic_write, read_json, sha256
+from w2s_jax.core.files import atomic_write, checkpoint_location, read_json, sha256
 from w2s_jax.store.claims import claim as claim
 from w2s_jax.store.claims import claim_if_free as claim_if_free
 
@@ -91,6 +91,13 @@ class PhaseFolder:
     def complete(self) -> bool:
         """True if the phase is complete."""
         return self.result.exists()
+
+
+def phase_folder(store: Path, name: str, saves: str | None) -> PhaseFolder:
+    """Return the folder of a phase in a store; `saves` is the run's `checkpoint.dir`."""
+    return PhaseFolder(
+        store / name, saves=None if saves is None else checkpoint_location(saves) / name
+    )
 
 
 def read_result(folder: PhaseFolder) -> dict[str, Any]:
