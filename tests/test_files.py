@@ -1,5 +1,6 @@
 """Atomic writes, locations, first lines of errors, and full disks."""
 
+import concurrent.futures
 import logging
 import os
 import shutil
@@ -36,6 +37,22 @@ def test_writers_at_the_same_time_do_not_mix(tmp_path):
     plain = tmp_path / "plain"
     plain.write_bytes(b"")
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_writers_with_one_pid_and_clock_do_not_collide(tmp_path, monkeypatch):
+    """As in two containers that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+
+    def write(number):
+        for _ in range(10):
+            files.write_json(tmp_path / "a.json", [number] * 100)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(set(files.read_json(tmp_path / "a.json"))) == 1
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_remote_writes_and_removals():
