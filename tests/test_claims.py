@@ -168,13 +168,25 @@ def test_two_processes_never_hold_one_claim(mounted, no_locks, fast, tmp_path):
     other.kill()
     other.communicate()
     killed = time.monotonic()
-    with artifacts.claim(folder):
+    with artifacts.claim(folder, should_stop=lambda: time.monotonic() > killed + 60):
         assert time.monotonic() - killed > 1
     other = child(folder, tmp_path, "this machine")
     other.kill()
     other.communicate()
     with artifacts.claim_if_free(folder) as free:
         assert free
+
+
+def test_a_holder_elsewhere_is_gone_after_its_time_only(tmp_path):
+    path = tmp_path / ".claim.json"
+    record = {**claims._here(), "host": "other", "pid": 1, "token": "x"}
+    for content in (json.dumps(record), ""):  # the latter: it is just being written
+        path.write_text(content)
+        os.utime(path, (1000, 1000))
+        holder = claims._read(path)
+        assert not holder.is_gone(1000 + claims.STALE_SECONDS - 1)
+        assert holder.is_gone(1000 + claims.STALE_SECONDS + 1)
+    assert (claims.BEAT_SECONDS, claims.STALE_SECONDS) == (10, 120)
 
 
 def test_what_was_taken_over_is_not_gone_on_with(mounted, no_locks, fast):

@@ -31,6 +31,7 @@ from w2s_jax import losses
 from w2s_jax.core.lazy import jax, jnp
 
 SCALE = 2.0
+GAMMA = 1.0
 TABLE = {"a": [1, 2]}
 UNUSED = 1
 
@@ -73,7 +74,7 @@ lines = [lambda x: x + 1, lambda x: x + 2]
 
 
 @scaled(3)
-def loss(logits_BC, targets_BC, *, gamma=1.0):
+def loss(logits_BC, targets_BC, *, gamma=GAMMA):
     """A docstring."""
     def inner(x):
         """Another."""
@@ -100,10 +101,11 @@ EDITS = [
     ("import math", "import math, os", False),
     ("x ** power", "x * power", True),
     ("power=2", "power=3", True),
-    ("gamma=1.0", "gamma=1.5", True),
+    ("GAMMA = 1.0", "GAMMA = 1.5", True),
     ("SCALE = 2.0", "SCALE = 3.0", True),
     ("[1, 2]", "[2, 2]", True),
     ("@scaled(3)", "@scaled(4)", True),
+    ("@scaled(3)", "@scaled(1 + 2)", False),
     ("factor * fn", "factor + fn", True),
     ("width ** 2", "width ** 3", True),
     ("width: float = 1.0", "width: float = 2.0", True),

@@ -16,7 +16,15 @@ from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep import records
 from w2s_jax.training.checkpoints import Checkpoints
 
-STRAYS = (".DS_Store", "._state", ".nfs00000000012ab", "lost+found/", "Thumbs.db", "@eaDir/")
+STRAYS = (
+    ".hidden",
+    ".DS_Store",
+    "._state",
+    ".nfs00000000012ab",
+    "lost+found/",
+    "Thumbs.db",
+    "@eaDir/",
+)
 TREE = {"a": jnp.arange(100.0)}
 
 

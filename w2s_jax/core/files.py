@@ -210,10 +210,16 @@ def write_json(path: Path, value: Any) -> None:
         file.write(text.encode())
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raise an `InputError` if a path exists, unless it is an empty folder (see `contents`)."""
+def refuse_existing(folder: Path, field: str = "") -> None:
+    """Raise an `InputError` if a path exists, unless it is an empty folder (see `contents`).
+
+    Args:
+      folder: the path.
+      field: the option that names it, for the message.
+    """
     if folder.exists() and (not folder.is_dir() or contents(folder)):
-        raise InputError(f"{folder}: already exists; choose a new or empty folder")
+        prefix = f"{field}: " if field else ""
+        raise InputError(f"{prefix}{folder}: already exists; choose a new or empty folder")
 
 
 @contextlib.contextmanager

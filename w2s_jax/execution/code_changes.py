@@ -44,9 +44,16 @@ def _recorded(folder: PhaseFolder) -> dict[str, Any]:
             return dict(read_json(folder.result).get("code", {}))
         record = read_json(folder.config) if folder.config.exists() else {}
         # The checkpoints of a population are in the folder of its first member.
-        trained = folder.trained.exists() or folder.steps.exists()
-        if trained or "population" in record.get("execution", {}):
+        if _is_trained(folder) or "population" in record.get("execution", {}):
             return dict(record.get("code", {}))
     except (errors.InputError, AttributeError, TypeError, ValueError):
         pass  # A damaged record is refused where it is needed.
     return {}
+
+
+def _is_trained(folder: PhaseFolder) -> bool:
+    """Return whether a phase has parameters that it would go on with."""
+    try:
+        return folder.trained.exists() or folder.steps.exists()
+    except Exception:  # whatever a store's client says; it is refused when it is needed
+        return False
