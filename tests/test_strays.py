@@ -86,7 +86,7 @@ def test_strays_and_other_files_are_no_damage(tmp_path):
     # A manifest that is written beside strays, or by an earlier version, survives their end.
     checksums.write_manifest(tree)
     (recorded := checksums.read_manifest(tree))[".DS_Store"] = "0" * 64
-    assert not {"._state", "Thumbs.db"} & set(recorded)
+    assert not {"._x", "Thumbs.db"} & set(recorded)
     files.write_json(checksums.manifest_path(tree), recorded)
     (tree / ".DS_Store").unlink()
     assert checksums.damage(tree) is None

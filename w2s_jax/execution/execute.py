@@ -78,7 +78,7 @@ def run(
     missing = _missing(prepared)
     changes = processes.on_first("code", lambda: _code_changes(prepared, accept_changed_code))
     for note in (*prepared.resolved.notes, *changes):
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
     if dry_run:
         printing.print_plan(prepared, missing, console)
         # Only what the config says of the mesh: asking for the devices would take hold of them.
