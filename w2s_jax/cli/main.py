@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, library_logs, processes
 
 
+@library_logs.diverts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -93,6 +93,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         dry_run=options.dry_run,
         profile=profile,
         dump_hlo=options.dump_hlo,
+        accept_changed_code=options.accept_changed_code,
     )
     return 0
 
@@ -157,6 +158,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         slurm=slurm,
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
+        accept_changed_code=options.accept_changed_code,
         mfu=options.mfu,
     )
     return 0

@@ -62,6 +62,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--dump_hlo", action="store_true", help="write the HLO of each phase's step programs"
     )
+    _add_accept_changed_code(run)
     several = run.add_argument_group(
         "several processes",
         "Start the same command in every process. On TPU slices, GKE, Slurm and Open MPI the "
@@ -75,6 +76,15 @@ def _add_run(commands: Any) -> None:
     )
     several.add_argument(
         "--distributed", action="store_true", help="use JAX's automatic cluster detection"
+    )
+
+
+def _add_accept_changed_code(command: Any) -> None:
+    command.add_argument(
+        "--accept_changed_code",
+        action="store_true",
+        help="use phases that other code of a loss, family, method or phase kind of your own has "
+        "computed (by default they are refused)",
     )
 
 
@@ -131,6 +141,7 @@ def _add_sweep(commands: Any) -> None:
         "--dry_run", action="store_true", help="print runs, phases and their cost, then stop"
     )
     sweep.add_argument("--retry_failed", action="store_true", help="retry failed phases")
+    _add_accept_changed_code(sweep)
     sweep.add_argument(
         "--mfu",
         type=float,

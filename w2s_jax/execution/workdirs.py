@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from w2s_jax import config as config_lib
 from w2s_jax.config import Settings, validation
-from w2s_jax.core import errors
+from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
 
@@ -99,11 +99,8 @@ def stored(workdir: Path) -> dict[str, Any] | None:
             f"--workdir: {path} is not the config of a run; use a new or empty folder, or this "
             "run's folder"
         )
-    if workdir.is_dir():
-        # A kill in the first write leaves its temporary file.
-        foreign = any(not p.match(".config.json.*.tmp") for p in workdir.iterdir())
-    else:
-        foreign = workdir.exists()
+    # A kill in the first write leaves its temporary file, which is hidden.
+    foreign = workdir.exists() and (not workdir.is_dir() or bool(files.contents(workdir)))
     if foreign:
         raise errors.InputError(
             f"--workdir: {workdir} is not a run folder; use a new or empty folder, or this run's "
