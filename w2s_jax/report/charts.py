@@ -1,8 +1,7 @@
 """Charts of results: the ladder, PGR against the gap, and accuracies by loss.
 
 Each function returns the panels that have data. A point is a mean over seeds. Its error bar is one
-standard error of this mean or, for a single seed, one binomial standard error over the test
-documents.
+standard error of this mean (`results.mean_and_error`), within [0, 1].
 """
 
 from collections.abc import Sequence
@@ -31,13 +30,16 @@ from w2s_jax.report.drawing import (
 from w2s_jax.report.results import (
     MAX_STUDENTS,
     Entry,
+    Key,
+    defined_pgr,
+    gap,
     mean_and_error,
     number,
     plural,
     show,
     show_accuracy,
 )
-from w2s_jax.report.settings import Key, Setting, student_labels
+from w2s_jax.report.settings import Setting, student_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,10 +96,10 @@ def _ladder_lines(
     weak: dict[str, Line] = {}
     seen: set[tuple[str, str, str]] = set()
     for setting in settings:
-        for seed, found in setting.seeds.items():
-            for (role, label), entry in found.items():
+        for (role, label), entries in setting.entries.items():
+            for seed, entry in enumerate(entries):
                 size = number(entry.get("parameters"))
-                if size is None or number(entry.get("accuracy")) is None:
+                if size is None:
                     continue
                 if role == "student" and label in labels:
                     lines.setdefault((setting.weak, label), {}).setdefault(size, []).append(entry)
@@ -180,17 +182,17 @@ def gap_panels(settings: Sequence[Setting]) -> list[Panel]:
             for (role, label), entry in found.items():
                 if role != "student":
                     continue
-                ceiling = entry.get("ceiling") or found.get(("ceiling", "ceiling"), {})
-                high = number(ceiling.get("accuracy"))
-                low = number(found.get(("weak", "weak"), {}).get("accuracy"))
-                if number(entry.get("pgr")) is None or high is None or low is None:
+                result = {"weak": found.get(("weak", "weak"))}
+                result["ceiling"] = found.get(("ceiling", "ceiling"))
+                size = gap(result, entry).value
+                if defined_pgr(result, entry) is None or size is None:
                     undefined += 1
                 else:
-                    points.append((label, high - low, entry))
+                    points.append((label, size, entry))
     if not points:
         return []
     alt_text = f"PGR against the gap between weak model and ceiling: {plural(len(points), 'point')}"
-    alt_text += f"; {undefined} more have no PGR." if undefined else "."
+    alt_text += f"; {undefined} more have no defined PGR." if undefined else "."
     title = "All tasks and settings" if len(settings) > 1 else settings[0].title
     return [Panel(title, alt_text, partial(_draw_gap, points=points, labels=labels), 3.6)]
 
@@ -201,7 +203,7 @@ def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequen
     others = sum(name in labels[MAX_STUDENTS:] for name, _, _ in points)
     outside: dict[tuple[float, float], list[str]] = {}
     for index, label in enumerate(labels):
-        own = [(gap, entry) for name, gap, entry in points if name == label]
+        own = [(width, entry) for name, width, entry in points if name == label]
         if not own:
             continue
         shade, marker = colour(index), MARKERS[index % len(MARKERS)]
@@ -209,15 +211,15 @@ def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequen
         if index >= MAX_STUDENTS:
             shade, marker = RULE, "."
             name = f"others (n={others})" if index == MAX_STUDENTS else ""
-        for gap, entry in own:
+        for width, entry in own:
             if not PGR_LOW <= entry["pgr"] <= PGR_HIGH:
                 edge, arrow = (PGR_LOW, "v") if entry["pgr"] < PGR_LOW else (PGR_HIGH, "^")
-                ax.plot([gap], [edge], arrow, color=shade, ms=7, mfc="none", clip_on=False)
-                outside.setdefault((gap, edge), []).append(show(entry["pgr"], 1))
+                ax.plot([width], [edge], arrow, color=shade, ms=7, mfc="none", clip_on=False)
+                outside.setdefault((width, edge), []).append(show(entry["pgr"], 1))
             low, high = number(entry.get("pgr_low")), number(entry.get("pgr_high"))
             if bars and low is not None and high is not None:
                 ends = np.clip([low, high], PGR_LOW, PGR_HIGH)
-                ax.plot([gap, gap], ends, color=shade, lw=1, alpha=0.6)
+                ax.plot([width, width], ends, color=shade, lw=1, alpha=0.6)
         inside = [(g, e["pgr"]) for g, e in own if PGR_LOW <= e["pgr"] <= PGR_HIGH]
         ax.plot(
             [g for g, _ in inside], [p for _, p in inside], marker, ls="none", color=shade, ms=6,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.report.caveats import result_caveats
-from w2s_jax.report.results import DASH, roles, show, show_accuracy
+from w2s_jax.report.results import DASH, roles, show, show_accuracy, show_pgr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +67,7 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
         cells = [_fold(_printable(label), "_"), _fold(_printable(entry.get("model", DASH)), "/")]
         cells += [show_accuracy(entry)]
         cells += [show(entry.get(key)) for key in ("auroc", "ece")]
-        cells += [show(entry.get("pgr")) if role == "student" else ""]
+        cells += [show_pgr(result, entry) if role == "student" else ""]
         cells += [show(entry.get("agreement")) if role == "student" else ""]
         cells += [show(entry.get("n"))]
         table.add_row(*[text(cell, styles[role] if i == 0 else "") for i, cell in enumerate(cells)])
