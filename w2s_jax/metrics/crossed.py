@@ -13,8 +13,8 @@ Shapes: S seeds, R resamples, N documents of a seed, U documents of all seeds, K
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -102,7 +102,7 @@ def crossed_interval(
     count, resamples = len(values_SK), len(resampled_RSK)
     if count < 2:
         raise ValueError(f"crossed_interval needs at least two seeds, got {count}")
-    drawn_RS = np.random.default_rng((seed, count)).integers(0, count, size=(resamples, count))
+    drawn_RS = _draw_seeds(seed, count, resamples)
     both_R = statistic(np.take_along_axis(resampled_RSK, drawn_RS[..., None], axis=1))
     defined_R = both_R[np.isfinite(both_R)]
     value = float(statistic(values_SK))
@@ -124,6 +124,11 @@ def crossed_interval(
     se = math.sqrt(variance)
     p = float(2 * t.sf(abs(value) / se, df)) if se else None
     return summary | {"low": float(low), "high": float(high), "se": se, "df": df, "p": p}
+
+
+@lru_cache(maxsize=8)
+def _draw_seeds(seed: int, count: int, resamples: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, count)).integers(0, count, size=(resamples, count))
 
 
 def _variance(values_R: NDArray[np.float64]) -> float:
@@ -150,9 +155,11 @@ def pgr_of_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def median_of_pgrs(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Median over seeds of their defined PGRs (columns weak, student, ceiling); NaN without any."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.asarray(np.nanmedian(_pgr(values), axis=-1))
+    # Undefined ones come last. `nanmedian` would take ten times as long.
+    pgr = np.sort(_pgr(values), axis=-1)
+    defined = np.isfinite(pgr).sum(axis=-1, keepdims=True)
+    middle = [np.take_along_axis(pgr, np.maximum(defined - i, 0) // 2, -1) for i in (0, 1)]
+    return np.asarray((middle[0] + middle[1])[..., 0] / 2)
 
 
 def _pgr(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -209,7 +209,6 @@ def _setting_context(setting: Setting) -> dict[str, Any]:
     return {
         "title": setting.title,
         "summary": setting_summary(setting),
-        "runs": setting.kind_of_runs,
         "seeds": list(dict.fromkeys(run.result.get("seed") for run in setting.runs)),
         "comparison": compare_students(setting),
         "several": len(setting.seeds) > 1,

@@ -62,6 +62,11 @@ class Estimate:
             return self.value == 0
         return self.low <= 0 <= self.high
 
+    @property
+    def not_above_zero(self) -> bool:
+        """Whether 0 is within the interval, or above it."""
+        return self.holds_zero or (self.value is not None and self.value <= 0)
+
 
 def normal_estimate(value: float | None, se: float | None, **more: Any) -> Estimate:
     """Return an estimate with a normal interval; without interval if `se` is None."""
@@ -101,6 +106,12 @@ def join(names: Iterable[str]) -> str:
 def plural(count: int, noun: str) -> str:
     """Format a count: `1 run`, `2 runs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def first_of(labels: Sequence[str]) -> str:
+    """Return `first 6 of 8 students` where a figure does not show all; else an empty string."""
+    count = len(labels)
+    return f"first {MAX_STUDENTS} of {count} students" if count > MAX_STUDENTS else ""
 
 
 def roles(result: Result) -> list[tuple[str, str, Entry]]:
@@ -218,12 +229,12 @@ def gap(result: Result, entry: Entry) -> Estimate:
 
 def defined_pgr(result: Result, entry: Entry) -> float | None:
     """Return a student's PGR, or None where it is missing or the gap's interval holds 0."""
-    return None if gap(result, entry).holds_zero else number(entry.get("pgr"))
+    return None if gap(result, entry).not_above_zero else number(entry.get("pgr"))
 
 
 def show_pgr(result: Result, entry: Entry) -> str:
     """Format a student's PGR: `0.153`, `undefined`, or a dash if the result has none."""
-    undefined = entry.get("pgr_note") or gap(result, entry).holds_zero
+    undefined = entry.get("pgr_note") or gap(result, entry).not_above_zero
     return "undefined" if undefined else show(entry.get("pgr"))
 
 

@@ -45,7 +45,7 @@ class Estimates:
         errors: (role, label) -> field -> standard error of its mean.
         above_weak: the student minus the weak model.
         gap: its ceiling minus the weak model.
-        pgr: PGR of the mean accuracies; its value is None where the gap's interval holds 0.
+        pgr: PGR of the mean accuracies; its value is None where the gap is not above 0.
         median_pgr: the median of the seeds' defined PGRs; as `pgr`.
         difference: the student minus the reference, with its p value.
     """
@@ -185,7 +185,7 @@ def _over_documents(found: Seed, first: Key, second: Key) -> Estimate:
 def _pgr_of_means(
     seeds: Sequence[Seed], keys: tuple[Key, Key, Key], draws: "_Documents | None", over: Estimate
 ) -> Estimate:
-    if not seeds or over.holds_zero:
+    if not seeds or over.not_above_zero:
         return Estimate(n=len(seeds))
     if len(seeds) == 1:
         student = seeds[0][keys[1]]
@@ -203,7 +203,7 @@ def _median_pgr(
     defined = [
         found for s, found in enumerate(seeds) if defined_pgr(result[s], found[keys[1]]) is not None
     ]
-    if over.holds_zero or not defined:
+    if over.not_above_zero or not defined:
         return Estimate()
     return _pgr(defined, keys, draws, crossed.median_of_pgrs, "per_seed")
 
@@ -239,14 +239,14 @@ class _Documents:
         shared: whether seeds share documents.
         missing: (role, label) of those whose predictions were not found in every seed.
         columns: name -> index; (role, label), or (field, label), or `all`.
-        sums_RSK: sums of the columns over resampled documents; empty if no documents are shared.
+        sums: [K, R, S], of the columns over resampled documents; empty if none are shared.
     """
 
     seeds: dict[int, int]
     shared: bool
     missing: set[Key]
     columns: dict[Any, int]
-    sums_RSK: np.ndarray
+    sums: np.ndarray
 
     @classmethod
     def of(cls, seeds: Sequence[Seed], predictions: Mapping[str, Predictions]) -> "_Documents":
@@ -272,33 +272,33 @@ class _Documents:
                 for t, i in zip(tables, ids, strict=True)
             ]
             sums = crossed.resample_documents(ids, arrays)
+            sums = np.ascontiguousarray(np.moveaxis(sums, -1, 0))
         return cls({id(s): i for i, s in enumerate(seeds)}, shared, missing, columns, sums)
 
     def accuracies(self, seeds: Sequence[Seed], *keys: Key) -> np.ndarray | None:
         """Return accuracies on resampled documents [R, S, K]; None if predictions are missing."""
         if self.missing & set(keys):
             return None
-        rows = [self.seeds[id(s)] for s in seeds]
-        sums_RSK = self.sums_RSK[:, rows][:, :, [self.columns[key] for key in keys]]
-        return self._ratio(sums_RSK, self.sums_RSK[:, rows][:, :, [self.columns["all"]]])
+        return self._ratios(seeds, [(key, "all") for key in keys])
 
-    @staticmethod
-    def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    def _ratios(self, seeds: Sequence[Seed], columns: Sequence[tuple[Any, Any]]) -> np.ndarray:
+        """Return the sums of columns over those of others on resampled documents, [R, S, K]."""
+        rows = [self.seeds[id(s)] for s in seeds]
+        pairs = [(self.columns[a], self.columns[b]) for a, b in columns]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return over / under
+            ratios = [self.sums[a][:, rows] / self.sums[b][:, rows] for a, b in pairs]
+        return np.stack(ratios, axis=-1)
 
     def errors(self, seeds: Sequence[Seed], key: Key) -> dict[str, float]:
         """Return the standard errors of the means of a student's agreements."""
         out: dict[str, float] = {}
         for name in AGREEMENTS:
             own = [s for s in seeds if number(s[key].get(name)) is not None]
-            names = [(part, name, key) for part in ("over", "under")]
-            if len(own) < 2 or not self.columns.keys() >= set(names):
+            over, under = ("over", name, key), ("under", name, key)
+            if len(own) < 2 or not {over, under} <= self.columns.keys():
                 continue
-            rows = [self.seeds[id(s)] for s in own]
-            over, under = (self.sums_RSK[:, rows][:, :, [self.columns[n]]] for n in names)
             values = np.array([[s[key][name]] for s in own], np.float64)
-            drawn = self._ratio(over, under)
+            drawn = self._ratios(own, [(over, under)])
             found = crossed.crossed_interval(values, drawn, crossed.mean_of_first)
             if found["se"] is not None:
                 out[name] = found["se"]
