@@ -109,8 +109,8 @@ def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, 
             phase = f"{name}-{seed}"
             predictions[phase] = {"id": np.arange(own, dtype=np.uint64)[kept], "p": p_N,
                                   "label": p_N, "ground_truth": truth_N}  # fmt: skip
-            entries[name] = {"model": f"made-up-{'weak' if name == 'weak' else 'strong'}",
-                             "phase": phase, "parameters": 3000 if name == "weak" else 28_500}  # fmt: skip
+            model, parameters = ("weak", 3000) if name == "weak" else ("strong", 28_500)
+            entries[name] = {"model": f"made-up-{model}", "phase": phase, "parameters": parameters}
             entries[name] |= classification.classification_metrics(p_N, truth_N)
         weak, ceiling = entries.pop("weak"), entries.pop("ceiling")
         for name, entry_of in entries.items():
@@ -129,8 +129,8 @@ def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, 
         rows = [{"step": i, "loss": 0.7 / (i + 1), "split": "train"} for i in range(30)]
         rows += [{"step": i, "split": "validation", "accuracy": 0.6 + i / 100, "agreement": 0.8}
                  for i in range(0, 30, 5)]  # fmt: skip
-        result = {"name": "made_up", "task": "made_up_task", "seed": seed, "protocol": "paper",
-                  "weak": weak, "ceiling": ceiling, "students": entries, "stages": stages}  # fmt: skip
+        result = {"name": "made_up", "task": "made_up_task", "seed": seed, "protocol": "paper"}
+        result |= {"weak": weak, "ceiling": ceiling, "students": entries, "stages": stages}
         runs.append(
             FinishedRun(
                 Path(f"seed{seed}"), result, {"seed": seed},

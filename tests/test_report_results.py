@@ -11,11 +11,11 @@ from w2s_jax.metrics import intervals
 from w2s_jax.report.agreement import agreement_panels
 from w2s_jax.report.caveats import result_caveats, setting_caveats
 from w2s_jax.report.charts import accuracy_panels, gap_panels, ladder_panels
+from w2s_jax.report.comparison import compare_students
 from w2s_jax.report.curves import Curve, series, training_panels
 from w2s_jax.report.drawing import figure_of
 from w2s_jax.report.results import REACH, difference
 from w2s_jax.report.runs import FinishedRun
-from w2s_jax.report.comparison import compare_students
 from w2s_jax.report.settings import settings_of
 from w2s_jax.report.summaries import overview, setting_summary, summary
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, processes, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,10 +120,7 @@ def _report(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    # In a pipe, do not break the names of phases and runs.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
     overrides = [o for o in overrides if o not in slurm]
     foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
@@ -162,17 +159,15 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from w2s_jax.data import commands
 
     if options.config:
         load_config(options.config, [])  # registers its tasks
     if options.action == "list":
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_tasks(Console(width=220))
+        # Wide enough not to break names, in a narrow terminal too.
+        commands.list_tasks(terminal.console(columns=220))
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = terminal.console()
     where = {"source": options.source, "data_dir": options.data_dir}
     if options.action == "prepare":
         commands.prepare_task(options.task, options.to, console, **where)
@@ -200,8 +195,6 @@ def _data(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.core.files import write_json
     from w2s_jax.perf import bench
 
@@ -220,8 +213,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
         **({} if options.mix is None else {"mixes": (options.mix,)}),
     )
     config = None if options.config is None else load_config(options.config, overrides)
-    # In a pipe, do not break rows of numbers.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     records = bench.run(options.what, asked, console, config)
     if target is not None:
         write_json(target, {"records": records})
@@ -255,8 +247,6 @@ def _convert(options: argparse.Namespace) -> int:
 def _gc(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.execution import storage_gc
 
     def confirm() -> bool:
@@ -267,21 +257,19 @@ def _gc(options: argparse.Namespace) -> int:
             return False
         return input("Remove these files? [y/N] ").strip().lower() in ("y", "yes")
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
     return 0
 
 
 def _models(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from w2s_jax.models import commands
 
     if options.name is None:
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_models(Console(width=220))
+        # Wide enough not to break names, in a narrow terminal too.
+        commands.list_models(terminal.console(columns=220))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 100)
+        console = terminal.console()
         commands.show_model(options.name, console)
     return 0
 

@@ -204,8 +204,6 @@ def gap_panels(settings: Sequence[Setting]) -> list[Panel]:
 def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequence[str]) -> None:
     from matplotlib.transforms import ScaledTranslation
 
-    figure = ax.get_figure(root=True)
-    assert figure is not None
     # Students after the first few share one style and one legend entry.
     names = {label: label if i < MAX_STUDENTS else "others" for i, label in enumerate(labels)}
     groups: dict[str, list[tuple[float, Entry]]] = {}
@@ -219,7 +217,7 @@ def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequen
             shade, marker = RULE, "."
         # Students of one run have the same gap: put them side by side, 6 points apart.
         shift = (position - (len(groups) - 1) / 2) * 6 / 72
-        place = ax.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans)
+        place = ax.transData + ScaledTranslation(shift, 0, ax.figure.dpi_scale_trans)
         for width, entry in own:
             if not PGR_LOW <= entry["pgr"] <= PGR_HIGH:
                 edge, arrow = (PGR_LOW, "v") if entry["pgr"] < PGR_LOW else (PGR_HIGH, "^")

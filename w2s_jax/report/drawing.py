@@ -146,9 +146,7 @@ def legend(ax: "Axes") -> None:
         return
     columns = _legend_columns(names)
     # In inches: a fraction of the axes' height would move the legend when they are laid out.
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    shift = ScaledTranslation(0, -LEGEND_OFFSET, figure.dpi_scale_trans)
+    shift = ScaledTranslation(0, -LEGEND_OFFSET, ax.figure.dpi_scale_trans)
     ax.legend(
         handles, list(map(_shorten, names)), loc="upper center", bbox_to_anchor=(0.5, 0),
         ncols=columns, bbox_transform=ax.transAxes + shift, frameon=False, fontsize=8.5,
