@@ -246,7 +246,7 @@ def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequen
         ax.axhline(height, color=INK, ls=":", lw=1, zorder=0)
     ax.set_ylim(PGR_LOW - 0.1, PGR_HIGH + 0.1)
     ax.set_xlim(0, 1.12 * widest)
-    ax.set_xlabel("gap (accuracy of the ceiling − accuracy of the weak model)")
+    ax.set_xlabel("gap (accuracy of ceiling − weak model)")
     ax.set_ylabel("PGR")
     style(ax)
     legend(ax)
