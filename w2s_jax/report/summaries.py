@@ -8,6 +8,7 @@ from w2s_jax.report.caveats import CAVEATS, setting_caveats
 from w2s_jax.report.results import (
     MAX_STUDENTS,
     Entry,
+    Estimate,
     Result,
     defined_pgr,
     gap,
@@ -108,7 +109,7 @@ def setting_summary(setting: Setting) -> str:
         )
     for label in chosen:
         present = [found for found in seeds if ("student", label) in found]
-        parts.append(_seeds_sentence(label, present))
+        parts.append(_seeds_sentence(label, present, setting.estimates.median_pgr[label]))
     if len(seeds) < 5:
         parts.append(
             "With so few seeds the medians are uncertain: look at the individual runs as well."
@@ -116,8 +117,8 @@ def setting_summary(setting: Setting) -> str:
     return " ".join(parts)
 
 
-def _seeds_sentence(label: str, seeds: Sequence[Seed]) -> str:
-    """Return a sentence on one student over the seeds that have it."""
+def _seeds_sentence(label: str, seeds: Sequence[Seed], pgr: Estimate) -> str:
+    """Return a sentence on one student over the seeds that have it, and the median of its PGRs."""
     entries = [found["student", label] for found in seeds]
     results = [
         {"weak": found.get(WEAK), "ceiling": found.get(("ceiling", "ceiling"))} for found in seeds
@@ -130,11 +131,10 @@ def _seeds_sentence(label: str, seeds: Sequence[Seed]) -> str:
         f" above the weak model in {len(above)} of {plural(len(pairs), 'seed')} (distinguishably"
         f" in {clear})"
     )
-    defined = [pgr for r, e in pairs if (pgr := defined_pgr(r, e)) is not None]
-    if defined:
-        sentence += f"; median PGR {show(median(defined))}"
-    if len(defined) < len(pairs):
-        sentence += f"; PGR is undefined or missing in {len(pairs) - len(defined)} of them"
+    if pgr.value is not None:
+        sentence += f"; median PGR {show(pgr.value)}"
+    if pgr.n < len(pairs):
+        sentence += f"; PGR is undefined or missing in {len(pairs) - pgr.n} of them"
     return sentence + "."
 
 
