@@ -98,8 +98,8 @@ def _same_model(result: Result) -> list[str]:
     if name is None:
         return []
     return [
-        f"The weak and the strong model are the same ({name}): a gap between them is one of"
-        " training data, not of capability."
+        f"The weak and the strong model are the same ({name}): a gap between them is due to"
+        " their training, not to the model."
     ]
 
 
