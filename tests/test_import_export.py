@@ -236,10 +236,6 @@ DAMAGES = {
         _put(_UP, np.zeros((48, 32), np.int64)),
         (f"tensor '{_UP}': type I64; allowed: F32, F16, BF16",),
     ),
-    "head": (
-        _put("score.weight", np.zeros((5, 32), np.float32)),
-        ("tensor 'score.weight': shape [5, 32]; allowed: [2, 32]",),
-    ),
     "architecture": (
         _configure(architectures=["LamaForCausalLM"]),
         ("unknown value 'LamaForCausalLM' (did you mean 'LlamaForCausalLM'?)", "config.json"),

@@ -15,6 +15,7 @@ import numpy as np
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.core.files import read_json, write_json
+from w2s_jax.models.notes import say
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -57,6 +58,12 @@ class StoredTensor:
         """File and tensor name, for error messages."""
         return f"{self.file}: tensor {self.name!r}"
 
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Time and size of the file, which tell whether it has changed."""
+        status = self.file.stat()
+        return status.st_mtime_ns, status.st_size
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's config.json.
@@ -70,7 +77,19 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no {CONFIG}; give a folder in Hugging Face's layout ({CONFIG} and "
             f"{SINGLE}) or the folder of a trained phase"
         )
-    record = _json(path)
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+      InputError: if the file cannot be read, or holds something else.
+    """
+    try:
+        record = read_json(path)
+    except (OSError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
     if not isinstance(record, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
     return record
@@ -83,6 +102,8 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
       InputError: if there are no safetensors, or one of the files is missing or damaged.
     """
     if (folder / SINGLE).is_file():
+        if (folder / INDEX).is_file():
+            say(f"{folder}: has {SINGLE} and {INDEX}; the former is used, as in transformers")
         return {tensor.name: tensor for tensor in _headers(folder / SINGLE)}
     if (folder / INDEX).is_file():
         return _open_index(folder)
@@ -91,14 +112,13 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _open_index(folder: Path) -> dict[str, StoredTensor]:
     index = folder / INDEX
-    record = _json(index)
-    files = record.get("weight_map") if isinstance(record, dict) else None
+    files = read_object(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
         raise InputError(f"{index}: has no 'weight_map' from tensor names to file names")
     found: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(files.values()):
-        if Path(file).name != file:
-            raise InputError(f"{index}: {file!r} is not the name of a file in the same folder")
+        if Path(file).name != file or "\0" in file or len(file.encode()) > 255:
+            raise InputError(f"{index}: {file[:80]!r} is not the name of a file in the same folder")
         if not (folder / file).is_file():
             tensor = next(name for name, other in files.items() if other == file)
             raise InputError(f"{index}: the file {file!r} (with tensor {tensor!r}) is missing")
@@ -183,44 +203,6 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from error
 
 
-def check_tokenizer(folder: Path, vocab_size: int, embedding: str) -> None:
-    """Check that the embedding has a row for each token of tokenizer.json, if there is one.
-
-    Args:
-      folder: a folder that may contain a tokenizer.json.
-      vocab_size: number of rows of the embedding.
-      embedding: location of the embedding, for the error message.
-
-    Raises:
-      InputError: if a token's id is too large, or tokenizer.json is not a tokenizer.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
-    record = _json(path)
-    try:
-        vocab = record["model"].get("vocab", {})
-        ids = {token["content"]: token["id"] for token in record.get("added_tokens") or []}
-        # Unigram lists pieces in the order of their ids.
-        ids |= vocab if isinstance(vocab, dict) else {p[0]: i for i, p in enumerate(vocab)}
-        token = max(ids, key=ids.__getitem__, default=None)
-        largest = -1 if token is None else int(ids[token])
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: is not a tokenizer ({type(error).__name__}: {error})") from error
-    if largest >= vocab_size:
-        raise InputError(
-            f"{path}: token {token!r} has id {largest}, {too_few_rows(vocab_size, embedding)}"
-        )
-
-
-def too_few_rows(vocab_size: int, embedding: str) -> str:
-    """Return the end of the error for a tokenizer with more tokens than embedding rows."""
-    return (
-        f"but the embedding has {vocab_size} rows ({embedding}); this tokenizer does not belong to "
-        "this model"
-    )
-
-
 def tokenizer_files(folder: Path) -> list[str]:
     """Return the names of the tokenizer files in a folder."""
     return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -277,10 +259,3 @@ def write_index(folder: Path, groups: Sequence[Sequence[str]], total_bytes: int)
     files = {name: file for names, file in shards for name in names}
     metadata = {"total_size": total_bytes}
     write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(files.items()))})
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error

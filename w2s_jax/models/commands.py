@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax.core.errors import InputError, nearest
-from w2s_jax.core.files import read_json
 from w2s_jax.models import budget, ladders, sources
+from w2s_jax.models.checking import read_description
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
-from w2s_jax.models.families import FAMILIES, family_of
+from w2s_jax.models.families import FAMILIES
 
 #: Embedded models take their vocabulary and length from the task; these are used for display.
 _EMBEDDED_VOCAB, _EMBEDDED_LENGTH = 259, 256
@@ -167,11 +167,8 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
         config = sources.read_ours(path.parent)[1].without_adapters()
         return config, name, f"read from {path}"
     if path.is_file():
-        record = read_json(path)
-        if not isinstance(record, dict):
-            raise InputError(f"{path}: is not a JSON object")
-        family = family_of(record, str(path))
-        return family.to_config(record), name, f"read from {path}; family {family.name}"
+        _, family, config = read_description(path.parent)
+        return config, name, f"read from {path}; family {family.name}"
     known = ladders.find(name)
     if known is not None:
         note = f"ladder {known.ladder}"

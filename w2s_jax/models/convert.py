@@ -67,7 +67,10 @@ def convert(
     from w2s_jax.models.loading import load_adapted, load_all
 
     mesh = sharding.mesh_of((1, 1, 1), jax.local_devices()[:1])
-    model = (load_adapted if format == "peft" else load_all)(source, mesh, dtype)
+    if format == "peft":
+        model = load_adapted(source, mesh, dtype)
+    else:
+        model = load_all(source, mesh, dtype, with_head=head)
     if not head:
         model = dataclasses.replace(model, head=None)
     if format == "peft":

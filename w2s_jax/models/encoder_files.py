@@ -8,9 +8,7 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import read_json
-from w2s_jax.models.checkpoint_files import POOLING
+from w2s_jax.models.checkpoint_files import POOLING, read_object
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, file_names
 
@@ -25,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def completed(
-    folder: Path, family: Family, config: ModelConfig, names: Collection[str]
+    folder: Path, family: Family, config: ModelConfig, names: Collection[str], classifies: bool
 ) -> ModelConfig:
     """Return the config with the pooler and read-out of an encoder; unchanged for a decoder.
 
@@ -37,13 +35,14 @@ def completed(
       family: the family of the model.
       config: the model according to its config.json.
       names: the names of its tensors.
+      classifies: whether it has a head for sequence classification.
 
     Raises:
       InputError: if the sentence-transformers file is damaged.
     """
     if not config.bidirectional:
         return config
-    if family.classifier_head in names:
+    if classifies:
         return dataclasses.replace(config, read_out="pooler")
     wanted = file_names(family, config, names)
     views = family.views(config)
@@ -58,9 +57,7 @@ def _pooling(folder: Path) -> str | None:
     path = folder / POOLING
     if not path.is_file():
         return None
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    record = read_object(path)
     modes = [key for key, value in record.items() if key.startswith("pooling_mode") and value]
     if len(modes) == 1 and modes[0] in _MODES:
         return _MODES[modes[0]]

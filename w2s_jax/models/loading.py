@@ -62,7 +62,7 @@ def load(
         damaged or does not fit. The message names the file and the tensor.
       StorageError: if a phase or converted folder is damaged.
     """
-    loaded = load_all(path_or_hub_id, mesh, dtype)
+    loaded = load_all(path_or_hub_id, mesh, dtype, with_head=False)
     return loaded.config, loaded.params
 
 
@@ -80,16 +80,23 @@ def load_with_head(
 
 
 def load_all(
-    path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
+    path_or_hub_id: str | os.PathLike[str],
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    *,
+    with_head: bool = True,
 ) -> Loaded:
-    """Load a model as `load` does, with everything in its folder."""
+    """Load a model as `load` does, with everything in its folder.
+
+    `with_head=False` leaves out the class head of a folder in Hugging Face's layout.
+    """
     if dtype is not None and dtype not in DTYPES:
         raise errors.unknown("dtype", dtype, DTYPES)
     folder = local_folder(path_or_hub_id)
     mesh = sharding.make_mesh() if mesh is None else mesh
     if not is_huggingface(folder):
         return _load_ours(folder, mesh, dtype)
-    found = import_huggingface(folder, mesh, dtype or "float32")
+    found = import_huggingface(folder, mesh, dtype or "float32", with_head=with_head)
     return Loaded(found.config, found.params, found.head, found.huggingface, folder)
 
 
