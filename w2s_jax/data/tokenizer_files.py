@@ -120,6 +120,19 @@ def without_specials(spec: dict[str, Any], special: set[str]) -> dict[str, Any]:
     return spec | {"model": model, "added_tokens": added, "post_processor": None}
 
 
+def ids_of_texts(spec: dict[str, Any], vocab: dict[str, int], special: set[str]) -> list[int]:
+    """Return the ids of tokens that `without_specials` leaves to texts, without prefix and suffix.
+
+    Those are ordinary tokens, special ones of a single character, and that of unknown characters.
+    """
+    model = spec["model"]
+    unknown = model.get("unk_token")
+    if unknown is None and model.get("unk_id") is not None:
+        unknown = model["vocab"][model["unk_id"]][0]
+    unused = {token for token in special if len(token) > 1 and token != unknown}
+    return [id_ for token, id_ in vocab.items() if token not in unused]
+
+
 def begins_inside(spec: dict[str, Any], vocab: dict[str, int], vocab_size: int) -> np.ndarray:
     """Return whether each token begins with a byte that continues a character, bool [V]."""
     # Byte-level tokenizers (since GPT-2) write each byte as a character: itself if it is printable,
