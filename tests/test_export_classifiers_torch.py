@@ -1,0 +1,133 @@
+"""Exported classifiers give a text the same logits in any batch of transformers' PyTorch."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers as tk
+from checkpoints import ENCODERS, TINY, one, tensors_of, tiny
+
+from w2s_jax import models
+from w2s_jax.models import checkpoint_files as files
+from w2s_jax.models import importing
+
+torch = pytest.importorskip("torch")
+
+WORDS = ["good", "bad", "film", "a", "very", "long", "and"]
+TEXTS = ["good", "a very long and very bad film", "bad film", "good film <eos>"]
+
+
+def tokenizer(folder, *special, size=20, **named):
+    """A tokenizer of words; ids 1 and 2 are those of the tiny models' bos and eos."""
+    special = ["<unk>", "<bos>", "<eos>", *special]
+    vocab = {word: i for i, word in enumerate([*special, *WORDS])}
+    vocab |= {f"word{i}": i for i in range(len(vocab), size)}
+    backend = tk.Tokenizer(tk.models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = tk.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(special)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"} | named
+    record = {"tokenizer_class": "PreTrainedTokenizerFast"} | named
+    (folder / "tokenizer_config.json").write_text(json.dumps(record))
+
+
+def exported(model_type, folder, **config):
+    """A classifier in folder/out, exported with the tokenizer in folder/in."""
+    tiny(model_type, folder / "in")
+    path = folder / "in" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    found = importing.import_huggingface(folder / "in", one())
+    head = {"kernel": jax.random.normal(jax.random.key(1), (32, 2))}
+    read_out = "pooler" if found.config.bidirectional else "last"
+    models.export_huggingface(
+        dataclasses.replace(found.config, read_out=read_out),
+        found.params,
+        folder / "out",
+        head=head,
+        source=found.huggingface,
+        tokenizer_from=folder / "in",
+    )
+    return files.read_config(folder / "out")
+
+
+def logits(folder, texts):
+    """Of one batch; transformers pads it as the exported files say."""
+    import transformers
+
+    auto = transformers.AutoModelForSequenceClassification
+    model, info = auto.from_pretrained(folder, output_loading_info=True, dtype="float32")
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    encoder = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    assert encoder.pad_token_id == model.config.pad_token_id
+    batch = encoder(texts, padding=True, return_tensors="pt")
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        return model.eval()(**inputs).logits.numpy()
+
+
+def assert_batches_equal_singles(folder):
+    together = logits(folder, TEXTS)
+    alone = np.concatenate([logits(folder, [text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    assert np.ptp(alone[:, 0]) > 1e-3
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_batches_of_unequal_length_equal_singles_where_eos_was_the_padding(tmp_path, model_type):
+    """The source pads with the end of text, which the last text has, and has no other token."""
+    tokenizer(tmp_path / "in", pad_token="<eos>", size=64)
+    record = exported(model_type, tmp_path, pad_token_id=2)
+    assert_batches_equal_singles(tmp_path / "out")
+    assert (record["pad_token_id"], record["vocab_size"]) == (64, 65)
+    before, after = (tensors_of(tmp_path / name) for name in ("in", "out"))
+    grown = {name for name, array in before.items() if after.get(name, array).shape != array.shape}
+    (table,) = grown
+    np.testing.assert_array_equal(after[table], np.pad(before[table], ((0, 1), (0, 0))))
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_encoders_mask_their_padding(tmp_path, model_type):
+    tokenizer(tmp_path / "in", "<pad>", pad_token="<pad>")
+    record = exported(model_type, tmp_path, pad_token_id=3)
+    assert_batches_equal_singles(tmp_path / "out")
+    assert (record["pad_token_id"], record["vocab_size"]) == (3, 64)
+
+
+CASES = {
+    "named": (dict(special=["<pad>"], pad_token="<pad>"), 3, 64),
+    "not named": (dict(special=["<x>", "<|padding|>"]), 4, 64),
+    "reserved": (dict(special=["<|reserved_0|>"]), 3, 64),
+    "rows to spare": (dict(special=["<x>"]), 20, 64),
+    "beyond the rows": (dict(special=["<x>"], size=64), 64, 65),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_padding_is_a_token_that_no_text_has(tmp_path, case, caplog):
+    options, pad, rows = CASES[case]
+    tokenizer(tmp_path / "in", *options.pop("special"), **options)
+    before = (tmp_path / "in" / "tokenizer.json").read_bytes()
+    record = exported("llama", tmp_path, pad_token_id=None)
+    assert (record["pad_token_id"], record["vocab_size"]) == (pad, rows)
+    assert_batches_equal_singles(tmp_path / "out")
+    new = pad >= 20
+    assert ((tmp_path / "out" / "tokenizer.json").read_bytes() != before) == new
+    assert ("added to the tokenizer" in caplog.text) == new
+    # Back here and out again: nothing is added twice.
+    config, params = models.load_with_head(tmp_path / "out", one())
+    models.export_huggingface(
+        config,
+        params["backbone"],
+        tmp_path / "again",
+        head=params["head"],
+        tokenizer_from=tmp_path / "out",
+        source=record,
+    )
+    assert files.read_config(tmp_path / "again") == record
+    assert tensors_of(tmp_path / "again").keys() == tensors_of(tmp_path / "out").keys()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        written = (tmp_path / "again" / name).read_bytes()
+        assert written == (tmp_path / "out" / name).read_bytes()
