@@ -46,12 +46,10 @@ class Padding:
         """Return what the user should know, or ''."""
         if not (self.is_new or self.rows):
             return ""
-        token = f"{self.token!r} (id {self.id})" if self.token else f"id {self.id}"
-        added = ["added to the tokenizer"] * self.is_new
-        added += ["with rows of zeros added to the embedding"] * (self.rows > 0)
-        return (
-            f"the classifier needs padding that no text has: added {token}, {' and '.join(added)}"
-        )
+        token = f"{self.token!r}, added to the tokenizer" if self.is_new else repr(self.token)
+        rows = f"; its embedding has {self.rows} more rows of zeros" if self.rows else ""
+        name = f"{self.id} ({token})" if self.token else str(self.id)
+        return f"the classifier pads with token {name}, which no text has{rows}"
 
 
 def choose(
