@@ -6,8 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-import tokenizers as tk
-from checkpoints import ENCODERS, TINY, one, tensors_of, tiny
+from checkpoints import ENCODERS, TINY, one, tensors_of, tiny, tokenizer
 
 from w2s_jax import models
 from w2s_jax.models import checkpoint_files as files
@@ -15,23 +14,7 @@ from w2s_jax.models import importing
 
 torch = pytest.importorskip("torch")
 
-WORDS = ["good", "bad", "film", "a", "very", "long", "and"]
 TEXTS = ["good", "a very long and very bad film", "bad film", "good film <eos>"]
-
-
-def tokenizer(folder, *special, size=20, **named):
-    """A tokenizer of words; ids 1 and 2 are those of the tiny models' bos and eos."""
-    special = ["<unk>", "<bos>", "<eos>", *special]
-    vocab = {word: i for i, word in enumerate([*special, *WORDS])}
-    vocab |= {f"word{i}": i for i in range(len(vocab), size)}
-    backend = tk.Tokenizer(tk.models.WordLevel(vocab, unk_token="<unk>"))
-    backend.pre_tokenizer = tk.pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(special)
-    folder.mkdir(parents=True, exist_ok=True)
-    backend.save(str(folder / "tokenizer.json"))
-    named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"} | named
-    record = {"tokenizer_class": "PreTrainedTokenizerFast"} | named
-    (folder / "tokenizer_config.json").write_text(json.dumps(record))
 
 
 def exported(model_type, folder, **config):

@@ -77,7 +77,10 @@ def refused(name: str, reason: str) -> InputError:
 
 def ends(name: str, backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the special tokens before and after a text."""
-    encoding = backend.encode("0 a", add_special_tokens=True)
+    try:
+        encoding = backend.encode("0 a", add_special_tokens=True)
+    except Exception as error:  # the library raises nothing narrower
+        raise refused(name, f"it cannot encode a text ({first_line(error)})") from error
     text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
     if not len(text):
         raise refused(name, "it gives no tokens for the text '0 a'")

@@ -286,7 +286,10 @@ def _load(name: str, source: str, local_only: bool = False) -> HuggingFaceTokeni
     sizes = max(vocab.values()) + 1, max(held) + 1
     tokenizer = HuggingFaceTokenizer(name, source, digest, *sizes, prefix, suffix, end_of_text)
     if digest not in _ENGINES:
-        encoder = type(backend).from_str(json.dumps(without_specials(spec, special)))
+        try:
+            encoder = type(backend).from_str(json.dumps(without_specials(spec, special)))
+        except Exception as error:  # the library raises nothing narrower
+            raise refused(name, f"cannot be read ({first_line(error)})") from error
         encoder.encode_special_tokens = True
         inside_V = begins_inside(
             spec, backend.get_vocab(with_added_tokens=False), tokenizer.vocab_size

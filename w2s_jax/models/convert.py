@@ -97,15 +97,18 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
 
     tree = {"backbone": model.params}
     spec: dict[str, Any] = {"model": model.config.to_dict()}
+    classes = None
     if model.head is not None:
         tree["head"] = model.head
+        classes = model.head["kernel"].shape[1]
         # The head of a text has two outputs; that of a pair has one, the reward of each text.
-        spec["texts"] = 2 // model.head["kernel"].shape[1]
+        spec["texts"] = 2 if classes == 1 else 1
     record = {
         "kind": CONVERTED,
         "source": source,
         "spec": spec,
         "head": model.head is not None,
+        "head_classes": classes,
         "head_bias": model.head is not None and "bias" in model.head,
         "dtype": str(model.params["embedding"].dtype),
         "huggingface": model.huggingface,

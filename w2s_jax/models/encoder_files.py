@@ -4,13 +4,13 @@ Imports no JAX.
 """
 
 import dataclasses
-import logging
 from collections.abc import Collection
 from pathlib import Path
 
 from w2s_jax.models.checkpoint_files import POOLING, read_object
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, file_names
+from w2s_jax.models.notes import say
 
 # Pooling modes of sentence-transformers -> read-outs. With several modes, embeddings are joined.
 _MODES = {
@@ -18,8 +18,6 @@ _MODES = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_lasttoken": "last",
 }
-
-log = logging.getLogger(__name__)
 
 
 def completed(
@@ -61,9 +59,8 @@ def _pooling(folder: Path) -> str | None:
     modes = [key for key, value in record.items() if key.startswith("pooling_mode") and value]
     if len(modes) == 1 and modes[0] in _MODES:
         return _MODES[modes[0]]
-    log.warning(
-        "%s: unsupported pooling: %s; read-outs are 'mean', 'first' and 'last'; using the default",
-        path,
-        ", ".join(modes) or "no pooling_mode",
+    say(
+        f"{path}: unsupported pooling: {', '.join(modes) or 'no pooling_mode'}; read-outs are "
+        "'mean', 'first' and 'last'; using the default"
     )
     return None

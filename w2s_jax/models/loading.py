@@ -139,8 +139,14 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     num_texts = spec.get("texts", 1) if has_head else None
     if train.adapt == "full":
         target = adapting.abstract_params(train, config, mesh, num_texts)
-        if record.get("head_bias"):
-            target["head"] = abstract_class_head(config, mesh, num_texts or 1, bias=True)
+        if has_head:
+            target["head"] = abstract_class_head(
+                config,
+                mesh,
+                num_texts or 1,
+                bias=record.get("head_bias", False),
+                classes=record.get("head_classes"),
+            )
         params = trees.load_tree(final_of(folder), target)
     else:
         target = adapting.abstract_trained(train, config, mesh, num_texts)
