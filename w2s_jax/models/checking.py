@@ -16,7 +16,7 @@ import numpy as np
 
 from w2s_jax.core.errors import InputError, nearest
 from w2s_jax.models import checkpoint_files as files
-from w2s_jax.models import tokenizer_record
+from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.encoder_files import completed
 from w2s_jax.models.families import (
@@ -51,6 +51,7 @@ class Checked:
       absent: flat paths of language-model head parameters that the folder lacks; they become zeros.
       head: the tensors of the class head, 'kernel' and perhaps 'bias'; {} if there is none.
       head_problem: why the class head cannot be read, which matters only where it is used; else ''.
+      adapters: PEFT's adapters, which are merged into `stored`, if the folder has only these.
     """
 
     config: ModelConfig
@@ -62,14 +63,30 @@ class Checked:
     absent: set[str]
     head: Stored
     head_problem: str
+    adapters: peft_files.Adapters | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files with tensors, in reading order."""
+        adapters = [] if self.adapters is None else [self.adapters.file]
+        return list(dict.fromkeys([*(t.file for t in self.stored.values()), *adapters]))
+
+    def tokenizer_of(self, folder: Path) -> Path:
+        """Return the folder with the tokenizer: `folder`, or that of the adapters' base."""
+        own = self.adapters is None or (folder / tokenizer_record.TOKENIZER).is_file()
+        return folder if own or self.adapters is None else self.adapters.base
 
 
 def read_description(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
     """Return a folder's config.json, its family and the model that it describes.
 
+    For a folder with PEFT's adapters these are those of the base.
+
     Raises:
       InputError: if config.json is missing or damaged, or describes a model that is not supported.
     """
+    if peft_files.is_adapter_folder(folder):
+        return read_description(peft_files.read_adapters(folder).base)
     record = files.read_config(folder)
     family = family_of(record, str(folder / files.CONFIG))
     try:
@@ -90,6 +107,10 @@ def check_folder(folder: Path) -> Checked:
         texts can yield tokens of the folder's tokenizer for which the embedding has no row. The
         message names the file and the tensor.
     """
+    given, adapters = folder, None
+    if peft_files.is_adapter_folder(folder):
+        adapters = peft_files.read_adapters(folder)
+        folder = adapters.base
     record, family, config = read_description(folder)
     stored = files.open_tensors(folder)
     if config.num_layers > len(stored):
@@ -97,15 +118,18 @@ def check_folder(folder: Path) -> Checked:
             f"{folder / files.CONFIG}: describes {config.num_layers} layers, but the files have "
             f"only {len(stored)} tensors"
         )
+    if adapters is not None:
+        stored = peft_files.merged(adapters, family, config, stored)
     head = _class_head(family, record, stored)
     config = completed(folder, family, config, stored.keys(), bool(head))
     config, names = _names(folder, family, config, stored)
     absent = _check(folder, family, config, record, stored, names, head)
     views = family.views(config)
     table = stored[names[views["embedding"].name]]
-    tokenizer_record.check(folder, config.vocab_size, table.location)
     problem = _head_problem(folder, family, config, record, head)
-    return Checked(config, family, record, stored, views, names, absent, head, problem)
+    found = Checked(config, family, record, stored, views, names, absent, head, problem, adapters)
+    tokenizer_record.check(found.tokenizer_of(given), config.vocab_size, table.location)
+    return found
 
 
 def _class_head(family: Family, record: Mapping[str, Any], stored: Stored) -> Stored:

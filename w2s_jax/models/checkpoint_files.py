@@ -22,6 +22,10 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: The file in which sentence-transformers configures pooling.
 POOLING = "1_Pooling/config.json"
+#: The list of its modules.
+MODULES = "modules.json"
+#: Files of PEFT's adapters.
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 #: Tokenizer files that are downloaded and copied with a model.
 TOKENIZER_FILES = (
@@ -46,12 +50,16 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file, as described by the file's header."""
+    """A tensor in a safetensors file, as described by the file's header.
+
+    With `deltas` it is a matrix to which these are added.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    deltas: tuple["Delta", ...] = ()
 
     @property
     def location(self) -> str:
@@ -63,6 +71,25 @@ class StoredTensor:
         """Time and size of the file, which tell whether it has changed."""
         status = self.file.stat()
         return status.st_mtime_ns, status.st_size
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A low-rank matrix, scale * B A: [outputs, inputs], or its transpose."""
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: float
+    transposed: bool
+
+    def read(self, box: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Read a slice, as float32."""
+        inputs, outputs = box if self.transposed else box[::-1]
+        rank = (0, self.a.shape[0])
+        a = read_box(self.a, (rank, inputs)).astype(np.float32)
+        b = read_box(self.b, (outputs, rank)).astype(np.float32)
+        delta = np.float32(self.scale) * (b @ a)
+        return delta.T if self.transposed else delta
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -86,12 +113,21 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
       InputError: if the file cannot be read, or holds something else.
     """
+    return _read(path, dict, "object")
+
+
+def read_list(path: Path) -> list[Any]:
+    """Return the list in a JSON file, as `read_object` does."""
+    return _read(path, list, "list")
+
+
+def _read(path: Path, kind: type, name: str) -> Any:
     try:
         record = read_json(path)
     except (OSError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    if not isinstance(record, kind):
+        raise InputError(f"{path}: expected a JSON {name}, found {type(record).__name__}")
     return record
 
 
@@ -104,7 +140,9 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     if (folder / SINGLE).is_file():
         if (folder / INDEX).is_file():
             say(f"{folder}: has {SINGLE} and {INDEX}; the former is used, as in transformers")
-        return {tensor.name: tensor for tensor in _headers(folder / SINGLE)}
+        if (folder / ADAPTER_CONFIG).is_file():
+            say(f"{folder}: has {SINGLE} and adapters, which are not applied")
+        return {tensor.name: tensor for tensor in open_file(folder / SINGLE)}
     if (folder / INDEX).is_file():
         return _open_index(folder)
     raise _nothing(folder)
@@ -122,7 +160,7 @@ def _open_index(folder: Path) -> dict[str, StoredTensor]:
         if not (folder / file).is_file():
             tensor = next(name for name, other in files.items() if other == file)
             raise InputError(f"{index}: the file {file!r} (with tensor {tensor!r}) is missing")
-        found |= {tensor.name: tensor for tensor in _headers(folder / file)}
+        found |= {tensor.name: tensor for tensor in open_file(folder / file)}
     for name, file in files.items():
         if name not in found:
             raise InputError(f"{folder / file}: tensor {name!r} is missing, but listed in {INDEX}")
@@ -152,7 +190,12 @@ def no_safetensors(location: str, files: Iterable[str]) -> InputError:
     )
 
 
-def _headers(file: Path) -> list[StoredTensor]:
+def open_file(file: Path) -> list[StoredTensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+      InputError: if it is damaged.
+    """
     with _opened(file) as handle:
         tensors = []
         for name in handle.keys():  # noqa: SIM118 (not a dict)
@@ -172,14 +215,17 @@ def read_box(tensor: StoredTensor, box: Sequence[tuple[int, int]]) -> np.ndarray
       box: (start, stop) on each of its axes.
 
     Returns:
-      The slice, in the dtype of the file.
+      The slice, in the dtype of the file; in float32 if there are deltas.
 
     Raises:
       InputError: if the file is damaged or has changed.
     """
     with _opened(tensor.file) as handle:
         piece = handle.get_slice(tensor.name)
-        return np.asarray(piece[tuple(slice(start, stop) for start, stop in box) or ...])
+        data = np.asarray(piece[tuple(slice(start, stop) for start, stop in box) or ...])
+    for delta in tensor.deltas:
+        data = data.astype(np.float32) + delta.read(box)
+    return data
 
 
 @contextlib.contextmanager

@@ -4,13 +4,17 @@ Imports no JAX.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection
 from pathlib import Path
 
-from w2s_jax.models.checkpoint_files import POOLING, read_object
+from w2s_jax.models.checkpoint_files import MODULES, POOLING, read_list, read_object
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, file_names
 from w2s_jax.models.notes import say
+
+# Modules that a read-out includes, or that do nothing outside training.
+_APPLIED = ("Transformer", "Pooling", "Dropout")
 
 # Pooling modes of sentence-transformers -> read-outs. With several modes, embeddings are joined.
 _MODES = {
@@ -38,7 +42,11 @@ def completed(
     Raises:
       InputError: if the sentence-transformers file is damaged.
     """
+    _name_modules(folder)
     if not config.bidirectional:
+        pooling = _pooling(folder)
+        if pooling is not None and pooling != config.read_out:
+            say(f"{folder / POOLING}: {pooling!r} is not used; decoders read the last token")
         return config
     if classifies:
         return dataclasses.replace(config, read_out="pooler")
@@ -48,6 +56,23 @@ def completed(
         wanted[view.name] in names for path, view in views.items() if path.startswith("pooler.")
     )
     return dataclasses.replace(config, pooler=pooler, read_out=_pooling(folder) or config.read_out)
+
+
+def _name_modules(folder: Path) -> None:
+    """Say which modules of sentence-transformers, after pooling, are not applied."""
+    path = folder / MODULES
+    if path.is_file():
+        listed = read_list(path)
+        found = [(str(m.get("path")), str(m.get("type"))) for m in listed if isinstance(m, dict)]
+    else:
+        inner = sorted(p.name for p in folder.iterdir() if re.match(r"\d+_\w", p.name))
+        found = [(name, name.partition("_")[2]) for name in inner if (folder / name).is_dir()]
+    others = [name for name, kind in found if kind.rpartition(".")[2] not in _APPLIED]
+    if others:
+        say(
+            f"{folder}: modules of sentence-transformers that are not applied: {', '.join(others)};"
+            " heads read the pooled hidden states"
+        )
 
 
 def _pooling(folder: Path) -> str | None:

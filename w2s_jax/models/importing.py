@@ -40,12 +40,14 @@ class Imported:
       head: the class head, {'kernel': float32 [D, classes]} and, if stored, 'bias'
         (float32 [classes]), replicated; None if the folder has none.
       huggingface: content of the folder's config.json.
+      tokenizer: the folder that may have tokenizer files.
     """
 
     config: ModelConfig
     params: dict[str, Any]
     head: dict[str, jax.Array] | None
     huggingface: dict[str, Any]
+    tokenizer: Path
 
 
 def import_huggingface(
@@ -60,7 +62,8 @@ def import_huggingface(
     All headers are checked before any tensor is read.
 
     Args:
-      folder: a local folder; for hub ids see `hf_models.local_folder`.
+      folder: a local folder, which may have PEFT's adapters alone, and name their base; for hub ids
+        see `hf_models.local_folder`.
       mesh: where to put the parameters (default: all devices).
       dtype: dtype of the parameters, 'float32' or 'bfloat16', independent of the file's; the head
         is float32.
@@ -87,7 +90,13 @@ def import_huggingface(
             tensors = _tensors(view, config, found.names, stored)
             params[path] = _read(wanted, view, tensors, dtype)
     head = _head(found.head, mesh) if with_head and found.head else None
-    return Imported(config, traverse_util.unflatten_dict(params, sep="."), head, found.huggingface)
+    return Imported(
+        config,
+        traverse_util.unflatten_dict(params, sep="."),
+        head,
+        found.huggingface,
+        found.tokenizer_of(Path(folder)),
+    )
 
 
 def _head(tensors: Stored, mesh: Mesh) -> dict[str, jax.Array]:

@@ -97,7 +97,7 @@ def load_all(
     if not is_huggingface(folder):
         return _load_ours(folder, mesh, dtype)
     found = import_huggingface(folder, mesh, dtype or "float32", with_head=with_head)
-    return Loaded(found.config, found.params, found.head, found.huggingface, folder)
+    return Loaded(found.config, found.params, found.head, found.huggingface, found.tokenizer)
 
 
 def load_adapted(

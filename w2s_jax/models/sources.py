@@ -17,7 +17,7 @@ from w2s_jax.core import hf_hub
 from w2s_jax.core.errors import InputError, nearest
 from w2s_jax.core.files import read_json
 from w2s_jax.models import checkpoint_files as files
-from w2s_jax.models import tokenizer_record
+from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
 from w2s_jax.models.hf_models import local_folder, split_id
@@ -80,10 +80,11 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
     if is_huggingface(folder):
         checked = check_folder(folder)
         config, huggingface = checked.config, checked.huggingface
-        shards = dict.fromkeys(tensor.file for tensor in checked.stored.values())
         with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the GIL
-            weights = list(pool.map(checksums.kept_sha256, shards))
-        tokenizer = folder
+            weights = list(pool.map(checksums.kept_sha256, checked.files))
+        if checked.adapters is not None:
+            weights.append(peft_files.scales(checked.adapters, checked.stored))
+        tokenizer = checked.tokenizer_of(folder)
     else:
         record, config = read_ours(folder)
         huggingface, tokenizer = record.get("huggingface"), folder / "tokenizer"
