@@ -250,7 +250,8 @@ def _check_others(
 ) -> None:
     """Refuse unexpected tensors of the backbone; name those outside it, which are not used."""
     backbone = _first_parts(family, config, used)
-    known = used | {tensor.name for tensor in head.values()}
+    parts = {"kernel": family.classifier_head, "bias": family.classifier_bias}
+    known = used | {name for part, name in parts.items() if part in head}
     others = []
     for name, tensor in stored.items():
         if name in known or is_ignored(family, name):
