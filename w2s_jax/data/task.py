@@ -94,6 +94,7 @@ class Task:
       truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
         (a question, a reply) comes last.
       warning: printed by runs and `w2s data`, to prevent misreading results.
+      label_names: names of label 0 and label 1, for exported classifiers.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Task:
     token_space: TokenSpace | None = None
     truncate: str = "end"
     warning: str | None = None
+    label_names: tuple[str, str] | None = None
 
     @property
     def num_texts(self) -> int:

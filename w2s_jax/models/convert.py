@@ -84,6 +84,7 @@ def convert(
             head=model.head,
             tokenizer_from=files_from,
             source=model.huggingface,
+            labels=model.labels if model.head is not None else None,
         )
     else:
         _write_orbax(model, folder, source, files_from)
@@ -112,6 +113,7 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
         "head_bias": model.head is not None and "bias" in model.head,
         "dtype": str(model.params["embedding"].dtype),
         "huggingface": model.huggingface,
+        "label_names": model.labels,
     }
     with new_folder(folder) as new:
         trees.save_tree(new / "checkpoints" / "final", tree)

@@ -17,7 +17,7 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.heads import abstract_class_head
 from w2s_jax.models.hf_models import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
-from w2s_jax.models.sources import final_of, is_huggingface, read_ours
+from w2s_jax.models.sources import CONVERTED, final_of, is_huggingface, read_ours
 from w2s_jax.store import trees
 
 
@@ -32,6 +32,7 @@ class Loaded:
       huggingface: content of the Hugging Face config.json that the model came from, if any.
       tokenizer: folder that may contain tokenizer files, if any.
       base: name of the base model, for a phase that stored only what it trained; else ''.
+      labels: names of the classes of its head; None: those in `huggingface`, if any.
     """
 
     config: ModelConfig
@@ -40,6 +41,7 @@ class Loaded:
     huggingface: dict[str, Any] | None
     tokenizer: Path | None
     base: str = ""
+    labels: list[str] | None = None
 
 
 def load(
@@ -163,7 +165,17 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         record.get("huggingface"),
         tokenizer if tokenizer.is_dir() else None,
         _base_name(record.get("base", {})),
+        _labels(record, params.get("head")),
     )
+
+
+def _labels(record: dict[str, Any], head: dict[str, Any] | None) -> list[str] | None:
+    """Return the names of the classes; those of a pretrained model are not a trained head's."""
+    named = record.get("label_names")
+    if head is None or (named is None and record["kind"] == CONVERTED):
+        return None
+    count = head["kernel"].shape[1]
+    return named if named and len(named) == count else [f"LABEL_{i}" for i in range(count)]
 
 
 def _base_name(record: dict[str, Any]) -> str:
