@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from checkpoints import ENCODERS, TINY, tiny, tokenizer
 from safetensors.numpy import save_file
 
@@ -105,6 +106,20 @@ def model_folders(folder):
         json.dumps({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 32})
     )
     yield "pooling", pooling, check_model
+    modules = folder / "pooling" / files.MODULES
+    modules.write_text(json.dumps([{"path": "1_Pooling", "type": "models.Pooling"}]))
+    yield "modules", modules, check_model
+    (folder / "adapters").mkdir()
+    draw = np.random.default_rng(0)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
+    shapes = {"A": (2, 32), "B": (48, 2)}
+    tensors = {name.format(k): draw.normal(size=v).astype("f4") for k, v in shapes.items()}
+    save_file(tensors, folder / "adapters" / files.ADAPTER)
+    adapters = folder / "adapters" / files.ADAPTER_CONFIG
+    record = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {}}
+    base = {"base_model_name_or_path": str(folder / "llama")}
+    adapters.write_text(json.dumps(record | base))
+    yield "adapters", adapters, check_model
 
 
 def tokenizer_folders(folder):

@@ -1,6 +1,7 @@
 """Folders that users have: what is not used asks for nothing, and what is not as said is named."""
 
 import dataclasses
+import itertools
 import json
 import random
 
@@ -217,6 +218,82 @@ def test_classes_are_named_as_given_or_as_in_the_source(given, source, names):
     assert "expected 2 different names" in error(exporting.class_names, 2, ("x", "x"), None)
 
 
+# --- the padding of classifiers; with PyTorch in test_export_classifiers_torch --------------------
+
+SPARE = {
+    "named": (dict(special=["<pad>"], pad_token="<pad>"), 3, 64),
+    "named as in some files": (
+        dict(special=["<x>", "<p>"], pad_token={"__type": "AddedToken", "content": "<p>"}),
+        *(4, 64),
+    ),
+    "not named": (dict(special=["<x>", "<|padding|>"]), 4, 64),
+    "a better name": (dict(special=["<|vision_pad|>", "[PAD]"]), 4, 64),
+    "reserved": (dict(special=["<|reserved_0|>"]), 3, 64),
+    "the end of text": (dict(special=["<x>"], pad_token="<eos>"), 20, 64),
+    "unknown": (dict(special=["<x>"], pad_token="<unk>"), 20, 64),
+    "no row to spare": (dict(special=["<x>"], size=64), 64, 65),
+    "beyond the rows": (dict(special=["<x>"], size=70), 70, 71),
+}
+
+
+@pytest.mark.parametrize("case", SPARE)
+def test_classifiers_pad_with_a_token_that_no_text_has(tmp_path, case, caplog):
+    options, pad, rows = SPARE[case]
+    tiny("llama", tmp_path / "in")
+    config, params = models.load(tmp_path / "in", one())
+    named = {key: value for key, value in options.items() if key != "special"}
+    tokenizer(tmp_path / "in", *options["special"], **named)
+    head = {"kernel": np.ones((32, 2), np.float32)}
+    source = {"pad_token_id": 2, "eos_token_id": 2, "id2label": {"0": "bad", "1": "good"}}
+    folders = [tmp_path / name for name in ("in", "out", "again")]
+    for before, after in itertools.pairwise(folders):
+        models.export_huggingface(
+            config, params, after, head=head, tokenizer_from=before, source=source
+        )
+        source = files.read_config(after)
+        assert (source["pad_token_id"], source["vocab_size"]) == (pad, rows)
+        assert source["id2label"] == {"0": "bad", "1": "good"}
+        found = load_tokenizer(str(after))
+        assert pad not in found.encode_batch(["good [PAD] <pad> <eos> x"])[0]
+        config, found = models.load_with_head(after, one())
+        params, head = found["backbone"], found["head"]
+    assert caplog.text.count("added to the tokenizer") == (pad >= 20)
+    table = np.asarray(params["embedding"])
+    assert table.shape == (rows, 32) and not table[64:].any() and table[:64].all()
+    for name in ("tokenizer.json", "tokenizer_config.json", files.SINGLE):
+        out, again = ((folder / name).read_bytes() for folder in folders[1:])
+        assert out == again
+
+
+@pytest.mark.parametrize(
+    ("model_type", "source", "pad", "rows"),
+    [
+        ("gpt2", {"pad_token_id": 5, "eos_token_id": [1, 2]}, 5, 64),
+        ("gpt2", {"pad_token_id": 2, "eos_token_id": [1, 2]}, 64, 65),
+        ("gpt2", {"pad_token_id": -1}, 64, 65),
+        ("gpt2", None, 64, 65),
+        ("bert", None, 0, 64),
+        ("bert", {"pad_token_id": 5}, 5, 64),
+        ("roberta", {"pad_token_id": 5}, 0, 64),
+    ],
+)
+def test_without_a_tokenizer_the_padding_is_the_source_s_or_new(
+    tmp_path, model_type, source, pad, rows
+):
+    tiny(model_type, tmp_path / "in")
+    config, params = models.load(tmp_path / "in", one())
+    read_out = "pooler" if config.bidirectional else "last"
+    models.export_huggingface(
+        dataclasses.replace(config, read_out=read_out),
+        params,
+        tmp_path / "out",
+        head={"kernel": np.ones((32, 2), np.float32)},
+        source=source,
+    )
+    record = files.read_config(tmp_path / "out")
+    assert (record["pad_token_id"], record["vocab_size"]) == (pad, rows)
+
+
 # --- tokenizers ----------------------------------------------------------------------------------
 
 
@@ -389,7 +466,7 @@ def test_config_values_of_another_type_get_one_line(tmp_path, field, value):
 
 def test_mutated_files_are_read_or_refused_in_one_line(tmp_path):
     cases = [*mutations.model_folders(tmp_path / "m"), *mutations.tokenizer_folders(tmp_path / "t")]
-    assert len(cases) == len(TINY | ENCODERS) + 5
+    assert len(cases) == len(TINY | ENCODERS) + 7
     for name, path, check in cases:
         mutations.attempt(path, check, 12, random.Random(name))
 

@@ -47,7 +47,7 @@ class Padding:
         if not (self.is_new or self.rows):
             return ""
         token = f"{self.token!r}, added to the tokenizer" if self.is_new else repr(self.token)
-        rows = f"; its embedding has {self.rows} more rows of zeros" if self.rows else ""
+        rows = f"; rows of zeros added to the embedding: {self.rows}" if self.rows else ""
         name = f"{self.id} ({token})" if self.token else str(self.id)
         return f"the classifier pads with token {name}, which no text has{rows}"
 
