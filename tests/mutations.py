@@ -52,6 +52,8 @@ def mutate(record, draw):
     for _ in range(draw.choice((1, 1, 1, 2))):
         # Entries of long lists and vocabularies would crowd out the options.
         short = [path for path in places(record) if len(path) < 3 or draw.random() < 0.05]
+        if not short and isinstance(record, list):
+            return draw.choice(VALUES)
         *parents, last = draw.choice(short) if short else (draw.choice(KEYS),)
         inner = record
         for key in parents:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import random
+from types import SimpleNamespace
 
 import jax
 import mutations
@@ -28,6 +29,7 @@ from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import exporting, families, importing, lora, sources
 from w2s_jax.models.convert import convert
+from w2s_jax.phases import running
 
 
 def configure(folder, **fields):
@@ -216,6 +218,35 @@ def test_names_and_number_of_classes_survive_round_trips(tmp_path):
 def test_classes_are_named_as_given_or_as_in_the_source(given, source, names):
     assert exporting.class_names(2, given, {"id2label": source}) == names
     assert "expected 2 different names" in error(exporting.class_names, 2, ("x", "x"), None)
+
+
+@pytest.mark.parametrize(("named", "expected"), [(["bad", "good"], "good"), (None, "LABEL_1")])
+def test_a_trained_head_has_the_names_of_its_task(tmp_path, named, expected):
+    """And not those of the classifier that its phase started from."""
+    tiny("llama", tmp_path / "in")
+    change(tmp_path / "in", **{"score.weight": np.ones((2, 32), np.float32)})
+    configure(tmp_path / "in", id2label={"0": "spam", "1": "ham"})
+    convert(str(tmp_path / "in"), tmp_path / "phase", "orbax")
+    configure(tmp_path / "phase", kind="student", label_names=named)
+    for source, target, format in (
+        ("phase", "out", "huggingface"),
+        ("phase", "ours", "orbax"),
+        ("ours", "again", "huggingface"),
+    ):
+        convert(str(tmp_path / source), tmp_path / target, format)
+    for name in ("out", "again"):
+        assert files.read_config(tmp_path / name)["id2label"]["1"] == expected
+
+
+def test_a_phase_of_a_task_with_names_records_them():
+    def recorded(task, **phase):
+        phase = SimpleNamespace(**{"loss": "xent", "num_texts": 1} | phase)
+        context = SimpleNamespace(settings=SimpleNamespace(task=SimpleNamespace(name=task)))
+        return running._label_names(phase, context)
+
+    assert recorded("sst2") == {"label_names": ["negative", "positive"]}
+    assert recorded("sst2", loss=None) == recorded("sst2", num_texts=2) == {}
+    assert recorded("my own folder") == recorded("sciq") == {}
 
 
 # --- the padding of classifiers; with PyTorch in test_export_classifiers_torch --------------------

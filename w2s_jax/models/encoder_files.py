@@ -68,6 +68,7 @@ def _name_modules(folder: Path) -> None:
         inner = sorted(p.name for p in folder.iterdir() if re.match(r"\d+_\w", p.name))
         found = [(name, name.partition("_")[2]) for name in inner if (folder / name).is_dir()]
     others = [name for name, kind in found if kind.rpartition(".")[2] not in _APPLIED]
+    others = [name if name.isprintable() else repr(name) for name in others]
     if others:
         say(
             f"{folder}: modules of sentence-transformers that are not applied: {', '.join(others)};"
