@@ -447,7 +447,7 @@ def test_adapters_that_do_not_fit_get_one_line(tmp_path, caplog):
         message = error(models.load, tmp_path / "adapters", one())
         assert words in message and str(file) in message
     file.unlink()
-    assert "has no safetensors" in error(models.load, tmp_path / "adapters", one())
+    assert "but no adapter_model.safetensors" in error(models.load, tmp_path / "adapters", one())
     # Beside a whole model, adapters are not applied.
     tiny("llama", tmp_path / "adapters")
     models.load(tmp_path / "adapters", one())

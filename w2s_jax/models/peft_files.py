@@ -93,7 +93,7 @@ def read_adapters(folder: Path) -> Adapters:
         )
     file = folder / files.ADAPTER
     if not file.is_file():
-        raise files.no_safetensors(str(folder), [path.name for path in folder.iterdir()])
+        raise InputError(f"{folder}: has {files.ADAPTER_CONFIG}, but no {files.ADAPTER}")
     return Adapters(config, base, file)
 
 

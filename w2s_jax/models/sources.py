@@ -164,6 +164,8 @@ def is_huggingface(folder: Path) -> bool:
         return False
     if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         return True
+    if (folder / files.ADAPTER_CONFIG).is_file():
+        return True
     config = folder / "config.json"
     record = read_json(config) if config.is_file() else {}
     return isinstance(record, dict) and ("model_type" in record or "architectures" in record)
