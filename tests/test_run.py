@@ -509,6 +509,26 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(
     assert comparable(result) == comparable(finished[1])
 
 
+@pytest.mark.parametrize("unwritten", ["report", "result"])
+def test_the_table_is_printed_although_the_disk_is_full(
+    workdir, data_dir, finished, monkeypatch, capsys, unwritten
+):
+    def full(*_):
+        raise OSError(28, "No space left on device", "x")
+
+    if unwritten == "report":
+        shutil.rmtree(workdir / "report")
+        monkeypatch.setattr(execute, "write_report", full)
+    else:
+        (workdir / "result.json").unlink()
+        monkeypatch.setattr(execute, "write_json", full)
+    with pytest.raises(errors.StorageError, match="No space left"):
+        execute.run(testing.tiny_config(data_dir), workdir, console=Console(width=160))
+    out = capsys.readouterr().out
+    assert "ceiling" in out and f"{finished[1]['ceiling']['accuracy']:.3f}" in out
+    assert ("result: " in out) == (unwritten == "report") and "report: " not in out
+
+
 # --- whole processes: killed, terminated ---------------------------------------------------------
 
 

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, library_logs, processes
 
 
+@library_logs.diverts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -92,6 +92,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         dry_run=options.dry_run,
         profile=profile,
         dump_hlo=options.dump_hlo,
+        accept_changed_code=options.accept_changed_code,
     )
     return 0
 
@@ -156,6 +157,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         slurm=slurm,
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
+        accept_changed_code=options.accept_changed_code,
         mfu=options.mfu,
     )
     return 0
@@ -166,14 +168,20 @@ def _data(options: argparse.Namespace) -> int:
 
     from w2s_jax.data import commands
 
+    data_dir = options.data_dir
     if options.config:
-        load_config(options.config, [])  # registers its tasks
+        config = load_config(options.config, [])  # registers its tasks
+        data_dir = data_dir or config.get("task", {}).get("data_dir")
     if options.action == "list":
         # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_tasks(Console(width=220))
+        console = Console(width=220)
+        if options.task is None:
+            commands.list_tasks(console)
+        else:
+            commands.list_task(options.task, console, data_dir=data_dir)
         return 0
     console = Console(width=None if sys.stdout.isatty() else 100)
-    where = {"source": options.source, "data_dir": options.data_dir}
+    where = {"source": options.source, "data_dir": data_dir}
     if options.action == "prepare":
         commands.prepare_task(options.task, options.to, console, **where)
         return 0

@@ -61,6 +61,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--dump_hlo", action="store_true", help="write the HLO of each phase's step programs"
     )
+    _add_accept_changed_code(run)
     several = run.add_argument_group(
         "several processes",
         "Start the same command in every process. On TPU slices, GKE, Slurm and Open MPI the "
@@ -74,6 +75,15 @@ def _add_run(commands: Any) -> None:
     )
     several.add_argument(
         "--distributed", action="store_true", help="use JAX's automatic cluster detection"
+    )
+
+
+def _add_accept_changed_code(command: Any) -> None:
+    command.add_argument(
+        "--accept_changed_code",
+        action="store_true",
+        help="use phases that other code of a loss, family, method or phase kind of your own has "
+        "computed (by default they are refused)",
     )
 
 
@@ -130,6 +140,7 @@ def _add_sweep(commands: Any) -> None:
         "--dry_run", action="store_true", help="print runs, phases and their cost, then stop"
     )
     sweep.add_argument("--retry_failed", action="store_true", help="retry failed phases")
+    _add_accept_changed_code(sweep)
     sweep.add_argument(
         "--mfu",
         type=float,
@@ -147,10 +158,13 @@ def _add_data(commands: Any) -> None:
         allow_abbrev=False,
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    recipe = "recipe that registers further tasks"
-    text = "list all tasks with their kind, sources and licence"
+    recipe = "recipe that registers further tasks; its task.data_dir is the default of --data_dir"
+    folder = "folder of local data (default: the recipe's, or W2S_DATA_DIR)"
+    text = "list all tasks with their kind, sources and licence, or one with its fields"
     listing = actions.add_parser("list", help=text, description=_sentence(text), allow_abbrev=False)
+    listing.add_argument("task", metavar="TASK", nargs="?", help="show this task, with its fields")
     listing.add_argument("--config", metavar="FILE", help=recipe)
+    listing.add_argument("--data_dir", metavar="DIR", help=folder)
     helps = {
         "show": "show documents as the model sees them",
         "check": "show counts, class balance, lengths, duplicates and leaks between splits",
@@ -167,9 +181,7 @@ def _add_data(commands: Any) -> None:
             default="auto",
             help="auto, files, hub, tfds or embedded (default: auto)",
         )
-        action.add_argument(
-            "--data_dir", metavar="DIR", help="folder of local data (default: W2S_DATA_DIR)"
-        )
+        action.add_argument("--data_dir", metavar="DIR", help=folder)
         if name == "prepare":
             action.add_argument("--to", required=True, metavar="DIR", help="output folder")
             continue

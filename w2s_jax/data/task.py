@@ -94,6 +94,9 @@ class Task:
       truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
         (a question, a reply) comes last.
       warning: printed by runs and `w2s data`, to prevent misreading results.
+      train_split: 'validation' or 'test' if the dataset has no other split with labels to train
+        on; runs take it where there is no 'train' (see `task.train_split`).
+      optional_fields: fields that a record may have.
       label_names: names of label 0 and label 1, for exported classifiers.
     """
 
@@ -111,6 +114,8 @@ class Task:
     token_space: TokenSpace | None = None
     truncate: str = "end"
     warning: str | None = None
+    train_split: str | None = None
+    optional_fields: tuple[str, ...] = ()
     label_names: tuple[str, str] | None = None
 
     @property

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from w2s_jax import config as config_lib
 from w2s_jax.config import Settings, validation
-from w2s_jax.core import errors
+from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
 
@@ -97,11 +97,8 @@ def stored(workdir: Path) -> dict[str, Any] | None:
             f"--workdir: {path} is not the config of a run; use a new or empty folder, or this "
             "run's folder"
         )
-    if workdir.is_dir():
-        # A kill in the first write leaves its temporary file.
-        foreign = any(not p.match(".config.json.*.tmp") for p in workdir.iterdir())
-    else:
-        foreign = workdir.exists()
+    # A kill in the first write leaves its temporary file, which is hidden.
+    foreign = workdir.exists() and (not workdir.is_dir() or bool(files.contents(workdir)))
     if foreign:
         raise errors.InputError(
             f"--workdir: {workdir} is not a run folder; use a new or empty folder, or this run's "
@@ -123,6 +120,9 @@ def refuse_other_config(
     for field in sorted(there.keys() | now.keys()):
         if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS) or field in pinned:
             continue
+        # None may be this split; if it is not, the documents differ (see `refuse_other_data`).
+        if field == "task.train_split" and None in (there.get(field), now.get(field)):
+            continue
         if field.startswith("loss.") and _loss_label(field) not in earlier["losses"]:
             continue
         if field.startswith("method.") and not _method_matters(field, _methods(earlier)):
@@ -134,8 +134,9 @@ def refuse_other_config(
         raise _other_run(workdir, differences)
 
 
-def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
+def refuse_other_data(workdir: Path, stored: dict[str, Any], resolved: Resolved) -> None:
     """Refuse data and models that have changed since the run was created."""
+    earlier: dict[str, str] = stored["data"]
     changed = [
         f"the model of {name.removeprefix('model:')} (its files have changed)"
         if name.startswith("model:")
@@ -143,6 +144,9 @@ def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved
         for name, digest in earlier.items()
         if resolved.digests.get(name) != digest
     ]
+    there, now = stored["config"]["task"].get("train_split"), resolved.settings.task.train_split
+    if changed and there != now:
+        changed.insert(0, f"task.train_split ({there!r} there, {now!r} now)")
     if changed:
         raise _other_run(workdir, changed)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import contents
 from w2s_jax.report.results import Result, roles
 from w2s_jax.store.artifacts import read_predictions
 
@@ -151,7 +152,7 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
     for folder in map(Path, folders):
         members = [folder]
         if (folder / "runs").is_dir() and not (folder / "result.json").is_file():
-            every = sorted(p for p in (folder / "runs").iterdir() if p.is_dir())
+            every = [p for p in contents(folder / "runs") if p.is_dir()]
             done = [p for p in every if (p / "result.json").is_file()]
             unfinished += [p for p in every if p not in done]
             members = done or [folder]

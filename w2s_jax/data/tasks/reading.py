@@ -128,6 +128,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("google/boolq"),
         tfds=Origin("bool_q"),
         truncate="start",
+        train_split="validation",
     ),
     Task(
         name="cosmos_qa",
@@ -195,5 +196,6 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("CogComp/mc_taco"),
         tfds=Origin("mctaco"),
         truncate="start",
+        train_split="validation",
     ),
 )
