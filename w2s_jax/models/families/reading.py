@@ -193,9 +193,10 @@ def _rope_section(hf: HF) -> HF:
 
 def check_keys(name: str, found: HF, known: Sequence[str]) -> None:
     """Raise an `InputError` if a section of the config has an unknown key."""
-    for key in found:
+    for key, value in found.items():
         if key not in known:
-            hint = errors.did_you_mean(key, known)
+            # A section within the section is no misspelt option.
+            hint = "" if isinstance(value, Mapping) else errors.did_you_mean(key, known)
             raise errors.InputError(
                 f"config.json: {name}: unknown key {_short(key)}{hint}; allowed in this family: "
                 f"{', '.join(known[:7])}"
