@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from checkpoints import ENCODERS, TINY, one, tensors_of, tiny, tokenizer
+from checkpoints import ENCODERS, TINY, assert_same_bits, one, tensors_of, tiny, tokenizer, whole
 
 from w2s_jax import models
 from w2s_jax.models import checkpoint_files as files
@@ -69,6 +69,23 @@ def test_batches_of_unequal_length_equal_singles_where_eos_was_the_padding(tmp_p
     grown = {name for name, array in before.items() if after.get(name, array).shape != array.shape}
     (table,) = grown
     np.testing.assert_array_equal(after[table], np.pad(before[table], ((0, 1), (0, 0))))
+
+
+@pytest.mark.parametrize("model_type", TINY | ENCODERS)
+def test_what_transformers_saves_again_comes_back(tmp_path, model_type):
+    import transformers
+
+    tokenizer(tmp_path / "in", pad_token="<eos>", size=64)
+    record = exported(model_type, tmp_path, id2label={"0": "bad", "1": "good"})
+    auto = transformers.AutoModelForSequenceClassification
+    auto.from_pretrained(tmp_path / "out", dtype="float32").save_pretrained(tmp_path / "back")
+    ours, theirs = (models.load_with_head(tmp_path / name, one()) for name in ("out", "back"))
+    assert ours[0] == theirs[0]
+    assert_same_bits(whole(theirs[1]), whole(ours[1]))
+    saved = files.read_config(tmp_path / "back")
+    for key in ("id2label", "pad_token_id", "vocab_size"):
+        assert saved[key] == record[key]
+    assert saved["id2label"]["1"] == "good"
 
 
 @pytest.mark.parametrize("model_type", ENCODERS)

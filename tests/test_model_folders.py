@@ -27,7 +27,7 @@ from w2s_jax import models, sharding
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import checkpoint_files as files
-from w2s_jax.models import exporting, families, importing, lora, sources
+from w2s_jax.models import exporting, families, hf_models, importing, lora, sources
 from w2s_jax.models.convert import convert
 from w2s_jax.phases import running
 
@@ -452,6 +452,19 @@ def test_adapters_that_do_not_fit_get_one_line(tmp_path, caplog):
     tiny("llama", tmp_path / "adapters")
     models.load(tmp_path / "adapters", one())
     assert "has model.safetensors and adapters, which are not applied" in caplog.text
+
+
+def test_adapters_are_downloaded_with_their_tokenizer():
+    names = [
+        files.ADAPTER_CONFIG,
+        files.ADAPTER,
+        "tokenizer.json",
+        "README.md",
+        "adapter_model.bin",
+    ]
+    wanted = hf_models._wanted_files(names, "some/adapters")
+    assert sorted(wanted) == sorted(names[:3])
+    assert files.ADAPTER not in hf_models._wanted_files([*names, files.SINGLE], "some/model")
 
 
 # --- files beside others -------------------------------------------------------------------------
