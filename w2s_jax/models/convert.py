@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_jax.core import errors
 from w2s_jax.core.files import new_folder, refuse_existing, write_json
 from w2s_jax.models import checkpoint_files as files
+from w2s_jax.models.notes import say
 
 if TYPE_CHECKING:
     from w2s_jax.models.loading import Loaded
@@ -126,5 +127,10 @@ def _write_adapters(model: "Loaded", folder: Path, source: str) -> str:
     from w2s_jax.models import lora
 
     lora.save_peft(model.config, model.params, folder, base_model=model.base, head=model.head)
+    if model.head is not None and not model.config.bidirectional:
+        say(
+            f"{folder}: the config of the base is not part of it; load the base as a classifier "
+            "with a pad_token_id that no text has, which may not be its own"
+        )
     parameters = model.config.num_adapter_parameters()
     return f"{source} -> {folder} (peft): adapters of {model.base}, {parameters:,} parameters"
