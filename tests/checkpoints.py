@@ -81,6 +81,18 @@ def tokenizer(folder, *special, size=20, **named):
     (folder / "tokenizer_config.json").write_text(json.dumps(record))
 
 
+def configure(folder, **fields):
+    """Change fields of a folder's config.json."""
+    path = folder / files.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change(folder, remove=(), **tensors):
+    """Remove and set tensors of a folder."""
+    kept = load_file(folder / files.SINGLE) | tensors
+    save_file({name: x for name, x in kept.items() if name not in remove}, folder / files.SINGLE)
+
+
 def whole(params):
     """Parameters by flat path, in host memory."""
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep=".").items()}
