@@ -54,6 +54,7 @@ def _dispatch(arguments: list[str]) -> int:
         "convert": _convert,
         "models": _models,
         "gc": _gc,
+        "labels": _labels,
     }
     options, rest = parser.parser().parse_known_args(arguments)
     if options.command in with_overrides:
@@ -277,6 +278,15 @@ def _gc(options: argparse.Namespace) -> int:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
+    return 0
+
+
+def _labels(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from w2s_jax.execution import labels
+
+    print(labels.export(Path(options.phase), Path(options.to)))
     return 0
 
 

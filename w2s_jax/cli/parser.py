@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_models(commands)
     _add_gc(commands)
+    _add_labels(commands)
     return root
 
 
@@ -343,6 +344,26 @@ def _add_gc(commands: Any) -> None:
         "--finals",
         action="store_true",
         help="also remove final parameters of complete runs that no phase starts from",
+    )
+
+
+def _add_labels(commands: Any) -> None:
+    """Add `w2s labels PHASE`."""
+    labels = commands.add_parser(
+        "labels",
+        help="write a phase's weak labels to a file",
+        description="Write the labels of a phase to a file with the columns id (0x and 16 "
+        "hexadecimal digits; in Parquet uint64), split and p, the probability of label 1. The "
+        "field weak.labels of another run accepts the file.",
+        allow_abbrev=False,
+    )
+    labels.add_argument(
+        "phase",
+        metavar="PHASE",
+        help="DIR/phases/<kind>-<fingerprint>, or the folder of a run with one weak model",
+    )
+    labels.add_argument(
+        "--to", required=True, metavar="FILE", help="new file: .parquet, .csv, .jsonl or .jsonl.gz"
     )
 
 

@@ -66,7 +66,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _phase_folder(run: Path, phase: str, store: str | None) -> Path | None:
+def phase_folder(run: Path, phase: str, store: str | None) -> Path | None:
+    """Return the folder of a run's phase, with `store` as in the run's config.json; else None."""
     parents = [run / "phases"]
     if store:
         parents.append(Path(store))
@@ -121,7 +122,7 @@ def _load_run(folder: Path, reader: _PhaseReader) -> FinishedRun:
     names = [str(stage.get("phase", "")) for stage in result.get("stages") or []]
     names += [str(entry["phase"]) for _, _, entry in roles(result) if entry.get("phase")]
     for phase in dict.fromkeys(names):
-        found = _phase_folder(folder, phase, record.get("store"))
+        found = phase_folder(folder, phase, record.get("store"))
         if found is None:
             continue
         rows, predictions, own = reader.read(found)

@@ -140,6 +140,16 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
     return _load_by_id(folder.labels, "soft", record["splits"], (2,), split, ids_N)
 
 
+def stored_labels(folder: PhaseFolder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the class labels of a complete phase as `save_labels` takes them; {} if it has none.
+
+    Raises:
+      StorageError: they are damaged.
+    """
+    sizes = read_json(folder.result).get("labels", {}).get("splits", {})
+    return {s: _stored_by_id(folder.labels, "soft", n, (2,), s) for s, n in sizes.items()}
+
+
 def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:
     """Return the ids of the labelled documents of a split as stored, uint64 [N]."""
     n = read_json(folder.result)["labels"]["splits"][split]
