@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from w2s_jax.core import errors, library_logs, processes, signals
+from w2s_jax.core import errors, library_logs, processes, signals, terminal
 
 
 @library_logs.diverts
@@ -118,10 +118,7 @@ def _report(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    # In a pipe, do not break the names of phases and runs.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
     overrides = [o for o in overrides if o not in slurm]
     foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
@@ -161,8 +158,6 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from w2s_jax.config.recipes import load_config
     from w2s_jax.data import commands
 
@@ -171,14 +166,14 @@ def _data(options: argparse.Namespace) -> int:
         config = load_config(options.config, [])  # registers its tasks
         data_dir = data_dir or config.get("task", {}).get("data_dir")
     if options.action == "list":
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        console = Console(width=220)
+        # Wide enough not to break names, in a narrow terminal too.
+        console = terminal.console(columns=220)
         if options.task is None:
             commands.list_tasks(console)
         else:
             commands.list_task(options.task, console, data_dir=data_dir)
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = terminal.console()
     where = {"source": options.source, "data_dir": data_dir}
     if options.action == "prepare":
         commands.prepare_task(options.task, options.to, console, **where)
@@ -206,8 +201,6 @@ def _data(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.config.recipes import load_config
     from w2s_jax.core.files import write_json
     from w2s_jax.perf import bench
@@ -227,8 +220,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
         **({} if options.mix is None else {"mixes": (options.mix,)}),
     )
     config = None if options.config is None else load_config(options.config, overrides)
-    # In a pipe, do not break rows of numbers.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     records = bench.run(options.what, asked, console, config)
     if target is not None:
         write_json(target, {"records": records})
@@ -262,8 +254,6 @@ def _convert(options: argparse.Namespace) -> int:
 def _gc(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.execution import storage_gc
 
     def confirm() -> bool:
@@ -274,7 +264,7 @@ def _gc(options: argparse.Namespace) -> int:
             return False
         return input("Remove these files? [y/N] ").strip().lower() in ("y", "yes")
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
     return 0
 
@@ -289,15 +279,13 @@ def _labels(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from w2s_jax.models import commands
 
     if options.name is None:
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_models(Console(width=220))
+        # Wide enough not to break names, in a narrow terminal too.
+        commands.list_models(terminal.console(columns=220))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 100)
+        console = terminal.console()
         commands.show_model(options.name, console)
     return 0
 
