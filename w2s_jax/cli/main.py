@@ -1,6 +1,7 @@
 """The `w2s` command. Only dispatches; imports no JAX before it is needed.
 
 Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and resumable, 1 otherwise.
+With W2S_TRACEBACK=1 in the environment the traceback of an error precedes its line.
 """
 
 import argparse
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"w2s: interrupted{hint}", file=sys.stderr)
         status = errors.Interrupted.exit_status
     except errors.W2SError as error:
+        if os.environ.get("W2S_TRACEBACK"):
+            traceback.print_exc()
         print(f"w2s: {error}", file=sys.stderr)
         status = error.exit_status
     except Exception:
@@ -64,10 +67,21 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _unknown_argument(command: str, argument: str) -> errors.InputError:
-    return errors.InputError(f"{command}: unknown argument {argument!r}; see w2s {command} --help")
+    hint = parser.did_you_mean(command, argument)
+    return errors.InputError(
+        f"{command}: unknown argument {argument!r}{hint}; see w2s {command} --help"
+    )
+
+
+def _check_overrides(command: str, rest: list[str]) -> None:
+    """Refuse arguments that are no overrides of a config's fields."""
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise _unknown_argument(command, argument)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    _check_overrides("run", overrides)
     profile = None if options.profile is None else _step_range(options.profile)
     config = load_config(options.config, overrides)
     how = processes.how_to_join(

@@ -1,14 +1,49 @@
 """The commands of `w2s` and their arguments. `cli.main` runs them."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from w2s_jax.core import errors
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error on one line, like any other bad input."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            # A misspelt flag says more than that the right one is missing.
+            flags = [given.partition("=")[0] for given in self._given if given.startswith("-")]
+            hints = ((flag, self.did_you_mean(flag)) for flag in flags)
+            unknown = next((f"unknown argument {flag!r}{hint}" for flag, hint in hints if hint), "")
+            message = unknown or message
         self.exit(2, f"w2s: {message}; see {self.prog} --help\n")
+
+    def did_you_mean(self, argument: str) -> str:
+        """Return " (did you mean '--flag'?)" for an argument that is not a flag, or ""."""
+        flag, flags = argument.partition("=")[0], list(self._option_string_actions)
+        if flag.startswith("--config.") or flag in flags:
+            return ""
+        hint = errors.did_you_mean(flag, flags) if flag.startswith("-") else ""
+        return hint or _field_hint(flag.lstrip("-")) if "--config" in flags else hint
+
+
+def _field_hint(name: str) -> str:
+    """Return " (did you mean '--config.FIELD'?)" for the name of a config field, or ""."""
+    from w2s_jax.config.schema import config_options
+
+    fields = [field for field in config_options() if f".{field}".endswith(f".{name}")]
+    return f" (did you mean '--config.{fields[0]}=VALUE'?)" if fields else ""
+
+
+def did_you_mean(command: str, argument: str) -> str:
+    """Return a hint for an unknown argument of a command: the nearest flag, or config field."""
+    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return commands.choices[command].did_you_mean(argument)
 
 
 def parser() -> argparse.ArgumentParser:

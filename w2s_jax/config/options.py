@@ -82,7 +82,8 @@ class Option:
         if self.choices:
             choice(field, value, self.choices)
         elif isinstance(value, float) and not math.isfinite(value) and self.high != math.inf:
-            raise errors.InputError(f"{field}: {value!r}; allowed: a finite number")
+            words = f"a finite number {self.allowed}".rstrip()
+            raise errors.InputError(f"{field}: {value!r}; allowed: {words}")
         elif isinstance(value, int | float) and not self._in_range(value):
             raise errors.InputError(f"{field}: {value!r}; allowed: {self.allowed}")
         return value

@@ -82,20 +82,33 @@ def _check_fields(config: config_dict.ConfigDict) -> None:
         declaration.check(field, flat[field])
 
 
-def unknown_field(field: str, value: Any) -> errors.InputError:
-    """Return the error for a config field that does not exist, with the nearest one."""
-    default = default_config()
-    section, path = default, []
-    for key in field.split(".")[:-1]:
+def unknown_field(
+    field: str, value: Any, config: config_dict.ConfigDict | None = None
+) -> errors.InputError:
+    """Return the error for a field that a config does not have, with the nearest one.
+
+    Args:
+      field: its name.
+      value: what it was to be set to.
+      config: the config; None: the default one.
+    """
+    config = default_config() if config is None else config
+    section, path = config, []
+    for key in field.split("."):
         if not isinstance(section.get(key), config_dict.ConfigDict):
             break
         section = section[key]
         path.append(key)
-    match = errors.nearest(field, flatten(default))
-    hint = f" (did you mean {match!r}?)" if match else ""
+    where, names = ".".join(path), ", ".join(section)
+    if where == field:
+        return errors.InputError(
+            f"config: unknown field {field!r} with value {value!r}: it is a section; set one of "
+            f"its fields: {names}"
+        )
+    hint = errors.did_you_mean(field, flatten(config))
     return errors.InputError(
         f"config: unknown field {field!r} with value {value!r}{hint}; allowed in "
-        f"{'.'.join(path) or 'config'}: {', '.join(section)}"
+        f"{where or 'config'}: {names}"
     )
 
 
@@ -107,7 +120,7 @@ def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
     for entry in config.losses:
         if not isinstance(entry, str):
             raise errors.InputError(
-                f"losses: {entry!r} is no label; config.with_labels turns mappings into labels"
+                f"losses: {entry!r} is not a name; losses must be names, e.g. ('xent', 'confidence')"
             )
     labels = split(config.losses)
     settings = []
