@@ -62,7 +62,8 @@ def _dispatch(arguments: list[str]) -> int:
     if options.command in with_overrides:
         return with_overrides[options.command](options, rest)
     if rest:
-        raise _unknown_argument(options.command, rest[0])
+        action = getattr(options, "action", None)
+        raise _unknown_argument(" ".join(filter(None, (options.command, action))), rest[0])
     return without[options.command](options)
 
 
@@ -75,9 +76,12 @@ def _unknown_argument(command: str, argument: str) -> errors.InputError:
 
 def _check_overrides(command: str, rest: list[str]) -> None:
     """Refuse arguments that are no overrides of a config's fields."""
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise _unknown_argument(command, argument)
+    for before, argument in zip(["", *rest], rest, strict=False):
+        if argument.startswith("--config."):
+            continue
+        if before.startswith("--config.") and "=" not in before:
+            raise errors.InputError(f"{before}: has no value; use {before}={argument}")
+        raise _unknown_argument(command, argument)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -123,8 +127,11 @@ def _step_range(text: str) -> tuple[int, int]:
 def _report(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from w2s_jax.core.files import refuse_unwritable
     from w2s_jax.report import write_report
 
+    if options.out is not None:
+        refuse_unwritable(Path(options.out), "--out")
     dirs = [Path(d) for d in options.dirs]
     page = write_report(dirs, Path(options.out) if options.out else dirs[0] / "report")
     print(page)
@@ -140,19 +147,24 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
     overrides = [o for o in overrides if o not in slurm]
-    foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
-    if foreign:
-        raise _unknown_argument("sweep", foreign[0])
     if options.action:
         from w2s_jax.sweep.status import print_status, watch_status
 
-        if options.action[0] != "status" or len(options.action) != 2:
+        if options.action[0] != "status":
+            hint = errors.did_you_mean(options.action[0], ["status"])
             raise errors.InputError(
-                f"sweep: unknown action {' '.join(options.action)!r}; use status DIR, or --config "
-                "and --workdir"
+                f"sweep: unknown action {options.action[0]!r}{hint}; use w2s sweep status DIR, or "
+                "--config and --workdir"
             )
+        if len(options.action) != 2:
+            raise errors.InputError("sweep status: give one folder: w2s sweep status DIR")
+        if overrides:
+            raise _unknown_argument("sweep", overrides[0])
         (watch_status if options.watch else print_status)(Path(options.action[1]), console)
         return 0
+    _check_overrides("sweep", overrides)
+    if options.watch:
+        raise errors.InputError("sweep: --watch needs status: w2s sweep status DIR --watch")
     for name in ("config", "workdir"):
         if getattr(options, name) is None:
             raise errors.InputError(f"sweep: --{name} is required; see w2s sweep --help")
@@ -180,6 +192,7 @@ def _data(options: argparse.Namespace) -> int:
 
     from w2s_jax.data import commands
 
+    _check_data_options(options)
     if options.config:
         load_config(options.config, [])  # registers its tasks
     if options.action == "list":
@@ -211,19 +224,45 @@ def _data(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_data_options(options: argparse.Namespace) -> None:
+    """Refuse values of `w2s data` that are out of range, before any data are read."""
+    from pathlib import Path
+
+    from w2s_jax.config.schema import config_options
+    from w2s_jax.core.files import refuse_unwritable
+
+    declared = config_options()
+    fields = {
+        "item_expansion": "protocol.item_expansion",
+        "seed": "seed",
+        "max_length": "task.max_length",
+        "overlong": "task.overlong",
+    }
+    for option, field in fields.items():
+        if hasattr(options, option):
+            declared[field].check(f"--{option}", getattr(options, option))
+    if options.action == "prepare":
+        refuse_unwritable(Path(options.to), "--to")
+
+
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
     from rich.console import Console
 
-    from w2s_jax.core.files import write_json
+    from w2s_jax.core.files import refuse_unwritable, write_json
     from w2s_jax.perf import bench
 
+    _check_overrides("bench", overrides)
     if overrides and options.config is None:
-        raise _unknown_argument("bench", overrides[0])
+        raise errors.InputError(f"bench: {overrides[0]} needs a recipe: --config=FILE")
     target = None if options.json is None else Path(options.json)
-    if target is not None and not target.parent.is_dir():
-        raise errors.InputError(f"--json: {target}: the folder {target.parent} does not exist")
+    if target is not None:
+        if not target.parent.is_dir():
+            raise errors.InputError(f"--json: {target}: the folder {target.parent} does not exist")
+        if target.is_dir():
+            raise errors.InputError(f"--json: {target}: is a folder; give a file")
+        refuse_unwritable(target.parent, "--json")
     asked = bench.Options(
         model=options.model,
         dtype=options.dtype,
@@ -245,6 +284,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
 def _compile(options: argparse.Namespace, overrides: list[str]) -> int:
     from w2s_jax.perf.aot import main as aot
 
+    _check_overrides("compile", overrides)
     request = {name: getattr(options, name) for name in ("config", "topology", "search")}
     request |= {name: getattr(options, name) for name in ("documents", "tokens")}
     return aot.run(request | {"overrides": overrides})

@@ -1,10 +1,10 @@
 """The commands of `w2s` and their arguments. `cli.main` runs them."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from w2s_jax.core import errors
+from w2s_jax.core.version import __version__
 
 
 class _Parser(argparse.ArgumentParser):
@@ -12,7 +12,12 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._given = list(args or ())
-        return super().parse_known_args(args, namespace)
+        options, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(options).items():
+            if value == "" or (isinstance(value, list) and "" in value):
+                # As a path, '' would be the current folder.
+                self.error(f"argument {name}: is empty")
+        return options, rest
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required"):
@@ -23,13 +28,22 @@ class _Parser(argparse.ArgumentParser):
             message = unknown or message
         self.exit(2, f"w2s: {message}; see {self.prog} --help\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = str(action.metavar or action.dest).lower()
+            raise argparse.ArgumentError(None, str(errors.unknown(name, value, action.choices)))
+
     def did_you_mean(self, argument: str) -> str:
         """Return " (did you mean '--flag'?)" for an argument that is not a flag, or ""."""
         flag, flags = argument.partition("=")[0], list(self._option_string_actions)
         if flag.startswith("--config.") or flag in flags:
             return ""
-        hint = errors.did_you_mean(flag, flags) if flag.startswith("-") else ""
-        return hint or _field_hint(flag.lstrip("-")) if "--config" in flags else hint
+        # A field of a config is named exactly; a flag is misspelt.
+        hint = _field_hint(flag.lstrip("-")) if "--config" in flags else ""
+        if hint or not flag.startswith("-"):
+            return hint
+        match = errors.nearest(flag.lstrip("-"), [known.lstrip("-") for known in flags])
+        return f" (did you mean '--{match}'?)" if match else ""
 
 
 def _field_hint(name: str) -> str:
@@ -41,9 +55,17 @@ def _field_hint(name: str) -> str:
 
 
 def did_you_mean(command: str, argument: str) -> str:
-    """Return a hint for an unknown argument of a command: the nearest flag, or config field."""
-    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return commands.choices[command].did_you_mean(argument)
+    """Return a hint for an unknown argument: the nearest flag, or a config field.
+
+    Args:
+      command: the command, with its action if it has any: 'run', 'data show'.
+      argument: the unknown argument.
+    """
+    found: Any = parser()
+    for word in command.split():
+        actions = (a for a in found._actions if isinstance(a, argparse._SubParsersAction))
+        found = next(actions).choices[word]
+    return found.did_you_mean(argument)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "input, 75 interrupted (run the same command to resume), 1 any other failure.",
         allow_abbrev=False,
     )
+    root.add_argument("--version", action="version", version=f"w2s_jax {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_report(commands)
@@ -240,6 +263,7 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument(
         "what",
+        metavar="WHAT",
         choices=("train", "label", "data", "population", "compile", "checkpoint", "all"),
         help="train: the train step; label: the label pass; data: tokenising and packing; "
         "population: several seeds, one after another and together; compile: from process start "

@@ -59,7 +59,7 @@ def find_field(
         parents = ["loss", ".".join(parents[1:])]
     section: Any = config
     for key in parents:
-        section = section[key] if key in section else None
+        section = section.get(key)
         if not isinstance(section, config_dict.ConfigDict):
             raise unknown_field(field, value, config)
     if leaf not in section or isinstance(section[leaf], config_dict.ConfigDict):

@@ -41,9 +41,7 @@ def load_config(path: str, overrides: Sequence[str]) -> "config_dict.ConfigDict"
     return load_recipe(path, overrides)[1]
 
 
-def load_recipe(
-    path: str, overrides: Sequence[str]
-) -> tuple[ModuleType, "config_dict.ConfigDict"]:
+def load_recipe(path: str, overrides: Sequence[str]) -> tuple[ModuleType, "config_dict.ConfigDict"]:
     """Return the module of a recipe and its config; as `load_config`."""
     from ml_collections import config_dict
 
@@ -88,7 +86,12 @@ def _run(file: str) -> ModuleType:
     try:
         source = loader.get_data(file)
     except OSError as error:
-        raise errors.InputError(f"--config: {file}: cannot be read: {error.strerror}") from error
+        there = Path(file).parent
+        names = [path.name for path in there.glob("*.py")] if there.is_dir() else []
+        hint = errors.did_you_mean(Path(file).name, names)
+        raise errors.InputError(
+            f"--config: {file}: cannot be read: {error.strerror}{hint}"
+        ) from error
     spec = importlib.util.spec_from_loader(_MODULE, loader)
     assert spec is not None
     module = sys.modules[_MODULE] = importlib.util.module_from_spec(spec)
@@ -179,9 +182,7 @@ def _refused_field(
     return None
 
 
-def _path_to(
-    section: "config_dict.ConfigDict", root: "config_dict.ConfigDict"
-) -> list[str] | None:
+def _path_to(section: "config_dict.ConfigDict", root: "config_dict.ConfigDict") -> list[str] | None:
     """Return the keys from a config to one of its sections, or None if it is not in it."""
     if section is root:
         return []

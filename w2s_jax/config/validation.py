@@ -120,7 +120,7 @@ def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
     for entry in config.losses:
         if not isinstance(entry, str):
             raise errors.InputError(
-                f"losses: {entry!r} is not a name; losses must be names, e.g. ('xent', 'confidence')"
+                f"losses: {entry!r} is not a name; use names, e.g. ('xent', 'confidence')"
             )
     labels = split(config.losses)
     settings = []

@@ -158,6 +158,7 @@ def _mesh_and_wandb(
     from w2s_jax import sharding
 
     settings = prepared.resolved.settings
+    workdirs.refuse_unwritable(prepared.workdir, prepared.store, settings)
     processes.refuse_unjoined()
     mesh = sharding.make_mesh(settings.mesh)
     printing.check_mesh(missing, mesh.devices.shape, console)

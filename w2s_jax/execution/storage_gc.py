@@ -165,9 +165,10 @@ def _runs(folder: Path) -> list[RunFolder]:
     candidates = [folder, *sorted((folder / "runs").glob("*"))]
     runs = [_run(path) for path in candidates if (path / "config.json").is_file()]
     if not runs:
-        raise errors.InputError(
-            f"gc: {folder} contains no run; give a run's folder, or a folder with runs/<name>"
-        )
+        files.refuse_missing(folder)
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"; it has folders of runs, so give one of them: {', '.join(inside)}"
+        raise errors.InputError(f"{folder}: is neither a run nor a sweep{hint if inside else ''}")
     return runs
 
 

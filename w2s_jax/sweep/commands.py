@@ -66,6 +66,7 @@ def sweep(
         raise errors.InputError(f"--mfu: {mfu!r}; allowed: above 0 and at most 1")
     folder = Path(workdir)
     records.check_workdir(folder)
+    files.refuse_unwritable(folder, "--workdir")
     if executor == "slurm":
         from w2s_jax.sweep import on_slurm
 

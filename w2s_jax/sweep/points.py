@@ -158,4 +158,3 @@ def _points(file: str, module: ModuleType) -> list[space.Point]:
     if not points:
         raise errors.InputError(f"--config: {file}: sweep returns no points; needs at least one")
     return space.distinct(points)
-

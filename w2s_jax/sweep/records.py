@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core import errors
+from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import workdirs
 from w2s_jax.store.artifacts import PhaseFolder
@@ -67,9 +67,9 @@ def check_workdir(workdir: Path) -> None:
         not workdir.is_dir() or any(not p.match(".sweep.json.*.tmp") for p in workdir.iterdir())
     )
     if foreign:
+        kind = "not a sweep folder" if workdir.is_dir() else "a file"
         raise errors.InputError(
-            f"--workdir: {workdir} is not a sweep folder; use a new or empty folder, or this "
-            "sweep's folder"
+            f"--workdir: {workdir} is {kind}; use a new or empty folder, or this sweep's folder"
         )
 
 
@@ -116,7 +116,8 @@ def read_sweep(workdir: Path) -> dict[str, Any]:
     """
     path = sweep_path(workdir)
     if not path.exists():
-        raise errors.InputError(f"{workdir}: has no sweep.json; give the folder of a sweep")
+        files.refuse_missing(workdir)
+        raise errors.InputError(f"{workdir}: is not a sweep folder: it has no sweep.json")
     found = read_json(path)
     if not (isinstance(found, dict) and {"store", "runs", "phases"} <= found.keys()):
         raise errors.InputError(f"{path} is not the record of a sweep; give the folder of a sweep")
