@@ -249,7 +249,7 @@ def test_a_dry_run_prints_phases_and_writes_nothing(tmp_path, data_dir):
     config = testing.tiny_config(data_dir)
     assert execute.run(config, tmp_path / "new", dry_run=True, console=console) == {}
     text = console.export_text()
-    assert "6 of 6 phases to run" in text and text.count("MiB") == 6
+    assert "6 of 6 phases to run" in text and text.count("GiB") == 6
     assert not (tmp_path / "new").exists()
 
 

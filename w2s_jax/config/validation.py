@@ -29,6 +29,7 @@ from w2s_jax.config.sections import (
     Protocol,
     Role,
     TaskSettings,
+    TrainSettings,
 )
 from w2s_jax.core import errors, files
 
@@ -117,11 +118,6 @@ def unknown_field(
 
 def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
     """The settings of the losses that a config names."""
-    for entry in config.losses:
-        if not isinstance(entry, str):
-            raise errors.InputError(
-                f"losses: {entry!r} is not a name; use names, e.g. ('xent', 'confidence')"
-            )
     labels = split(config.losses)
     settings = []
     for n, label in enumerate(labels):
@@ -256,6 +252,24 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
         labels=section.get("labels"),
         **merged,
     )
+
+
+def check_weight_decay(section: str, train: TrainSettings) -> None:
+    """Check that no step of AdamW changes the sign of a parameter.
+
+    Args:
+      section: name of the settings, such as 'weak.train'.
+      train: the settings, with a learning rate.
+
+    Raises:
+      InputError: it does.
+    """
+    assert train.learning_rate is not None
+    if train.optimizer == "adamw" and not train.learning_rate * train.weight_decay <= 1:
+        raise errors.InputError(
+            f"{section}.weight_decay: {train.weight_decay!r} times learning_rate="
+            f"{train.learning_rate!r}; allowed: at most 1"
+        )
 
 
 def _check_training(section: str, values: dict[str, Any]) -> None:

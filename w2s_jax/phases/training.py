@@ -64,8 +64,11 @@ def train(
                 should_stop=context.should_stop,
                 profiler=profiler,
             )
-    except (errors.TrainingFailed, errors.Interrupted) as error:
-        raise type(error)(f"{phase.title}: {error}") from None
+    except errors.TrainingFailed as error:
+        advice = prediction.if_not_finite(phase)
+        raise errors.TrainingFailed(f"{phase.title}: {error}; {advice}") from None
+    except errors.Interrupted as error:
+        raise errors.Interrupted(f"{phase.title}: {error}") from None
     finally:
         saved.close()
         batches.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax.core import errors
+from w2s_jax.core import errors, files
 from w2s_jax.planning.costs import phase_flops
 from w2s_jax.sweep import costs, local, records
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
