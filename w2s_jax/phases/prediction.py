@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from w2s_jax.core import errors, processes
@@ -49,7 +50,9 @@ def if_not_finite(phase: Phase) -> str:
     advice = f"lower {section}.learning_rate ({phase.train.learning_rate:g})"
     if phase.train.clip_norm is None:
         advice += f" or set {section}.clip_norm"
-    return f"{advice}; --debug_nans names the operation"
+    if not jax.config.values["jax_debug_nans"]:
+        advice += "; --debug_nans names the operation"
+    return advice
 
 
 def check_finite(phase: Phase, values: np.ndarray, what: str) -> None:

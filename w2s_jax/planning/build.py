@@ -39,7 +39,8 @@ def num_steps(field: str, train: TrainSettings, num_documents: int) -> int:
     steps = train.epochs * steps_per_epoch(num_documents, train.batch_size)
     if steps > MAX_STEPS:
         raise errors.InputError(
-            f"{field}.epochs: {train.epochs!r} are {steps:.3g} steps; allowed: at most {MAX_STEPS:,}"
+            f"{field}.epochs: {train.epochs!r} are {steps:.3g} steps; allowed: at most "
+            f"{MAX_STEPS:,}"
         )
     return max(1, int(steps))
 
