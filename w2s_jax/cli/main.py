@@ -18,6 +18,9 @@ from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
 from w2s_jax.core import errors, processes
 
+#: Commands that accept --config.FIELD=VALUE.
+_WITH_FIELDS = ("run", "sweep", "bench", "compile")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
@@ -69,8 +72,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _unknown_argument(command: str, argument: str) -> errors.InputError:
     hint = parser.did_you_mean(command, argument)
+    fields = "use --config.FIELD=VALUE, or the options in" if command in _WITH_FIELDS else "see"
     return errors.InputError(
-        f"{command}: unknown argument {argument!r}{hint}; see w2s {command} --help"
+        f"{command}: unknown argument {argument!r}{hint}; {fields} w2s {command} --help"
     )
 
 

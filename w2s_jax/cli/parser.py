@@ -50,7 +50,9 @@ def _field_hint(name: str) -> str:
     """Return " (did you mean '--config.FIELD'?)" for the name of a config field, or ""."""
     from w2s_jax.config.schema import config_options
 
-    fields = [field for field in config_options() if f".{field}".endswith(f".{name}")]
+    # Also of '--confg.seed'.
+    ends = (f".{name}", f".{name.partition('.')[2] or name}")
+    fields = [field for field in config_options() if f".{field}".endswith(ends)]
     return f" (did you mean '--config.{fields[0]}=VALUE'?)" if fields else ""
 
 

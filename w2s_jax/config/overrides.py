@@ -1,6 +1,7 @@
 """Overrides of a config's fields on the command line: `--config.FIELD=VALUE`. Imports no JAX."""
 
 import ast
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from w2s_jax.config.validation import unknown_field
 from w2s_jax.core import errors
 
 _PREFIX = "--config."
+#: FIELD, '=', VALUE; labels of losses have '=' within parentheses: 'confidence(alpha_max=0.75)'.
+_PARTS = re.compile(r"((?:\([^()]*\)|[^=])*?)(?:(=)(.*))?", re.DOTALL)
 _TRUE, _FALSE = ("true", "t", "1"), ("false", "f", "0")
 
 
@@ -30,7 +33,9 @@ def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str]) ->
             raise errors.InputError(
                 f"unknown argument {override!r}; overrides are --config.FIELD=VALUE"
             )
-        field, equals, text = override.removeprefix(_PREFIX).partition("=")
+        parts = _PARTS.fullmatch(override.removeprefix(_PREFIX))
+        assert parts is not None
+        field, equals, text = parts.groups()
         section, leaf = find_field(config, field, text)
         if text == "None" and field in unset:
             section[leaf] = None

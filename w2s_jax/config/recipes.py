@@ -161,7 +161,7 @@ def _refused_field(
     from ml_collections import config_dict
 
     from w2s_jax.config.overrides import refuse_value
-    from w2s_jax.config.validation import unknown_field
+    from w2s_jax.config.schema import default_config, flatten
 
     for called, _ in inner:
         found = called.f_locals
@@ -172,11 +172,14 @@ def _refused_field(
         return None
     variables = [*frame.f_locals.values(), *frame.f_globals.values()]
     roots = [v for v in variables if isinstance(v, config_dict.ConfigDict) and "task" in v]
-    path = next((path for root in roots if (path := _path_to(section, root)) is not None), None)
-    field = ".".join([*(path or []), key])
+    path = next((path for root in roots if (path := _path_to(section, root)) is not None), [])
+    field = ".".join([*path, key])
     if key not in section and isinstance(error, AttributeError | KeyError):
-        refusal = unknown_field(field, found.get("value"), None if path is None else roots[0])
-        return str(refusal).removeprefix("config: ")
+        names = list(section)
+        fields = flatten(default_config())
+        hint = errors.did_you_mean(key, names) or errors.did_you_mean(key, fields)
+        where = ".".join(["config", *path])
+        return f"unknown field {key!r}{hint} of {where}; allowed: {', '.join(names)}"
     if key in section and isinstance(error, TypeError):
         return str(refuse_value(field, found.get("value"), section, key, error))
     return None

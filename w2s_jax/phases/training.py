@@ -52,6 +52,7 @@ def train(
     evaluate = evaluators(
         [phase], context, lambda trained: Parameters(whole(trained), start.frozen)
     )
+    locator = functools.partial(locate, data.spec, mesh, frozen) if debugs_nans() else None
     profiler = make_profiler(phase, context, folder)
     saved = Checkpoints(folder.steps, context.settings.checkpoint.keep)
     try:
@@ -66,11 +67,12 @@ def train(
                 evaluate=(lambda trained: [evaluate[0](trained)]) if evaluate else None,
                 should_stop=context.should_stop,
                 profiler=profiler,
-                locate=functools.partial(locate, data.spec, frozen) if debugs_nans() else None,
+                locate=locator,
             )
     except errors.TrainingFailed as error:
-        advice = prediction.if_not_finite(phase)
-        raise errors.TrainingFailed(f"{phase.title}: {error}; {advice}") from None
+        # A known operation needs no guesses.
+        advice = "" if debugs_nans() else f"; {prediction.if_not_finite(phase)}"
+        raise errors.TrainingFailed(f"{phase.title}: {error}{advice}") from None
     except errors.Interrupted as error:
         raise errors.Interrupted(f"{phase.title}: {error}") from None
     finally:
