@@ -164,7 +164,7 @@ def refuse_unwritable(folder: Path, field: str) -> None:
     """
     if is_remote(folder):
         return
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir():
         raise InputError(f"{field}: {folder}: {existing} is a file; choose another folder")
     try:
