@@ -197,14 +197,20 @@ def _data(options: argparse.Namespace) -> int:
     from w2s_jax.data import commands
 
     _check_data_options(options)
+    data_dir = options.data_dir
     if options.config:
-        load_config(options.config, [])  # registers its tasks
+        config = load_config(options.config, [])  # registers its tasks
+        data_dir = data_dir or config.get("task", {}).get("data_dir")
     if options.action == "list":
         # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_tasks(Console(width=220))
+        console = Console(width=220)
+        if options.task is None:
+            commands.list_tasks(console)
+        else:
+            commands.list_task(options.task, console, data_dir=data_dir)
         return 0
     console = Console(width=None if sys.stdout.isatty() else 100)
-    where = {"source": options.source, "data_dir": options.data_dir}
+    where = {"source": options.source, "data_dir": data_dir}
     if options.action == "prepare":
         commands.prepare_task(options.task, options.to, console, **where)
         return 0

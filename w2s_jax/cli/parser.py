@@ -207,10 +207,13 @@ def _add_data(commands: Any) -> None:
         allow_abbrev=False,
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    recipe = "recipe that registers further tasks"
-    text = "list all tasks with their kind, sources and licence"
+    recipe = "recipe that registers further tasks; its task.data_dir is the default of --data_dir"
+    folder = "folder of local data (default: the recipe's, or W2S_DATA_DIR)"
+    text = "list all tasks with their kind, sources and licence, or one with its fields"
     listing = actions.add_parser("list", help=text, description=_sentence(text), allow_abbrev=False)
+    listing.add_argument("task", metavar="TASK", nargs="?", help="show this task, with its fields")
     listing.add_argument("--config", metavar="FILE", help=recipe)
+    listing.add_argument("--data_dir", metavar="DIR", help=folder)
     helps = {
         "show": "show documents as the model sees them",
         "check": "show counts, class balance, lengths, duplicates and leaks between splits",
@@ -227,9 +230,7 @@ def _add_data(commands: Any) -> None:
             default="auto",
             help="auto, files, hub, tfds or embedded (default: auto)",
         )
-        action.add_argument(
-            "--data_dir", metavar="DIR", help="folder of local data (default: W2S_DATA_DIR)"
-        )
+        action.add_argument("--data_dir", metavar="DIR", help=folder)
         if name == "prepare":
             action.add_argument("--to", required=True, metavar="DIR", help="output folder")
             continue

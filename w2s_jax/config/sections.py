@@ -199,6 +199,12 @@ class TaskSettings:
     data_dir: str | None = option(
         None, meaning="Folder with local data; None: the environment variable W2S_DATA_DIR"
     )
+    train_split: str | None = option(
+        None,
+        choices=("train", "validation", "test"),
+        meaning="Split to train on, which then serves nothing else; None: 'train', or what a task "
+        "declares that has no other",
+    )
     train_docs: int | None = option(
         None, low=2, meaning="Training documents, counted before halving; None: all"
     )

@@ -1,22 +1,21 @@
 """Load a task: records to documents."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from w2s_jax.core.errors import InputError, first_line, unknown
 from w2s_jax.data.documents import Document, hash_keys, stable_id
-from w2s_jax.data.records import Reader
+from w2s_jax.data.records import OFFICIAL_SPLITS, Reader
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import get_task
 
 SOURCES = (*RECORD_SOURCES, "embedded")
 ITEM_EXPANSION = {"paper": "all", "released": "one"}
-OFFICIAL_SPLITS = ("train", "validation", "test")
 
 # A record: its name in errors, and its candidates.
 Item = tuple[str, list[Candidate]]
@@ -31,6 +30,7 @@ _LABEL_TEXTS = {
     "True": 1,
     "false": 0,
     "true": 1,
+    **{"FALSE": 0, "TRUE": 1},  # as spreadsheets write them
     "-1": _UNLABELLED,
     "-1.0": _UNLABELLED,
 }
@@ -46,6 +46,7 @@ class LoadedTask:
       source: 'files', 'hub', 'tfds' or 'embedded'.
       location: the folder or dataset, for messages.
       notes: messages for the user: the task's warning, skipped records.
+      names, unused: as in `OpenedRecords`.
     """
 
     task: Task
@@ -53,6 +54,8 @@ class LoadedTask:
     source: str
     location: str
     notes: tuple[str, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def load_task(
@@ -143,7 +146,15 @@ def load(
         raise InputError(
             f"{opened.location}, split test: field 'label': the only split is unlabelled (all -1)"
         )
-    return LoadedTask(task, documents, opened.source, opened.location, tuple(notes))
+    return LoadedTask(
+        task,
+        documents,
+        opened.source,
+        opened.location,
+        tuple(notes),
+        opened.names,
+        opened.unused,
+    )
 
 
 def _official_first(splits: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document, hash_order, stable_id
+from w2s_jax.data.roles import roles
 
 # Training documents are balanced if the share of one class exceeds this (the paper's rule).
 MAJORITY_LIMIT = 0.55
@@ -32,12 +33,14 @@ def make_splits(
     balance_test: bool | None = None,
     grouping: bool = True,
     split_seed: int = 0,
+    train_split: str | None = None,
+    removed: dict[str, int] | None = None,
 ) -> dict[str, list[Document]]:
     """Return slices of the training documents, validation and test.
 
     Test documents come from 'test', else from 'validation', else from the training documents;
     validation documents from 'validation' if that is not the test set, else from the training
-    documents. These are 'train', else the first of 'validation' and 'test', else the only split.
+    documents. These are `train_split`, which then serves nothing else.
 
     With `grouping`, no group is on two sides: if one document of a group is taken for test or
     validation, the group is removed from the training documents, and so are groups that occur in an
@@ -60,6 +63,8 @@ def make_splits(
         of `balance`.
       grouping: see above.
       split_seed: seed of all orders.
+      train_split: split to train on; None: 'train'.
+      removed: gets the number of documents, by split, that grouping removes.
 
     Returns:
       'slice1' ... 'sliceN', 'validation', 'test', and 'pretrain', unchanged, if it was given.
@@ -75,7 +80,7 @@ def make_splits(
     if num_slices < 1:
         raise ValueError(f"num_slices must be at least 1, got {num_slices}")
     balance_test = balance if balance_test is None else balance_test
-    train, test, validation = roles(documents)
+    train, test, validation = roles(documents, train_split)
     if validation_docs == 0:
         validation = None
     names = [name for name in (train, test, validation) if name]
@@ -83,6 +88,7 @@ def make_splits(
     pool = _groups(documents[train], keys, split_seed)
     test_groups = _groups(documents[test], keys, split_seed) if test else []
     validation_groups = _groups(documents[validation], keys, split_seed) if validation else []
+    before = _size(pool), _size(validation_groups)
     validation_groups = _without(validation_groups, test_groups, keys)
     pool = _without(pool, [*test_groups, *validation_groups], keys)
 
@@ -98,6 +104,11 @@ def make_splits(
         chosen_validation, pool = _carve(
             pool, validation_docs, balance_test, "task.validation_docs", train
         )
+    if removed is not None:
+        carved = (0 if test else len(chosen_test)) + (0 if validation else len(chosen_validation))
+        removed[train] = before[0] - _size(pool) - carved
+        if validation:
+            removed[validation] = before[1] - _size(validation_groups)
 
     training = _training(pool, train_docs, balance, train)
     slices = _slices(training, num_slices, keys) if grouping else _cut(training, num_slices)
@@ -106,23 +117,6 @@ def make_splits(
     if "pretrain" in documents:
         result["pretrain"] = list(documents["pretrain"])
     return result
-
-
-def roles(documents: Mapping[str, Sequence[Document]]) -> tuple[str, str | None, str | None]:
-    """Return the source splits of training, test and validation (None: from training)."""
-    there = [name for name, docs in documents.items() if docs and name != "pretrain"]
-    official = [name for name in ("train", "validation", "test") if name in there]
-    if not official and len(there) != 1:
-        found = ", ".join(there) or "none"
-        raise InputError(
-            f"task.name: no documents to train on: needs a split train, validation or test, or a "
-            f"single other split; found: {found}"
-        )
-    train = (official or there)[0]
-    free = [name for name in ("test", "validation") if name in there and name != train]
-    test = free[0] if free else None
-    validation = "validation" if "validation" in free and test != "validation" else None
-    return train, test, validation
 
 
 def normalised_text(document: Document) -> str | None:
@@ -168,6 +162,10 @@ def _in_order(group: Group, split_seed: int) -> Group:
         return group
     ids_N = np.array([document.id for document in group], np.uint64)
     return [group[n] for n in hash_order(ids_N, "split", split_seed)]
+
+
+def _size(groups: Sequence[Group]) -> int:
+    return sum(map(len, groups))
 
 
 def _without(groups: Sequence[Group], others: Sequence[Group], keys: _Keys) -> list[Group]:

@@ -94,6 +94,9 @@ class Task:
       truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
         (a question, a reply) comes last.
       warning: printed by runs and `w2s data`, to prevent misreading results.
+      train_split: 'validation' or 'test' if the dataset has no other split with labels to train
+        on; runs take it where there is no 'train' (see `task.train_split`).
+      optional_fields: fields that a record may have.
     """
 
     name: str
@@ -110,6 +113,8 @@ class Task:
     token_space: TokenSpace | None = None
     truncate: str = "end"
     warning: str | None = None
+    train_split: str | None = None
+    optional_fields: tuple[str, ...] = ()
 
     @property
     def num_texts(self) -> int:

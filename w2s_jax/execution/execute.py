@@ -72,7 +72,7 @@ def run(
     prepared = prepare_alike(config, workdir, store)
     missing = _missing(prepared)
     for note in prepared.resolved.notes:
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
     if dry_run:
         printing.print_plan(prepared, missing, console)
         # Only what the config says of the mesh: asking for the devices would take hold of them.

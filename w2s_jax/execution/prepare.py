@@ -72,7 +72,7 @@ def prepare(
         workdirs.refuse_unwritable(workdir, folder, settings)
     resolved = resolve(settings)
     if stored is not None:
-        workdirs.refuse_other_data(workdir, stored["data"], resolved)
+        workdirs.refuse_other_data(workdir, stored, resolved)
     plan = make_plan(resolved)
     record = workdirs.record(config, stored, resolved)
     record["phases"] = [phase.name for phase in plan.phases]

@@ -139,6 +139,9 @@ def refuse_other_config(
     for field in sorted(there.keys() | now.keys()):
         if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS) or field in pinned:
             continue
+        # None may be this split; if it is not, the documents differ (see `refuse_other_data`).
+        if field == "task.train_split" and None in (there.get(field), now.get(field)):
+            continue
         if field.startswith("loss.") and _loss_label(field) not in earlier["losses"]:
             continue
         if field.startswith("method.") and not _method_matters(field, _methods(earlier)):
@@ -150,8 +153,9 @@ def refuse_other_config(
         raise _other_run(workdir, differences)
 
 
-def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
+def refuse_other_data(workdir: Path, stored: dict[str, Any], resolved: Resolved) -> None:
     """Refuse data and models that have changed since the run was created."""
+    earlier: dict[str, str] = stored["data"]
     changed = [
         f"the model of {name.removeprefix('model:')} (its files have changed)"
         if name.startswith("model:")
@@ -159,6 +163,9 @@ def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved
         for name, digest in earlier.items()
         if resolved.digests.get(name) != digest
     ]
+    there, now = stored["config"]["task"].get("train_split"), resolved.settings.task.train_split
+    if changed and there != now:
+        changed.insert(0, f"task.train_split ({there!r} there, {now!r} now)")
     if changed:
         raise _other_run(workdir, changed)
 

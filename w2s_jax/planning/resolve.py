@@ -29,6 +29,7 @@ from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.role_settings import check_model, with_defaults
+from w2s_jax.planning.used_files import choose_training, describe_files
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def resolve(settings: Settings) -> Resolved:
     )
     task = loaded.task
     notes = [*loaded.notes]
+    train_split = choose_training(loaded, task_settings.train_split, notes)
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles:
         check_model(role, found[role], settings)
@@ -116,6 +118,7 @@ def resolve(settings: Settings) -> Resolved:
     documents: Mapping[str, list[Document]] = loaded.documents
     for reader in different.values():
         documents = _without_overlong(documents, reader, notes)
+    removed: dict[str, int] = {}
     raw = make_splits(
         documents,
         train_docs=task_settings.train_docs,
@@ -126,7 +129,12 @@ def resolve(settings: Settings) -> Resolved:
         balance_test=protocol.balance_test,
         grouping=protocol.grouping,
         split_seed=task_settings.split_seed,
+        train_split=train_split,
+        removed=removed,
     )
+    pretraining = any(role.pretrain.source == "task" for role in settings.roles.values())
+    files = describe_files(loaded, train_split, raw, removed, pretraining=pretraining)
+    notes.insert(0, files)
     sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
     tokenized = {

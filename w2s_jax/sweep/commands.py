@@ -106,6 +106,8 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
             left = len(run.prepared.missing())
             table.add_row(run.name, str(len(run.phases)), str(left))
         console.print(table)
+    for note in dict.fromkeys(n for run in plan.runs for n in run.prepared.resolved.notes):
+        console.print(note, style="dim", highlight=False, markup=False)
     uses, phases = plan.uses, plan.phases
     shared = sum(count > 1 for count in uses.values())
     states = records.states(plan.store, plan.parents)

@@ -27,8 +27,8 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
     if prepared is not None:
         where, first = next(next(iter(tfds.open_prepared(prepared).values()))())
     else:
-        path = next(iter(records.find_files(name, data_dir).values()))
-        where, first = next(records.read_records(path))
+        path = records.task_files(name, data_dir).first
+        where, first = next(records.read_records(path, ("text", "text_a", "text_b")))
     pair = "text_a" in first or "text_b" in first
     if pair and "text" in first:
         raise InputError(
@@ -43,6 +43,7 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
         fields=texts,
         expand=expand_pair if pair else expand_text,
         kind="preference" if pair else "classification",
+        optional_fields=(*LABEL_FIELDS, "group"),
     )
 
 

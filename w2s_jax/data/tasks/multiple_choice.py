@@ -192,6 +192,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("ybisk/piqa"),
         tfds=Origin("piqa"),
         truncate="start",
+        train_split="validation",
     ),
     Task(
         name="hellaswag",
@@ -207,5 +208,6 @@ TASKS: tuple[Task, ...] = (
             convert=convert_hellaswag,
         ),
         truncate="start",
+        train_split="validation",
     ),
 )

@@ -127,6 +127,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("google/boolq"),
         tfds=Origin("bool_q"),
         truncate="start",
+        train_split="validation",
     ),
     Task(
         name="cosmos_qa",
@@ -194,5 +195,6 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("CogComp/mc_taco"),
         tfds=Origin("mctaco"),
         truncate="start",
+        train_split="validation",
     ),
 )
