@@ -207,9 +207,9 @@ def test_none_brings_a_default_back():
         (["report", "D/done", "--out=R"], ["--out: R: R is a file"]),
         (["gc", "D"], ["D: is neither a run nor a sweep; it has folders of runs", "begun, done"]),
         (["gc", "D/nosuch"], ["no such folder"]),
-        (["sweep", "status"], ["give one folder"]),
+        (["sweep", "status"], ["use status DIR, with one folder"]),
         (["sweep", "stauts", "D"], ["(did you mean 'status'?)"]),
-        (["sweep", "status", "D"], ["D: is not a sweep folder"]),
+        (["sweep", "status", "D"], ["D: has no sweep.json; give the folder of a sweep"]),
         (["sweep", "--config=R", "--workdir=D/w", "--watch"], ["--watch needs status"]),
         (["sweep", "--config=R", "--workdir=R"], ["--workdir: R is a file"]),
         (["data", "check", "sst2", "--n=3"], ["data check: unknown argument '--n=3'"]),
@@ -218,7 +218,7 @@ def test_none_brings_a_default_back():
         (["data", "prepare", "sst2", "--to=R"], ["--to: R: R is a file"]),
         (["bench", "train", "--json=D"], ["--json: D: is a folder"]),
         (["bench", "train", "--config.seed=1"], ["needs a recipe: --config=FILE"]),
-        (["compile", "--config=R", "--topology=v9:4"], ["'v9'", "allowed: v4, v5e, v5p, v6e"]),
+        (["compile", "--config=R", "--topology=v9:4"], ["'v9:4'", "slices of v4, v5e, v5p, v6e"]),
         (["compile", "--config=R", "--topology=v5e:3"], ["'v5e:3'", "v5e-256"]),
     ],
 )
@@ -227,7 +227,7 @@ def test_a_clumsy_command_line_is_told_apart_from_others(
 ):
     for name in ("begun/config.json", "done/config.json", "done/result.json"):
         (tmp_path / "D" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "D" / name).write_text("{}")
+        (tmp_path / "D" / name).write_text('{"config": {}, "data": {}}')
     recipe.rename(tmp_path / "R")
     monkeypatch.chdir(tmp_path)
     try:

@@ -154,14 +154,13 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.action:
         from w2s_jax.sweep.status import print_status, watch_status
 
-        if options.action[0] != "status":
+        if options.action[0] != "status" or len(options.action) != 2:
             hint = errors.did_you_mean(options.action[0], ["status"])
+            hint = "" if options.action[0] == "status" else hint
             raise errors.InputError(
-                f"sweep: unknown action {options.action[0]!r}{hint}; use w2s sweep status DIR, or "
-                "--config and --workdir"
+                f"sweep: unknown action {' '.join(options.action)!r}{hint}; use status DIR, with "
+                "one folder, or --config and --workdir"
             )
-        if len(options.action) != 2:
-            raise errors.InputError("sweep status: give one folder: w2s sweep status DIR")
         if overrides:
             raise _unknown_argument("sweep", overrides[0])
         (watch_status if options.watch else print_status)(Path(options.action[1]), console)

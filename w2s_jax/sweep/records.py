@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core import errors, files
+from w2s_jax.core import errors
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import workdirs
 from w2s_jax.store.artifacts import PhaseFolder
@@ -116,8 +116,9 @@ def read_sweep(workdir: Path) -> dict[str, Any]:
     """
     path = sweep_path(workdir)
     if not path.exists():
-        files.refuse_missing(workdir)
-        raise errors.InputError(f"{workdir}: is not a sweep folder: it has no sweep.json")
+        kind = "is a file" if workdir.exists() else "does not exist"
+        advice = "give the folder of a sweep" if workdir.is_dir() else f"{workdir} {kind}"
+        raise errors.InputError(f"{workdir}: has no sweep.json; {advice}")
     found = read_json(path)
     if not (isinstance(found, dict) and {"store", "runs", "phases"} <= found.keys()):
         raise errors.InputError(f"{path} is not the record of a sweep; give the folder of a sweep")

@@ -68,7 +68,11 @@ def find(name: str) -> Topology:
         return products[name]
     generation = re.split("[:-]", name)[0]
     if generation not in SLICES:
-        raise errors.unknown("--topology: TPU generation", generation, SLICES)
+        hint = errors.did_you_mean(name, [*every, *products])
+        raise errors.InputError(
+            f"--topology: unknown value {name!r}{hint}; allowed: slices of {', '.join(SLICES)}, "
+            "such as v5e:4x4 or v5e-16"
+        )
     same = {short: known for short, known in products.items() if known.generation == generation}
     raise errors.unknown("--topology", name, [known.name for known in same.values()] + list(same))
 
