@@ -16,15 +16,15 @@ from collections.abc import Sequence
 
 from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, library_logs, processes
 
 #: Commands that accept --config.FIELD=VALUE.
 _WITH_FIELDS = ("run", "sweep", "bench", "compile")
 
 
+@library_logs.diverts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -60,6 +60,7 @@ def _dispatch(arguments: list[str]) -> int:
         "convert": _convert,
         "models": _models,
         "gc": _gc,
+        "labels": _labels,
     }
     options, rest = parser.parser().parse_known_args(arguments)
     if options.command in with_overrides:
@@ -114,6 +115,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         dry_run=options.dry_run,
         profile=profile,
         dump_hlo=options.dump_hlo,
+        accept_changed_code=options.accept_changed_code,
     )
     return 0
 
@@ -185,6 +187,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         slurm=slurm,
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
+        accept_changed_code=options.accept_changed_code,
         mfu=options.mfu,
     )
     return 0
@@ -332,6 +335,15 @@ def _gc(options: argparse.Namespace) -> int:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
+    return 0
+
+
+def _labels(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from w2s_jax.execution import labels
+
+    print(labels.export(Path(options.phase), Path(options.to)))
     return 0
 
 

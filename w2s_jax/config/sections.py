@@ -226,6 +226,17 @@ class TaskSettings:
         meaning="Tokens of a document, at most; None: as the model allows",
     )
     overlong: str = option("truncate", choices=OVERLONG, meaning="What to do with longer documents")
+    truncate: str | None = option(
+        None,
+        choices=("start", "end"),
+        meaning="Side at which longer texts are cut; None: the task's own (pairs: 'start')",
+    )
+    empty: str | None = option(
+        None,
+        choices=("skip", "error"),
+        meaning="What to do with empty texts and those that give no token; None: 'skip' for "
+        "built-in tasks, 'error' for others",
+    )
     split_seed: int = option(
         0, low=0, high=MAX_SEED, meaning="Seed of the choice and the split of documents"
     )

@@ -186,7 +186,9 @@ def check_task(
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
     for split, documents in loaded.documents.items():
-        tokens, _ = tokenize(documents, tokenizer, max_length=None, overlong="error")
+        tokens, _ = tokenize(
+            documents, tokenizer, max_length=None, overlong="error", empty=loaded.empty
+        )
         facts[split] = check.split_facts(documents, tokens.lengths_N)
     console.print(_facts_table(facts))
     unit = "tokens" if tokenizer is None else f"tokens ({tokenizer.name})"

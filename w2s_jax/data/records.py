@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.core.files import is_remote, location, unreachable
 from w2s_jax.data import formats
 
@@ -252,7 +252,7 @@ def text_field(record: Any, where: str = "") -> str:
         raise InputError(f"{prefix}a record must be a JSON object, found a {type(record).__name__}")
     text = record.get("text")
     if not isinstance(text, str):
-        problem = "missing" if "text" not in record else f"not text: {text!r}"
+        problem = "missing" if "text" not in record else f"not text: {shown(text)}"
         raise InputError(f"{prefix}field 'text' is {problem}")
     return text
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core.errors import InputError, first_line, unknown
+from w2s_jax.core.errors import InputError, first_line, listed, unknown
 from w2s_jax.core.files import location
 from w2s_jax.core.hf_hub import INSTALL
 from w2s_jax.data import hf_datasets, records, tfds
@@ -157,7 +157,7 @@ def _converted(reader: Reader, origin: Origin) -> Reader:
             except (LookupError, TypeError, AttributeError, ValueError) as error:
                 raise InputError(
                     f"{where}: not in the expected form of {origin.name} ({first_line(error)}); "
-                    f"the record has: {', '.join(map(str, record)) or 'no fields'}"
+                    f"the record has: {listed(record, 'no fields')}"
                 ) from error
             yield where, converted
 

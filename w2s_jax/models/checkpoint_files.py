@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import read_json, write_json
+from w2s_jax.core.files import contents, read_json, write_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -111,12 +111,12 @@ def _open_index(folder: Path) -> dict[str, StoredTensor]:
 
 def _nothing(folder: Path) -> InputError:
     """Return the error for a folder without model.safetensors and without an index."""
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    files = [path.name for path in contents(folder)] if folder.is_dir() else []
+    others = [name for name in files if name.endswith(".safetensors")]
     if others:
         return InputError(
             f"{folder}: has {others[0]!r}, but neither {SINGLE} nor {INDEX}; add one of these"
         )
-    files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return no_safetensors(str(folder), files)
 
 

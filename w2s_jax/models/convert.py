@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.core import errors
-from w2s_jax.core.files import new_folder, write_json
+from w2s_jax.core.files import new_folder, refuse_existing, write_json
 from w2s_jax.models import checkpoint_files as files
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def convert(
     if format not in FORMATS:
         raise errors.unknown("--format", format, FORMATS)
     folder = Path(target)
-    if folder.exists():
-        raise errors.InputError(f"--to: {folder} already exists; choose a new folder")
+    refuse_existing(folder, "--to")
     if tokenizer is not None and not (Path(tokenizer) / "tokenizer.json").is_file():
         raise errors.InputError(
             f"--tokenizer: {tokenizer} has no tokenizer.json; give the folder of a fast tokenizer"

@@ -15,7 +15,7 @@ from typing import Any
 
 from w2s_jax.core import hf_hub
 from w2s_jax.core.errors import InputError, nearest
-from w2s_jax.core.files import read_json
+from w2s_jax.core.files import contents, read_json
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
@@ -161,7 +161,7 @@ def is_huggingface(folder: Path) -> bool:
     """Return whether a folder is in Hugging Face's layout, even if incomplete, and not in ours."""
     if (folder / "checkpoints").exists():
         return False
-    if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+    if any(path.suffix in (".safetensors", ".bin") for path in contents(folder)):
         return True
     config = folder / "config.json"
     record = read_json(config) if config.is_file() else {}

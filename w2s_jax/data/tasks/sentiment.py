@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks.fields import expand_text_and_label, index_of, text_of
+from w2s_jax.data.tasks.fields import empty_text, expand_text_and_label, index_of, text_of
 
 
 def expand_sst2(record: Mapping[str, Any], where: str) -> list[Candidate]:
@@ -17,7 +16,7 @@ def expand_imdb(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """The review, with HTML line breaks as line breaks."""
     text = text_of(record, "text", where).replace("<br />", "\n").strip()
     if not text:
-        raise InputError(f"{where}: field 'text': empty document: {record['text']!r}")
+        raise empty_text(record, "text", where)
     return [Candidate(text, record["label"])]
 
 
@@ -25,9 +24,7 @@ def expand_amazon(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Title and content on separate lines; one of them may be empty."""
     parts = [text_of(record, name, where, may_be_empty=True) for name in ("title", "content")]
     if not any(parts):
-        raise InputError(
-            f"{where}: fields 'title' and 'content': empty document: {record['content']!r}"
-        )
+        raise empty_text(record, "content", where)
     return [Candidate("\n".join(part for part in parts if part), record["label"])]
 
 
