@@ -112,7 +112,9 @@ def _add_run(commands: Any) -> None:
         "--dry_run", action="store_true", help="print phases and memory estimates, then stop"
     )
     run.add_argument(
-        "--debug_nans", action="store_true", help="raise an error at the first NaN (slow)"
+        "--debug_nans",
+        action="store_true",
+        help="where a loss or gradient is not finite, name the operation and its line (slow)",
     )
     run.add_argument(
         "--profile",
