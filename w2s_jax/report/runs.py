@@ -131,7 +131,10 @@ def _load_run(folder: Path, reader: _PhaseReader) -> FinishedRun:
 
 def _no_result(folder: Path) -> InputError:
     """Return the error for a folder without result.json, by what it is."""
-    refuse_missing(folder)
+    try:
+        refuse_missing(folder)
+    except InputError as error:
+        return InputError(f"{error}; give a folder that w2s run or w2s sweep has finished")
     if (folder / "config.json").is_file() or (folder / "sweep.json").is_file():
         command = "run" if (folder / "config.json").is_file() else "sweep"
         return InputError(
