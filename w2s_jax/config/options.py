@@ -7,6 +7,7 @@ checked by it.
 import dataclasses
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_origin, get_type_hints
@@ -91,6 +92,10 @@ class Option:
             raise errors.InputError(f"{field}: {value!r}; allowed: {words}")
         elif isinstance(value, int | float) and not self._in_range(value):
             raise errors.InputError(f"{field}: {value!r}; allowed: {self.allowed}")
+        elif isinstance(value, float) and _float32(value) in (self.above, self.below):
+            raise errors.InputError(
+                f"{field}: {value!r} is {_float32(value)} in float32; allowed: {self.allowed}"
+            )
         return value
 
     def _check_entries(self, field: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -168,6 +173,14 @@ def declared(options: Mapping[str, Any]) -> dict[str, Option]:
 def defaults(options: Mapping[str, Option]) -> dict[str, Any]:
     """Name -> default."""
     return {name: declaration.default for name, declaration in options.items()}
+
+
+def _float32(value: float) -> float:
+    """Return the nearest float32, in which most values are used."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def _check_text(field: str, text: str) -> None:

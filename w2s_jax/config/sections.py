@@ -121,7 +121,7 @@ class TrainSettings:
     dropout: float = option(
         0.0,
         low=0,
-        high=0.99,
+        below=1,
         meaning="Share of the embeddings and of the outputs of attention and MLP set to zero in "
         "training, as in GPT-2 (Srivastava et al. 2014); not for probes",
     )
