@@ -84,6 +84,7 @@ def test_the_result_fulfils_the_contract(finished):
             assert student["pgr"] == pytest.approx(gain / gap)
         else:
             assert student["pgr"] is None and student["pgr_note"]
+        assert student["gap_low"] <= gap <= student["gap_high"]
     kinds = [stage["kind"] for stage in result["stages"]]
     assert kinds == ["pretrain", "pretrain", "weak", "ceiling", "student", "student"]
     for stage in result["stages"]:

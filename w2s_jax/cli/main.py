@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, library_logs, processes
+from w2s_jax.core import errors, library_logs, processes, terminal
 
 #: Commands that accept --config.FIELD=VALUE.
 _WITH_FIELDS = ("run", "sweep", "bench", "compile")
@@ -147,10 +147,7 @@ def _report(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    # In a pipe, do not break the names of phases and runs.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
     overrides = [o for o in overrides if o not in slurm]
     if options.action:
@@ -194,8 +191,6 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from w2s_jax.data import commands
 
     _check_data_options(options)
@@ -204,14 +199,14 @@ def _data(options: argparse.Namespace) -> int:
         config = load_config(options.config, [])  # registers its tasks
         data_dir = data_dir or config.get("task", {}).get("data_dir")
     if options.action == "list":
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        console = Console(width=220)
+        # Wide enough not to break names, in a narrow terminal too.
+        console = terminal.console(columns=220)
         if options.task is None:
             commands.list_tasks(console)
         else:
             commands.list_task(options.task, console, data_dir=data_dir)
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = terminal.console()
     where = {"source": options.source, "data_dir": data_dir}
     if options.action == "prepare":
         commands.prepare_task(options.task, options.to, console, **where)
@@ -260,8 +255,6 @@ def _check_data_options(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.core.files import refuse_unwritable, write_json
     from w2s_jax.perf import bench
 
@@ -285,8 +278,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
         **({} if options.mix is None else {"mixes": (options.mix,)}),
     )
     config = None if options.config is None else load_config(options.config, overrides)
-    # In a pipe, do not break rows of numbers.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     records = bench.run(options.what, asked, console, config)
     if target is not None:
         write_json(target, {"records": records})
@@ -321,8 +313,6 @@ def _convert(options: argparse.Namespace) -> int:
 def _gc(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.execution import storage_gc
 
     def confirm() -> bool:
@@ -333,7 +323,7 @@ def _gc(options: argparse.Namespace) -> int:
             return False
         return input("Remove these files? [y/N] ").strip().lower() in ("y", "yes")
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
     return 0
 
@@ -348,15 +338,13 @@ def _labels(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from w2s_jax.models import commands
 
     if options.name is None:
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_models(Console(width=220))
+        # Wide enough not to break names, in a narrow terminal too.
+        commands.list_models(terminal.console(columns=220))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 100)
+        console = terminal.console()
         commands.show_model(options.name, console)
     return 0
 

@@ -100,6 +100,7 @@ class Task:
       train_split: 'validation' or 'test' if the dataset has no other split with labels to train
         on; runs take it where there is no 'train' (see `task.train_split`).
       optional_fields: fields that a record may have.
+      label_names: names of label 0 and label 1, for exported classifiers.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Task:
     warning: str | None = None
     train_split: str | None = None
     optional_fields: tuple[str, ...] = ()
+    label_names: tuple[str, str] | None = None
     label_field: str = "label"
     empty: str = "error"
 

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from w2s_jax.config.mesh_shapes import known_shape
-from w2s_jax.core import errors, library_logs, processes, signals
+from w2s_jax.core import errors, library_logs, processes, signals, terminal
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import code_changes, printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
@@ -72,7 +72,7 @@ def run(
       TrainingFailed: a loss or gradient is not finite.
       StorageError: something could not be written or read.
     """
-    console = console or Console()
+    console = console or terminal.console()
     if not processes.is_first():
         console = Console(quiet=True)
     prepared = prepare_alike(config, workdir, store)

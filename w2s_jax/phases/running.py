@@ -9,6 +9,7 @@ import jax
 
 from w2s_jax.core import processes
 from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
+from w2s_jax.data.tasks import TASKS
 from w2s_jax.phases import parameters, training
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.parameters import Parameters
@@ -80,10 +81,19 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
             "kind": phase.kind,
             "spec": phase.spec,
             **parameters.record(phase, source, context.store),
+            **_label_names(phase, context),
             "execution": _execution(phase, context, population),
             **_code(phase),
         },
     )
+
+
+def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
+    """Return the names of the classes of a phase with a head, if its task names them."""
+    task = TASKS.get(context.settings.task.name)
+    if phase.loss is None or phase.num_texts > 1 or task is None or task.label_names is None:
+        return {}
+    return {"label_names": list(task.label_names)}
 
 
 def _code(phase: Phase) -> dict[str, Any]:

@@ -183,7 +183,15 @@ def _reader(
         if tokenizer is None:
             _check_vocabulary(role, task, source)
         else:
-            sources.check_fits(source, tokenizer.vocab_size, tokenizer.name)
+            pretrains = settings.roles[role].pretrain.source is not None
+            end = tokenizer.end_of_text if pretrains else None
+            needed = max(tokenizer.text_vocab_size, 0 if end is None else end + 1)
+            sources.check_fits(source, needed, tokenizer.name)
+            if tokenizer.vocab_size > source.config.vocab_size:
+                notes.append(
+                    f"{role}: {tokenizer.name} has special tokens for which {source.name} has no "
+                    "row; no text has them"
+                )
         longest = source.config.max_positions
         if source.config.positions == "learned" and (limit is None or limit > longest):
             notes.append(f"{role}: documents are limited to the {longest} tokens of {source.name}")

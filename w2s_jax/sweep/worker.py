@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from w2s_jax.config import MeshSettings
-from w2s_jax.core import errors, signals
+from w2s_jax.core import errors, signals, terminal
 from w2s_jax.execution import execute, printing
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved
@@ -66,7 +66,7 @@ def work(
     with execute.disk_errors(plan.store), signals.stop_on_signals() as signalled:
         worker = Worker(
             plan,
-            console or Console(),
+            console or terminal.console(),
             lambda: signalled() or should_stop(),
             frozenset(record["starts"]),
         )

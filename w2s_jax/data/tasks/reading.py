@@ -126,6 +126,7 @@ TASKS: tuple[Task, ...] = (
         description="Yes or no: questions to a search engine, with a paragraph of Wikipedia.",
         licence="CC BY-SA 3.0",
         fields=("passage", "question", "answer"),
+        label_names=("no", "yes"),
         expand=expand_boolq,
         label_field="answer",
         hub=Origin("google/boolq"),
