@@ -249,6 +249,7 @@ def test_a_clumsy_command_line_is_told_apart_from_others(
         ("train.weight_decay=200", ["weak.train.weight_decay: 200.0 times learning_rate=0.01"]),
         ("lora.rank=100000", ["weak.lora.rank: 100000; allowed: at most 8"]),
         ("lora.alpha=1e300", ["lora.alpha"]),
+        ("checkpoint.every_minutes=inf", ["checkpoint.every_minutes", "from 0 to 1000000"]),
         ("train.dropout=0.9999999999", ["train.dropout", "is 1.0 in float32", "below 1"]),
         ("train.learning_rate=1e-300", ["train.learning_rate", "is 0.0 in float32", "above 0"]),
         ("train.steps=1000000000000", ["train.steps", "10000000"]),

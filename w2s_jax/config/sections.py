@@ -1,6 +1,5 @@
 """The sections of a config: fields with their defaults, allowed values and meanings."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -343,7 +342,7 @@ class MeshSettings:
 class CheckpointSettings:
     """Checkpoints within a phase, and the parameters of finished phases."""
 
-    every_minutes: float = option(3.0, low=0, high=math.inf, meaning="Minutes between checkpoints")
+    every_minutes: float = option(3.0, low=0, high=1_000_000, meaning="Minutes between checkpoints")
     keep: int = option(2, low=1, meaning="Checkpoints kept of a phase in training")
     keep_final: bool = option(
         True,
