@@ -128,6 +128,20 @@ def test_check_names_files(capsys, folder):
     assert "validation: DEV.jsonl" in out and "unused: challenge.tsv" in out
 
 
+def test_check_says_what_a_run_trains_on(capsys, folder):
+    _, out, _ = run(capsys, "check", "mine", f"--data_dir={folder}")
+    assert "train on" not in out
+    (folder / "mine" / "train.jsonl").rename(folder / "mine" / "training.jsonl")
+    status, out, _ = run(capsys, "check", "mine", f"--data_dir={folder}")
+    out = " ".join(out.split())
+    assert status == 0 and "note: a run would be refused: task.train_split: " in out
+    assert "--config.task.train_split=test" in out
+    row = {"passage": "p", "question": "q", "answer": True}
+    write(folder / "boolq" / "validation.jsonl", [row, row | {"answer": False}])
+    _, out, _ = run(capsys, "check", "boolq", f"--data_dir={folder}")
+    assert "note: no split 'train': runs train on validation.jsonl" in " ".join(out.split())
+
+
 def test_show_prints_documents_as_the_model_sees_them(capsys, folder):
     status, out, _ = run(capsys, "show", "mine", "--n=2", f"--data_dir={folder}")
     documents = {d.id: d for d in load_task("mine", data_dir=str(folder))["train"]}

@@ -78,6 +78,7 @@ def test_a_test_split_without_labels_is_left_out_whatever_the_spelling(tmp_path,
         assert list(found.documents) == ["validation"], value
         (note,) = found.notes
         assert note.startswith(f"test: left out, because its 3 records have no label ({path}, ")
+        assert value is MISSING or note.endswith(f"field {field!r}: {value!r})")
         # A single one among others is a mistake, and so is one to train on.
         path = write(tmp_path, name, "test", [record | {field: labelled}, hidden])
         assert error(load, name, data_dir=str(tmp_path)).startswith(f"{path}, line 2: field ")
@@ -418,13 +419,18 @@ def test_a_run_says_what_it_left_out(tmp_path, monkeypatch):
     found = rows(200) + [{"text": " ", "label": 1}] + [{"text": "xxx", "label": 1, "group": 5}] * 3
     found += [{"text": f"tie {n}", "soft_label": 0.5} for n in range(20)]
     path = write(tmp_path, "mine", "train", found)
+    test = [{"text": f"test {n}", "label": n % 2} for n in range(100)]
+    write(tmp_path, "mine", "test", [*test, {"text": "xx", "label": 0, "group": 6}])
     assert error(resolved, tmp_path).startswith(f"{path}, line 201: field 'text': empty document")
     del found[200]
     write(tmp_path, "mine", "train", found)
     assert error(resolved, tmp_path).startswith(f"{path}, line 201 has no tokens")
     skipped = resolved(tmp_path, empty="skip")
-    assert "skipped 3 documents with a text that gives no token (task.empty)" in skipped.notes
+    what = "with a text that gives no token (task.empty)"
+    assert f"train: skipped 3 documents {what}" in skipped.notes
+    assert f"test: skipped 1 document {what}" in skipped.notes
     assert "train: 20 ties (soft_label 0.5), which are never evaluated" in skipped.notes
     write(tmp_path, "mine", "train", found[:200] + found[203:])
+    write(tmp_path, "mine", "test", test)
     # As if they had never been there.
     assert names(resolved(tmp_path)) == names(skipped)

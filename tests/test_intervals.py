@@ -74,6 +74,14 @@ def test_pgr_interval_approaches_the_delta_method():
     assert ours["gap_high"] == pytest.approx(middle + reach, abs=0.05 * reach)
 
 
+def test_students_of_one_ceiling_have_one_gap():
+    models, truth_N = three_models(400, accuracies=(0.7, 0.74, 0.75))
+    for student in (models[0], models[2], 1 - models[1]):
+        other = pgr_interval(models[0], student, models[2], truth_N)
+        ours = pgr_interval(*models, truth_N)
+        assert [other["gap_low"], other["gap_high"]] == [ours["gap_low"], ours["gap_high"]]
+
+
 def test_pgr_interval_is_none_where_the_gap_is_mostly_absent():
     models, truth_N = three_models(200, accuracies=(0.8, 0.8, 0.7))
     ours = pgr_interval(*models, truth_N)

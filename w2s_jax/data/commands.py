@@ -10,6 +10,7 @@ from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data import check, records
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
+from w2s_jax.data.roles import training_split
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
@@ -82,9 +83,24 @@ def _load(
     if files:
         console.print("; ".join(files), highlight=False, markup=False)
     console.print(loaded.task.description, highlight=False, markup=False)
-    for note in loaded.notes:
+    for note in (*loaded.notes, *_on_training(loaded)):
         console.print(f"note: {note}", highlight=False, markup=False)
     return loaded
+
+
+def _on_training(loaded: LoadedTask) -> list[str]:
+    """Return a note on data without a split 'train': what a run does with them."""
+    names = {split: split for split in loaded.documents} | dict(loaded.names)
+    try:
+        chosen = training_split(
+            [split for split in loaded.documents if split != "pretrain"],
+            declared=loaded.task.train_split,
+            place=loaded.location,
+            found=[*names.values(), *loaded.unused],
+        )
+    except InputError as error:
+        return [f"a run would be refused: {error}"]
+    return [] if chosen == "train" else [f"no split 'train': runs train on {names[chosen]}"]
 
 
 def _tokenizer(loaded: LoadedTask, name: str) -> Tokenizer | None:

@@ -104,9 +104,8 @@ def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> I
         if not candidates:
             unused += 1
             continue
-        without = [c.label for c in candidates if _lacks_label(c)]
-        if without and unlabelled is None:
-            what = no_label or f"field {task.label_field!r}: {shown(without[0])}"
+        if unlabelled is None and any(map(_lacks_label, candidates)):
+            what = no_label or f"field {task.label_field!r}: {shown(record[task.label_field])}"
             unlabelled = where, what
             if split in ("train", "validation"):
                 raise InputError(f"{where}: {what} (unlabelled); records of {split!r} need labels")

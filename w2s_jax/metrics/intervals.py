@@ -66,9 +66,19 @@ def pgr_interval(
     gap_R = counts_R8 @ (ceiling_8 - weak_8)
     defined_R = gap_R > 0
     pgr_R = gain_R[defined_R] / gap_R[defined_R]
-    gap_low, gap_high = np.quantile(gap_R / pattern_N.size, _tails(level))
-    gap = {"gap_low": float(gap_low), "gap_high": float(gap_high)}
-    return _percentiles(pgr_R, resamples, level) | gap
+    ends = _gap_ends(ceiling_N - weak_N, level, resamples, seed)
+    return _percentiles(pgr_R, resamples, level) | ends
+
+
+def _gap_ends(
+    gap_N: NDArray[np.int64], level: float, resamples: int, seed: int
+) -> dict[str, float | None]:
+    """Return the interval of the mean gap; its draws are the same for all students of a ceiling."""
+    share_3 = np.bincount(gap_N + 1, minlength=3) / gap_N.size
+    counts_R3 = np.random.default_rng(seed).multinomial(gap_N.size, share_3, size=resamples)
+    gap_R = (counts_R3[:, 2] - counts_R3[:, 0]) / gap_N.size
+    low, high = np.quantile(gap_R, _tails(level))
+    return {"gap_low": float(low), "gap_high": float(high)}
 
 
 def _tails(level: float) -> list[float]:

@@ -12,7 +12,6 @@ from w2s_jax.data.tokenizers import Tokenizer
 
 #: What documents look like to a role: its tokenizer, and the most tokens of a text.
 Key = tuple[str, int | None]
-_EMPTY = "with a text that gives no token (task.empty)"
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,12 @@ def tokenized_splits(
     if not empty:
         notes += found
         return raw, tokenized
-    notes.append(f"skipped {len(empty):,} documents {_EMPTY}")
     rest = {name: [d for d in docs if d.id not in empty] for name, docs in documents.items()}
+    notes += [
+        _skipped(name, len(docs) - len(rest[name]))
+        for name, docs in documents.items()
+        if len(docs) > len(rest[name])
+    ]
     return tokenized_splits(rest, readers, settings, notes, train_split, removed)
 
 
@@ -130,7 +133,7 @@ def _tokenize_split(
         empty=reader.empty,
     )
     if counts["empty"]:
-        notes.append(f"{name}: skipped {counts['empty']:,} documents {_EMPTY}")
+        notes.append(_skipped(name, counts["empty"]))
     if counts["overlong"]:
         notes.append(
             f"{name}: {counts['overlong']} of {counts['documents']} documents exceed "
@@ -142,3 +145,8 @@ def _tokenize_split(
             f"at the {reader.truncate} (task.truncate) to {reader.limit} tokens (task.max_length)"
         )
     return tokenized
+
+
+def _skipped(name: str, count: int) -> str:
+    documents = "document" if count == 1 else "documents"
+    return f"{name}: skipped {count:,} {documents} with a text that gives no token (task.empty)"
