@@ -82,7 +82,7 @@ NAN = float("nan")
         ({"id": 8, "label": 0.5}, "label 0.5; allowed: 0 or 1"),
         ({"id": 8, "label": 1, "p": 0.5}, "both 'p' and 'label'"),
         ({"id": 8, "lable": 1}, "neither 'p' nor 'label'.*should 'lable' be 'label'"),
-        ({"id": 8, "p": None}, "neither 'p' nor 'label'"),
+        ({"id": 8, "p": None}, "'p' is empty"),
         ({"idx": 8, "p": 0.5}, "no 'id' .should 'idx' be 'id'.*columns: idx, p"),
         ({"id": 8.0, "p": 0.5}, "id 8.0 is a double: .*as text"),
         ({"id": 1.2345678901234567e19, "p": 0.5}, "is a double: .*as text"),
@@ -106,10 +106,15 @@ def test_a_bad_row_is_refused_with_its_place(tmp_path, row, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_header_may_be_in_another_case(tmp_path):
+    found = read_external_labels(write(tmp_path / "l.csv", [{"ID": 7, "Split": "test", "P": 0.5}]))
+    assert found == {7: 0.5}
+
+
 def test_bad_rows_of_csv_and_parquet(tmp_path):
     with pytest.raises(InputError, match=r"l\.csv, line 3: p 'nan'"):
         read_external_labels(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": "nan"}]))
-    with pytest.raises(InputError, match=r"l\.csv, line 3: neither 'p' nor 'label'"):
+    with pytest.raises(InputError, match=r"l\.csv, line 3: 'p' is empty"):
         read_external_labels(write(tmp_path / "l.csv", [GOOD, {"id": 8, "p": ""}]))
     with pytest.raises(InputError, match=r"l\.parquet, row 2: p nan"):
         read_external_labels(write(tmp_path / "l.parquet", [GOOD, {"id": 8, "p": NAN}]))

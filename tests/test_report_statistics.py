@@ -14,9 +14,11 @@ from w2s_jax.report.caveats import result_caveats, setting_caveats
 from w2s_jax.report.charts import accuracy_panels
 from w2s_jax.report.comparison import compare_students
 from w2s_jax.report.drawing import figure_of
+from w2s_jax.report.html import _SECTIONS, _render_page
 from w2s_jax.report.runs import FinishedRun
 from w2s_jax.report.settings import settings_of
 from w2s_jax.report.summaries import overview, setting_summary, summary
+from w2s_jax.report.tables import table_rows
 
 XENT = ("student", "loss_0")
 
@@ -66,7 +68,7 @@ def test_pgr_is_undefined_where_the_interval_of_the_gap_holds_0(seeds):
     for run in runs:  # the ceiling is above the weak model, by chance
         for entry in run.result["students"].values():
             entry.pop("pgr_note", None)
-            entry["pgr"] = -0.375
+            entry |= {"pgr": -0.375, "pgr_low": -0.715, "pgr_high": -0.111}
     setting = setting_of(runs)
     assert setting.estimates.gap["loss_0"].holds_zero
     assert {e.value for e in setting.estimates.pgr.values()} == {None}
@@ -78,6 +80,8 @@ def test_pgr_is_undefined_where_the_interval_of_the_gap_holds_0(seeds):
     print_result(runs[0].result, Console(file=stream, width=200))
     # The terminal knows one seed only; its gap's interval holds 0 too.
     assert "undefined" in stream.getvalue() and "-0.375" not in stream.getvalue()
+    page = _render_page([setting], dict.fromkeys(_SECTIONS, []), table_rows([setting]), [], Path())
+    assert not any(value in page for value in ("-0.375", "-0.715", "-0.111"))
 
 
 def test_pgr_is_printed_where_the_gap_is_clear():

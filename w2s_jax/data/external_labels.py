@@ -39,7 +39,8 @@ def read_external_labels(path: str | os.PathLike[str]) -> dict[int, float]:
         or occurred before; a row without `p` or `label`, with both, or with one out of range (such
         as NaN). Names the file and the row.
     """
-    rows = [(where, _id(row, where), _p(row, where)) for where, row in read_records(path)]
+    records = read_records(path, ("id", "p", "label"))
+    rows = [(where, _id(row, where), _p(row, where)) for where, row in records]
     base = 10
     if any(isinstance(id_, str) and not _DECIMAL.fullmatch(id_) for _, id_, _ in rows):
         base = 16
@@ -137,6 +138,9 @@ def _p(row: dict[str, Any], where: str) -> float:
     """Return P(label 1) of a row."""
     given = {name: value for name in ("p", "label") if (value := _value(row, name)) is not None}
     if not given:
+        empty = next((name for name in ("p", "label") if name in row), None)
+        if empty:
+            raise InputError(f"{where}: {empty!r} is empty; every row needs a label")
         raise InputError(f"{where}: neither 'p' nor 'label'{_columns(row, 'label')}")
     if len(given) == 2:
         raise InputError(f"{where}: both 'p' and 'label'; use one of them")
