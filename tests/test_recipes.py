@@ -61,6 +61,7 @@ def test_an_error_in_get_config_names_the_line_and_the_field(tmp_path, monkeypat
         (START + "c.losses = 3\n", [":3: losses: 3 is a int"]),
         (START + "def get_confg():\n    return c\n", ["get_config", "'get_confg'"]),
         ("", ["defines no function get_config"]),
+        ("get_config = 3\n", ["defines no function get_config; it must"]),
         (
             START + "def get_config(seed):\n    return c\n",
             [":3: get_config needs", "'seed'", ":ARG"],
@@ -81,6 +82,7 @@ def test_an_argument_that_is_not_taken_and_a_file_that_is_not_there_are_named(tm
         recipes.load_config, f"{path}:3", []
     )
     assert "(did you mean 'recipe.py'?)" in error(recipes.load_config, path[:-3], [])
+    assert "did you mean" not in error(recipes.load_config, str(tmp_path / "other.py"), [])
     assert "Is a directory" in error(recipes.load_config, str(tmp_path), [])
 
 

@@ -80,7 +80,10 @@ def test_pgr_is_undefined_where_the_interval_of_the_gap_holds_0(seeds):
     print_result(runs[0].result, Console(file=stream, width=200))
     # The terminal knows one seed only; its gap's interval holds 0 too.
     assert "undefined" in stream.getvalue() and "-0.375" not in stream.getvalue()
-    page = _render_page([setting], dict.fromkeys(_SECTIONS, []), table_rows([setting]), [], Path())
+    # Rows are of single seeds too.
+    (one,) = settings_of(runs[:1])
+    panels = {name: [] for name in _SECTIONS}
+    page = _render_page([one], panels, table_rows([one]), [], Path())
     assert not any(value in page for value in ("-0.375", "-0.715", "-0.111"))
 
 

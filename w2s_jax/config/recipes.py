@@ -51,7 +51,7 @@ def load_recipe(path: str, overrides: Sequence[str]) -> tuple[ModuleType, "confi
         module = _run(file)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
-        match = errors.nearest("get_config", vars(module))
+        match = errors.nearest("get_config", vars(module).keys() - {"get_config"})
         hint = f" (did you mean to call {match!r} that?)" if match else ""
         raise errors.InputError(
             f"--config: {file}: defines no function get_config{hint}; it must return a config "
@@ -87,8 +87,9 @@ def _run(file: str) -> ModuleType:
         source = loader.get_data(file)
     except OSError as error:
         there = Path(file).parent
-        names = [path.name for path in there.glob("*.py")] if there.is_dir() else []
-        hint = errors.did_you_mean(Path(file).name, names)
+        names = [path.stem for path in there.glob("*.py")] if there.is_dir() else []
+        match = errors.nearest(Path(file).stem, names)
+        hint = f" (did you mean '{match}.py'?)" if match else ""
         raise errors.InputError(
             f"--config: {file}: cannot be read: {error.strerror}{hint}"
         ) from error
