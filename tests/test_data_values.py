@@ -85,7 +85,8 @@ def test_a_test_split_without_labels_is_left_out_whatever_the_spelling(tmp_path,
         path.unlink()
         path = write(tmp_path, name, "validation", [hidden])
         message = error(load, name, data_dir=str(tmp_path))
-        assert message.startswith(f"{path}, line 1: field {field!r}") and "unlabelled" in message
+        assert message.startswith(f"{path}, line 1: field {field!r}")
+        assert message.endswith("; records of 'validation' need labels, this one is unlabelled")
 
 
 def test_a_csv_file_is_unlabelled_too(tmp_path):

@@ -13,6 +13,7 @@ from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.roles import training_split
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
+from w2s_jax.data.tasks.local import LABEL_FIELDS
 from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -51,8 +52,12 @@ def list_task(name: str, console: Console, *, data_dir: str | None = None) -> No
     }
     if task.load is None:
         rows["required fields"] = ", ".join(task.fields)
-        if task.optional_fields:
-            rows["optional fields"] = ", ".join(task.optional_fields)
+        optional = list(task.optional_fields)
+        if set(LABEL_FIELDS) <= set(optional):
+            rows["required fields"] += f"; {' or '.join(LABEL_FIELDS)}"
+            optional = [name for name in optional if name not in LABEL_FIELDS]
+        if optional:
+            rows["optional fields"] = ", ".join(optional)
         rows["local files"] = records.LAYOUT.replace("<data_dir>/<task>", folder)
         rows["trains on"] = "train"
         if task.train_split:

@@ -64,7 +64,7 @@ class Items:
         if all(flat):
             return f"its {len(self.items):,} records have no label ({where}: {what})"
         raise InputError(
-            f"{where}: {what} (unlabelled), but other records of {self.split!r} have labels"
+            f"{where}: {what}; other records of {self.split!r} have labels, this one is unlabelled"
         )
 
 
@@ -108,7 +108,9 @@ def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> I
             what = no_label or f"field {task.label_field!r}: {shown(record[task.label_field])}"
             unlabelled = where, what
             if split in ("train", "validation"):
-                raise InputError(f"{where}: {what} (unlabelled); records of {split!r} need labels")
+                raise InputError(
+                    f"{where}: {what}; records of {split!r} need labels, this one is unlabelled"
+                )
         items.append((where, candidates))
     reasons = {"that the task does not use": unused, "with an empty text": empty}
     notes = [
