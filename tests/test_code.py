@@ -17,6 +17,7 @@ from w2s_jax.core import code, errors
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import code_changes
 from w2s_jax.models.families import FAMILIES
+from w2s_jax.phases import running
 from w2s_jax.planning.code import phase_code
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.store.artifacts import PhaseFolder
@@ -221,7 +222,9 @@ def phase(register, tmp_path):
     register(1)
     settings = validation.loss_settings("of_code", {"kind": "of_code"})
     model = types.SimpleNamespace(family="")
-    phase = types.SimpleNamespace(loss=settings, model=model, method=None, kind="student")
+    phase = types.SimpleNamespace(
+        loss=settings, model=model, method=None, kind="student", name="student-0", parents={}
+    )
     return phase, PhaseFolder(tmp_path / "student-0")
 
 
@@ -246,7 +249,7 @@ def test_what_other_code_has_computed_is_refused_or_noted(phase, register):
             code_changes.check([(phase, folder), (phase, folder)], accept=False)
         line = str(error.value)
         assert f"student-0: {state} by other code of 'of_code'" in line and "\n" not in line
-        assert "1 more phases" in line and "--accept_changed_code" in line
+        assert "now, and so was student-0;" in line and "--accept_changed_code" in line
         (note,) = code_changes.check([(phase, folder)], accept=True)
         assert note.endswith("used as it is")
         shutil.rmtree(folder.path)
@@ -285,6 +288,40 @@ def test_phases_without_the_field_are_accepted(phase, record):
     folder.path.mkdir()
     write_json(folder.result, record)
     assert code_changes.check([(phase, folder)], accept=False) == []
+
+
+def test_the_code_of_parents_counts(tmp_path, monkeypatch):
+    """Labels of other code that were moved away must not leave the student that learned them."""
+    monkeypatch.setitem(METHODS._entries, "own_method", MethodSpec("own_method", own))
+
+    def use(maker):
+        made = dataclasses.replace(METHODS["own_method"], label_makers={"noisy": maker})
+        monkeypatch.setitem(METHODS._entries, "own_method", made)
+
+    def phase(name, parents, method=None):
+        model = types.SimpleNamespace(family="")
+        kind = name.partition("-")[0]
+        more = {"loss": None, "model": model, "method": method, "kind": kind}
+        return types.SimpleNamespace(name=name, parents=parents, **more)
+
+    labels = phase("labels-0", {"labels": "weak-0"}, ("noisy", ()))
+    student = phase("student-0", {"labels": labels.name})
+    phases = [(p, PhaseFolder(tmp_path / p.name)) for p in (labels, student)]
+    context = types.SimpleNamespace(folder=lambda name: PhaseFolder(tmp_path / name))
+    (tmp_path / "weak-0").mkdir()
+    write_json(tmp_path / "weak-0" / "result.json", {"kind": "weak"})
+    use(own)
+    for each, folder in phases:
+        folder.path.mkdir()
+        write_json(folder.result, running._code(each, context))
+        assert list(read_json(folder.result)["code"]) == ["noisy"]
+    assert code_changes.check(phases, accept=False) == []
+    use(lambda work: None)
+    with pytest.raises(errors.InputError, match=r"labels-0: .* and so was student-0; "):
+        code_changes.check(phases, accept=False)
+    phases[0][1].path.rename(tmp_path / "away")
+    with pytest.raises(errors.InputError, match="student-0: computed by other code of 'noisy'"):
+        code_changes.check(phases, accept=False)
 
 
 RECIPE = """

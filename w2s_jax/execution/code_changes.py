@@ -5,7 +5,7 @@ from typing import Any
 
 from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
-from w2s_jax.planning.code import phase_code
+from w2s_jax.planning.code import code_with_parents
 from w2s_jax.planning.phase import Phase
 from w2s_jax.store.artifacts import PhaseFolder
 
@@ -20,21 +20,27 @@ def check(phases: Iterable[tuple[Phase, PhaseFolder]], *, accept: bool) -> list[
     Raises:
       InputError: for the first phase that was not, without `accept`.
     """
+    phases = list(phases)
+    by_name = {phase.name: phase for phase, _ in phases}
     changes = []
     for phase, folder in phases:
-        before = _recorded(folder) if (now := phase_code(phase)) else {}
+        before = _recorded(folder) if (now := code_with_parents(phase, by_name)) else {}
         changed = [name for name in now if name in before and before[name] != now[name]]
         if changed:
             state = "computed" if folder.complete else "begun"
             names = " and ".join(map(repr, changed))
-            changes.append(f"{folder.path}: {state} by other code of {names} than there is now")
+            text = f"{folder.path}: {state} by other code of {names} than there is now"
+            changes.append((text, folder.path.name))
     if changes and not accept:
-        more = f" ({len(changes) - 1} more phases as well)" if changes[1:] else ""
+        others = [name for _, name in changes[1:]]
+        verb = "was" if len(others) == 1 else "were"
+        more = f", and so {verb} {errors.listed(others)}" if others else ""
+        this, it = ("these folders", "them") if others else ("the folder", "it")
         raise errors.InputError(
-            f"{changes[0]}{more}; register the new code under another name, move the folder "
-            "elsewhere to compute it again, or use it as it is with --accept_changed_code"
+            f"{changes[0][0]}{more}; register the new code under another name, move {this} "
+            f"elsewhere to compute {it} again, or use {it} as before with --accept_changed_code"
         )
-    return [f"{change}; used as it is" for change in changes]
+    return [f"{text}; used as it is" for text, _ in changes]
 
 
 def _recorded(folder: PhaseFolder) -> dict[str, Any]:

@@ -47,8 +47,9 @@ def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
         **found,
     }
     result["execution"] = _execution(phase, context, result.pop("population", None))
-    result |= _code(phase)
-    processes.on_first("complete", lambda: _complete(phase, context, folder, result))
+    processes.on_first(
+        "complete", lambda: _complete(phase, context, folder, result | _code(phase, context))
+    )
 
 
 def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
             **parameters.record(phase, source, context.store),
             **_label_names(phase, context),
             "execution": _execution(phase, context, population),
-            **_code(phase),
+            **_code(phase, context),
         },
     )
 
@@ -96,10 +97,16 @@ def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
     return {"label_names": list(task.label_names)}
 
 
-def _code(phase: Phase) -> dict[str, Any]:
-    """Return the field `code`, which only phases with a user's own code have."""
-    code = phase_code(phase)
-    return {"code": code} if code else {}
+def _code(phase: Phase, context: Context) -> dict[str, Any]:
+    """Return the field `code`, which only phases have whose result depends on a user's own code.
+
+    That of its parents counts too, as recorded: they may have been computed by other code.
+    """
+    code: dict[str, str] = {}
+    for name in phase.parents.values():
+        code |= read_json(context.folder(name).result).get("code") or {}
+    code |= phase_code(phase)
+    return {"code": dict(sorted(code.items()))} if code else {}
 
 
 def _execution(phase: Phase, context: Context, population: dict[str, Any] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ shows in the digests of its documents.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from w2s_jax.config.declarations import LOSSES, METHODS
@@ -31,6 +31,24 @@ def phase_code(phase: Phase) -> dict[str, str]:
         name: sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
         for name, sums in sorted(found.items())
     }
+
+
+def code_with_parents(phase: Phase, phases: Mapping[str, Phase]) -> dict[str, str]:
+    """Return `phase_code` of a phase, of its parents, and of theirs.
+
+    Args:
+      phase: the phase.
+      phases: name -> phase; others do not count.
+    """
+    found: dict[str, str] = {}
+    pending, seen = [phase], {phase.name}
+    while pending:
+        current = pending.pop()
+        found = phase_code(current) | found
+        names = {*current.parents.values()} & phases.keys() - seen
+        seen |= names
+        pending += [phases[name] for name in sorted(names)]
+    return dict(sorted(found.items()))
 
 
 def _extensions(phase: Phase) -> Iterator[tuple[str, tuple[Any, ...]]]:
