@@ -197,8 +197,11 @@ def test_corpora_follow_the_rule(tmp_path, streaming, ready):
     assert re.search(r"\b70\b", note) and re.search(rf"{used}\b.*; unused: test", note), note
     (tmp_path / "mine" / "valid.jsonl").rename(tmp_path / "mine" / "train.jsonl")
     message = error(found, None)
-    assert message.startswith("pretrain.source: ") and message.endswith(f"{CHOICE}validation")
+    assert message.startswith("pretrain.source: ")
+    assert message.endswith(f"{CHOICE}validation") == ready
     if not ready:
+        # The choice would hold for the task too, which has a training file.
+        assert message.endswith(f"the path of one, such as {tmp_path}/corpus/dev.jsonl")
         assert "found: dev.jsonl, test.jsonl;" in message
         write(tmp_path / "corpus", train=[{"text": "r"}] * 50)
         assert any(note.startswith("pretraining") and "50" in note for note in found(None).notes)

@@ -15,6 +15,7 @@ def training_split(
     found: Iterable[str],
     field: str = "task.train_split",
     advice: str = "name the training file train",
+    offered: bool = True,
 ) -> str:
     """Return the split to train on: `wanted`, else 'train', else `declared`.
 
@@ -28,6 +29,7 @@ def training_split(
       found: names of all files, or splits, that are there, for errors.
       field: what the error is about.
       advice: what to do about it, other than to choose a split.
+      offered: whether `task.train_split` is named as a way out.
 
     Raises:
       InputError: there is no such split; names what was found, and how to choose.
@@ -42,7 +44,9 @@ def training_split(
         if split in splits and split is not None:
             return split
     others = [split for split in ("validation", "test") if split in splits]
-    choice = f", or choose --config.task.train_split={others[0]}" if others else ""
+    choice = ""
+    if others and offered:
+        choice = f", or choose --config.task.train_split={others[0]}"
     raise InputError(
         f"{field}: {place} has no split 'train' to train on; found: {names}; {advice}{choice}"
     )

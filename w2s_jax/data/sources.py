@@ -233,12 +233,15 @@ def find_corpus(
     folder = _corpus_folder(source, path, data_dir)
     if (folder / tfds.INFO_FILE).is_file():
         names = _our_names(tfds.open_prepared(folder), folder)
-        chosen = _corpus_split(folder, split, train_split, names, names.values())
+        advice = "prepare it from a file named train"
+        chosen = _corpus_split(folder, split, train_split, names, names.values(), advice)
         unused = tuple(name for name in names.values() if name != names[chosen])
         return CorpusFiles(folder, names[chosen], unused)
     found = records.task_files(folder.name, str(folder.parent))
     files = [*(path.name for path in found.splits.values()), *found.unused]
-    chosen = _corpus_split(folder, split, train_split, found.splits, files)
+    # A choice of `task.train_split` would hold for the task too.
+    advice = f"name the training file train, or give the path of one, such as {found.first}"
+    chosen = _corpus_split(folder, split, train_split, found.splits, files, advice, offered=False)
     path = found.splits[chosen]
     return CorpusFiles(path, None, tuple(sorted(name for name in files if name != path.name)))
 
@@ -249,6 +252,9 @@ def _corpus_split(
     train_split: str | None,
     splits: Iterable[str],
     found: Iterable[str],
+    advice: str,
+    *,
+    offered: bool = True,
 ) -> str:
     names = list(splits)
     if split is None:
@@ -258,7 +264,8 @@ def _corpus_split(
             place=str(folder),
             found=found,
             field="pretrain.source",
-            advice="give the path of a file, name it train",
+            advice=advice,
+            offered=offered,
         )
     if split not in names:
         raise InputError(
