@@ -139,7 +139,25 @@ def test_check_says_what_a_run_trains_on(capsys, folder):
     row = {"passage": "p", "question": "q", "answer": True}
     write(folder / "boolq" / "validation.jsonl", [row, row | {"answer": False}])
     _, out, _ = run(capsys, "check", "boolq", f"--data_dir={folder}")
-    assert "note: no split 'train': runs train on validation.jsonl" in " ".join(out.split())
+    assert "note: runs train on validation.jsonl" in " ".join(out.split())
+
+
+def test_check_follows_the_fields_of_a_recipe(capsys, folder, tmp_path):
+    (folder / "mine" / "train.jsonl").rename(folder / "mine" / "dev.jsonl")
+    with (folder / "mine" / "dev.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "", "label": 1}) + "\n")
+    text = (
+        "from w2s_jax.config import default_config\ndef get_config():\n"
+        f"    c = default_config()\n    c.task.data_dir = {str(folder)!r}\n"
+        "    c.task.empty, c.task.train_split = 'skip', 'validation'\n    return c\n"
+    )
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(text)
+    status, out, _ = run(capsys, "check", "mine", f"--config={recipe}")
+    assert status == 0 and "note: validation: skipped 1 record with an empty text" in out
+    assert "note: runs train on dev.jsonl" in out
+    status, _, err = run(capsys, "check", "mine", f"--data_dir={folder}")
+    assert status == 2 and "task.empty='skip'" in err
 
 
 def test_show_prints_documents_as_the_model_sees_them(capsys, folder):

@@ -193,10 +193,9 @@ def _data(options: argparse.Namespace) -> int:
     from w2s_jax.data import commands
 
     _check_data_options(options)
-    data_dir = options.data_dir
-    if options.config:
-        config = load_config(options.config, [])  # registers its tasks
-        data_dir = data_dir or config.get("task", {}).get("data_dir")
+    recipe = load_config(options.config, []) if options.config else {}  # registers its tasks
+    of_task = recipe.get("task", {})
+    data_dir = options.data_dir or of_task.get("data_dir")
     if options.action == "list":
         # Wide enough not to break names, in a narrow terminal too.
         console = terminal.console(columns=220)
@@ -214,6 +213,8 @@ def _data(options: argparse.Namespace) -> int:
         "item_expansion": options.item_expansion,
         "seed": options.seed,
         "tokenizer_name": options.tokenizer,
+        "empty": of_task.get("empty"),
+        "train_split": of_task.get("train_split"),
     }
     if options.action == "check":
         commands.check_task(options.task, console, **where)

@@ -221,7 +221,10 @@ def _add_data(commands: Any) -> None:
         allow_abbrev=False,
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    recipe = "recipe that registers further tasks; its task.data_dir is the default of --data_dir"
+    recipe = (
+        "recipe that registers further tasks; its task.data_dir is the default of --data_dir; show "
+        "and check follow its task.empty and task.train_split"
+    )
     folder = "folder of local data (default: the recipe's, or W2S_DATA_DIR)"
     text = "list all tasks with their kind, sources and licence, or one with its fields"
     listing = actions.add_parser("list", help=text, description=_sentence(text), allow_abbrev=False)

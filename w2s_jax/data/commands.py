@@ -78,9 +78,16 @@ def _origins(task: Task) -> tuple[str, str]:
 
 
 def _load(
-    name: str, source: str, data_dir: str | None, expansion: str, seed: int, console: Console
+    name: str,
+    source: str,
+    data_dir: str | None,
+    expansion: str,
+    seed: int,
+    console: Console,
+    empty: str | None,
+    train_split: str | None,
 ) -> LoadedTask:
-    loaded = load(name, source, data_dir, expansion, seed=seed)
+    loaded = load(name, source, data_dir, expansion, seed=seed, empty=empty)
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
     files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
     if loaded.unused:
@@ -88,24 +95,25 @@ def _load(
     if files:
         console.print("; ".join(files), highlight=False, markup=False)
     console.print(loaded.task.description, highlight=False, markup=False)
-    for note in (*loaded.notes, *_on_training(loaded)):
+    for note in (*loaded.notes, *_on_training(loaded, train_split)):
         console.print(f"note: {note}", highlight=False, markup=False)
     return loaded
 
 
-def _on_training(loaded: LoadedTask) -> list[str]:
-    """Return a note on data without a split 'train': what a run does with them."""
+def _on_training(loaded: LoadedTask, wanted: str | None) -> list[str]:
+    """Return a note where a run trains on another split than 'train', or on none."""
     names = {split: split for split in loaded.documents} | dict(loaded.names)
     try:
         chosen = training_split(
             [split for split in loaded.documents if split != "pretrain"],
+            wanted=wanted,
             declared=loaded.task.train_split,
             place=loaded.location,
             found=[*names.values(), *loaded.unused],
         )
     except InputError as error:
         return [f"a run would be refused: {error}"]
-    return [] if chosen == "train" else [f"no split 'train': runs train on {names[chosen]}"]
+    return [] if chosen == "train" else [f"runs train on {names[chosen]}"]
 
 
 def _tokenizer(loaded: LoadedTask, name: str) -> Tokenizer | None:
@@ -126,6 +134,8 @@ def show_task(
     data_dir: str | None = None,
     item_expansion: str = "all",
     seed: int = 0,
+    empty: str | None = None,
+    train_split: str | None = None,
     tokenizer_name: str = "bytes",
     max_length: int | None = None,
     overlong: str = "truncate",
@@ -137,7 +147,7 @@ def show_task(
     """
     if n < 1:
         raise InputError(f"--n: {n}; must be at least 1")
-    loaded = _load(name, source, data_dir, item_expansion, seed, console)
+    loaded = _load(name, source, data_dir, item_expansion, seed, console, empty, train_split)
     split = next(iter(loaded.documents)) if split is None else split
     if split not in loaded.documents:
         raise unknown("--split", split, loaded.documents)
@@ -196,6 +206,8 @@ def check_task(
     data_dir: str | None = None,
     item_expansion: str = "all",
     seed: int = 0,
+    empty: str | None = None,
+    train_split: str | None = None,
     tokenizer_name: str = "bytes",
 ) -> None:
     """Print counts, class balance, lengths, duplicates and leaks of a task's splits.
@@ -203,7 +215,7 @@ def check_task(
     Raises:
       InputError: an unknown task, or bad data.
     """
-    loaded = _load(name, source, data_dir, item_expansion, seed, console)
+    loaded = _load(name, source, data_dir, item_expansion, seed, console, empty, train_split)
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
     for split, documents in loaded.documents.items():
