@@ -404,6 +404,11 @@ def test_expand_of_a_user_that_fails_is_one_line(tmp_path):
     for expand, message in (
         (lambda r, p: [Candidate(r["b"], 1)], rf"{path}, line 1: `expand` of task 'own' fails"),
         (
+            lambda r, p: 1 / 0,
+            r"line 1: `expand` of task .own. fails \(ZeroDivisionError: division by",
+        ),
+        (lambda r, p: r["b" * 999], r"fails \(KeyError: .b{140,150}\.\.\.\); the record has: "),
+        (
             lambda r, p: r["a"],
             rf"{path}, line 1: `expand` of task 'own' returns 'x'; it must return a list",
         ),

@@ -149,12 +149,13 @@ def _expanded(task: Task, record: dict[str, Any], where: str, no_label: str) -> 
         if where in str(error):
             raise
         raise type(error)(f"{where}: {error}") from error
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's code may raise anything
         if no_label and task.label_field in task.fields:
             raise InputError(f"{where}: {no_label}") from error
         raise InputError(
-            f"{where}: `expand` of task {task.name!r} fails ({first_line(error)}); the "
-            f"record has: {listed(record, 'no fields')}"
+            f"{where}: `expand` of task {task.name!r} fails "
+            f"({listed([first_line(error)], limit=160)}); the record has: "
+            f"{listed(record, 'no fields')}"
         ) from error
     if not isinstance(candidates, list) or not all(isinstance(c, Candidate) for c in candidates):
         raise InputError(
