@@ -247,3 +247,18 @@ def test_a_run_of_the_same_split_goes_on(tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(first.record))
     assert prepared_with("train").plan == first.plan
     assert "task.train_split (None there, 'validation' now)" in error(prepared_with, "validation")
+
+
+def test_training_documents_of_one_class_are_refused_whatever_their_split(tmp_path):
+    write(tmp_path / "mine", dev=[row | {"label": 1} for row in ROWS])
+    assert "dev.jsonl: field 'label': all " in refusal(tmp_path, "validation")
+
+
+def test_too_few_documents_because_of_grouping(tmp_path):
+    write(tmp_path / "mine", train=ROWS, test=ROWS)
+    message = refusal(tmp_path)
+    assert f"protocol.grouping removed {len(ROWS)} of 'train', because their groups" in message
+    # A group of which one document is taken for the test set is lost for training.
+    (tmp_path / "mine" / "test.jsonl").unlink()
+    write(tmp_path / "mine", train=[row | {"group": 7} for row in ROWS])
+    assert "protocol.grouping removed " in refusal(tmp_path)

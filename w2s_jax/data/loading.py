@@ -148,7 +148,7 @@ def load(
         chosen = _choose(task, split, found.items, labels, item_expansion, seed, split_seed)
         documents[split] = _documents(task, split, found.items, labels, chosen)
         if split == "train":
-            _refuse_one_class(documents[split])
+            refuse_one_class(documents[split])
     if not documents:
         raise InputError(
             f"{opened.location}, split test: field {task.label_field!r}: the only split is "
@@ -171,8 +171,12 @@ def _official_first(splits: Iterable[str]) -> list[str]:
     return [*order, *(split for split in splits if split not in order)]
 
 
-def _refuse_one_class(documents: Sequence[Document]) -> None:
-    """Refuse training documents that all have one label."""
+def refuse_one_class(documents: Sequence[Document]) -> None:
+    """Refuse training documents that all have one label.
+
+    Raises:
+      InputError: they have.
+    """
     counts = Counter(document.label for document in documents)
     if len(counts) == 1 and None not in counts:
         path = documents[0].where.rpartition(", ")[0]

@@ -7,7 +7,8 @@ machine, whatever the order of the documents in their files.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -100,31 +101,51 @@ def make_splits(
     validation_groups = _without(validation_groups, test_groups, keys)
     pool = _without(pool, [*test_groups, *validation_groups], keys)
 
-    if test:
-        chosen_test, _ = _take(test_groups, test_docs, balance_test, "task.test_docs", test)
-    else:
-        chosen_test, pool = _carve(pool, test_docs, balance_test, "task.test_docs", train)
+    lost = {train: before[0] - _size(pool)}
     if validation:
-        chosen_validation, _ = _take(
-            validation_groups, validation_docs, balance_test, "task.validation_docs", validation
-        )
-    else:
-        chosen_validation, pool = _carve(
-            pool, validation_docs, balance_test, "task.validation_docs", train
-        )
-    if removed is not None:
-        carved = (0 if test else len(chosen_test)) + (0 if validation else len(chosen_validation))
-        removed[train] = before[0] - _size(pool) - carved
+        lost[validation] = before[1] - _size(validation_groups)
+    with _naming_removed(lost):
+        if test:
+            chosen_test, _ = _take(test_groups, test_docs, balance_test, "task.test_docs", test)
+        else:
+            size = _size(pool)
+            chosen_test, pool = _carve(pool, test_docs, balance_test, "task.test_docs", train)
+            lost[train] += size - _size(pool) - len(chosen_test)
         if validation:
-            removed[validation] = before[1] - _size(validation_groups)
+            chosen_validation, _ = _take(
+                validation_groups, validation_docs, balance_test, "task.validation_docs", validation
+            )
+        else:
+            size = _size(pool)
+            chosen_validation, pool = _carve(
+                pool, validation_docs, balance_test, "task.validation_docs", train
+            )
+            lost[train] += size - _size(pool) - len(chosen_validation)
+        training = _training(pool, train_docs, balance, train)
+    if removed is not None:
+        removed |= lost
 
-    training = _training(pool, train_docs, balance, train)
     slices = _slices(training, num_slices, keys) if grouping else _cut(training, num_slices)
     result = {f"slice{s + 1}": slices[s] for s in range(num_slices)}
     result |= {"validation": chosen_validation, "test": chosen_test}
     if "pretrain" in documents:
         result["pretrain"] = list(documents["pretrain"])
     return result
+
+
+@contextmanager
+def _naming_removed(removed: Mapping[str, int]) -> Iterator[None]:
+    """Add to errors on too few documents how many of them grouping has removed."""
+    try:
+        yield
+    except InputError as error:
+        counts = [f"{count:,} of {split!r}" for split, count in removed.items() if count]
+        if not counts:
+            raise
+        raise InputError(
+            f"{error}; protocol.grouping removed {' and '.join(counts)}, because their groups or "
+            "texts are in other splits"
+        ) from None
 
 
 def normalised_text(document: Document) -> str | None:

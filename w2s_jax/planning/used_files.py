@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from w2s_jax.data.documents import Document
-from w2s_jax.data.loading import LoadedTask
+from w2s_jax.data.loading import LoadedTask, refuse_one_class
 from w2s_jax.data.roles import roles, training_split
 
 
@@ -16,7 +16,7 @@ def choose_training(loaded: LoadedTask, wanted: str | None, notes: list[str]) ->
       notes: gets the note.
 
     Raises:
-      InputError: there is no such split.
+      InputError: there is no such split, or all of its documents have one label.
     """
     names = _names(loaded)
     chosen = training_split(
@@ -26,6 +26,7 @@ def choose_training(loaded: LoadedTask, wanted: str | None, notes: list[str]) ->
         place=loaded.location,
         found=[*names.values(), *loaded.unused],
     )
+    refuse_one_class(loaded.documents[chosen])
     if wanted is None and chosen != "train":
         notes.append(f"task {loaded.task.name} has no split 'train': training on {names[chosen]}")
     return chosen
