@@ -232,7 +232,8 @@ def _compile(options: argparse.Namespace, overrides: list[str]) -> int:
     from w2s_jax.perf.aot import main as aot
 
     request = {name: getattr(options, name) for name in ("config", "topology", "search")}
-    request |= {name: getattr(options, name) for name in ("documents", "tokens")}
+    request |= {name: getattr(options, name) for name in ("documents", "tokens", "search_limit")}
+    request["json"] = options.json
     return aot.run(request | {"overrides": overrides})
 
 

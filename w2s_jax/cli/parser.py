@@ -245,9 +245,9 @@ def _add_compile(commands: Any) -> None:
     compile_ = commands.add_parser(
         "compile",
         help="check whether a run fits on a TPU slice, without a TPU",
-        description="Compile a run for a TPU slice and report memory, collectives and a lower "
-        "bound on the time of a step. Needs the package libtpu, but no TPU. Exit status 1: does "
-        "not fit.",
+        description="Compile a run for a TPU slice and report memory, collectives and the "
+        "compiler's estimate of the time of a step, by part. Needs the package libtpu, but no "
+        "TPU. Exit status 1: does not fit.",
         allow_abbrev=False,
         epilog="Models that w2s models lists are not downloaded. With --documents and --tokens "
         "no data is needed either. --config.FIELD=VALUE overrides a field of the config.",
@@ -261,8 +261,21 @@ def _add_compile(commands: Any) -> None:
     )
     compile_.add_argument("--tokens", type=int, metavar="L", help="length of synthetic documents")
     compile_.add_argument(
-        "--search", action="store_true", help="if the run does not fit, look for settings that do"
+        "--search",
+        nargs="?",
+        const="memory",
+        metavar="GOAL",
+        help="memory: if the run does not fit, look for settings that do; time: look for the mesh, "
+        "microbatches and remat policy that take least time (default: memory)",
     )
+    compile_.add_argument(
+        "--search_limit",
+        type=int,
+        default=8,
+        metavar="N",
+        help="settings of a program that --search=time compiles (default: 8)",
+    )
+    compile_.add_argument("--json", metavar="FILE", help="write all figures to a file")
 
 
 def _add_convert(commands: Any) -> None:

@@ -11,10 +11,13 @@ from w2s_jax import sharding
 from w2s_jax.config import MeshSettings
 from w2s_jax.core import errors
 from w2s_jax.core.errors import first_line
+from w2s_jax.perf.aot import hlo
+from w2s_jax.perf.aot.clock import Clock, Estimate
 from w2s_jax.perf.aot.collectives import collectives
 from w2s_jax.perf.aot.costs import CompiledProgram
 from w2s_jax.perf.aot.programs import Program
 from w2s_jax.perf.aot.topology import Topology
+from w2s_jax.profiling import devices
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", re.IGNORECASE)
@@ -57,8 +60,10 @@ def mesh_on(devices: list[Any], settings: MeshSettings, topology: Topology) -> M
         ) from error
 
 
-def compile_program(program: Program, mesh: Mesh) -> tuple[CompiledProgram, float]:
-    """Compile a program.
+def compile_program(
+    program: Program, mesh: Mesh, topology: Topology
+) -> tuple[CompiledProgram, float]:
+    """Compile a program for the devices of `mesh`, which are those of `topology`.
 
     Returns:
       The compiler's report, and the time in seconds.
@@ -86,11 +91,33 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[CompiledProgram, floa
     arguments, code = memory.argument_size_in_bytes, memory.generated_code_size_in_bytes
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + new
-    found = collectives(compiled.as_text(), program.chips)
-    peak = arguments + temporaries + code
-    return CompiledProgram(
-        arguments, temporaries, code, found, peak=peak
-    ), time.monotonic() - started
+    seconds = time.monotonic() - started
+    module = hlo.parse(compiled.as_text())
+    report = CompiledProgram(
+        arguments,
+        temporaries,
+        code,
+        collectives(module, program.chips),
+        _estimate(module, program, mesh, topology),
+        peak=arguments + temporaries + code,
+    )
+    return report, seconds
+
+
+def _estimate(
+    module: hlo.Module, program: Program, mesh: Mesh, topology: Topology
+) -> Estimate | None:
+    """Return the estimated time of a program; None where the rates of the chip are unknown."""
+    partitions = list(mesh.devices.flat)
+    kind = partitions[0].device_kind
+    chip, peak = devices.chip(kind), devices.peak_flops(kind, program.train.compute_dtype)
+    if chip is None or peak is None:
+        return None
+    if program.chips == 1:
+        partitions = partitions[:1]
+    torus = tuple(int(size) for size in topology.name.partition(":")[2].split("x"))
+    places = [tuple(device.coords)[: len(torus)] for device in partitions]
+    return Clock(chip, peak, places, torus).estimate(module)
 
 
 def needed_bytes(text: str, arguments: int) -> int:

@@ -71,14 +71,15 @@ def cell(recipe: str, model: str, slice_: str, *, compiles: bool) -> Cell:
     from w2s_jax.config.recipes import load_config
     from w2s_jax.config.validation import validate
     from w2s_jax.perf.aot import inputs
-    from w2s_jax.perf.aot.main import SliceCompiler
+    from w2s_jax.perf.aot.slice_compiler import SliceCompiler
 
     found = topology.find(slice_)
     settings = validate(load_config(f"{recipe}:{model},{model}", ()))
     compiler = SliceCompiler(found)
     start = compiler.programs(inputs.find_inputs(settings, None, TOKENS))
     trained = next(program for program in start.programs if program.trains)
-    for overrides, run in chain([([], start)], compiler.alternatives(trained, start)):
+    alternatives = compiler.alternatives(trained, start, compiler.smaller(trained, start))
+    for overrides, run in chain([([], start)], alternatives):
         formula = max(compiler.formula(program, run) for program in run.programs)
         if formula > found.memory:
             continue
