@@ -3,7 +3,8 @@
     w2s run --config=configs/text_bytes.py:sst2 --workdir=runs/sst2 --config.task.data_dir=DIR
 
 DIR holds `sst2/train.jsonl[.gz]`, `validation` and `test` in the dataset's official fields, and
-`corpus_imdb_unsup/train.jsonl[.gz]` with unlabelled texts (`text`); README.md describes the layout.
+`corpus_imdb_unsup/train.jsonl[.gz]` with unlabelled texts (`text`); README.md describes the layout
+and says how to make the latter.
 The argument is the name of a known task, or of a folder of records with `text` and `label`.
 `--config.pretrain.source=FOLDER_OR_FILE` chooses another text for pretraining.
 

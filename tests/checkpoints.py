@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import tokenizers as tk
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
@@ -35,6 +36,7 @@ TINY = {
     "gemma2": _GATED,
     "gemma3_text": _GATED,
 }
+_WORDS = ["good", "bad", "film", "a", "very", "long", "and"]
 #: The same for encoders.
 ENCODERS = {name: dict(intermediate_size=48) for name in ("bert", "roberta", "xlm-roberta")}
 
@@ -62,6 +64,33 @@ def tiny(model_type, folder, dtype=np.float32, seed=0):
             tensors[view.name.format(layer=layer)] = value.astype(dtype)
     save_file(tensors, folder / files.SINGLE, metadata={"format": "pt"})
     return tensors
+
+
+def tokenizer(folder, *special, size=20, **named):
+    """A tokenizer of words; ids 1 and 2 are those of the tiny models' bos and eos."""
+    special = ["<unk>", "<bos>", "<eos>", *special]
+    vocab = {word: i for i, word in enumerate([*special, *_WORDS])}
+    vocab |= {f"word{i}": i for i in range(len(vocab), size)}
+    backend = tk.Tokenizer(tk.models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = tk.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(special)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"} | named
+    record = {"tokenizer_class": "PreTrainedTokenizerFast"} | named
+    (folder / "tokenizer_config.json").write_text(json.dumps(record))
+
+
+def configure(folder, **fields):
+    """Change fields of a folder's config.json."""
+    path = folder / files.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change(folder, remove=(), **tensors):
+    """Remove and set tensors of a folder."""
+    kept = load_file(folder / files.SINGLE) | tensors
+    save_file({name: x for name, x in kept.items() if name not in remove}, folder / files.SINGLE)
 
 
 def whole(params):

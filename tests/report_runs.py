@@ -1,6 +1,12 @@
 """Finished runs with made-up numbers and names, for tests of the report."""
 
 import json
+from pathlib import Path
+
+import numpy as np
+
+from w2s_jax.metrics import classification, intervals
+from w2s_jax.report.runs import FinishedRun
 
 
 def entry(accuracy, auroc, ece, model, **more):
@@ -78,3 +84,58 @@ def write_run(folder, result, config=None, curves=True):
         incomplete = '\n{"step": 30, "lo'
         (phase / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + incomplete)
     return folder
+
+
+def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, levels=(0.4, 0.9)):
+    """Finished runs in memory, one a seed, whose numbers are those of their test predictions.
+
+    A model is right where its level plus the document's easiness plus noise is positive; `levels`
+    are those of weak model and ceiling, and students are between them.
+    """
+    rng = np.random.default_rng(7)
+    own = documents if shared else documents * seeds
+    easiness, truth = rng.normal(size=own), rng.integers(0, 2, own)
+    runs = []
+    for seed in range(seeds):
+        kept = slice(0, documents) if shared else slice(seed * documents, (seed + 1) * documents)
+        truth_N = truth[kept]
+        predictions, entries = {}, {}
+        names = {"weak": levels[0], "ceiling": levels[1]}
+        names |= {f"loss_{i}": levels[0] + (i % 4) / 4 * np.ptp(levels) for i in range(students)}
+        for name, level in names.items():
+            score_N = level + easiness[kept] + 0.7 * rng.normal(size=documents)
+            right_N = score_N + spread * rng.normal() > 0
+            p_N = np.where(right_N == (truth_N == 1), 0.8, 0.2)
+            phase = f"{name}-{seed}"
+            predictions[phase] = {"id": np.arange(own, dtype=np.uint64)[kept], "p": p_N,
+                                  "label": p_N, "ground_truth": truth_N}  # fmt: skip
+            model, parameters = ("weak", 3000) if name == "weak" else ("strong", 28_500)
+            entries[name] = {"model": f"made-up-{model}", "phase": phase, "parameters": parameters}
+            entries[name] |= classification.classification_metrics(p_N, truth_N)
+        weak, ceiling = entries.pop("weak"), entries.pop("ceiling")
+        for name, entry_of in entries.items():
+            p = {k: predictions[f"{k}-{seed}"]["p"] for k in ("weak", name, "ceiling")}
+            found = intervals.pgr_interval(*p.values(), truth_N)
+            pgr, note = classification.performance_gap_recovered(
+                weak["accuracy"], entry_of["accuracy"], ceiling["accuracy"]
+            )
+            entry_of |= {"pgr": pgr, "pgr_low": found["low"], "pgr_high": found["high"],
+                         "gap_low": found["gap_low"], "gap_high": found["gap_high"],
+                         "loss": name, "method": "naive"}  # fmt: skip
+            entry_of |= {} if note is None else {"pgr_note": note}
+            entry_of |= classification.agreement_metrics(p[name], p["weak"], truth_N)
+        stages = [{"kind": "student", "phase": e["phase"], "model": e["model"], "label": name}
+                  for name, e in entries.items()]  # fmt: skip
+        rows = [{"step": i, "loss": 0.7 / (i + 1), "split": "train"} for i in range(30)]
+        rows += [{"step": i, "split": "validation", "accuracy": 0.6 + i / 100, "agreement": 0.8}
+                 for i in range(0, 30, 5)]  # fmt: skip
+        result = {"name": "made_up", "task": "made_up_task", "seed": seed, "protocol": "paper"}
+        result |= {"weak": weak, "ceiling": ceiling, "students": entries, "stages": stages}
+        runs.append(
+            FinishedRun(
+                Path(f"seed{seed}"), result, {"seed": seed},
+                {stage["phase"]: rows for stage in stages}, predictions,
+                {stage["phase"]: {"kept_step": 20, "steps": 30} for stage in stages},
+            )
+        )  # fmt: skip
+    return runs

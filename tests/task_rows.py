@@ -52,7 +52,7 @@ HH = Row(
     [(("Go away.", "Gladly."), 1), (("Gladly.", "Go away."), 0)],
     group="Human: Hi",
     skipped=[{"rejected": "Human: Hi\n\nAssistant: Hello.\n\nHuman: Tea?\n\nAssistant: Gladly."}],
-    bad=[({"chosen": None}, "field 'chosen': not text: None"), ({"rejected": " "}, EMPTY)],
+    bad=[({"chosen": None}, "field 'chosen': empty document: None"), ({"rejected": " "}, EMPTY)],
 )
 
 ROWS = {

@@ -85,6 +85,49 @@ def test_list_names_every_task(capsys):
     assert all(TASKS[name].licence for name in TASKS)
 
 
+def test_list_shows_the_fields_of_a_task(capsys, folder):
+    for name, fields in (("boolq", "passage, question, answer"), ("sciq", TASKS["sciq"].fields)):
+        status, out, _ = run(capsys, "list", name)
+        fields = fields if isinstance(fields, str) else ", ".join(fields)
+        assert status == 0 and re.search(rf"required fields +{fields} *$", out, re.M)
+        assert f"<data_dir>/{name}/<split>.jsonl" in out
+    assert "validation" in run(capsys, "list", "boolq")[1]
+    status, out, _ = run(capsys, "list", "mine", f"--data_dir={folder}")
+    assert status == 0 and re.search(r"required fields +text *$", out, re.M)
+    assert "label, soft_label, group" in out
+
+
+def test_an_unknown_task_is_answered_by_what_to_do(capsys):
+    for action in ("list", "check", "show"):
+        status, _, err = run(capsys, action, "scciq")
+        assert status == 2 and "'sciq'" in err and "--data_dir" in err and "w2s data list" in err
+        assert "twitter" not in err
+
+
+def test_a_recipe_says_where_the_data_are(capsys, folder, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from w2s_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    config.task.data_dir = {str(folder)!r}\n"
+        "    return config\n"
+    )
+    for action in ("check", "show", "list"):
+        status, out, _ = run(capsys, action, "mine", f"--config={recipe}")
+        assert status == 0 and "mine" in out
+    write(tmp_path / "other" / "mine" / "train.jsonl", [{"text": "a", "label": n} for n in (0, 1)])
+    _, out, _ = run(capsys, "check", "mine", f"--config={recipe}", f"--data_dir={tmp_path}/other")
+    assert "other" in out.replace("\n", "")
+
+
+def test_check_names_files(capsys, folder):
+    (folder / "mine" / "challenge.tsv").write_text("text\n")
+    (folder / "mine" / "test.jsonl").rename(folder / "mine" / "DEV.jsonl")
+    _, out, _ = run(capsys, "check", "mine", f"--data_dir={folder}")
+    assert "validation: DEV.jsonl" in out and "unused: challenge.tsv" in out
+
+
 def test_show_prints_documents_as_the_model_sees_them(capsys, folder):
     status, out, _ = run(capsys, "show", "mine", "--n=2", f"--data_dir={folder}")
     documents = {d.id: d for d in load_task("mine", data_dir=str(folder))["train"]}
@@ -126,8 +169,9 @@ def test_bad_arguments_are_one_line(capsys, monkeypatch, tmp_path, arguments, me
 
 def test_prepare_and_read_back(capsys, folder, tmp_path):
     to = tmp_path / "prepared"
+    (folder / "mine" / "README.md").write_text("about")
     status, out, _ = run(capsys, "prepare", "mine", f"--to={to}", f"--data_dir={folder}")
-    assert status == 0 and "train" in out and "12" in out
+    assert status == 0 and "train" in out and "12" in out and "unused: README.md" in out
     assert load_task("mine", data_dir=str(to)) == load_task("mine", data_dir=str(folder))
     status, _, err = run(capsys, "prepare", "mine", f"--to={to}", f"--data_dir={folder}")
     assert status == 2 and err.count("\n") == 1 and "mine" in err

@@ -84,8 +84,12 @@ NAN = float("nan")
         ({"id": 8, "lable": 1}, "neither 'p' nor 'label'.*should 'lable' be 'label'"),
         ({"id": 8, "p": None}, "neither 'p' nor 'label'"),
         ({"idx": 8, "p": 0.5}, "no 'id' .should 'idx' be 'id'.*columns: idx, p"),
-        ({"id": 8.0, "p": 0.5}, "id 8.0; allowed: an integer"),
-        ({"id": -8, "p": 0.5}, "id -8; allowed"),
+        ({"id": 8.0, "p": 0.5}, "id 8.0 is a double: .*as text"),
+        ({"id": 1.2345678901234567e19, "p": 0.5}, "is a double: .*as text"),
+        ({"id": "1.23456789012346E+19", "p": 0.5}, "is a double: .*as text"),
+        ({"id": "8.0", "p": 0.5}, "is a double: .*as text"),
+        ({"id": -(2**63) - 1, "p": 0.5}, "more than 64 bits"),
+        ({"id": "x" * 300, "p": 0.5}, r"id 'x{76}\.\.\.; allowed"),
         ({"id": True, "p": 0.5}, "id True; allowed"),
         ({"id": "doc 8", "p": 0.5}, "id 'doc 8'; allowed"),
         ({"id": "0x", "p": 0.5}, "id '0x'; allowed"),
@@ -121,3 +125,40 @@ def test_missing_documents_are_refused_in_one_error():
     )
     with pytest.raises(InputError, match=message):
         join_labels({1: 0.5, 2: 0.5}, ids_N, "labels.csv")
+
+
+def test_signed_ids(tmp_path):
+    signed = [i - 2**64 if i >= 2**63 else i for i in IDS]
+    for suffix, spell in ((".jsonl", int), (".jsonl", str), (".csv", str)):
+        rows = [{"id": spell(i), "p": 0.5} for i in signed]
+        assert list(read_external_labels(write(tmp_path / f"s{suffix}", rows))) == IDS
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"id": pyarrow.array(signed, pyarrow.int64()), "p": [0.5] * 3})
+    pyarrow.parquet.write_table(table, tmp_path / "s.parquet")
+    assert list(read_external_labels(tmp_path / "s.parquet")) == IDS
+
+
+@pytest.mark.parametrize("p,read", [(1 + 1e-7, 1.0), (-1e-7, 0.0), (np.float32(1), 1.0)])
+def test_rounding_errors_of_probabilities_are_clipped(tmp_path, p, read):
+    rows = [{"id": 1, "p": float(p)}]
+    assert read_external_labels(write(tmp_path / "l.jsonl", rows)) == {1: read}
+
+
+def digits_15(i):
+    """As spreadsheets: 15 digits, then zeros."""
+    return int(str(i)[:15] + "0" * (len(str(i)) - 15))
+
+
+@pytest.mark.parametrize("tool", [lambda i: int(float(i)), digits_15])
+def test_rounded_ids_are_explained(tmp_path, tool):
+    ids_N = np.random.default_rng(0).integers(2**60, 2**64 - 1, 50, np.uint64)
+    found = {tool(int(i)): 0.5 for i in ids_N}
+    with pytest.raises(InputError, match=r"no label for \d+ of 50 .* ids of the file are rounded"):
+        join_labels(found, ids_N, "labels.csv")
+    # Other documents are just missing.
+    others_N = np.random.default_rng(1).integers(2**60, 2**64 - 1, 50, np.uint64)
+    for given in (found, {1: 0.5}, {}):
+        with pytest.raises(InputError, match="every document needs a label"):
+            join_labels(given, others_N, "labels.csv")

@@ -44,7 +44,7 @@ def write_csv(path, records=RECORDS):
 
 
 def test_find_files(tmp_path, monkeypatch):
-    for name in ("train.jsonl.gz", "dev.jsonl"):
+    for name in ("train.jsonl.gz", "extra.jsonl"):
         write_jsonl(tmp_path / "mine" / name)
     write_csv(tmp_path / "mine" / "test.csv")
     (tmp_path / "mine" / "README.md").write_text("about")
@@ -52,7 +52,7 @@ def test_find_files(tmp_path, monkeypatch):
     files = find_files("mine", str(tmp_path))
     assert {split: path.name for split, path in files.items()} == {
         "train": "train.jsonl.gz",
-        "dev": "dev.jsonl",
+        "extra": "extra.jsonl",
         "test": "test.csv",
     }
     monkeypatch.setenv("W2S_DATA_DIR", str(tmp_path))
@@ -138,7 +138,7 @@ def test_malformed_files(tmp_path):
     assert "line 2: malformed CSV" in bad("n.csv", b'text,label\n"a,1\nb,0\n')
     assert "twice in the header" in bad("o.csv", b"text,text\na,1\n")
     assert "cannot be read as Parquet" in bad("p.parquet", b"not parquet")
-    assert "unknown file type" in bad("q.tsv", b"a")
+    assert "unknown file type" in bad("q.xlsx", b"a")
     assert "cannot be read" in error(read_records, tmp_path / "absent.jsonl")
 
 
@@ -254,10 +254,10 @@ def test_formats_give_the_same_documents(tmp_path):
 
 
 def test_official_splits_come_first_and_others_stay(tmp_path):
-    for split in ("dev", "test", "train", "validation"):
+    for split in ("extra", "test", "train", "validation"):
         write_jsonl(tmp_path / "mine" / f"{split}.jsonl")
     out = load_task("mine", data_dir=str(tmp_path))
-    assert list(out) == ["train", "validation", "test", "dev"]
+    assert list(out) == ["train", "validation", "test", "extra"]
     # Equal records of different splits have different ids.
     assert len({d.id for docs in out.values() for d in docs}) == 12
 
@@ -279,7 +279,7 @@ def test_other_locations(bucket, tmp_path, monkeypatch):
     import pyarrow.parquet as parquet
 
     write_jsonl(tmp_path / "mine" / "train.jsonl.gz")
-    write_jsonl(tmp_path / "mine" / "dev.jsonl")
+    write_jsonl(tmp_path / "mine" / "extra.jsonl")
     as_text = [{"text": r["text"], "label": str(r["label"])} for r in RECORDS]
     write_csv(tmp_path / "mine" / "test.csv", as_text)
     parquet.write_table(
@@ -306,8 +306,10 @@ def test_other_locations(bucket, tmp_path, monkeypatch):
     assert f"no data files in {place}/nowhere" in error(load_task, "nowhere")
     assert f"no folder {place}/nowhere with data files" in error(read_corpus, "nowhere", None)
     assert "absent.jsonl: cannot be read" in error(read_records, f"{place}/absent.jsonl")
-    (bucket / "mine" / "dev.jsonl").write_text('{"text": 1}\n{')
-    assert f"{place}/mine/dev.jsonl, line 2: malformed JSON" in error(read_records, there["dev"])
+    (bucket / "mine" / "extra.jsonl").write_text('{"text": 1}\n{')
+    assert f"{place}/mine/extra.jsonl, line 2: malformed JSON" in error(
+        read_records, there["extra"]
+    )
     (bucket / "mine" / "train.jsonl.gz").write_bytes(b"nothing")
     assert f"{place}/mine/train.jsonl.gz, after line 0: broken" in error(
         read_records, there["train"]

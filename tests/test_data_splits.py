@@ -168,19 +168,30 @@ def test_where_test_and_validation_come_from():
         "test": {"validation"},
     }
     assert origin({"train": train, "test": test})["validation"] == {"train"}
-    assert origin({"validation": validation, "test": test}) == {
+    assert origin({"validation": validation, "test": test}, train_split="validation") == {
         "slice1": {"validation"},
         "slice2": {"validation"},
         "validation": {"validation"},
         "test": {"test"},
     }
-    for only in ("train", "validation", "test", "dev"):
-        assert set.union(*origin({only: train}).values()) == {only}
+    # What serves training serves nothing else.
+    assert origin(every, train_split="validation") == {
+        "slice1": {"validation"},
+        "slice2": {"validation"},
+        "validation": {"validation"},
+        "test": {"test"},
+        "pretrain": {"pretrain"},
+    }
+    assert origin(every, train_split="test")["test"] == {"validation"}
+    for only in ("train", "validation", "test"):
+        assert set.union(*origin({only: train}, train_split=only).values()) == {only}
     assert split(every)["validation"] == []
-    with pytest.raises(InputError, match=r"task\.name: no documents .*found: dev, other"):
-        split({"dev": train, "other": test})
-    with pytest.raises(InputError, match="found: none"):
-        split({"pretrain": extra})
+    for there in (["validation", "test"], ["test"], ["other"], []):
+        found = ", ".join(sorted(there))
+        with pytest.raises(InputError, match=rf"task\.train_split: .*found: {found}"):
+            split(dict.fromkeys(there, train) | {"pretrain": extra})
+    with pytest.raises(InputError, match=r"task\.train_split: 'test', but .*found: train"):
+        split({"train": train}, train_split="test")
 
 
 def test_train_docs_gives_nested_subsets():

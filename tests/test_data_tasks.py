@@ -185,7 +185,7 @@ def test_sciq_oddities(tmp_path):
         load_task("sciq", data_dir=str(tmp_path))
     write(path, [sciq_record(0), sciq_record(1, correct_answer=" ")])
     with pytest.raises(InputError, match=rf"{path}, line 2: field 'correct_answer': empty"):
-        load_task("sciq", data_dir=str(tmp_path))
+        load_task("sciq", data_dir=str(tmp_path), empty="error")
     with pytest.raises(InputError, match=r"task 'sciq_with_support'|task 'sciq'"):
         load_task("sciq_with_support", data_dir=str(tmp_path / "none"))
 
@@ -204,7 +204,7 @@ def test_sentiment_texts(tmp_path):
         assert (document.text, document.label, document.group) == (text, 1, None)
         write(path, [record | {"label": 1}, empty | {"label": 0}])
         with pytest.raises(InputError, match=rf"{path}, line 2: fields? .*empty document"):
-            load_task(name, data_dir=str(tmp_path))
+            load_task(name, data_dir=str(tmp_path), empty="error")
     path = write(
         tmp_path / "amazon_blitzer" / "test.jsonl",
         [{"title": "", "content": "c", "label": 1}, {"title": "t", "content": "", "label": 0}],
@@ -218,7 +218,7 @@ def test_sentiment_texts(tmp_path):
 def test_parse_label():
     good = [0, 1, 0.0, 1.0, False, True, "0", "1", "True", "False", -1, "-1"]
     assert [parse_label(v, "x") for v in good] == [0, 1, 0, 1, 0, 1, 0, 1, 1, 0, -1, -1]
-    for bad in (2, 0.5, "2", "", "one", None, [], {}, float("inf")):
+    for bad in (2, 0.5, "2", "one", "yes", [], {}, float("inf"), 10**400):
         with pytest.raises(InputError, match=r"^here: field 'label': "):
             parse_label(bad, "here")
 

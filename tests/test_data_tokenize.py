@@ -68,9 +68,11 @@ def test_tokenize_lengths_labels_and_counts():
         tokenized.document(4)
     assert counts == {
         "documents": 4,
+        "empty": 0,
         "overlong": 0,
         "dropped": 0,
         "truncated": 0,
+        "same": 0,
         "chunks": 0,
         "tokens": sum(len(d.text.encode()) + 2 for d in docs),
     }

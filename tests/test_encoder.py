@@ -442,9 +442,9 @@ def test_heads_that_transformers_cannot_express_are_refused(golden, tmp_path):
     ("name", "array", "words"),
     [
         ("classifier.out_proj.bias", np.zeros(3, np.float32), "shape [3]; expected"),
-        ("classifier.out_proj.weight", np.zeros((3, 24), np.float32), "shape [3, 24]; allowed"),
+        ("classifier.out_proj.weight", np.zeros((3, 24), np.float32), "shape [2]; expected [3]"),
         ("classifier.dense.weight", None, "tensor 'classifier.dense.weight' is missing"),
-        ("classifier.out_proj.weight", None, "unexpected"),
+        ("classifier.out_proj.weight", None, "'classifier.out_proj.weight' is missing"),
     ],
 )
 def test_a_classifier_that_does_not_fit_is_refused(golden, tmp_path, name, array, words):
@@ -456,7 +456,7 @@ def test_a_classifier_that_does_not_fit_is_refused(golden, tmp_path, name, array
         )
 
     _files(tmp_path / "in", change)
-    assert words in error(models.load, tmp_path / "in", one())
+    assert words in error(models.load_with_head, tmp_path / "in", one())
 
 
 @pytest.mark.parametrize("offset", [0, 2])

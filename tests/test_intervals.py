@@ -69,6 +69,9 @@ def test_pgr_interval_approaches_the_delta_method():
     assert ours["low"] == pytest.approx(pgr - reach, abs=0.05 * reach)
     assert ours["high"] == pytest.approx(pgr + reach, abs=0.05 * reach)
     assert ours["defined_share"] == 1.0
+    middle, reach = (ceiling - weak).mean(), 1.645 * (ceiling - weak).std() / math.sqrt(40_000)
+    assert ours["gap_low"] == pytest.approx(middle - reach, abs=0.05 * reach)
+    assert ours["gap_high"] == pytest.approx(middle + reach, abs=0.05 * reach)
 
 
 def test_pgr_interval_is_none_where_the_gap_is_mostly_absent():

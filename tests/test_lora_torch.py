@@ -131,3 +131,53 @@ def test_peft_gives_an_encoders_hidden_states_and_class_logits(tmp_path, model_t
     auto = transformers.AutoModelForSequenceClassification
     theirs, _ = peft_logits(auto, base, tmp_path / "headed", tokens, num_labels=2)
     np.testing.assert_allclose(class_logits, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("gpt2", dict(target_modules=["c_attn", "c_proj"])),
+        ("llama", dict(target_modules="all-linear", use_rslora=True)),
+        ("llama", dict(target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"])),
+        (
+            "gpt_neox",
+            dict(
+                target_modules=["query_key_value"],
+                alpha_pattern={"layers.1.attention.query_key_value": 40},
+            ),
+        ),
+        ("qwen2", dict(target_modules=["q_proj"], bias="all")),
+        ("phi", dict(target_modules=["lm_head", "fc1"])),
+        ("gemma", dict(target_modules=["v_proj"], task_type="SEQ_CLS")),
+        ("bert", dict(target_modules=["query", "dense"], task_type="SEQ_CLS")),
+        ("roberta", dict(target_modules=["query"], task_type="SEQ_CLS")),
+    ],
+)
+def test_adapters_that_peft_saved_give_its_logits_here(tmp_path, model_type, options):
+    import peft
+    import transformers
+
+    classifies = "task_type" in options
+    auto = transformers.AutoModelForCausalLM
+    if classifies:
+        auto = transformers.AutoModelForSequenceClassification
+    base = saved(model_type, tmp_path / "base")
+    model = peft.get_peft_model(
+        auto.from_pretrained(base, dtype="float32"), peft.LoraConfig(r=3, lora_alpha=5, **options)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / "adapters")
+        tokens = np.random.default_rng(1).integers(3, 64, (2, 9))
+        theirs = model.eval()(torch.tensor(tokens)).logits.numpy()
+    config, params = models.load_with_head(tmp_path / "adapters", one())
+    hidden = models.forward(config, params["backbone"], tokens)
+    if classifies:
+        ends = jnp.array([[8], [17]])
+        read = heads.read_out(config, params["backbone"], hidden, jnp.ones((2, 9), int), ends)
+        ours = heads.class_logits(params["head"], read)
+    else:
+        ours = heads.language_model_logits(config, params["backbone"], hidden)
+    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4)

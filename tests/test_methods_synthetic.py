@@ -1,10 +1,13 @@
 """Synthetic error structures: exact counts, and the errors where they should be."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.tokenize import soft_labels
+from w2s_jax.methods import ensembles, synthetic
 from w2s_jax.methods.synthetic import STRUCTURES, synthetic_labels
 
 
@@ -108,3 +111,31 @@ def test_bad_input_is_refused():
             synthetic_labels(*positional, seed=0, **options)
     with pytest.raises(ValueError, match=r"expected shape \(200,\), got \(3,\)"):
         synthetic_labels("longest", truth_N, 0.1, seed=0, lengths_N=[1, 2, 3])
+
+
+def test_ties_have_no_truth_to_be_wrong_about():
+    """Label makers that compare labels with ground truth leave ties (NaN) out."""
+    truth_N, arrays = inputs()
+    tie_N = np.arange(200) % 4 == 0
+    labels_N = np.where(tie_N, np.nan, truth_N).astype(np.float32)
+    weak_NC = arrays["weak_soft_NC"]
+    work = SimpleNamespace(
+        phase=SimpleNamespace(label_splits=("slice2",), parents=("member1",), seed=0),
+        truth=lambda split: labels_N,
+        labels=lambda split, parent="labels": weak_NC,
+        documents=lambda split: SimpleNamespace(lengths_N=arrays["lengths_N"]),
+        of_all=lambda split, soft_NC: {split: soft_NC},
+    )
+    errors_N = (weak_NC[:, 1] > 0.5) != truth_N
+    for structure in ("weak", "random", "longest"):
+        soft_NC = synthetic._synthetic(work, structure=structure)["slice2"]
+        assert (soft_NC[tie_N] == 0.5).all()
+        wrong_N = (soft_NC[:, 1] > 0.5) != truth_N
+        assert wrong_N[~tie_N].sum() == errors_N[~tie_N].sum()
+        if structure == "weak":
+            np.testing.assert_array_equal(wrong_N[~tie_N], errors_N[~tie_N])
+    work.members, work.documents = ["member1"], lambda split: range(200)
+    (alpha,), weights_N = ensembles._adaboost(work)
+    error = (errors_N & ~tie_N).sum() / 200
+    np.testing.assert_allclose(alpha, 0.5 * np.log((1 - error) / error))
+    assert weights_N[tie_N].max() == weights_N.min()

@@ -357,9 +357,6 @@ def test_damaged_phase_folders_are_refused_in_one_line(tmp_path):
     def empty_manifest(folder):
         trees.manifest_path(sources.final_of(folder)).write_text("[]")
 
-    def add_file(folder):
-        (sources.final_of(folder) / "stray").write_text("")
-
     def edit(**model):
         def change(folder):
             record = json.loads((folder / "config.json").read_text())
@@ -380,7 +377,6 @@ def test_damaged_phase_folders_are_refused_in_one_line(tmp_path):
         "manifest": (drop_manifest, "final: damaged (it has no readable manifest)"),
         "list": (empty_manifest, "final: damaged (it has no readable manifest)"),
         "file": (drop_file, "final: damaged (manifest.ocdbt is missing)"),
-        "stray": (add_file, "final: damaged (stray does not belong there)"),
         "model": (
             lambda f: configure(f, spec={}),
             "config.json: does not describe a model (KeyError",

@@ -11,11 +11,12 @@ from w2s_jax.metrics import intervals
 from w2s_jax.report.agreement import agreement_panels
 from w2s_jax.report.caveats import result_caveats, setting_caveats
 from w2s_jax.report.charts import accuracy_panels, gap_panels, ladder_panels
+from w2s_jax.report.comparison import compare_students
 from w2s_jax.report.curves import Curve, series, training_panels
 from w2s_jax.report.drawing import figure_of
-from w2s_jax.report.results import difference
+from w2s_jax.report.results import REACH, difference
 from w2s_jax.report.runs import FinishedRun
-from w2s_jax.report.settings import compare_students, settings_of
+from w2s_jax.report.settings import settings_of
 from w2s_jax.report.summaries import overview, setting_summary, summary
 
 
@@ -140,7 +141,7 @@ def test_losses_are_compared_over_common_seeds():
     means = {k: np.mean([r[k]["accuracy"] for r in results]) for k in ("weak", "ceiling")}
     student = np.mean([r["students"]["xent"]["accuracy"] for r in results])
     expected = (student - means["weak"]) / (means["ceiling"] - means["weak"])
-    assert rows["xent"]["pgr"]["of_means"]["pgr"] == pytest.approx(expected)
+    assert rows["xent"]["pgr"].value == pytest.approx(expected)
 
 
 def test_runs_that_add_losses_to_a_seed_count_its_weak_model_once():
@@ -158,7 +159,7 @@ def test_a_student_may_have_its_own_ceiling():
     }  # fmt: skip
     (setting,) = in_settings(result)
     row = next(r for r in compare_students(setting)["rows"] if r["label"] == "xent+bootstrap")
-    assert row["pgr"]["of_means"]["pgr"] == pytest.approx((0.742 - 0.711) / (0.95 - 0.711))
+    assert row["pgr"].value == pytest.approx((0.742 - 0.711) / (0.95 - 0.711))
     assert ("ceiling", "ceiling of xent+bootstrap") in setting.entries
 
 
@@ -179,13 +180,13 @@ def test_caveats_of_a_setting():
     }
     # The paired error of xent - weak is sqrt((0.128 - 0.031**2) / 317).
     error = math.sqrt((0.128 - 0.031**2) / 317)
-    needed = math.ceil(317 * (2 * error / 0.031) ** 2 / 10) * 10
+    needed = math.ceil(317 * (REACH * error / 0.031) ** 2 / 10) * 10
     text = " ".join(t for _, t in setting_caveats(in_settings(fabricated())[0]))
     assert "Detecting a difference of 0.031 (xent and the weak model)" in text
     assert f"about {needed} test documents (317 used)" in text and needed > 317
     no_gap = fabricated()
     no_gap["ceiling"]["accuracy"] = 0.73
-    assert "unstable" in caveat_names([no_gap])
+    assert "undefined" in caveat_names([no_gap])
     chance = fabricated()
     chance["weak"]["accuracy"] = 0.52
     assert "chance" in caveat_names([chance])
@@ -198,15 +199,15 @@ def test_caveats_of_a_setting():
 
 
 def test_seeds_that_agree_by_chance_are_as_uncertain_as_their_documents():
-    # Two seeds with equal differences have no spread, but two standard errors over the 317
-    # documents are 2 sqrt((0.128 - 0.024**2) / 317 / 2) = 0.028.
+    # Two seeds with equal differences have no spread. Whether they share their 317 documents is
+    # not known without predictions; if they do, 1.96 sqrt((0.128 - 0.03**2) / 317) = 0.039.
     results = [fabricated(0), fabricated(1)]
     for result in results:
-        result["students"]["xent"]["accuracy"] = result["weak"]["accuracy"] + 0.024
+        result["students"]["xent"]["accuracy"] = result["weak"]["accuracy"] + 0.03
         result["students"]["confidence"]["accuracy"] = 0.85
     assert "indistinguishable" in caveat_names(results)
     for result in results:
-        result["students"]["xent"]["accuracy"] = result["weak"]["accuracy"] + 0.032
+        result["students"]["xent"]["accuracy"] = result["weak"]["accuracy"] + 0.045
     assert "indistinguishable" not in caveat_names(results)
 
 
@@ -223,13 +224,14 @@ def test_overview_of_several_settings():
 
 def test_caveats_of_a_result():
     result = fabricated()
+    result["students"]["xent"]["accuracy"] = 0.76
     lines = " ".join(result_caveats(result))
-    # The paired error of xent - weak is sqrt((0.128 - 0.031**2) / 317) = 0.020 < 0.031.
+    # The paired error of xent - weak is sqrt((0.128 - 0.049**2) / 317) = 0.020: 2.4 of them.
     assert "distinguishable" not in lines and "chance" not in lines and "One seed" in lines
-    result["students"]["xent"]["accuracy"] = 0.725
-    assert "(difference below one standard error): xent." in " ".join(result_caveats(result))
+    result["students"]["xent"]["accuracy"] = 0.742
+    assert "difference includes 0): xent." in " ".join(result_caveats(result))
     result["ceiling"]["accuracy"] = 0.73
-    assert "unstable" in " ".join(result_caveats(result))
+    assert "the gap between ceiling and weak model is 0.019" in " ".join(result_caveats(result))
     result["weak"]["accuracy"] = 0.52
     assert "classes): weak." in " ".join(result_caveats(result))
 
@@ -248,9 +250,11 @@ def test_difference_is_paired_where_agreement_is_known():
 def test_summaries_compare_students_with_the_weak_model():
     text = summary(fabricated())
     assert "xent student reaches 0.742 ± 0.021, 0.031 above the weak model" in text
-    assert "1.5 standard errors of the difference, which is weak evidence" in text
+    # 0.031 ± 1.96 * 0.020
+    assert "[-0.008 to 0.070], so the two are not distinguishable" in text
     assert "recovers 0.153 of the gap" in text
     assert "most accurate student is confidence" in text
-    runs = [fabricated(s, s / 100) for s in range(3)]
-    assert "median 0.752, above the weak model in 3 of 3 runs" in setting_summary(runs)
+    (setting,) = in_settings(*(fabricated(s, s / 100) for s in range(3)))
+    text = setting_summary(setting)
+    assert "median 0.752, above the weak model in 3 of 3 seeds (distinguishably in 0)" in text
     assert "undefined" in summary(null_pgr(fabricated(), "fabricated"))

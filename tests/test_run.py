@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,13 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 import w2s_jax
-from w2s_jax import models, phases, testing
+from w2s_jax import models, phases, resolve, testing, validation
+from w2s_jax.cli.main import main
 from w2s_jax.core import errors
+from w2s_jax.core.files import sha256
+from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.loading import load_task
+from w2s_jax.data.records import read_records
 from w2s_jax.execution import execute
 from w2s_jax.metrics import classification
 from w2s_jax.report import write_report
@@ -78,6 +83,7 @@ def test_the_result_fulfils_the_contract(finished):
             assert student["pgr"] == pytest.approx(gain / gap)
         else:
             assert student["pgr"] is None and student["pgr_note"]
+        assert student["gap_low"] <= gap <= student["gap_high"]
     kinds = [stage["kind"] for stage in result["stages"]]
     assert kinds == ["pretrain", "pretrain", "weak", "ceiling", "student", "student"]
     for stage in result["stages"]:
@@ -130,6 +136,57 @@ def test_weak_labels_are_joined_by_document_id(finished, data_dir):
     assert {d.id for d in documents} == {int(i) for i in ids}
     with pytest.raises(errors.InputError, match="2 of 66 documents.*are missing"):
         artifacts.load_labels(folder, "test", np.concatenate([ids, np.array([1, 2], np.uint64)]))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".jsonl.gz", ".parquet"])
+def test_weak_labels_in_a_file_are_accepted_as_external_ones(
+    finished, data_dir, tmp_path, suffix, capsys
+):
+    workdir, _ = finished
+    weak = phase_folders(workdir)["weak"]
+    path = tmp_path / f"labels{suffix}"
+    assert main(["labels", str(workdir), f"--to={path}"]) == 0
+    assert f"{weak.name}: 80 slice2" in capsys.readouterr().out
+    rows = [row for _, row in read_records(path)]
+    assert set(rows[0]) == {"id", "split", "p"}
+    whole = suffix == ".parquet"
+    assert all(isinstance(row["id"], int) == whole for row in rows)
+    assert whole or all(re.fullmatch("0x[0-9a-f]{16}", row["id"]) for row in rows)
+    found, stored = read_external_labels(path), artifacts.stored_labels(artifacts.PhaseFolder(weak))
+    assert list(stored) == ["slice2", "test", "validation"]
+    for split, (ids_N, soft_NC) in stored.items():
+        same = [row for row in rows if row["split"] == split]
+        assert len(same) == len(ids_N)
+        np.testing.assert_array_equal(join_labels(found, ids_N, "x")[:, 1], soft_NC[:, 1])
+    config = testing.tiny_config(data_dir)
+    config.weak.labels = str(path)
+    assert resolve.resolve(validation.validate(config)).outside == sha256(path)
+
+
+def test_which_labels_are_written(workdir, tmp_path, capsys):
+    def refused(source, name="l.csv"):
+        assert main(["labels", str(source), f"--to={tmp_path / name}"]) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        return message
+
+    folders = phase_folders(workdir)
+    weak, to = folders["weak"], tmp_path / "l.csv"
+    assert f"no labels; with labels here: {weak.name}" in refused(folders["ceiling"])
+    assert "there is no folder" in refused(tmp_path / "none")
+    assert "has no result.json" in refused(tmp_path)
+    assert "unknown file type; allowed: .parquet, .csv" in refused(weak, "l.txt")
+    assert "the folder" in refused(weak, "no/l.csv")
+    assert not to.exists() and main(["labels", str(weak), f"--to={to}"]) == 0
+    assert "exists" in refused(weak)
+    to.unlink()
+    # A second weak model, as in an ensemble: which one is meant?
+    other = shutil.copytree(weak, weak.with_name("weak-0123456789abcdef"))
+    result = json.loads((workdir / "result.json").read_text())
+    result["stages"].append({"kind": "weak", "phase": other.name, "model": "m"})
+    (workdir / "result.json").write_text(json.dumps(result))
+    message = refused(workdir)
+    assert "2 phases with labels" in message and str(weak) in message and str(other) in message
 
 
 def test_a_finished_run_is_not_run_again(workdir, data_dir, monkeypatch, capsys):
@@ -507,6 +564,26 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(
     (small_disk / "ballast").unlink()
     result = execute.run(config, workdir, console=QUIET)
     assert comparable(result) == comparable(finished[1])
+
+
+@pytest.mark.parametrize("unwritten", ["report", "result"])
+def test_the_table_is_printed_although_the_disk_is_full(
+    workdir, data_dir, finished, monkeypatch, capsys, unwritten
+):
+    def full(*_):
+        raise OSError(28, "No space left on device", "x")
+
+    if unwritten == "report":
+        shutil.rmtree(workdir / "report")
+        monkeypatch.setattr(execute, "write_report", full)
+    else:
+        (workdir / "result.json").unlink()
+        monkeypatch.setattr(execute, "write_json", full)
+    with pytest.raises(errors.StorageError, match="No space left"):
+        execute.run(testing.tiny_config(data_dir), workdir, console=Console(width=160))
+    out = capsys.readouterr().out
+    assert "ceiling" in out and f"{finished[1]['ceiling']['accuracy']:.3f}" in out
+    assert ("result: " in out) == (unwritten == "report") and "report: " not in out
 
 
 # --- whole processes: killed, terminated ---------------------------------------------------------

@@ -18,6 +18,7 @@ from w2s_jax.data.splits import make_splits
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
 from w2s_jax.execution import execute
+from w2s_jax.phases import inputs
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.pretraining_text import stream_digest
 from w2s_jax.planning.resolve import resolve
@@ -205,7 +206,7 @@ def test_soft_labels_beside_labels_are_learnt_and_not_what_counts(tmp_path):
     assert set(half.labels_N) == {0, 1} and set(half.targets_N) == {0.25, 0.75}
     weak = next(p for p in plan(resolved).phases if p.kind == "weak")
     context = phases.Context(resolved, tmp_path, sharding.make_mesh(), QUIET, lambda: False)
-    targets_NC = phases.inputs.TrainingInputs(weak, context).targets_NC
+    targets_NC = inputs.TrainingInputs(weak, context).targets_NC
     np.testing.assert_array_equal(targets_NC[:, 1], half.targets_N)
     plain = [{k: v for k, v in row.items() if k != "soft_label"} for row in rows]
     write(tmp_path / "both" / "train.jsonl", plain)

@@ -160,6 +160,9 @@ def test_a_dry_run_tells_what_is_missing_and_touches_nothing(workdir, recipe, fi
     console = recording()
     sweep(str(recipe), [], workdir, console, dry_run=True, mfu=0.25)
     text = console.export_text()
+    assert (
+        text.count("training: train.jsonl; validation: validation.jsonl; test: test.jsonl; ") == 1
+    )
     assert "9 done, 1 missing" in text and "assuming 25% of peak FLOP/s" in text
     assert re.search(r"student +4 +3 +1\b", text) and "TPU v5e" in text
     assert text.count("losses=") == 4 and {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == (

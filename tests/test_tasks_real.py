@@ -317,6 +317,9 @@ def test_both_protocols_cut_it_as_described(name):
     documents = loaded(name).documents
     carved = 300 if len({"train", "validation", "test"} & set(documents)) == 1 else 0
     sizes = {"test_docs": carved or None, "validation_docs": 100}
+    if "train" not in documents:
+        sizes["train_split"] = "validation"
+        assert name == "twitter_sentiment" or get_task(name).train_split == "validation"
     paper = make_splits(documents, train_docs=None, balance=True, **sizes)
     parts = {part: paper[part] for part in ("slice1", "slice2", "validation", "test")}
     groups = {

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, library_logs, processes, terminal
 
 
+@library_logs.diverts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -54,6 +54,7 @@ def _dispatch(arguments: list[str]) -> int:
         "convert": _convert,
         "models": _models,
         "gc": _gc,
+        "labels": _labels,
     }
     options, rest = parser.parser().parse_known_args(arguments)
     if options.command in with_overrides:
@@ -92,6 +93,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         dry_run=options.dry_run,
         profile=profile,
         dump_hlo=options.dump_hlo,
+        accept_changed_code=options.accept_changed_code,
     )
     return 0
 
@@ -120,10 +122,7 @@ def _report(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
-    # In a pipe, do not break the names of phases and runs.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
     overrides = [o for o in overrides if o not in slurm]
     foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
@@ -156,24 +155,29 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         slurm=slurm,
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
+        accept_changed_code=options.accept_changed_code,
         mfu=options.mfu,
     )
     return 0
 
 
 def _data(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from w2s_jax.data import commands
 
+    data_dir = options.data_dir
     if options.config:
-        load_config(options.config, [])  # registers its tasks
+        config = load_config(options.config, [])  # registers its tasks
+        data_dir = data_dir or config.get("task", {}).get("data_dir")
     if options.action == "list":
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_tasks(Console(width=220))
+        # Wide enough not to break names, in a narrow terminal too.
+        console = terminal.console(columns=220)
+        if options.task is None:
+            commands.list_tasks(console)
+        else:
+            commands.list_task(options.task, console, data_dir=data_dir)
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    where = {"source": options.source, "data_dir": options.data_dir}
+    console = terminal.console()
+    where = {"source": options.source, "data_dir": data_dir}
     if options.action == "prepare":
         commands.prepare_task(options.task, options.to, console, **where)
         return 0
@@ -200,8 +204,6 @@ def _data(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.core.files import write_json
     from w2s_jax.perf import bench
 
@@ -220,8 +222,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
         **({} if options.mix is None else {"mixes": (options.mix,)}),
     )
     config = None if options.config is None else load_config(options.config, overrides)
-    # In a pipe, do not break rows of numbers.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     records = bench.run(options.what, asked, console, config)
     if target is not None:
         write_json(target, {"records": records})
@@ -256,8 +257,6 @@ def _convert(options: argparse.Namespace) -> int:
 def _gc(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from w2s_jax.execution import storage_gc
 
     def confirm() -> bool:
@@ -268,21 +267,28 @@ def _gc(options: argparse.Namespace) -> int:
             return False
         return input("Remove these files? [y/N] ").strip().lower() in ("y", "yes")
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     storage_gc.collect(Path(options.dir), console, confirm, finals=options.finals)
     return 0
 
 
-def _models(options: argparse.Namespace) -> int:
-    from rich.console import Console
+def _labels(options: argparse.Namespace) -> int:
+    from pathlib import Path
 
+    from w2s_jax.execution import labels
+
+    print(labels.export(Path(options.phase), Path(options.to)))
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
     from w2s_jax.models import commands
 
     if options.name is None:
-        # Wide enough not to break names, in a pipe and in a narrow terminal.
-        commands.list_models(Console(width=220))
+        # Wide enough not to break names, in a narrow terminal too.
+        commands.list_models(terminal.console(columns=220))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 100)
+        console = terminal.console()
         commands.show_model(options.name, console)
     return 0
 

@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_models(commands)
     _add_gc(commands)
+    _add_labels(commands)
     return root
 
 
@@ -61,6 +62,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--dump_hlo", action="store_true", help="write the HLO of each phase's step programs"
     )
+    _add_accept_changed_code(run)
     several = run.add_argument_group(
         "several processes",
         "Start the same command in every process. On TPU slices, GKE, Slurm and Open MPI the "
@@ -74,6 +76,15 @@ def _add_run(commands: Any) -> None:
     )
     several.add_argument(
         "--distributed", action="store_true", help="use JAX's automatic cluster detection"
+    )
+
+
+def _add_accept_changed_code(command: Any) -> None:
+    command.add_argument(
+        "--accept_changed_code",
+        action="store_true",
+        help="use phases that other code of a loss, family, method or phase kind of your own has "
+        "computed (by default they are refused)",
     )
 
 
@@ -130,6 +141,7 @@ def _add_sweep(commands: Any) -> None:
         "--dry_run", action="store_true", help="print runs, phases and their cost, then stop"
     )
     sweep.add_argument("--retry_failed", action="store_true", help="retry failed phases")
+    _add_accept_changed_code(sweep)
     sweep.add_argument(
         "--mfu",
         type=float,
@@ -147,10 +159,13 @@ def _add_data(commands: Any) -> None:
         allow_abbrev=False,
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    recipe = "recipe that registers further tasks"
-    text = "list all tasks with their kind, sources and licence"
+    recipe = "recipe that registers further tasks; its task.data_dir is the default of --data_dir"
+    folder = "folder of local data (default: the recipe's, or W2S_DATA_DIR)"
+    text = "list all tasks with their kind, sources and licence, or one with its fields"
     listing = actions.add_parser("list", help=text, description=_sentence(text), allow_abbrev=False)
+    listing.add_argument("task", metavar="TASK", nargs="?", help="show this task, with its fields")
     listing.add_argument("--config", metavar="FILE", help=recipe)
+    listing.add_argument("--data_dir", metavar="DIR", help=folder)
     helps = {
         "show": "show documents as the model sees them",
         "check": "show counts, class balance, lengths, duplicates and leaks between splits",
@@ -167,9 +182,7 @@ def _add_data(commands: Any) -> None:
             default="auto",
             help="auto, files, hub, tfds or embedded (default: auto)",
         )
-        action.add_argument(
-            "--data_dir", metavar="DIR", help="folder of local data (default: W2S_DATA_DIR)"
-        )
+        action.add_argument("--data_dir", metavar="DIR", help=folder)
         if name == "prepare":
             action.add_argument("--to", required=True, metavar="DIR", help="output folder")
             continue
@@ -344,6 +357,26 @@ def _add_gc(commands: Any) -> None:
         "--finals",
         action="store_true",
         help="also remove final parameters of complete runs that no phase starts from",
+    )
+
+
+def _add_labels(commands: Any) -> None:
+    """Add `w2s labels PHASE`."""
+    labels = commands.add_parser(
+        "labels",
+        help="write a phase's weak labels to a file",
+        description="Write the labels of a phase to a file with the columns id (0x and 16 "
+        "hexadecimal digits; in Parquet uint64), split and p, the probability of label 1. The "
+        "field weak.labels of another run accepts the file.",
+        allow_abbrev=False,
+    )
+    labels.add_argument(
+        "phase",
+        metavar="PHASE",
+        help="DIR/phases/<kind>-<fingerprint>, or the folder of a run with one weak model",
+    )
+    labels.add_argument(
+        "--to", required=True, metavar="FILE", help="new file: .parquet, .csv, .jsonl or .jsonl.gz"
     )
 
 

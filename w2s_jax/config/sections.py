@@ -191,6 +191,12 @@ class TaskSettings:
     data_dir: str | None = option(
         None, meaning="Folder with local data; None: the environment variable W2S_DATA_DIR"
     )
+    train_split: str | None = option(
+        None,
+        choices=("train", "validation", "test"),
+        meaning="Split to train on, which then serves nothing else; None: 'train', or what a task "
+        "declares that has no other",
+    )
     train_docs: int | None = option(
         None, low=2, meaning="Training documents, counted before halving; None: all"
     )
@@ -209,6 +215,17 @@ class TaskSettings:
         None, low=3, meaning="Tokens of a document, at most; None: as the model allows"
     )
     overlong: str = option("truncate", choices=OVERLONG, meaning="What to do with longer documents")
+    truncate: str | None = option(
+        None,
+        choices=("start", "end"),
+        meaning="Side at which longer texts are cut; None: the task's own (pairs: 'start')",
+    )
+    empty: str | None = option(
+        None,
+        choices=("skip", "error"),
+        meaning="What to do with empty texts and those that give no token; None: 'skip' for "
+        "built-in tasks, 'error' for others",
+    )
     split_seed: int = option(
         0, low=0, high=MAX_SEED, meaning="Seed of the choice and the split of documents"
     )

@@ -35,6 +35,19 @@ class StorageError(W2SError):
     """Something could not be stored or read; complete checkpoints are intact: exit status 1."""
 
 
+def shown(value: Any, limit: int = 80) -> str:
+    """Return the `repr` of a value from outside, cut at `limit` characters."""
+    # The text of a record may be a book, of which the first characters are enough.
+    text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def listed(names: Iterable[Any], none: str = "none", limit: int = 400) -> str:
+    """Return names from outside with commas between them, cut at `limit` characters."""
+    text = ", ".join(map(str, names)) or none
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def nearest(value: Any, allowed: Iterable[Any]) -> str | None:
     """Return the entry of `allowed` spelt most like `value`, or None if none is close."""
     matches = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.5)
@@ -51,7 +64,8 @@ def unknown(field: str, value: Any, allowed: Iterable[Any]) -> InputError:
     """Return an `InputError` with the field, the value, the nearest match and what is allowed."""
     names = [str(a) for a in allowed]
     return InputError(
-        f"{field}: unknown value {value!r}{did_you_mean(value, names)}; allowed: {', '.join(names)}"
+        f"{field}: unknown value {shown(value)}{did_you_mean(value, names)}; allowed: "
+        f"{', '.join(names)}"
     )
 
 

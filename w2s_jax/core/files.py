@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -101,13 +102,78 @@ def unreachable(path: str | Path, error: Exception) -> InputError:
     return InputError(f"{text}: cannot be reached ({reason})")
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it exists, and everything in it."""
-    if not is_remote(folder):
+# --- what is in a folder -------------------------------------------------------------------------
+
+# What systems leave in any folder: macOS (also on shares and in archives), NFS and FUSE for files
+# that are deleted while open, snapshots, fsck, Windows, Synology and QNAP.
+_STRAY = re.compile(
+    r"\.DS_Store|\._.*|\.nfs[0-9a-fA-F]+|\.fuse_hidden[0-9a-fA-F]+|\.snapshots?|\.zfs|lost\+found|"
+    r"__MACOSX|Icon\r|[Tt]humbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|"
+    r"@eaDir|@Recycle|#recycle"
+)
+_ASIDE = re.compile(r".*\.damaged-[0-9a-f]{8}(\..+)?")
+
+
+def is_stray(name: str) -> bool:
+    """Return whether a file or folder is one that systems leave anywhere, as .DS_Store."""
+    return _STRAY.fullmatch(name) is not None
+
+
+def contents(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder, sorted, without hidden ones and strays.
+
+    Whatever asks whether a folder is empty, or whose it is, asks this.
+    """
+    found = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in found if not is_stray(path.name))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `<name>.damaged-<8 hex digits>`; return its new path."""
+    aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
+    move(path, aside)
+    return aside
+
+
+def move(path: Path, to: Path) -> None:
+    """Rename a file or a folder; on an object store copy and remove."""
+    if is_remote(path):
+        cast(Any, path).fs.mv(cast(Any, path).path, cast(Any, to).path, recursive=path.is_dir())
+    else:
+        path.rename(to)
+
+
+def is_aside(name: str) -> bool:
+    """Return whether `set_aside` made the name, or a name that goes on with a suffix."""
+    return _ASIDE.fullmatch(name) is not None
+
+
+def remove_folder(folder: Path, *, keep_aside: bool = False) -> None:
+    """Remove a folder, if it exists, and everything in it.
+
+    Args:
+      folder: the folder.
+      keep_aside: leave what `set_aside` has renamed, and the folders that it is in.
+    """
+    if keep_aside and _has_aside(folder):
+        for path in list(folder.iterdir()):
+            if is_aside(path.name):
+                continue
+            if path.is_dir():
+                remove_folder(path, keep_aside=True)
+            else:
+                path.unlink(missing_ok=True)
+    elif not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        cast(Any, folder).fs.rm(cast(Any, folder).path, recursive=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            cast(Any, folder).fs.rm(cast(Any, folder).path, recursive=True)
+
+
+def _has_aside(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return any(is_aside(path.name) or _has_aside(path) for path in folder.iterdir())
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -144,26 +210,40 @@ def write_json(path: Path, value: Any) -> None:
         file.write(text.encode())
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise an `InputError` if `path` exists."""
-    if path.exists():
-        raise InputError(f"{path}: already exists; choose a new folder")
+def refuse_existing(folder: Path, field: str = "") -> None:
+    """Raise an `InputError` if a path exists, unless it is an empty folder (see `contents`).
+
+    Args:
+      folder: the path.
+      field: the option that names it, for the message.
+    """
+    if folder.exists() and (not folder.is_dir() or contents(folder)):
+        prefix = f"{field}: " if field else ""
+        raise InputError(f"{prefix}{folder}: already exists; choose a new or empty folder")
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Make a folder that is renamed to `folder` when the block ends, and removed if it raises.
 
+    An empty `folder` with hidden files, or where a disk is mounted, cannot be replaced; what is in
+    the new folder is then moved into it, piece by piece.
+
     Raises:
-      InputError: `folder` exists already; nothing is overwritten.
+      InputError: `folder` exists already and is not empty; nothing is overwritten.
       StorageError: it cannot be written.
     """
     refuse_existing(folder)
-    temporary = _temporary(folder.absolute())
+    stays = folder.exists() and (any(folder.iterdir()) or os.path.ismount(folder))
+    temporary = _temporary((folder / "new" if stays else folder).absolute())
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(folder)
+        if stays:
+            for path in sorted(temporary.iterdir()):
+                path.rename(folder / path.name)
+        else:
+            temporary.rename(folder)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({first_line(error)})") from error
     finally:

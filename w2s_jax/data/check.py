@@ -16,7 +16,8 @@ class SplitFacts:
 
     Attributes:
       documents: number of documents.
-      positive: documents with label 1 (soft labels: above 1/2); None if none has a label.
+      positive: documents with label 1 (soft labels: above 1/2); None if none has a label. Ties
+        have none.
       groups: distinct groups; documents without a group count as one each.
       largest_group: documents of the largest group.
       duplicates: documents whose words occurred before (see `splits.normalised_text`).
@@ -56,9 +57,9 @@ def split_facts(documents: Sequence[Document], lengths_N: np.ndarray) -> SplitFa
     for document in documents:
         text = _content(document)
         duplicates += text in labels
-        label = _label(document)
+        label = document.hard_label
         labels.setdefault(text, set()).update(() if label is None else (label,))
-    known = [label for label in map(_label, documents) if label is not None]
+    known = [d.hard_label for d in documents if d.hard_label is not None]
     groups = Counter(d.group if d.group is not None else d.id for d in documents)
     return SplitFacts(
         documents=len(documents),
@@ -103,9 +104,3 @@ def length_histogram(lengths_N: np.ndarray, bins: int = 12) -> list[tuple[int, i
 
 def _content(document: Document) -> str:
     return normalised_text(document) or repr(document.tokens)
-
-
-def _label(document: Document) -> int | None:
-    if document.label is not None:
-        return document.label
-    return None if document.soft_label is None else int(document.soft_label > 0.5)

@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax.core.errors import InputError, unknown
-from w2s_jax.data import check
+from w2s_jax.data import check, records
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.task import Task
-from w2s_jax.data.tasks import TASKS
+from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -27,9 +27,38 @@ def list_tasks(console: Console) -> None:
     console.print(table)
     console.print(
         f"{len(TASKS)} tasks; any folder of files with text and label (or text_a, text_b and "
-        "label) under task.data_dir also works",
+        "label) under task.data_dir also works; `w2s data list TASK` shows the fields of a task",
         highlight=False,
     )
+
+
+def list_task(name: str, console: Console, *, data_dir: str | None = None) -> None:
+    """Print what a task is, its sources, and the fields and files that local data must have.
+
+    Raises:
+      InputError: an unknown task.
+    """
+    task = get_task(name, data_dir)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    folder = f"<data_dir>/{task.folder or task.name}"
+    rows = {
+        "task": task.name,
+        "about": task.description,
+        "kind": task.kind,
+        "licence": task.licence,
+        **dict(zip(("hub", "tfds"), _origins(task), strict=True)),
+    }
+    if task.load is None:
+        rows["required fields"] = ", ".join(task.fields)
+        if task.optional_fields:
+            rows["optional fields"] = ", ".join(task.optional_fields)
+        rows["local files"] = records.LAYOUT.replace("<data_dir>/<task>", folder)
+        rows["trains on"] = "train"
+        if task.train_split:
+            rows["trains on"] += f", else {task.train_split}"
+    for title, value in rows.items():
+        table.add_row(title, value)
+    console.print(table, highlight=False, markup=False)
 
 
 def _origins(task: Task) -> tuple[str, str]:
@@ -47,6 +76,11 @@ def _load(
 ) -> LoadedTask:
     loaded = load(name, source, data_dir, expansion, seed=seed)
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
+    files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
+    if loaded.unused:
+        files.append(f"unused: {', '.join(loaded.unused)}")
+    if files:
+        console.print("; ".join(files), highlight=False, markup=False)
     console.print(loaded.task.description, highlight=False, markup=False)
     for note in loaded.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
@@ -152,7 +186,9 @@ def check_task(
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
     for split, documents in loaded.documents.items():
-        tokens, _ = tokenize(documents, tokenizer, max_length=None, overlong="error")
+        tokens, _ = tokenize(
+            documents, tokenizer, max_length=None, overlong="error", empty=loaded.empty
+        )
         facts[split] = check.split_facts(documents, tokens.lengths_N)
     console.print(_facts_table(facts))
     unit = "tokens" if tokenizer is None else f"tokens ({tokenizer.name})"

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import os
 from array import array
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import sha256
+from w2s_jax.core.files import is_remote, location, sha256
+from w2s_jax.data.formats import encoding_of, json_line
 from w2s_jax.data.records import text_field
 from w2s_jax.data.tfds import read_info, read_prepared, version_folder
 
@@ -35,7 +35,7 @@ class Corpus(Protocol):
 
 
 def open_corpus(source: str | os.PathLike[str], split: str = "train") -> Corpus:
-    """Open a .jsonl file, or a split of a folder written by `w2s data prepare`.
+    """Open a .jsonl or .ndjson file, or a split of a folder written by `w2s data prepare`.
 
     Nothing is read before a length, digest or text is asked for.
 
@@ -46,12 +46,16 @@ def open_corpus(source: str | os.PathLike[str], split: str = "train") -> Corpus:
     Raises:
       InputError: there is no such file or split, or it has no random access.
     """
-    path = Path(source).expanduser()
+    path = location(source)
+    if is_remote(path):
+        raise InputError(
+            f"pretrain.source: {path}: streaming needs random access; copy it to a local disk"
+        )
     if path.is_dir():
         return PreparedTexts(version_folder(path) or path, split)
     if not path.is_file():
         raise InputError(f"pretrain.source: {path}: no such file or folder")
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
         raise InputError(
             f"pretrain.source: {path}: streaming needs random access; use a plain .jsonl file, or "
             "a folder written by `w2s data prepare`"
@@ -161,13 +165,13 @@ class PreparedTexts:
 
 def _parse(line: bytes, first: bool) -> str:
     """Return the text of a line of JSON Lines; errors do not name the line."""
+    skip, encoding = encoding_of(line) if first else (0, "utf-8")
+    if encoding != "utf-8":
+        raise InputError(f"{encoding[:6].upper()} text; streaming needs UTF-8")
     try:
-        # Some editors start a file with a byte order mark.
-        record = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        text = line[skip:].decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"not UTF-8 text ({error.reason} at byte {error.start + 1} of the line)"
         ) from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"malformed JSON ({error.msg} at column {error.colno})") from error
-    return text_field(record)
+    return text_field(json_line(text, ""))

@@ -24,6 +24,7 @@ class Document:
       loss_weights: for `tokens` in language-model training: the weight of predicting each token
         (same length as `tokens`; the first one is never predicted).
       meta: anything else, for people to read.
+      where: place of the record (file and line), for errors; not compared.
     """
 
     id: int
@@ -36,6 +37,30 @@ class Document:
     group: str | None = None
     loss_weights: tuple[float, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The document in an error: its place, else its id."""
+        return self.where or f"document {self.id}"
+
+    @property
+    def is_tie(self) -> bool:
+        """True if people or a judge were undecided: no label, and a soft label of 1/2."""
+        return self.label is None and self.soft_label is not None and _hard(self.soft_label) is None
+
+    @property
+    def hard_label(self) -> int | None:
+        """The label, else the soft label thresholded at 1/2; None for a tie or without both."""
+        if self.label is not None or self.soft_label is None:
+            return self.label
+        return _hard(self.soft_label)
+
+
+def _hard(soft_label: float) -> int | None:
+    # Rounded as the arrays of labels are, which must not disagree.
+    rounded = float(np.float32(soft_label))
+    return None if rounded == 0.5 else int(rounded > 0.5)
 
 
 def stable_id(*parts: str | bytes | int) -> int:

@@ -4,25 +4,35 @@ A file of rows with an `id`, the document's 64-bit id, and either `p`, P(label 1
 1; other columns are ignored. Rows are joined by id, never by their order.
 """
 
-import math
 import os
 import re
 from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError, nearest
+from w2s_jax.core.errors import InputError, listed, nearest, shown
 from w2s_jax.data.records import read_records
+from w2s_jax.data.values import parse_label, probability
 
-_DECIMAL, _HEX = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9a-fA-F]{1,16}")
+_DECIMAL, _HEX = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9a-fA-F]{1,16}")
+_DOUBLE = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]+)?")
 _IDS = "an integer from 0 to 2^64 - 1, or its decimal or hexadecimal digits as a string"
+_AS_TEXT = (
+    "tools that read numbers as doubles (JavaScript, jq, spreadsheets, pandas where one is "
+    "missing) round ids; keep them as text: '0x' and 16 hexadecimal digits, as `w2s labels` writes "
+    "them"
+)
+# Doubles hold integers below 2^53; of larger ones spreadsheets keep 15 digits.
+_EXACT, _PRECISION = 2**53, 1e-14
 
 
 def read_external_labels(path: str | os.PathLike[str]) -> dict[int, float]:
-    """Read P(label 1) by document id from a .jsonl, .jsonl.gz, .csv or .parquet file.
+    """Read P(label 1) by document id from a file of records.
 
     An id is an integer or a string of digits. Strings that begin with 0x are hexadecimal; the
     others are all decimal, unless one of the file has a letter a to f: then all are hexadecimal.
+    Negative ids are those of tools whose integers are signed: -1 is 2^64 - 1. A `p` within 1e-6 of
+    [0, 1] is clipped.
 
     Raises:
       InputError: an unreadable file; a row without an id, or with one that is not a 64-bit integer
@@ -36,8 +46,9 @@ def read_external_labels(path: str | os.PathLike[str]) -> dict[int, float]:
     found: dict[int, float] = {}
     for where, raw, p in rows:
         id_ = raw if isinstance(raw, int) else int(raw, base)
-        if id_ >= 2**64:
-            raise InputError(f"{where}: id {raw!r} has more than 64 bits; allowed: {_IDS}")
+        if not -(2**63) <= id_ < 2**64:
+            raise InputError(f"{where}: id {shown(raw)} has more than 64 bits; allowed: {_IDS}")
+        id_ %= 2**64
         if id_ in found:
             raise InputError(f"{where}: id {raw!r} occurs twice; use one row per document")
         found[id_] = p
@@ -63,10 +74,31 @@ def join_labels(found: dict[int, float], ids_N: np.ndarray, subject: str) -> np.
     if missing:
         raise InputError(
             f"{subject}: no label for {len(missing)} of {len(ids)} documents (the first: id "
-            f"{missing[0]}, in hexadecimal {missing[0]:016x}); every document needs a label"
+            f"{missing[0]}, in hexadecimal {missing[0]:016x}); {_why_missing(found, missing)}"
         )
     p_N = np.array([found[id_] for id_ in ids], np.float32)
     return np.stack([1 - p_N, p_N], axis=1)
+
+
+def _why_missing(found: dict[int, float], missing: list[int]) -> str:
+    """Return the end of an error: the ids of the file look rounded, or documents are missing."""
+    missing_M, found_N = np.array(missing, np.uint64), np.sort(np.array([*found], np.uint64))
+    if not len(found_N):
+        return "every document needs a label"
+    after_M = np.searchsorted(found_N, missing_M).clip(1, max(1, len(found_N) - 1))
+    # Ids are hashes, so two are this near only if one is the other, rounded.
+    near_M = [found_N[after_M - 1], found_N[after_M % len(found_N)]]
+    gaps_M = [np.maximum(other_M, missing_M) - np.minimum(other_M, missing_M) for other_M in near_M]
+    nearest_M = np.where(gaps_M[0] < gaps_M[1], *near_M)
+    rounded_M = np.minimum(*gaps_M) <= missing_M * _PRECISION
+    rounded_M &= missing_M >= _EXACT
+    if 2 * rounded_M.sum() < len(missing):
+        return "every document needs a label"
+    m = int(rounded_M.argmax())
+    return (
+        f"{rounded_M.sum()} ids of the file are rounded ({missing_M[m]} to {nearest_M[m]}): "
+        f"{_AS_TEXT}"
+    )
 
 
 def _value(row: dict[str, Any], name: str) -> Any:
@@ -79,7 +111,7 @@ def _columns(row: dict[str, Any], name: str) -> str:
     """Return the end of an error about a missing column."""
     match = nearest(name, row)
     hint = f" (should {match!r} be {name!r}?)" if match and match != name else ""
-    return f"{hint}; its columns: {', '.join(map(str, row)) or 'none'}"
+    return f"{hint}; its columns: {listed(row)}"
 
 
 def _id(row: dict[str, Any], where: str) -> int | str:
@@ -87,7 +119,7 @@ def _id(row: dict[str, Any], where: str) -> int | str:
     value = _value(row, "id")
     if value is None:
         raise InputError(f"{where}: no 'id'{_columns(row, 'id')}")
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, str):
         text = value.strip()
@@ -96,7 +128,9 @@ def _id(row: dict[str, Any], where: str) -> int | str:
             return int(digits, 16)
         if digits is text and (_DECIMAL.fullmatch(text) or _HEX.fullmatch(text)):
             return text
-    raise InputError(f"{where}: id {value!r}; allowed: {_IDS}")
+    if isinstance(value, float) or (isinstance(value, str) and _DOUBLE.fullmatch(value.strip())):
+        raise InputError(f"{where}: id {shown(value)} is a double: {_AS_TEXT}")
+    raise InputError(f"{where}: id {shown(value)}; allowed: {_IDS}")
 
 
 def _p(row: dict[str, Any], where: str) -> float:
@@ -107,13 +141,15 @@ def _p(row: dict[str, Any], where: str) -> float:
     if len(given) == 2:
         raise InputError(f"{where}: both 'p' and 'label'; use one of them")
     ((name, value),) = given.items()
+    if name == "p":
+        number = probability(value)
+        if number is None:
+            raise InputError(f"{where}: p {shown(value)}; allowed: 0 to 1")
+        return number
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if name == "label" and number not in (0, 1):
-        raise InputError(f"{where}: label {value!r}; allowed: 0 or 1")
-    # NaN fails every comparison.
-    if not 0 <= number <= 1:
-        raise InputError(f"{where}: p {value!r}; allowed: 0 to 1")
-    return number
+        label = parse_label(value, where)
+    except InputError:
+        label = -1
+    if label not in (0, 1):
+        raise InputError(f"{where}: label {shown(value)}; allowed: 0 or 1")
+    return float(label)

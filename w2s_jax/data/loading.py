@@ -1,39 +1,34 @@
 """Load a task: records to documents."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError, first_line, unknown
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.documents import Document, hash_keys, stable_id
-from w2s_jax.data.records import Reader
+from w2s_jax.data.items import Item, read_items
+from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import get_task
+from w2s_jax.data.values import (
+    UNLABELLED,
+    group_key,
+    is_unlabelled,
+    parse_label,
+    parse_soft_label,
+)
+
+__all__ = ["EMPTY", "LoadedTask", "load", "load_task", "parse_label", "parse_soft_label"]
 
 SOURCES = (*RECORD_SOURCES, "embedded")
 ITEM_EXPANSION = {"paper": "all", "released": "one"}
-OFFICIAL_SPLITS = ("train", "validation", "test")
 
-# A record: its name in errors, and its candidates.
-Item = tuple[str, list[Candidate]]
-
-_UNLABELLED = -1
-_LABEL_TEXTS = {
-    "0": 0,
-    "1": 1,
-    "0.0": 0,
-    "1.0": 1,
-    "False": 0,
-    "True": 1,
-    "false": 0,
-    "true": 1,
-    "-1": _UNLABELLED,
-    "-1.0": _UNLABELLED,
-}
+#: What to do with records that have an empty text, and documents that give no token.
+EMPTY = ("skip", "error")
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,9 @@ class LoadedTask:
       documents: by split, as `load_task` returns them.
       source: 'files', 'hub', 'tfds' or 'embedded'.
       location: the folder or dataset, for messages.
-      notes: messages for the user: the task's warning, skipped records.
+      notes: messages for the user: the task's warning, skipped records, splits without labels.
+      empty: what is done with texts that are empty, or give no token: 'skip' or 'error'.
+      names, unused: as in `OpenedRecords`.
     """
 
     task: Task
@@ -53,6 +50,9 @@ class LoadedTask:
     source: str
     location: str
     notes: tuple[str, ...]
+    empty: str = "error"
+    names: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def load_task(
@@ -64,13 +64,14 @@ def load_task(
     seed: int = 0,
     split_seed: int = 0,
     item_expansion: str | None = None,
+    empty: str | None = None,
 ) -> dict[str, list[Document]]:
     """Return the documents of a task by split: train, validation, test if they exist, then others.
 
     Splits are those of the source, neither balanced nor cut into slices (see `splits.make_splits`).
-    A test split without labels (all -1) is left out; in splits with other names, -1 gives documents
-    without a label. Ids depend on the task, the split and the content; identical documents of a
-    split have distinct ids.
+    A test split without labels (see `values.is_unlabelled`) is left out; splits with other names
+    give documents without a label. Ids depend on the task, the split and the content; identical
+    documents of a split have distinct ids.
 
     Records with several candidates (a question with its answers) are expanded:
       'all': one right and one wrong item of each record, the wrong one drawn by a hash of the
@@ -90,6 +91,8 @@ def load_task(
       seed: the run's seed, used by item expansion 'one'.
       split_seed: seed of everything that does not change with `seed`.
       item_expansion: 'all' or 'one'; None: the protocol's.
+      empty: records with an empty text are left out ('skip') or refused ('error'); None: 'skip' for
+        built-in tasks, 'error' for others.
 
     Raises:
       InputError: an unknown name or option, missing data, or a bad record; names the file, the line
@@ -98,7 +101,7 @@ def load_task(
     if protocol not in ITEM_EXPANSION:
         raise unknown("protocol.name", protocol, ITEM_EXPANSION)
     expansion = ITEM_EXPANSION[protocol] if item_expansion is None else item_expansion
-    loaded = load(name, source, data_dir, expansion, seed=seed, split_seed=split_seed)
+    loaded = load(name, source, data_dir, expansion, seed=seed, split_seed=split_seed, empty=empty)
     return loaded.documents
 
 
@@ -110,13 +113,17 @@ def load(
     *,
     seed: int = 0,
     split_seed: int = 0,
+    empty: str | None = None,
 ) -> LoadedTask:
     """Load a task as `load_task` does, and return its source and notes too."""
     if source not in SOURCES:
         raise unknown("task.source", source, SOURCES)
     if item_expansion not in ITEM_EXPANSION.values():
         raise unknown("protocol.item_expansion", item_expansion, ITEM_EXPANSION.values())
+    if empty is not None and empty not in EMPTY:
+        raise unknown("task.empty", empty, EMPTY)
     task = get_task(name, data_dir)
+    empty = empty or task.empty
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]
     if source == "embedded" and task.load is None:
         raise InputError(f"task.source: 'embedded', but task {name!r} has no embedded data")
@@ -126,24 +133,37 @@ def load(
         )
     if task.load is not None and source in ("auto", "embedded"):
         documents = task.load(split_seed=split_seed)
-        return LoadedTask(task, documents, "embedded", "this package", tuple(notes))
+        return LoadedTask(task, documents, "embedded", "this package", tuple(notes), empty)
 
     opened = open_records(task, source, data_dir)
-    documents = {}
+    documents, unlabelled = {}, ""
     for split in _official_first(opened.splits):
-        found = _read_split(task, split, opened.splits[split], item_expansion, seed, split_seed)
-        if found is not None:
-            documents[split], skipped = found
-            if skipped:
-                plural = "" if skipped == 1 else "s"
-                notes.append(
-                    f"{split}: skipped {skipped:,} record{plural} that the task does not use"
-                )
+        found = read_items(task, split, opened.splits[split], skip_empty=empty == "skip")
+        notes += found.notes
+        labels = found.labels()
+        unlabelled = found.without_labels(labels)
+        if unlabelled:
+            notes.append(f"{split}: left out, because {unlabelled}")
+            continue
+        chosen = _choose(task, split, found.items, labels, item_expansion, seed, split_seed)
+        documents[split] = _documents(task, split, found.items, labels, chosen)
+        if split == "train":
+            _refuse_one_class(documents[split])
     if not documents:
         raise InputError(
-            f"{opened.location}, split test: field 'label': the only split is unlabelled (all -1)"
+            f"{opened.location}, split test: field {task.label_field!r}: the only split is "
+            f"unlabelled: {unlabelled}"
         )
-    return LoadedTask(task, documents, opened.source, opened.location, tuple(notes))
+    return LoadedTask(
+        task,
+        documents,
+        opened.source,
+        opened.location,
+        tuple(notes),
+        empty,
+        opened.names,
+        opened.unused,
+    )
 
 
 def _official_first(splits: Iterable[str]) -> list[str]:
@@ -151,156 +171,15 @@ def _official_first(splits: Iterable[str]) -> list[str]:
     return [*order, *(split for split in splits if split not in order)]
 
 
-def _read_split(
-    task: Task, split: str, reader: Reader, expansion: str, seed: int, split_seed: int
-) -> tuple[list[Document], int] | None:
-    """Return the documents of a split and the number of skipped records; None: unlabelled test."""
-    items, skipped = _read_items(task, reader)
-    if not items:
-        raise InputError(f"task {task.name!r}, split {split!r}: the task uses none of the records")
-    labels = _labels(items)
-    unlabelled = all(label == _UNLABELLED for record in labels for label in record)
-    if unlabelled and split == "test":
-        return None
-    if not unlabelled or split in OFFICIAL_SPLITS:
-        _refuse_unlabelled(items, labels)
-    chosen = _choose(task, split, items, labels, expansion, seed, split_seed)
-    documents = _documents(task, split, items, labels, chosen)
-    if split == "train":
-        counts = Counter(document.label for document in documents)
-        if len(counts) == 1 and None not in counts:
-            path = items[0][0].rpartition(", ")[0]
-            raise InputError(
-                f"{path}: field 'label': all {len(documents)} documents of the "
-                f"training split have label {documents[0].label}; both labels are needed"
-            )
-    return documents, skipped
-
-
-def _read_items(task: Task, reader: Reader) -> tuple[list[Item], int]:
-    """Return the records with candidates, checked, and the number of those without."""
-    if task.expand is None:
-        raise ValueError(f"task {task.name!r} has no expand")
-    items, skipped = [], 0
-    for where, record in reader():
-        for name in task.fields:
-            if name not in record:
-                raise InputError(
-                    f"{where}: field {name!r} is missing; the record has: "
-                    f"{', '.join(map(str, record)) or 'no fields'}"
-                )
-        candidates = _expanded(task, record, where)
-        if not candidates:
-            skipped += 1
-            continue
-        for candidate in candidates:
-            for text in candidate.texts:
-                if not text.strip():
-                    raise InputError(
-                        f"{where}: fields {', '.join(task.fields)}: empty document: {text!r}"
-                    )
-        items.append((where, candidates))
-    return items, skipped
-
-
-def _expanded(task: Task, record: dict[str, Any], where: str) -> list[Candidate]:
-    """Call `task.expand`, which may be the user's own code."""
-    assert task.expand is not None
-    try:
-        candidates = task.expand(record, where)
-    except InputError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+def _refuse_one_class(documents: Sequence[Document]) -> None:
+    """Refuse training documents that all have one label."""
+    counts = Counter(document.label for document in documents)
+    if len(counts) == 1 and None not in counts:
+        path = documents[0].where.rpartition(", ")[0]
         raise InputError(
-            f"{where}: `expand` of task {task.name!r} fails ({first_line(error)}); the "
-            f"record has: {', '.join(map(str, record)) or 'no fields'}"
-        ) from error
-    if not isinstance(candidates, list) or not all(isinstance(c, Candidate) for c in candidates):
-        raise InputError(
-            f"{where}: `expand` of task {task.name!r} returns {candidates!r:.100}; it must return "
-            "a list of Candidate"
+            f"{path}: field 'label': all {len(documents)} documents of the "
+            f"training split have label {documents[0].label}; both labels are needed"
         )
-    return candidates
-
-
-def parse_label(value: Any, where: str) -> int:
-    """Return 0, 1, or -1 (unlabelled) from a value in a file.
-
-    Accepts 0, 1, 0.0, 1.0, true, false, the same as strings (as in CSV), and -1.
-
-    Raises:
-      InputError: anything else.
-    """
-    label: int | None = None
-    if isinstance(value, str):
-        label = _LABEL_TEXTS.get(value.strip())
-    elif isinstance(value, bool | int | float) and value in (0, 1, _UNLABELLED):
-        label = int(value)
-    if label is None:
-        raise InputError(f"{where}: field 'label': {value!r}; allowed: 0 or 1")
-    return label
-
-
-def parse_soft_label(value: Any, where: str) -> float:
-    """Return P(label 1) from a value in a file: a number in [0, 1], or such a number as text.
-
-    Raises:
-      InputError: anything else.
-    """
-    number: float | None = None
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = None
-    if number is None or not 0 <= number <= 1:
-        raise InputError(f"{where}: field 'soft_label': {value!r}; allowed: 0 to 1")
-    return number
-
-
-def _labels(items: Sequence[Item]) -> list[list[int | None]]:
-    """Return the labels of all candidates, None for those with a soft label only.
-
-    Raises:
-      InputError: a bad label, or values of different types in one file.
-    """
-    first: tuple[str, Any] | None = None
-    soft_as_text: bool | None = None
-    labels = []
-    for where, candidates in items:
-        parsed: list[int | None] = []
-        for candidate in candidates:
-            value = candidate.label
-            if candidate.soft_label is not None:
-                is_text = isinstance(candidate.soft_label, str)
-                if soft_as_text not in (None, is_text):
-                    raise InputError(
-                        f"{where}: field 'soft_label': {candidate.soft_label!r} is a "
-                        f"{type(candidate.soft_label).__name__}, others are not; use one type"
-                    )
-                soft_as_text = is_text
-            if candidate.soft_label is not None and value in (None, "", -1, "-1"):
-                parsed.append(None)
-                continue
-            parsed.append(parse_label(value, where))
-            if first is None:
-                first = (where, value)
-            elif type(value) is not type(first[1]):
-                raise InputError(
-                    f"{where}: field 'label': {value!r} is a {type(value).__name__}, but "
-                    f"{first[1]!r} ({first[0]}) is a {type(first[1]).__name__}; use one type"
-                )
-        labels.append(parsed)
-    return labels
-
-
-def _refuse_unlabelled(items: Sequence[Item], labels: Sequence[Sequence[int | None]]) -> None:
-    for (where, candidates), record_labels in zip(items, labels, strict=True):
-        for candidate, label in zip(candidates, record_labels, strict=True):
-            if label == _UNLABELLED:
-                raise InputError(
-                    f"{where}: field 'label': {candidate.label!r} (unlabelled); allowed: 0 or 1"
-                )
 
 
 def _choose(
@@ -381,20 +260,27 @@ def _documents(
             candidate, label = candidates[i], record_labels[i]
             label_part = _label_part(candidate, label, where)
             base = stable_id("document", task.name, split, *candidate.texts, label_part)
-            soft = candidate.soft_label
+            soft = None if is_unlabelled(candidate.soft_label) else candidate.soft_label
             documents.append(
                 Document(
                     id=stable_id(base, seen[base]),
                     text=candidate.text if isinstance(candidate.text, str) else None,
                     texts=None if isinstance(candidate.text, str) else candidate.text,
-                    label=None if label == _UNLABELLED else label,
+                    label=None if label == UNLABELLED else label,
                     soft_label=None if soft is None else parse_soft_label(soft, where),
-                    group=candidate.group,
+                    group=_group(candidate, where),
                     meta=candidate.meta,
+                    where=where,
                 )
             )
             seen[base] += 1
     return documents
+
+
+def _group(candidate: Candidate, where: str) -> str | None:
+    # Text from an `expand` function is that function's key; files' own values have several forms.
+    group: Any = candidate.group
+    return group if isinstance(group, str) and group else group_key(group, where)
 
 
 def _label_part(candidate: Candidate, label: int | None, where: str) -> str | int:

@@ -29,6 +29,7 @@ from w2s_jax.data.loading import load
 from w2s_jax.data.records import OpenedRecords, Reader
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.tasks import TASKS, get_task
+from w2s_jax.data.tasks.local import LABEL_FIELDS
 
 VERSION = "1.0.0"  # of the format of the examples
 _SHARD_BYTES = 256 << 20
@@ -48,6 +49,7 @@ class PreparedDataset:
       source, location: origin of its records, as in `OpenedRecords`.
       records: number of records by split.
       sha256: SHA-256 of all ids and records in order (hexadecimal).
+      unused: as in `OpenedRecords`.
     """
 
     folder: Path
@@ -56,12 +58,14 @@ class PreparedDataset:
     location: str
     records: Mapping[str, int]
     sha256: str
+    unused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        unused = f"; unused: {', '.join(self.unused)}" if self.unused else ""
         counts = ", ".join(f"{count:,} {split}" for split, count in self.records.items())
         return (
             f"{self.task}: prepared {counts} records from {self.source} ({self.location}) in "
-            f"{self.folder} (SHA-256 {self.sha256[:16]})"
+            f"{self.folder} (SHA-256 {self.sha256[:16]}){unused}"
         )
 
 
@@ -122,7 +126,9 @@ def prepare(
         info = _info(name, opened, scans, digests)
         write_json(temporary / tfds.OUR_INFO_FILE, info)
     counts = {split: scan.records for split, scan in scans.items()}
-    return PreparedDataset(folder, name, opened.source, opened.location, counts, info["sha256"])
+    return PreparedDataset(
+        folder, name, opened.source, opened.location, counts, info["sha256"], opened.unused
+    )
 
 
 def record_json(record: Mapping[str, Any], where: str) -> str:
@@ -169,15 +175,15 @@ def _open(name: str, source: str, data_dir: str | None) -> OpenedRecords:
     if source not in RECORD_SOURCES:
         raise unknown("task.source", source, RECORD_SOURCES)
     if name not in TASKS and records.task_folder(name, data_dir) is not None:
-        files = records.find_files(name, data_dir)
-        _, first = next(records.read_records(next(iter(files.values()))))
-        if "text" in first and not {"label", "soft_label"} & set(first):
+        files = records.task_files(name, data_dir)
+        _, first = next(records.read_records(files.first, ("text", *LABEL_FIELDS)))
+        if "text" in first and not set(LABEL_FIELDS) & set(first):
             if source not in ("auto", "files"):
                 raise InputError(
                     f"task.source: {source!r}, but {name!r} is a folder of files; use 'files'"
                 )
-            readers = {split: _text_reader(path) for split, path in files.items()}
-            return OpenedRecords("files", str(next(iter(files.values())).parent), readers)
+            readers = {split: _text_reader(path) for split, path in files.splits.items()}
+            return OpenedRecords("files", str(files.folder), readers, unused=files.unused)
     task = get_task(name, data_dir)
     if task.expand is None:
         raise InputError(
@@ -190,7 +196,7 @@ def _open(name: str, source: str, data_dir: str | None) -> OpenedRecords:
 
 def _text_reader(path: Path) -> Reader:
     def read() -> Iterator[tuple[str, dict[str, Any]]]:
-        for where, record in records.read_records(path):
+        for where, record in records.read_records(path, ("text",)):
             records.text_field(record, where)
             yield where, record
 

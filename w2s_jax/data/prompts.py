@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import hash_order
-from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
+from w2s_jax.data.tokenize import TokenizedDocuments
 
 _NO_WEIGHTS = np.zeros(0, np.float32)
 
@@ -101,18 +101,17 @@ def few_shot(
         _check_single(texts, "few_shot")
         _check_ends(texts, prefix, "prefix")
         _check_ends(texts, suffix, "suffix")
-    labels_E = hard_labels(np.asarray(labels_E, np.float32))
+    labels_E = np.asarray(labels_E, np.float32)
     if labels_E.shape != (len(examples),) or np.isnan(labels_E).any():
         raise InputError(
             f"few_shot: {len(examples)} examples with {np.count_nonzero(~np.isnan(labels_E))} "
             "labels; each example needs a label"
         )
+    tokens_E = np.array(label_tokens, np.int32)[(labels_E > 0.5).astype(np.int64)]
     start, end = len(prefix), len(suffix)
     solved = [
-        np.append(examples.document(e)[start : length - end], np.int32(label_tokens[int(label)]))
-        for e, (length, label) in enumerate(
-            zip(examples.lengths_N.tolist(), labels_E.tolist(), strict=True)
-        )
+        np.append(examples.document(e)[start : length - end], token)
+        for e, (length, token) in enumerate(zip(examples.lengths_N.tolist(), tokens_E, strict=True))
     ]
     head = np.asarray(prefix, np.int32)
     tokens, weights, lengths = [], [], []

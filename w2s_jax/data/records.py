@@ -1,30 +1,40 @@
-"""Find and read data files: JSON Lines (plain or gzip), CSV, Parquet, plain text.
+"""Find and read the data files of tasks and corpora; `formats` reads each kind of file.
 
 Files are local or at any fsspec location (gs://, s3://, ...). All failures are `InputError`s that
 name the file and the line, because the files are the user's.
 """
 
-import csv
-import gzip
-import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.core.files import is_remote, location, unreachable
+from w2s_jax.data import formats
 
 # Yields (where, record); `where` names the record in errors: file and line, or split and row.
 Reader = Callable[[], Iterator[tuple[str, dict[str, Any]]]]
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
+# Kinds of files whose name is a split whatever it is.
+_NAMED_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_READERS = {
+    ".jsonl": formats.read_json_lines,
+    ".ndjson": formats.read_json_lines,
+    ".json": formats.read_json,
+    ".parquet": formats.read_parquet,
+}
+OFFICIAL_SPLITS = ("train", "validation", "test")
+_SPLIT_NAMES = {split: split for split in OFFICIAL_SPLITS} | dict.fromkeys(
+    ("dev", "val", "valid"), "validation"
+)
 _SHARD = re.compile(r"-\d+-of-\d+$")
-LAYOUT = "<data_dir>/<task>/<split>.jsonl[.gz], .csv or .parquet"
+LAYOUT = "<data_dir>/<task>/<split>.jsonl, .ndjson, .json, .csv, .tsv (also .gz) or .parquet"
 HOW_TO = f"set task.data_dir or W2S_DATA_DIR to a folder laid out as {LAYOUT}"
 
 
@@ -36,11 +46,15 @@ class OpenedRecords:
       source: 'files', 'hub' or 'tfds'.
       location: the folder or dataset, for messages.
       splits: our name of a split -> a reader of its records in the task's fields.
+      names: our name of a split -> its file, or its name in the source, for messages.
+      unused: names of other visible files of the folder, or of other splits of the source.
     """
 
     source: str
     location: str
     splits: Mapping[str, Reader]
+    names: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -84,20 +98,44 @@ def data_root(data_dir: str | None) -> Path | None:
     return location(chosen) if chosen else None
 
 
+def official_split(name: str) -> str | None:
+    """Return 'train', 'validation' or 'test' for one of their names in any case; None for others.
+
+    'dev', 'val' and 'valid' are names of the validation split.
+    """
+    return _SPLIT_NAMES.get(name.lower())
+
+
+def _suffix(name: str) -> str | None:
+    """Return the suffix of a data file as in `SUFFIXES`; None for other files."""
+    # A .jsonl.gz file has one suffix only, because none of them ends with another.
+    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
+
+
 def split_of(path: Path) -> str | None:
-    """Return the split of a data file ('train' for train.jsonl.gz); None for other files."""
-    for suffix in SUFFIXES:
-        stem = path.name.removesuffix(suffix)
-        # Some systems leave hidden copies, with a leading dot, beside a file.
-        if stem != path.name and stem and not stem.startswith("."):
-            return stem
-    return None
+    """Return the split of a data file ('validation' for dev.jsonl.gz); None for other files.
+
+    Files with other names than those of the three splits are splits of their own if their kind is
+    one of `_NAMED_SUFFIXES`. (A .json or .tsv file may be anything.)
+    """
+    suffix = _suffix(path.name)
+    # Some systems leave hidden copies, with a leading dot, beside a file.
+    if suffix is None or path.name.startswith("."):
+        return None
+    stem = path.name[: -len(suffix)]
+    own = stem if stem and path.name.endswith(_NAMED_SUFFIXES) else None
+    return official_split(stem) or own
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file, or a link to one that is missing (an error when read)."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def task_folder(task: str, data_dir: str | None) -> Path | None:
     """Return the folder of `task` in the data folder if it has data files, else None."""
     found = _contents(task, data_dir)
-    if found is None or not any(split_of(path) and path.is_file() for path in found[1]):
+    if found is None or not any(split_of(path) and _is_file(path) for path in found[1]):
         return None
     return found[0]
 
@@ -121,10 +159,34 @@ def _contents(task: str, data_dir: str | None) -> tuple[Path, list[Path]] | None
         return (folder, list(folder.iterdir())) if is_folder(folder) else None
 
 
-def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
-    """Return the data files of a task by split, in alphabetical order.
+@dataclass(frozen=True)
+class TaskFiles:
+    """What is in the folder of a task or of a corpus.
 
-    Splits are the file names without suffix, never renamed ('dev' stays 'dev').
+    Attributes:
+      folder: the folder.
+      splits: split -> its file, in alphabetical order.
+      unused: names of the other visible files.
+    """
+
+    folder: Path
+    splits: Mapping[str, Path]
+    unused: tuple[str, ...]
+
+    @property
+    def first(self) -> Path:
+        """The training file, else that of another official split, else any."""
+        official = (self.splits[split] for split in OFFICIAL_SPLITS if split in self.splits)
+        return next(official, next(iter(self.splits.values())))
+
+
+def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
+    """Return `task_files(task, data_dir).splits`."""
+    return dict(task_files(task, data_dir).splits)
+
+
+def task_files(task: str, data_dir: str | None) -> TaskFiles:
+    """Return the data files of a task by split (see `split_of`), and the other files.
 
     Args:
       task: name of the folder.
@@ -146,14 +208,20 @@ def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
         raise InputError(f"task.data_dir: there is no folder {root} (for task {task!r}); {HOW_TO}")
     folder = task_folder(task, data_dir)
     if folder is None:
+        others = other_files(task, data_dir)
+        found = f" (it contains {', '.join(others)})" if others else ""
         raise InputError(
-            f"task.data_dir: no data files for task {task!r} in {root / task}; {HOW_TO}"
+            f"task.data_dir: no data files for task {task!r} in {root / task}{found}; {HOW_TO}"
         )
     files: dict[str, Path] = {}
+    unused = []
     with reaching(folder):
         for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or not _is_file(path):
+                continue
             split = split_of(path)
-            if split is None or not path.is_file():
+            if split is None:
+                unused.append(path.name)
                 continue
             if _SHARD.search(split):
                 raise InputError(
@@ -166,7 +234,7 @@ def find_files(task: str, data_dir: str | None) -> dict[str, Path]:
                     f"{path.name}; remove one"
                 )
             files[split] = path
-    return files
+    return TaskFiles(folder, dict(sorted(files.items())), tuple(unused))
 
 
 def text_field(record: Any, where: str = "") -> str:
@@ -184,29 +252,33 @@ def text_field(record: Any, where: str = "") -> str:
         raise InputError(f"{prefix}a record must be a JSON object, found a {type(record).__name__}")
     text = record.get("text")
     if not isinstance(text, str):
-        problem = "missing" if "text" not in record else f"not text: {text!r}"
+        problem = "missing" if "text" not in record else f"not text: {shown(text)}"
         raise InputError(f"{prefix}field 'text' is {problem}")
     return text
 
 
-def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, record) for each record of a JSON Lines, CSV or Parquet file.
+def read_records(
+    path: str | os.PathLike[str], fields: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, record) for each record of a file.
 
-    `where` is the file and the line (Parquet: the row), from 1, for errors. Blank lines of JSON
-    Lines are skipped. All values of a CSV file are strings.
+    `where` is the file and the line (Parquet: the row), from 1, for errors. All values of a CSV or
+    TSV file are strings.
+
+    Args:
+      path: a file with one of `SUFFIXES`.
+      fields: names of fields, which the header of a CSV file may write in another case.
 
     Raises:
       InputError: the file cannot be read or decoded, a record is malformed, or there is none.
     """
     path = location(path)
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        records = _read_jsonl(path)
-    elif path.name.endswith(".csv"):
-        records = _read_csv(path)
-    elif path.name.endswith(".parquet"):
-        records = _read_parquet(path)
-    else:
+    suffix = _suffix(path.name)
+    if suffix is None:
         raise InputError(f"{path}: unknown file type; allowed: {', '.join(SUFFIXES)}")
+    kind = suffix.removesuffix(".gz")
+    is_table = kind in (".csv", ".tsv")
+    records = formats.read_csv(path, fields) if is_table else _READERS[kind](path)
     empty = True
     with reaching(path):
         for where, record in records:
@@ -217,97 +289,6 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, 
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (where, line) for each line of a text file, plain or gzip."""
+    """Yield (where, line) for each line of a text file (see `formats.read_lines`)."""
     with reaching(path):
-        yield from _read_lines(path)
-
-
-def _unzipped(file: BinaryIO, name: str) -> AbstractContextManager[Iterable[bytes]]:
-    return gzip.open(file) if name.endswith(".gz") else nullcontext(file)
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    # Lines are decoded one by one so that an error names the right line.
-    number = 0
-    try:
-        with path.open("rb") as stored, _unzipped(stored, path.name) as file:
-            for raw in file:
-                number += 1
-                # Some editors start a file with a byte order mark.
-                yield f"{path}, line {number}", raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}, line {number}: not UTF-8 text ({error.reason} at byte "
-            f"{error.start + 1} of the line)"
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"{path}, after line {number}: broken or truncated gzip data ({error})"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, line in read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where}: malformed JSON ({error.msg} at column {error.colno})"
-            ) from error
-        if not isinstance(record, dict):
-            raise InputError(
-                f"{where}: a record must be a JSON object, found a {type(record).__name__}"
-            )
-        yield where, record
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    # `read_lines` raises the errors. Quoted fields may span lines, so a record is named by its
-    # first line. The limit of the csv module on the length of a field (131,072) is global to the
-    # interpreter, so it is raised only while this file is read.
-    limit = csv.field_size_limit(2**31 - 1)
-    line = 1
-    try:
-        rows = csv.reader((text for _, text in read_lines(path)), strict=True)
-        header = next(rows, None)
-        if header is None:
-            return
-        if len(set(header)) != len(header):
-            raise InputError(f"{path}, line 1: a column name occurs twice in the header")
-        found = []
-        line = rows.line_num + 1
-        for row in rows:
-            where = f"{path}, line {line}"
-            line = rows.line_num + 1
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InputError(f"{where}: {len(row)} values for {len(header)} columns")
-            found.append((where, dict(zip(header, row, strict=True))))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {line}: malformed CSV ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
-    yield from found
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with path.open("rb") as stored, pyarrow.parquet.ParquetFile(stored) as file:
-            for batch in file.iter_batches():
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", record
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}, after row {number}: cannot be read as Parquet ({reason})"
-        ) from error
+        yield from formats.read_lines(path)

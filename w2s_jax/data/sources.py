@@ -4,15 +4,17 @@
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core.errors import InputError, first_line, unknown
+from w2s_jax.core.errors import InputError, first_line, listed, unknown
 from w2s_jax.core.files import location
 from w2s_jax.core.hf_hub import INSTALL
 from w2s_jax.data import hf_datasets, records, tfds
 from w2s_jax.data.records import OpenedRecords, Reader
+from w2s_jax.data.roles import training_split
 from w2s_jax.data.task import Origin, Task
 
 RECORD_SOURCES = ("auto", "files", "hub", "tfds")
@@ -109,16 +111,37 @@ def _as_ours(
 ) -> OpenedRecords:
     """Rename splits and convert records as `origin` says; splits are in alphabetical order."""
     if origin is not None and origin.splits:
-        for name, theirs in origin.splits.items():
+        names = dict(origin.splits)
+        for name, theirs in names.items():
             if theirs not in splits:
                 raise InputError(
                     f"{title}: no split {theirs!r} (split {name!r} of task {task.name!r}); "
                     f"found: {', '.join(splits)}"
                 )
-        splits = {name: splits[theirs] for name, theirs in origin.splits.items()}
+    else:
+        names = _our_names(splits, title)
+    unused = tuple(split for split in splits if split not in names.values())
+    readers = {name: splits[theirs] for name, theirs in names.items()}
     if origin is not None and origin.convert is not None:
-        splits = {name: _converted(reader, origin) for name, reader in splits.items()}
-    return OpenedRecords(source, title, dict(sorted(splits.items())))
+        readers = {name: _converted(reader, origin) for name, reader in readers.items()}
+    return OpenedRecords(source, title, dict(sorted(readers.items())), names, unused)
+
+
+def _our_names(splits: Iterable[str], title: str | Path) -> dict[str, str]:
+    """Return our name of each split of a source ('validation' for 'dev') -> its own name.
+
+    Raises:
+      InputError: two splits have one name.
+    """
+    names: dict[str, str] = {}
+    for theirs in splits:
+        name = records.official_split(theirs) or theirs
+        if name in names:
+            raise InputError(
+                f"{title}: two splits are the {name} split: {names[name]} and {theirs}"
+            )
+        names[name] = theirs
+    return names
 
 
 def _converted(reader: Reader, origin: Origin) -> Reader:
@@ -134,7 +157,7 @@ def _converted(reader: Reader, origin: Origin) -> Reader:
             except (LookupError, TypeError, AttributeError, ValueError) as error:
                 raise InputError(
                     f"{where}: not in the expected form of {origin.name} ({first_line(error)}); "
-                    f"the record has: {', '.join(map(str, record)) or 'no fields'}"
+                    f"the record has: {listed(record, 'no fields')}"
                 ) from error
             yield where, converted
 
@@ -151,30 +174,103 @@ def _files_name(task: Task, data_dir: str | None) -> str | None:
 
 def _open_files(task: Task, data_dir: str | None) -> OpenedRecords:
     name = _files_name(task, data_dir) or task.folder or task.name
-    files = records.find_files(name, data_dir)
-    folder = str(next(iter(files.values())).parent)
-    splits = {split: _file_reader(path) for split, path in files.items()}
+    found = records.task_files(name, data_dir)
+    files = dict(found.splits)
     theirs = {} if task.hub is None else dict(task.hub.splits)
     if theirs and not set(theirs) <= set(files) and set(theirs.values()) <= set(files):
         # Files downloaded from the hub, under its names of the splits.
-        renamed = {name: splits[split] for name, split in theirs.items()}
-        kept = {name: splits[name] for name in splits if name not in theirs.values()}
-        splits = dict(sorted((kept | renamed).items()))
-    return OpenedRecords("files", folder, splits)
+        renamed = {name: files[split] for name, split in theirs.items()}
+        kept = {name: files[name] for name in files if name not in theirs.values()}
+        files = dict(sorted((kept | renamed).items()))
+    splits = {split: _file_reader(path, task) for split, path in files.items()}
+    names = {split: path.name for split, path in files.items()}
+    return OpenedRecords("files", str(found.folder), splits, names, found.unused)
 
 
-def _file_reader(path: Path) -> Reader:
-    return lambda: records.read_records(path)
+def _file_reader(path: Path, task: Task) -> Reader:
+    return lambda: records.read_records(path, (*task.fields, *task.optional_fields))
 
 
-def read_corpus(source: str, data_dir: str | None, split: str = "train") -> list[str]:
-    """Read unlabelled texts for language-model training.
+@dataclass(frozen=True)
+class CorpusFiles:
+    """Text for language-model training, found and not yet read.
+
+    Attributes:
+      path: a file, or a folder prepared for TFDS.
+      split: the folder's own name of the split; None for a file.
+      unused: names of the other files or splits beside it.
+    """
+
+    path: Path
+    split: str | None = None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the file or the split, for messages."""
+        return self.path.name if self.split is None else f"split {self.split}"
+
+
+def find_corpus(
+    source: str, data_dir: str | None, split: str | None = None, *, train_split: str | None = None
+) -> CorpusFiles:
+    """Find unlabelled texts for language-model training.
 
     Args:
-      source: a file (.txt is one text; other kinds have a field `text`), a folder written by `w2s
-        data prepare`, or the name of a folder in the data folder.
-      data_dir: as in `find_files`; used if `source` is neither a file nor a prepared folder.
-      split: split of the folder.
+      source: a file, a folder of files or written by `w2s data prepare`, or the name of a folder in
+        the data folder.
+      data_dir: as in `find_files`; used if `source` is no path of a file or folder.
+      split: split of the folder; None: 'train', else `train_split`.
+      train_split: `task.train_split`, for folders without 'train'.
+
+    Raises:
+      InputError: nothing is found, or there is no such split.
+    """
+    path = location(source)
+    with records.reaching(path):
+        if path.is_file():
+            return CorpusFiles(path)
+    folder = _corpus_folder(source, path, data_dir)
+    if (folder / tfds.INFO_FILE).is_file():
+        names = _our_names(tfds.open_prepared(folder), folder)
+        chosen = _corpus_split(folder, split, train_split, names, names.values())
+        unused = tuple(name for name in names.values() if name != names[chosen])
+        return CorpusFiles(folder, names[chosen], unused)
+    found = records.task_files(folder.name, str(folder.parent))
+    files = [*(path.name for path in found.splits.values()), *found.unused]
+    chosen = _corpus_split(folder, split, train_split, found.splits, files)
+    path = found.splits[chosen]
+    return CorpusFiles(path, None, tuple(sorted(name for name in files if name != path.name)))
+
+
+def _corpus_split(
+    folder: Path,
+    split: str | None,
+    train_split: str | None,
+    splits: Iterable[str],
+    found: Iterable[str],
+) -> str:
+    names = list(splits)
+    if split is None:
+        return training_split(
+            names,
+            declared=train_split,
+            place=str(folder),
+            found=found,
+            field="pretrain.source",
+            advice="give the path of a file, name it train",
+        )
+    if split not in names:
+        raise InputError(
+            f"pretrain.source: {folder} has no split {split!r}; found: {', '.join(names)}"
+        )
+    return split
+
+
+def read_corpus(source: str, data_dir: str | None, split: str | None = None) -> list[str]:
+    """Read the texts that `find_corpus` finds.
+
+    Files are of any kind with a field `text`; a .txt file is one text.
 
     Returns:
       The texts in the order of the source, without blank ones.
@@ -182,40 +278,34 @@ def read_corpus(source: str, data_dir: str | None, split: str = "train") -> list
     Raises:
       InputError: nothing is found, a record has no text, or all texts are blank.
     """
-    start, reader = _open_corpus(source, data_dir, split)
-    texts = [text for _, text in reader() if text.strip()]
+    return corpus_texts(find_corpus(source, data_dir, split))
+
+
+def corpus_texts(corpus: CorpusFiles) -> list[str]:
+    """Read texts as `read_corpus` does."""
+    path = corpus.path
+    start = f"{path}, line 1"
+    if corpus.split is not None:
+        start = f"{path}, split {corpus.split}"
+        found = _texts(tfds.open_prepared(path)[corpus.split]())
+    elif path.suffix.lower() == ".txt":
+        found = _whole_text(path)
+    else:
+        found = _texts(records.read_records(path, ("text",)))
+    texts = [text for _, text in found if text.strip()]
     if not texts:
         raise InputError(f"{start}: the file is empty (all lines are blank)")
     return texts
 
 
-def _open_corpus(
-    source: str, data_dir: str | None, split: str = "train"
-) -> tuple[str, Callable[[], Iterator[tuple[str, str]]]]:
-    """Return the name of a corpus for errors, and a function that yields (where, text)."""
-    path = location(source)
-    with records.reaching(path):
-        is_file = path.is_file()
-    if not is_file:
-        found = _corpus_folder(source, path, data_dir)
-        if (found / tfds.INFO_FILE).is_file():
-            prepared = tfds.open_prepared(found)
-            _check_split(found, split, prepared)
-            return f"{found}, split {split}", lambda: _texts(prepared[split]())
-        files = records.find_files(source, data_dir)
-        _check_split(found, split, files)
-        path = files[split]
-    if path.suffix == ".txt":
-        return f"{path}, line 1", lambda: _whole_text(path)
-    return f"{path}, line 1", lambda: _texts(records.read_records(path))
-
-
 def _corpus_folder(source: str, path: Path, data_dir: str | None) -> Path:
     """Return the folder of a corpus: a prepared one, or one of files."""
     with records.reaching(path):
-        given = tfds.version_folder(path) if path.is_absolute() or "/" in source else None
-    folder = given or records.task_folder(source, data_dir)
-    folder = folder or tfds.prepared_folder((source,), data_dir)
+        given = tfds.version_folder(path)
+    named = path.is_absolute() or "/" in source
+    folder = given or records.task_folder(path.name, str(path.parent)) if named else None
+    folder = folder or records.task_folder(source, data_dir)
+    folder = folder or tfds.prepared_folder((source,), data_dir) or given
     if folder is not None:
         return folder
     root = records.data_root(data_dir)
@@ -227,14 +317,6 @@ def _corpus_folder(source: str, path: Path, data_dir: str | None) -> Path:
     raise InputError(
         f"pretrain.source: {source!r} is not a file, and {where}; give a file or {records.HOW_TO}"
     )
-
-
-def _check_split(folder: Path, split: str, splits: Iterable[str]) -> None:
-    names = list(splits)
-    if split not in names:
-        raise InputError(
-            f"pretrain.source: {folder} has no split {split!r}; found: {', '.join(names)}"
-        )
 
 
 def _whole_text(path: Path) -> Iterator[tuple[str, str]]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.documents import Document, hash_order, stable_id
+from w2s_jax.data.roles import roles
 
 # Training documents are balanced if the share of one class exceeds this (the paper's rule).
 MAJORITY_LIMIT = 0.55
@@ -32,12 +33,15 @@ def make_splits(
     balance_test: bool | None = None,
     grouping: bool = True,
     split_seed: int = 0,
+    train_split: str | None = None,
+    removed: dict[str, int] | None = None,
+    ties: dict[str, int] | None = None,
 ) -> dict[str, list[Document]]:
     """Return slices of the training documents, validation and test.
 
     Test documents come from 'test', else from 'validation', else from the training documents;
     validation documents from 'validation' if that is not the test set, else from the training
-    documents. These are 'train', else the first of 'validation' and 'test', else the only split.
+    documents. These are `train_split`, which then serves nothing else.
 
     With `grouping`, no group is on two sides: if one document of a group is taken for test or
     validation, the group is removed from the training documents, and so are groups that occur in an
@@ -47,6 +51,9 @@ def make_splits(
 
     Without it, as in the code released with the paper, single documents are assigned at random; the
     second of two slices has the odd document.
+
+    Ties (`Document.is_tie`) have no right answer, so they are never test or validation documents.
+    Training documents may be ties, which belong to neither class.
 
     Args:
       documents: by split, as `load_task` returns them.
@@ -60,6 +67,9 @@ def make_splits(
         of `balance`.
       grouping: see above.
       split_seed: seed of all orders.
+      ties: gets the number of ties, by split, in the splits in use.
+      train_split: split to train on; None: 'train'.
+      removed: gets the number of documents, by split, that grouping removes.
 
     Returns:
       'slice1' ... 'sliceN', 'validation', 'test', and 'pretrain', unchanged, if it was given.
@@ -75,14 +85,18 @@ def make_splits(
     if num_slices < 1:
         raise ValueError(f"num_slices must be at least 1, got {num_slices}")
     balance_test = balance if balance_test is None else balance_test
-    train, test, validation = roles(documents)
+    train, test, validation = roles(documents, train_split)
     if validation_docs == 0:
         validation = None
     names = [name for name in (train, test, validation) if name]
+    if ties is not None:
+        counts = {name: sum(d.is_tie for d in documents[name]) for name in names}
+        ties |= {name: count for name, count in counts.items() if count}
     keys = _group_keys([document for name in names for document in documents[name]], grouping)
     pool = _groups(documents[train], keys, split_seed)
     test_groups = _groups(documents[test], keys, split_seed) if test else []
     validation_groups = _groups(documents[validation], keys, split_seed) if validation else []
+    before = _size(pool), _size(validation_groups)
     validation_groups = _without(validation_groups, test_groups, keys)
     pool = _without(pool, [*test_groups, *validation_groups], keys)
 
@@ -98,6 +112,11 @@ def make_splits(
         chosen_validation, pool = _carve(
             pool, validation_docs, balance_test, "task.validation_docs", train
         )
+    if removed is not None:
+        carved = (0 if test else len(chosen_test)) + (0 if validation else len(chosen_validation))
+        removed[train] = before[0] - _size(pool) - carved
+        if validation:
+            removed[validation] = before[1] - _size(validation_groups)
 
     training = _training(pool, train_docs, balance, train)
     slices = _slices(training, num_slices, keys) if grouping else _cut(training, num_slices)
@@ -106,23 +125,6 @@ def make_splits(
     if "pretrain" in documents:
         result["pretrain"] = list(documents["pretrain"])
     return result
-
-
-def roles(documents: Mapping[str, Sequence[Document]]) -> tuple[str, str | None, str | None]:
-    """Return the source splits of training, test and validation (None: from training)."""
-    there = [name for name, docs in documents.items() if docs and name != "pretrain"]
-    official = [name for name in ("train", "validation", "test") if name in there]
-    if not official and len(there) != 1:
-        found = ", ".join(there) or "none"
-        raise InputError(
-            f"task.name: no documents to train on: needs a split train, validation or test, or a "
-            f"single other split; found: {found}"
-        )
-    train = (official or there)[0]
-    free = [name for name in ("test", "validation") if name in there and name != train]
-    test = free[0] if free else None
-    validation = "validation" if "validation" in free and test != "validation" else None
-    return train, test, validation
 
 
 def normalised_text(document: Document) -> str | None:
@@ -170,17 +172,22 @@ def _in_order(group: Group, split_seed: int) -> Group:
     return [group[n] for n in hash_order(ids_N, "split", split_seed)]
 
 
+def _size(groups: Sequence[Group]) -> int:
+    return sum(map(len, groups))
+
+
 def _without(groups: Sequence[Group], others: Sequence[Group], keys: _Keys) -> list[Group]:
     """Return the groups whose names do not occur in `others`."""
     names = {keys.get(group[0].id) for group in others} - {None}
     return [group for group in groups if keys.get(group[0].id) not in names]
 
 
+_TIE = 2
+
+
 def _class(document: Document) -> int:
-    """Return 0 or 1; documents without any label (never balanced) count as class 0."""
-    if document.label is not None:
-        return document.label
-    return int(document.soft_label is not None and document.soft_label > 0.5)
+    """Return 0, 1 or _TIE; documents without any label (never balanced) count as class 0."""
+    return _TIE if document.is_tie else document.hard_label or 0
 
 
 def _require_labels(groups: Sequence[Group]) -> None:
@@ -188,9 +195,12 @@ def _require_labels(groups: Sequence[Group]) -> None:
         raise InputError("protocol.balance: True, but some documents have no label")
 
 
-def _too_few(field: str, asked: int | None, have: int, split: str, balance: bool) -> InputError:
+def _too_few(
+    field: str, asked: int | None, have: int, split: str, balance: bool, ties: int = 0
+) -> InputError:
     number = "all" if asked is None else str(asked)
     after = " after balancing the classes" if balance else ""
+    after += f" (and {ties} ties, soft_label 0.5)" if ties else ""
     return InputError(
         f"{field}: {number} documents were asked for, but split {split!r} has only {have}{after}"
     )
@@ -201,23 +211,24 @@ def _take(
 ) -> tuple[list[Document], list[Group]]:
     """Return the first `count` documents (None: all), and the groups without any of them.
 
-    With `balance`, half of them are from each class. The rest of a partly taken group is dropped.
+    With `balance`, half of them are from each class. Ties are not taken. The rest of a partly taken
+    group is dropped.
     """
     if balance:
         _require_labels(groups)
-    counts = Counter(_class(d) if balance else 0 for group in groups for d in group)
-    have = 2 * min(counts[0], counts[1]) if balance else counts[0]
+    counts = Counter(_class(d) for group in groups for d in group)
+    have = 2 * min(counts[0], counts[1]) if balance else counts[0] + counts[1]
     wanted = have if count is None else count
     if wanted > have or (count != 0 and have == 0):
-        raise _too_few(field, count, have, split, balance)
-    left = {0: wanted // 2, 1: wanted // 2} if balance else {0: wanted}
+        raise _too_few(field, count, have, split, balance, counts[_TIE])
+    left = Counter({0: wanted // 2, 1: wanted // 2} if balance else {None: wanted})
     chosen: list[Document] = []
     rest: list[Group] = []
     for group in groups:
         taken = []
         for document in group:
-            key = _class(document) if balance else 0
-            if left[key] > 0:
+            key = _class(document) if balance else None
+            if left[key] > 0 and not document.is_tie:
                 left[key] -= 1
                 taken.append(document)
         chosen += taken
@@ -254,19 +265,19 @@ def _training(
 
 
 def _balanced(ordered: Sequence[Document]) -> list[Document]:
-    """Cut a majority above 55% to one half, and spread both classes evenly over the order.
+    """Cut a majority above 55% to one half, and spread classes and ties evenly over the order.
 
     So the first n documents have the same balance for every n, and in a task with one right and one
     wrong item per question these stay adjacent.
     """
-    positions: dict[int, list[int]] = {0: [], 1: []}
+    positions: dict[int, list[int]] = {0: [], 1: [], _TIE: []}
     for n, document in enumerate(ordered):
         positions[_class(document)].append(n)
-    smaller, larger = sorted(len(ns) for ns in positions.values())
+    smaller, larger = sorted(len(positions[label]) for label in (0, 1))
     keep = smaller if larger > MAJORITY_LIMIT * (smaller + larger) else larger
     ranked = []
-    for ns in positions.values():
-        ns = ns[:keep]
+    for label, ns in positions.items():
+        ns = ns if label == _TIE else ns[:keep]
         ranked += [((2 * rank + 1) / (2 * len(ns)), n) for rank, n in enumerate(ns)]
     return [ordered[n] for _, n in sorted(ranked)]
 
@@ -298,15 +309,15 @@ def _slices(training: Sequence[Document], num_slices: int, keys: _Keys) -> list[
         members.setdefault(key, []).append(n)
     groups = sorted(members.values(), key=len, reverse=True)
     _refuse_unequal(training, groups, num_slices, keys)
-    counts = [[0, 0] for _ in range(num_slices)]  # documents of class 0 and 1 of each slice
+    # Documents of class 0, of class 1, and ties of each slice.
+    counts = [[0, 0, 0] for _ in range(num_slices)]
     positions: list[list[int]] = [[] for _ in range(num_slices)]
     for group in groups:
-        ones = sum(_class(training[n]) for n in group)
-        zeros = len(group) - ones
-        fullness = [(sum(c), c[0] * zeros + c[1] * ones) for c in counts]
+        own = Counter(_class(training[n]) for n in group)
+        fullness = [(sum(c), sum(c[k] * own[k] for k in range(3))) for c in counts]
         s = fullness.index(min(fullness))
-        counts[s][0] += zeros
-        counts[s][1] += ones
+        for k in range(3):
+            counts[s][k] += own[k]
         positions[s] += group
     return [[training[n] for n in sorted(ns)] for ns in positions]
 
@@ -321,8 +332,8 @@ def _refuse_unequal(
     if size > min(total / 2, 1.5 * total / num_slices):
         name = keys.get(training[groups[0][0]].id)
         raise InputError(
-            f"task.train_docs: group {name!r} has {size} of {total} documents, too many for one of "
-            f"{num_slices} slices"
+            f"task.train_docs: group {shown(name)} has {size} of {total} documents, too many "
+            f"for one of {num_slices} slices"
         )
     if len(groups) < num_slices:
         raise InputError(

@@ -92,8 +92,15 @@ class Task:
       load: for embedded data: load(split_seed=...) -> documents by split.
       token_space: for tasks whose documents are tokens.
       truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
-        (a question, a reply) comes last.
+        (a question, a reply) comes last. Default: 'start' for pairs, whose texts often begin alike;
+        else 'end'.
+      label_field: the field that unlabelled records lack, leave empty or set to -1.
+      empty: what to do with records that have an empty text: 'skip' or 'error'.
       warning: printed by runs and `w2s data`, to prevent misreading results.
+      train_split: 'validation' or 'test' if the dataset has no other split with labels to train
+        on; runs take it where there is no 'train' (see `task.train_split`).
+      optional_fields: fields that a record may have.
+      label_names: names of label 0 and label 1, for exported classifiers.
     """
 
     name: str
@@ -108,8 +115,18 @@ class Task:
     tfds: Origin | None = None
     load: Callable[..., dict[str, list[Document]]] | None = None
     token_space: TokenSpace | None = None
-    truncate: str = "end"
+    truncate: str = ""
     warning: str | None = None
+    train_split: str | None = None
+    optional_fields: tuple[str, ...] = ()
+    label_names: tuple[str, str] | None = None
+    label_field: str = "label"
+    empty: str = "error"
+
+    def __post_init__(self) -> None:
+        if not self.truncate:
+            side = "start" if self.kind == "preference" else "end"
+            object.__setattr__(self, "truncate", side)
 
     @property
     def num_texts(self) -> int:

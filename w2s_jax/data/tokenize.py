@@ -1,130 +1,22 @@
 """Tokenise documents into flat arrays; truncate, drop or chunk over-long ones."""
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, shown, unknown
 from w2s_jax.data.documents import Document, stable_id
 from w2s_jax.data.token_cache import encode_cached
+from w2s_jax.data.tokenized import TokenizedDocuments, hard_labels, offsets_of, soft_labels
 from w2s_jax.data.tokenizers import Tokenizer
+
+__all__ = ["OVERLONG", "SIDES", "TokenizedDocuments", "hard_labels", "soft_labels", "tokenize"]
 
 OVERLONG = ("truncate", "drop", "chunk", "error")
 SIDES = ("end", "start")
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TokenizedDocuments:
-    """N documents of K texts as flat arrays.
-
-    Text k of document i is piece p = K * i + k, the tokens tokens_T[offsets[p] : offsets[p + 1]].
-
-    Attributes:
-      ids_N: uint64.
-      tokens_T: int32, the texts one after another.
-      offsets: int64 [N * K + 1].
-      labels_N: float32: the label, else the soft label, else NaN; for evaluation.
-      soft_N: float32: the soft label, else the label; for training; None if all equal `labels_N`.
-      loss_weights_T: float32, the weight of predicting each token; None: all 1 (except the first
-        token of a document, which is never predicted).
-      num_texts: K; 2 for pairs to be compared.
-    """
-
-    ids_N: np.ndarray
-    tokens_T: np.ndarray
-    offsets: np.ndarray
-    labels_N: np.ndarray
-    loss_weights_T: np.ndarray | None = None
-    num_texts: int = 1
-    soft_N: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids_N)
-
-    @property
-    def piece_lengths_P(self) -> np.ndarray:
-        """Number of tokens of each text, int64 [N * K]."""
-        return np.diff(self.offsets)
-
-    @property
-    def lengths_N(self) -> np.ndarray:
-        """Number of tokens of each document, all texts together, int64 [N]."""
-        return self.piece_lengths_P.reshape(-1, self.num_texts).sum(1)
-
-    @property
-    def targets_N(self) -> np.ndarray:
-        """Targets of training, P(label 1), float32 [N]."""
-        return self.labels_N if self.soft_N is None else self.soft_N
-
-    @property
-    def longest(self) -> int:
-        """Number of tokens of the longest text."""
-        return int(self.piece_lengths_P.max())
-
-    def document(self, i: int, text: int = 0) -> np.ndarray:
-        """Return the tokens of a text of document `i` (negative: from the end), int32 [L]."""
-        piece = range(len(self))[i] * self.num_texts + text
-        return self.tokens_T[self.offsets[piece] : self.offsets[piece + 1]]
-
-    def select(self, indices: Any) -> "TokenizedDocuments":
-        """Return the documents at `indices` (integers, a slice or a mask), in that order."""
-        picked_N = np.arange(len(self))[indices]
-        picked_P = (picked_N[:, None] * self.num_texts + np.arange(self.num_texts)).reshape(-1)
-        lengths_P = self.piece_lengths_P[picked_P]
-        offsets = _offsets(lengths_P)
-        # Position of each token in the old array: the old start of its text, plus its index there.
-        shift_P = self.offsets[:-1][picked_P] - offsets[:-1]
-        positions_T = np.arange(offsets[-1]) + np.repeat(shift_P, lengths_P)
-        weights_T = self.loss_weights_T
-        return TokenizedDocuments(
-            ids_N=self.ids_N[picked_N],
-            tokens_T=self.tokens_T[positions_T],
-            offsets=offsets,
-            labels_N=self.labels_N[picked_N],
-            loss_weights_T=None if weights_T is None else weights_T[positions_T],
-            num_texts=self.num_texts,
-            soft_N=None if self.soft_N is None else self.soft_N[picked_N],
-        )
-
-    def digest(self) -> str:
-        """Return the SHA-256 (hexadecimal) of the contents in order, the same on every machine."""
-        labels_N = np.where(np.isnan(self.labels_N), np.float32(np.nan), self.labels_N)
-        arrays: list[tuple[str, np.ndarray]] = [
-            ("<u8", self.ids_N),
-            ("<i8", self.offsets),
-            ("<i4", self.tokens_T),
-            ("<f4", labels_N),
-        ]
-        if self.loss_weights_T is not None:
-            arrays.append(("<f4", self.loss_weights_T))
-        if self.soft_N is not None:
-            arrays.append(("<f4", self.soft_N))
-        sha = hashlib.sha256()
-        if self.num_texts > 1:
-            sha.update(f"texts{self.num_texts};".encode())
-        for dtype, array in arrays:
-            sha.update(f"{dtype}{len(array)};".encode())
-            sha.update(np.ascontiguousarray(array, dtype).tobytes())
-        return sha.hexdigest()
-
-
-def hard_labels(labels_N: np.ndarray) -> np.ndarray:
-    """Threshold labels or P(label 1) to 0 or 1, float32 [N]; NaN is kept."""
-    return np.where(np.isnan(labels_N), np.nan, labels_N > 0.5).astype(np.float32)
-
-
-def soft_labels(targets_N: Any) -> np.ndarray:
-    """Return [P(label 0), P(label 1)], float32 [N, 2], from P(label 1)."""
-    targets_N = np.asarray(targets_N, np.float32)
-    return np.stack([1 - targets_N, targets_N], axis=1)
-
-
-def _offsets(lengths: Any) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+_COUNTS = ("documents", "empty", "overlong", "dropped", "truncated", "same", "chunks", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +45,7 @@ def tokenize(
     max_length: int | None,
     overlong: str,
     truncate: str = "end",
+    empty: str | None = None,
 ) -> tuple[TokenizedDocuments, dict[str, int]]:
     """Tokenise documents, in the same order.
 
@@ -165,8 +58,13 @@ def tokenize(
       'chunk': (documents without labels) it is cut into consecutive pieces of at most
         `max_length` tokens; each has the prefix, and the last one the suffix.
 
+    `empty` decides about a document with a text of which the tokenizer makes no token but special
+    ones: 'skip' leaves it out, 'error' raises an `InputError`, None keeps it if there are special
+    ones, as language models can learn from them.
+
     Returns:
-      The tokenized documents, and counts: 'documents' (given), 'overlong', 'dropped', 'truncated',
+      The tokenized documents, and counts: 'documents' (given), 'empty' (left out), 'overlong',
+      'dropped', 'truncated', 'same' (pairs of different texts that are equal when truncated),
       'chunks' (pieces of over-long documents) and 'tokens' (returned).
 
     Raises:
@@ -175,23 +73,28 @@ def tokenize(
         without tokens, a document with neither text nor tokens, or text without a tokenizer.
     """
     _check_options(documents, max_length, overlong, truncate)
-    counts = dict.fromkeys(("documents", "overlong", "dropped", "truncated", "chunks", "tokens"), 0)
+    counts = dict.fromkeys(_COUNTS, 0)
     counts["documents"] = len(documents)
     encoded = _encode(documents, tokenizer)
     special = len(encoded.prefix) + len(encoded.suffix)
-    lengths_NK = np.diff(encoded.offsets).reshape(-1, encoded.num_texts) + special
-    if not lengths_NK.all():
-        first = int(np.flatnonzero((lengths_NK == 0).any(1))[0])
-        raise InputError(f"document {documents[first].id} has no tokens: {documents[first]!r:.200}")
+    own_NK = np.diff(encoded.offsets).reshape(-1, encoded.num_texts)
+    empty_N = ((own_NK + special if empty is None else own_NK) == 0).any(1)
+    if empty_N.any() and empty != "skip":
+        raise _no_tokens(documents[int(np.flatnonzero(empty_N)[0])], tokenizer)
+    lengths_NK = own_NK + special
+    lengths_NK[empty_N] = 0
+    counts["empty"] = int(empty_N.sum())
     limit = int(lengths_NK.max(initial=0)) if max_length is None else max_length
     over_N = np.any(lengths_NK > limit, axis=1)
     over = counts["overlong"] = int(over_N.sum())
     if over and (overlong == "error" or (overlong == "drop" and over == len(documents))):
+        longest = documents[int(lengths_NK.max(1).argmax())]
         raise InputError(
             f"task.max_length: {over} of {len(documents)} documents have more than "
-            f"{max_length} tokens (the longest has {lengths_NK.max()})"
+            f"{max_length} tokens (the longest has {lengths_NK.max()}: {longest.name})"
         )
     table_P5 = _whole(encoded)
+    table_P5 = table_P5[~empty_N[table_P5[:, 0]]]
     if over:
         cuts: list[_Cut] = []
         for n in np.flatnonzero(over_N).tolist():
@@ -203,6 +106,7 @@ def tokenize(
             "truncated": over if overlong == "truncate" else 0,
             "dropped": over if overlong == "drop" else 0,
             "chunks": len(cuts) if overlong == "chunk" else 0,
+            "same": _same(encoded, cuts),
         }
         kept_P5 = table_P5[~over_N[table_P5[:, 0]]]
         table_P5 = np.concatenate([kept_P5, np.array(cuts, np.int64).reshape(-1, 5)])
@@ -212,13 +116,37 @@ def tokenize(
     return tokenized, counts
 
 
+def _no_tokens(document: Document, tokenizer: Tokenizer | None) -> InputError:
+    texts = document.texts or (document.text,)
+    of = "" if tokenizer is None else f" for the tokenizer {tokenizer.name}"
+    return InputError(
+        f"{document.name} has no tokens{of}: {', '.join(map(shown, texts))}; task.empty='skip' "
+        "leaves such documents out"
+    )
+
+
+def _same(encoded: _Encoded, cuts: Sequence[_Cut]) -> int:
+    """Return the number of pairs whose texts differ, but not what is left of them."""
+    if encoded.num_texts != 2:
+        return 0
+
+    def equal(bounds: Sequence[tuple[int, int]]) -> bool:
+        first, second = (encoded.tokens_T[start:stop] for start, stop in bounds)
+        return np.array_equal(first, second)
+
+    return sum(
+        equal([cut[2:4] for cut in pair]) and not equal(_texts_of(encoded, pair[0][0]))
+        for pair in zip(cuts[::2], cuts[1::2], strict=True)
+    )
+
+
 def _check_options(
     documents: Sequence[Document], max_length: int | None, overlong: str, truncate: str
 ) -> None:
     if overlong not in OVERLONG:
         raise unknown("task.overlong", overlong, OVERLONG)
     if truncate not in SIDES:
-        raise unknown("truncate", truncate, SIDES)
+        raise unknown("task.truncate", truncate, SIDES)
     # A chunk needs room for a prefix, a character of up to four bytes, and a suffix.
     least = 6 if overlong == "chunk" else 3
     if max_length is not None and max_length < least:
@@ -237,7 +165,7 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer | None) -> _Enco
         if document.tokens is not None:
             return _given_tokens(documents)
         if document.text is None and document.texts is None:
-            raise InputError(f"document {document.id} has neither text nor tokens")
+            raise InputError(f"{document.name} has neither text nor tokens")
         texts += (document.text,) if document.text is not None else document.texts or ()
     if not documents:
         return _Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), 1, (), (), None)
@@ -245,17 +173,32 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer | None) -> _Enco
     for document in documents:
         if len(document.texts or (None,)) != num_texts:
             raise InputError(
-                f"document {document.id} has {len(document.texts or (None,))} texts, but document "
-                f"{documents[0].id} has {num_texts}; all must have the same number"
+                f"{document.name} has {len(document.texts or (None,))} texts, but "
+                f"{documents[0].name} has {num_texts}; all must have the same number"
             )
     if tokenizer is None:
-        raise InputError(f"document {documents[0].id} is text, but there is no tokenizer")
+        raise InputError(f"{documents[0].name} is text, but there is no tokenizer")
     if any(document.loss_weights is not None for document in documents):
         raise InputError("loss weights are only for documents of tokens")
-    tokens_T, lengths_P = encode_cached(tokenizer, texts)
+    try:
+        tokens_T, lengths_P = encode_cached(tokenizer, texts)
+    except InputError as error:
+        raise _with_place(error, documents, tokenizer) from error
     return _Encoded(
-        tokens_T, _offsets(lengths_P), num_texts, tokenizer.prefix, tokenizer.suffix, None
+        tokens_T, offsets_of(lengths_P), num_texts, tokenizer.prefix, tokenizer.suffix, None
     )
+
+
+def _with_place(
+    error: InputError, documents: Sequence[Document], tokenizer: Tokenizer
+) -> InputError:
+    """Return the error with the place of the first document that cannot be encoded."""
+    for document in documents:
+        try:
+            tokenizer.encode_batch([document.text or "", *(document.texts or ())])
+        except InputError as own:
+            return InputError(f"{document.name}: {own}")
+    return error
 
 
 def _given_tokens(documents: Sequence[Document]) -> _Encoded:
@@ -263,7 +206,7 @@ def _given_tokens(documents: Sequence[Document]) -> _Encoded:
     tokens, weights = [], []
     for document in documents:
         if document.tokens is None:
-            raise InputError(f"document {document.id} has no tokens, but others have")
+            raise InputError(f"{document.name} has no tokens, but others have")
         tokens.append(np.asarray(document.tokens, np.int32))
         length = len(document.tokens)
         if document.loss_weights is None:
@@ -272,12 +215,11 @@ def _given_tokens(documents: Sequence[Document]) -> _Encoded:
             continue
         if len(document.loss_weights) != length:
             raise InputError(
-                f"document {document.id} has {len(document.loss_weights)} loss weights for "
-                f"{length} tokens"
+                f"{document.name} has {len(document.loss_weights)} loss weights for {length} tokens"
             )
         weights.append(np.asarray(document.loss_weights, np.float32))
     weighted = any(document.loss_weights is not None for document in documents)
-    offsets = _offsets([len(tokens_L) for tokens_L in tokens])
+    offsets = offsets_of([len(tokens_L) for tokens_L in tokens])
     weights_T = np.concatenate(weights) if weighted else None
     return _Encoded(np.concatenate(tokens), offsets, 1, (), (), weights_T)
 
@@ -330,7 +272,7 @@ def _chunks(
 ) -> list[_Cut]:
     if tokenizer is None or document.text is None:
         raise InputError(
-            f"task.overlong: 'chunk' cuts texts, but document {document.id} is not a single text"
+            f"task.overlong: 'chunk' cuts texts, but {document.name} is not a single text"
         )
     ((start, stop),) = _texts_of(encoded, n)
     tokens_L, length = encoded.tokens_T[start:stop], stop - start
@@ -355,7 +297,7 @@ def _assemble(
     document_P, number_P, start_P, stop_P, ends_P = table_P5.T
     prefix, suffix = (np.array(x, np.int32) for x in (encoded.prefix, encoded.suffix))
     body_P = stop_P - start_P
-    offsets = _offsets(len(prefix) + body_P + len(suffix) * ends_P)
+    offsets = offsets_of(len(prefix) + body_P + len(suffix) * ends_P)
     total = int(offsets[-1])
     before_P = np.cumsum(body_P) - body_P
     within_T = np.arange(int(body_P.sum())) - np.repeat(before_P, body_P)

@@ -77,7 +77,10 @@ def refused(name: str, reason: str) -> InputError:
 
 def ends(name: str, backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the special tokens before and after a text."""
-    encoding = backend.encode("0 a", add_special_tokens=True)
+    try:
+        encoding = backend.encode("0 a", add_special_tokens=True)
+    except Exception as error:  # the library raises nothing narrower
+        raise refused(name, f"it cannot encode a text ({first_line(error)})") from error
     text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
     if not len(text):
         raise refused(name, "it gives no tokens for the text '0 a'")
@@ -118,6 +121,19 @@ def without_specials(spec: dict[str, Any], special: set[str]) -> dict[str, Any]:
         for token in spec["added_tokens"]
     ]
     return spec | {"model": model, "added_tokens": added, "post_processor": None}
+
+
+def ids_of_texts(spec: dict[str, Any], vocab: dict[str, int], special: set[str]) -> list[int]:
+    """Return the ids of tokens that `without_specials` leaves to texts, without prefix and suffix.
+
+    Those are ordinary tokens, special ones of a single character, and that of unknown characters.
+    """
+    model = spec["model"]
+    unknown = model.get("unk_token")
+    if unknown is None and model.get("unk_id") is not None:
+        unknown = model["vocab"][model["unk_id"]][0]
+    unused = {token for token in special if len(token) > 1 and token != unknown}
+    return [id_ for token, id_ in vocab.items() if token not in unused]
 
 
 def begins_inside(spec: dict[str, Any], vocab: dict[str, int], vocab_size: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from w2s_jax.data.tokenizer_files import (
     OTHERS,
     begins_inside,
     ends,
+    ids_of_texts,
     is_described,
     read_backend,
     refused,
@@ -58,6 +59,11 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """Largest id + 1, including added tokens."""
+        ...
+
+    @property
+    def text_vocab_size(self) -> int:
+        """Largest id that a text can have + 1; unused special tokens may have larger ones."""
         ...
 
     @property
@@ -108,6 +114,7 @@ class ByteTokenizer:
     bos_id: int = field(default=1, init=False)
     eos_id: int = field(default=2, init=False)
     vocab_size: int = field(default=259, init=False)
+    text_vocab_size: int = field(default=259, init=False)
     prefix: tuple[int, ...] = field(default=(1,), init=False)
     suffix: tuple[int, ...] = field(default=(2,), init=False)
     end_of_text: int | None = field(default=2, init=False)
@@ -155,6 +162,7 @@ class HuggingFaceTokenizer:
     source: str
     digest: str
     vocab_size: int
+    text_vocab_size: int
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     end_of_text: int | None
@@ -274,11 +282,14 @@ def _load(name: str, source: str, local_only: bool = False) -> HuggingFaceTokeni
         end_of_text = next((vocab[t] for t in _ENDS if t in special and t in vocab), None)
     parts = [_VERSION, spec, sorted(special), prefix, suffix, end_of_text]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    tokenizer = HuggingFaceTokenizer(
-        name, source, digest, max(vocab.values()) + 1, prefix, suffix, end_of_text
-    )
+    held = [*prefix, *suffix, *ids_of_texts(spec, vocab, special)]
+    sizes = max(vocab.values()) + 1, max(held) + 1
+    tokenizer = HuggingFaceTokenizer(name, source, digest, *sizes, prefix, suffix, end_of_text)
     if digest not in _ENGINES:
-        encoder = type(backend).from_str(json.dumps(without_specials(spec, special)))
+        try:
+            encoder = type(backend).from_str(json.dumps(without_specials(spec, special)))
+        except Exception as error:  # the library raises nothing narrower
+            raise refused(name, f"cannot be read ({first_line(error)})") from error
         encoder.encode_special_tokens = True
         inside_V = begins_inside(
             spec, backend.get_vocab(with_added_tokens=False), tokenizer.vocab_size

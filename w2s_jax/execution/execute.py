@@ -12,22 +12,25 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from w2s_jax.config.mesh_shapes import known_shape
-from w2s_jax.core import errors, processes, signals
+from w2s_jax.core import errors, library_logs, processes, signals, terminal
 from w2s_jax.core.files import read_json, write_json
-from w2s_jax.execution import printing, results, workdirs
+from w2s_jax.execution import code_changes, printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
 from w2s_jax.phases import logs
 from w2s_jax.planning.phase import Phase
 from w2s_jax.report import print_result, write_report
-from w2s_jax.store import artifacts
+from w2s_jax.store import artifacts, claims
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from w2s_jax import phases
 
-#: Errors of a storage device, not of a program.
-DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+#: Errors of a storage device or of its server, not of a program.
+DISK_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
 
 
 def run(
@@ -39,6 +42,7 @@ def run(
     console: Console | None = None,
     profile: tuple[int, int] | None = None,
     dump_hlo: bool = False,
+    accept_changed_code: bool = False,
 ) -> dict[str, Any]:
     """Run an experiment, or the part of it that is missing in `workdir`.
 
@@ -55,23 +59,26 @@ def run(
       profile: (start, stop): trace the steps start to stop - 1 of each phase that trains, into the
         phase's folder profile/ (see `profiling.profile`).
       dump_hlo: write the step programs of each phase that trains into its folder hlo/.
+      accept_changed_code: use phases that were computed by other code of a loss, family, method or
+        kind of the user's own than is registered now, with a note; otherwise they are refused.
 
     Returns:
       The contents of `workdir`/result.json.
 
     Raises:
-      InputError: bad config, data or working directory; nothing has been written.
+      InputError: bad config, data or working directory, or changed code; nothing has been written.
       Interrupted: by SIGTERM or SIGINT, after the state was saved; the same call resumes.
       TrainingFailed: a loss or gradient is not finite.
       StorageError: something could not be written or read.
     """
-    console = console or Console()
+    console = console or terminal.console()
     if not processes.is_first():
         console = Console(quiet=True)
     prepared = prepare_alike(config, workdir, store)
     missing = _missing(prepared)
-    for note in prepared.resolved.notes:
-        console.print(note, style="dim", highlight=False)
+    changes = processes.on_first("code", lambda: _code_changes(prepared, accept_changed_code))
+    for note in (*prepared.resolved.notes, *changes):
+        console.print(note, style="dim", highlight=False, markup=False)
     if dry_run:
         printing.print_plan(prepared, missing, console)
         # Only what the config says of the mesh: asking for the devices would take hold of them.
@@ -88,6 +95,11 @@ def _missing(prepared: Prepared) -> list[Phase]:
     """Return the phases without a result, as the first process sees them."""
     names = processes.on_first("missing", lambda: [phase.name for phase in prepared.missing()])
     return [prepared.plan.phase(name) for name in names]
+
+
+def _code_changes(prepared: Prepared, accept: bool) -> list[str]:
+    phases = [(phase, prepared.folder(phase.name)) for phase in prepared.plan.phases]
+    return code_changes.check(phases, accept=accept)
 
 
 @contextlib.contextmanager
@@ -124,6 +136,7 @@ def _run_missing(
     )
     processes.on_first("folders", lambda: _make_folders(prepared))
     processes.log_to(prepared.workdir / "logs")
+    library_logs.write_to(prepared.workdir / "logs")
     starts = (phase.parents.get("init") for phase in prepared.plan.phases)
     with signals.stop_on_signals() as asked:
         context = phases.Context(
@@ -131,7 +144,7 @@ def _run_missing(
             store=prepared.store,
             mesh=mesh,
             console=console,
-            should_stop=lambda: processes.any_of("stop", asked()),
+            should_stop=claims.or_lost(lambda: processes.any_of("stop", asked())),
             wandb_run=wandb_run,
             profile=profile,
             dump_hlo=dump_hlo,
@@ -213,13 +226,18 @@ def _print_complete(number: int, total: int, phase: Phase, context: "phases.Cont
 
 
 def _finish_and_report(prepared: Prepared, console: Console) -> dict[str, Any]:
-    """Write and print the result; write the report if it is older."""
-    result, path = finish(prepared)
+    """Print and write the result; write the report if it is older.
+
+    The table comes first: it is what a run is for, and a disk may be full.
+    """
+    result = results.collect(prepared.plan, prepared.resolved, prepared.store)
+    print_result(result, console)
+    path = _write(result, prepared)
+    console.print(f"result: {path}", highlight=False)
     page = prepared.workdir / "report" / "report.html"
     if not page.exists() or page.stat().st_mtime_ns < path.stat().st_mtime_ns:
         write_report([prepared.workdir], page.parent)
-    print_result(result, console)
-    console.print(f"result: {path}\nreport: {page}", highlight=False)
+    console.print(f"report: {page}", highlight=False)
     return result
 
 
@@ -232,15 +250,19 @@ def finish(prepared: Prepared) -> tuple[dict[str, Any], Path]:
     Raises:
       StorageError: the result of a phase is damaged.
     """
-    workdir, settings = prepared.workdir, prepared.resolved.settings
     result = results.collect(prepared.plan, prepared.resolved, prepared.store)
-    path = workdir / "result.json"
+    return result, _write(result, prepared)
+
+
+def _write(result: dict[str, Any], prepared: Prepared) -> Path:
+    """Write result.json unless it is there already; return its path."""
+    workdir, path = prepared.workdir, prepared.workdir / "result.json"
     if not _contains(path, result):
         workdirs.make(workdir)
         write_json(workdir / "config.json", prepared.record)
         write_json(path, result)
-        logs.log_result(result, workdir, settings.log)
-    return result, path
+        logs.log_result(result, workdir, prepared.resolved.settings.log)
+    return path
 
 
 def _contains(path: Path, result: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.plan import Plan
 from w2s_jax.planning.plan import plan as make_plan
 from w2s_jax.planning.resolve import Resolved, resolve
-from w2s_jax.store.artifacts import PhaseFolder
+from w2s_jax.store.artifacts import PhaseFolder, phase_folder
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Prepared:
     def missing(self) -> list[Phase]:
         """Return the phases without a result, each after its parents."""
         return [p for p in self.plan.phases if not PhaseFolder(self.store / p.name).complete]
+
+    def folder(self, phase_name: str) -> PhaseFolder:
+        """Return the folder of a phase."""
+        return phase_folder(self.store, phase_name, self.resolved.settings.checkpoint.dir)
 
 
 def prepare(
@@ -68,7 +72,7 @@ def prepare(
         settings = workdirs.with_earlier_methods(settings, stored["config"])
     resolved = resolve(settings)
     if stored is not None:
-        workdirs.refuse_other_data(workdir, stored["data"], resolved)
+        workdirs.refuse_other_data(workdir, stored, resolved)
     plan = make_plan(resolved)
     record = workdirs.record(config, stored, resolved)
     record["phases"] = [phase.name for phase in plan.phases]

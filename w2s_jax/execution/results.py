@@ -92,6 +92,7 @@ class _Phases:
             others[plan.weak]["p"], own["p"], others[student.ceiling]["p"], own["ground_truth"]
         )
         entry |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
+        entry |= {name: interval[name] for name in ("gap_low", "gap_high")}
         return entry | classification.agreement_metrics(
             own["p"], others[student.supervisor]["p"], own["ground_truth"]
         )

@@ -6,6 +6,7 @@ In a run's folder, or in a folder of runs (DIR/runs/*) that share DIR/phases, th
   and that no such phase builds on;
 - mid-phase checkpoints of complete phases, also in `checkpoint.dir`;
 - temporary files and folders of interrupted writes;
+- checkpoints that were found damaged and set aside;
 - on request, the final parameters of complete runs, which `checkpoint.keep_final=False` would not
   have kept. Parameters that other phases start from stay.
 
@@ -15,7 +16,6 @@ run that has started in the meantime keeps its files.
 """
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +34,8 @@ from w2s_jax.store.artifacts import PhaseFolder
 _PHASE = re.compile(r"[a-z]+-[0-9a-f]{16}")
 #: What writes leave that are killed: `files.write_json`, predictions, Orbax's folders.
 _TEMPORARY = (".*.tmp", "*.orbax-checkpoint-tmp*")
+#: What `files.set_aside` has renamed.
+_ASIDE = ("*.damaged-*",)
 #: A run's own folder is not claimed, so its temporary files count as abandoned after this time.
 _SETTLED_SECONDS = 600
 
@@ -162,7 +164,8 @@ def find(folder: Path, *, finals: bool = False) -> tuple[list[Garbage], list[str
 
 def _runs(folder: Path) -> list[RunFolder]:
     """Return the run in `folder`, or those in its runs/."""
-    candidates = [folder, *sorted((folder / "runs").glob("*"))]
+    inner = folder / "runs"
+    candidates = [folder, *(files.contents(inner) if inner.is_dir() else ())]
     runs = [_run(path) for path in candidates if (path / "config.json").is_file()]
     if not runs:
         raise errors.InputError(
@@ -247,19 +250,22 @@ def _within(phase: PhaseFolder, finals: bool) -> Iterator[Garbage]:
                 yield Garbage(path, "mid-phase checkpoints of a complete phase", phase)
         searched = [phase.path, checkpoints]
     for parent in searched:
-        for path in _temporary(parent):
+        for path in _matching(parent, _TEMPORARY):
             yield Garbage(path, "interrupted write", phase)
+        for path in _matching(parent, _ASIDE):
+            if files.is_aside(path.name):
+                yield Garbage(path, "damaged, set aside", phase)
 
 
 def _settled(folder: Path) -> Iterator[Garbage]:
     """Yield abandoned temporary files of a run's own folder."""
-    for path in _temporary(folder) + _temporary(folder / "report"):
+    for path in _matching(folder, _TEMPORARY) + _matching(folder / "report", _TEMPORARY):
         if time.time() - path.lstat().st_mtime > _SETTLED_SECONDS:
             yield Garbage(path, "interrupted write")
 
 
-def _temporary(folder: Path) -> list[Path]:
-    return sorted({path for pattern in _TEMPORARY for path in folder.glob(pattern)})
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
 def _remove(listed: list[Garbage], still: set[Garbage]) -> int:
@@ -274,10 +280,8 @@ def _remove(listed: list[Garbage], still: set[Garbage]) -> int:
             with artifacts.claim_if_free(item.phase) as free:
                 if not free:
                     continue
-                if files.is_remote(item.path):
+                if files.is_remote(item.path) or item.path.is_dir():
                     files.remove_folder(item.path)
-                elif item.path.is_dir():
-                    shutil.rmtree(item.path)
                 else:
                     item.path.unlink()
         removed += size

@@ -9,13 +9,15 @@ from ml_collections import config_dict
 
 from w2s_jax import config as config_lib
 from w2s_jax.config import Settings, validation
-from w2s_jax.core import errors
+from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
 
 #: Fields in which a config may differ from the one that a working directory was created with.
 FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses", "method.name")
 FREE_ENDINGS = (".microbatch_size", ".remat")
+#: Fields whose None is one of their other values: what counts is whether the documents differ.
+BY_DOCUMENTS = ("task.train_split", "task.truncate", "task.empty")
 
 
 def make(folder: Path) -> None:
@@ -97,11 +99,8 @@ def stored(workdir: Path) -> dict[str, Any] | None:
             f"--workdir: {path} is not the config of a run; use a new or empty folder, or this "
             "run's folder"
         )
-    if workdir.is_dir():
-        # A kill in the first write leaves its temporary file.
-        foreign = any(not p.match(".config.json.*.tmp") for p in workdir.iterdir())
-    else:
-        foreign = workdir.exists()
+    # A kill in the first write leaves its temporary file, which is hidden.
+    foreign = workdir.exists() and (not workdir.is_dir() or bool(files.contents(workdir)))
     if foreign:
         raise errors.InputError(
             f"--workdir: {workdir} is not a run folder; use a new or empty folder, or this run's "
@@ -123,6 +122,8 @@ def refuse_other_config(
     for field in sorted(there.keys() | now.keys()):
         if field.startswith(FREE_FIELDS) or field.endswith(FREE_ENDINGS) or field in pinned:
             continue
+        if field in BY_DOCUMENTS and None in (there.get(field), now.get(field)):
+            continue
         if field.startswith("loss.") and _loss_label(field) not in earlier["losses"]:
             continue
         if field.startswith("method.") and not _method_matters(field, _methods(earlier)):
@@ -134,8 +135,9 @@ def refuse_other_config(
         raise _other_run(workdir, differences)
 
 
-def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved) -> None:
+def refuse_other_data(workdir: Path, stored: dict[str, Any], resolved: Resolved) -> None:
     """Refuse data and models that have changed since the run was created."""
+    earlier: dict[str, str] = stored["data"]
     changed = [
         f"the model of {name.removeprefix('model:')} (its files have changed)"
         if name.startswith("model:")
@@ -144,7 +146,23 @@ def refuse_other_data(workdir: Path, earlier: dict[str, str], resolved: Resolved
         if resolved.digests.get(name) != digest
     ]
     if changed:
-        raise _other_run(workdir, changed)
+        raise _other_run(workdir, [*_by_documents(stored["config"]["task"], resolved), *changed])
+
+
+def _by_documents(earlier: dict[str, Any], resolved: Resolved) -> list[str]:
+    """Return the fields of the task that may be why the documents have changed."""
+    task = resolved.settings.task
+    differences = []
+    for field in BY_DOCUMENTS:
+        name = field.removeprefix("task.")
+        there, now = earlier.get(name), getattr(task, name)
+        if there != now:
+            differences.append(f"{field} ({there!r} there, {now!r} now)")
+        elif name == "truncate" and name not in earlier and now is None:
+            # Runs of a version without the field.
+            pairs = resolved.roles["weak"].splits["slice1"].num_texts == 2
+            differences += ["the side at which pairs are cut (task.truncate=end there)"] * pairs
+    return differences
 
 
 def _other_run(workdir: Path, differences: list[str]) -> errors.InputError:

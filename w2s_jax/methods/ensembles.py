@@ -44,7 +44,9 @@ def _adaboost(work: "LabelWork") -> tuple[list[float], np.ndarray]:
     documents = work.documents("slice1")
     weights_N, alphas = np.full(len(documents), 1 / len(documents)), []
     for name in work.members:
-        wrong_N = (work.labels("slice1", name)[:, 1] > 0.5) != (work.truth("slice1") > 0.5)
+        truth_N = work.truth("slice1")
+        wrong_N = (work.labels("slice1", name)[:, 1] > 0.5) != (truth_N > 0.5)
+        wrong_N &= ~np.isnan(truth_N)  # on a tie no member is wrong
         alpha, weights_N = adaboost_round(weights_N, wrong_N)
         alphas.append(alpha)
     return alphas, weights_N

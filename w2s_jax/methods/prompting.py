@@ -17,10 +17,9 @@ def _prompted(work: "LabelWork", *, shots: int) -> "Labels":
     """Probabilities of the label tokens after some solved examples and the document."""
     weak = "labels" in work.phase.parents
     split = "slice2" if weak else "slice1"
-    index_E = np.random.default_rng((work.phase.seed, shots)).permutation(
-        len(work.documents(split))
-    )[:shots]
     p_N = work.labels(split)[:, 1] if weak else work.truth(split)
+    order_N = np.random.default_rng((work.phase.seed, shots)).permutation(len(p_N))
+    index_E = order_N[~np.isnan(p_N[order_N])][:shots]  # a tie solves nothing
     made: Labels = {}
     for name in work.phase.label_splits:
         prompts = few_shot(

@@ -31,19 +31,22 @@ STRUCTURES = {
 
 
 def _synthetic(work: "LabelWork", *, structure: str) -> "Labels":
-    """Ground truth with as many errors as the weak model makes, of one structure."""
+    """Ground truth, but for ties with as many errors of one structure as the weak model's."""
     made: Labels = {}
     for number, split in enumerate(work.phase.label_splits):
         truth_N, weak_NC = work.truth(split), work.labels(split)
         strong = "strong" in work.phase.parents
-        soft_NC = synthetic_labels(
+        known_N = ~np.isnan(truth_N)
+        wrong_N = (weak_NC[:, 1] > 0.5) != (truth_N > 0.5)
+        soft_NC = np.full((len(truth_N), 2), 0.5, np.float32)
+        soft_NC[known_N] = synthetic_labels(
             structure,
-            truth_N,
-            error_rate=float(np.mean((weak_NC[:, 1] > 0.5) != (truth_N > 0.5))),
+            truth_N[known_N],
+            error_rate=float(np.mean(wrong_N[known_N])),
             seed=work.phase.seed + number,
-            lengths_N=work.documents(split).lengths_N,
-            strong_p_N=work.labels(split, "strong")[:, 1] if strong else None,
-            weak_soft_NC=weak_NC,
+            lengths_N=work.documents(split).lengths_N[known_N],
+            strong_p_N=work.labels(split, "strong")[known_N, 1] if strong else None,
+            weak_soft_NC=weak_NC[known_N],
         )
         made |= work.of_all(split, soft_NC)
     return made

@@ -2,13 +2,15 @@
 
 Two sources of variation are kept apart. *Over documents*: other test documents could have been
 drawn, the models are fixed (`pgr_interval`, `mcnemar`). *Over seeds*: training could have gone
-otherwise (`mean_over_seeds`, `pgr_over_seeds`, `paired_over_seeds`). Every result has its `n`;
-undefined values are None. Shapes: N documents, S seeds, R resamples.
+otherwise (`mean_over_seeds`, `pgr_over_seeds`, `paired_over_seeds`); where these seeds share test
+documents, their intervals hold for these documents only, and `crossed` has intervals over both.
+Every result has its `n`; undefined values are None. Shapes: N documents, S seeds, R resamples.
 """
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,8 @@ def pgr_interval(
     Returns:
         `low` and `high`, and `defined_share`: the share of resamples in which the ceiling exceeds
         the weak model, so that PGR is defined. The interval is over these; if they are less than
-        half, `low` and `high` are None.
+        half, `low` and `high` are None. `gap_low` and `gap_high`: the interval of the gap, ceiling
+        minus weak model.
 
     Raises:
         ValueError: as `classification_metrics`, or vectors of different lengths.
@@ -63,7 +66,21 @@ def pgr_interval(
     gap_R = counts_R8 @ (ceiling_8 - weak_8)
     defined_R = gap_R > 0
     pgr_R = gain_R[defined_R] / gap_R[defined_R]
-    return _percentiles(pgr_R, resamples, level)
+    gap_low, gap_high = np.quantile(gap_R / pattern_N.size, _tails(level))
+    gap = {"gap_low": float(gap_low), "gap_high": float(gap_high)}
+    return _percentiles(pgr_R, resamples, level) | gap
+
+
+def _tails(level: float) -> list[float]:
+    return [(1 - level) / 2, (1 + level) / 2]
+
+
+def wilson_interval(accuracy: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share of `n` documents; it is within [0, 1]."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
+    reach = math.sqrt(accuracy * (1 - accuracy) / n + (z / (2 * n)) ** 2) * z / (1 + z * z / n)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def _correct(p_N: ArrayLike, ground_truth_N: ArrayLike, name: str) -> NDArray[np.int64]:
@@ -78,7 +95,7 @@ def _percentiles(
     low: float | None = None
     high: float | None = None
     if share >= 0.5:
-        ends = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
+        ends = np.quantile(values_R, _tails(level))
         low, high = float(ends[0]), float(ends[1])
     return {"low": low, "high": high, "defined_share": share}
 

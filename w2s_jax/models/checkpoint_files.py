@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import read_json, write_json
+from w2s_jax.core.files import contents, read_json, write_json
+from w2s_jax.models.notes import say
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: The file in which sentence-transformers configures pooling.
 POOLING = "1_Pooling/config.json"
+#: The list of its modules.
+MODULES = "modules.json"
+#: Files of PEFT's adapters.
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 #: Tokenizer files that are downloaded and copied with a model.
 TOKENIZER_FILES = (
@@ -45,17 +50,46 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file, as described by the file's header."""
+    """A tensor in a safetensors file, as described by the file's header.
+
+    With `deltas` it is a matrix to which these are added.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    deltas: tuple["Delta", ...] = ()
 
     @property
     def location(self) -> str:
         """File and tensor name, for error messages."""
         return f"{self.file}: tensor {self.name!r}"
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Time and size of the file, which tell whether it has changed."""
+        status = self.file.stat()
+        return status.st_mtime_ns, status.st_size
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A low-rank matrix, scale * B A: [outputs, inputs], or its transpose."""
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: float
+    transposed: bool
+
+    def read(self, box: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Read a slice, as float32."""
+        inputs, outputs = box if self.transposed else box[::-1]
+        rank = (0, self.a.shape[0])
+        a = read_box(self.a, (rank, inputs)).astype(np.float32)
+        b = read_box(self.b, (outputs, rank)).astype(np.float32)
+        delta = np.float32(self.scale) * (b @ a)
+        return delta.T if self.transposed else delta
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -70,9 +104,30 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no {CONFIG}; give a folder in Hugging Face's layout ({CONFIG} and "
             f"{SINGLE}) or the folder of a trained phase"
         )
-    record = _json(path)
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+      InputError: if the file cannot be read, or holds something else.
+    """
+    return _read(path, dict, "object")
+
+
+def read_list(path: Path) -> list[Any]:
+    """Return the list in a JSON file, as `read_object` does."""
+    return _read(path, list, "list")
+
+
+def _read(path: Path, kind: type, name: str) -> Any:
+    try:
+        record = read_json(path)
+    except (OSError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(record, kind):
+        raise InputError(f"{path}: expected a JSON {name}, found {type(record).__name__}")
     return record
 
 
@@ -83,7 +138,11 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
       InputError: if there are no safetensors, or one of the files is missing or damaged.
     """
     if (folder / SINGLE).is_file():
-        return {tensor.name: tensor for tensor in _headers(folder / SINGLE)}
+        if (folder / INDEX).is_file():
+            say(f"{folder}: has {SINGLE} and {INDEX}; the former is used, as in transformers")
+        if (folder / ADAPTER_CONFIG).is_file():
+            say(f"{folder}: has {SINGLE} and adapters, which are not applied")
+        return {tensor.name: tensor for tensor in open_file(folder / SINGLE)}
     if (folder / INDEX).is_file():
         return _open_index(folder)
     raise _nothing(folder)
@@ -91,18 +150,17 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _open_index(folder: Path) -> dict[str, StoredTensor]:
     index = folder / INDEX
-    record = _json(index)
-    files = record.get("weight_map") if isinstance(record, dict) else None
+    files = read_object(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
         raise InputError(f"{index}: has no 'weight_map' from tensor names to file names")
     found: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(files.values()):
-        if Path(file).name != file:
-            raise InputError(f"{index}: {file!r} is not the name of a file in the same folder")
+        if Path(file).name != file or "\0" in file or len(file.encode()) > 255:
+            raise InputError(f"{index}: {file[:80]!r} is not the name of a file in the same folder")
         if not (folder / file).is_file():
             tensor = next(name for name, other in files.items() if other == file)
             raise InputError(f"{index}: the file {file!r} (with tensor {tensor!r}) is missing")
-        found |= {tensor.name: tensor for tensor in _headers(folder / file)}
+        found |= {tensor.name: tensor for tensor in open_file(folder / file)}
     for name, file in files.items():
         if name not in found:
             raise InputError(f"{folder / file}: tensor {name!r} is missing, but listed in {INDEX}")
@@ -111,12 +169,12 @@ def _open_index(folder: Path) -> dict[str, StoredTensor]:
 
 def _nothing(folder: Path) -> InputError:
     """Return the error for a folder without model.safetensors and without an index."""
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    files = [path.name for path in contents(folder)] if folder.is_dir() else []
+    others = [name for name in files if name.endswith(".safetensors")]
     if others:
         return InputError(
             f"{folder}: has {others[0]!r}, but neither {SINGLE} nor {INDEX}; add one of these"
         )
-    files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return no_safetensors(str(folder), files)
 
 
@@ -132,7 +190,12 @@ def no_safetensors(location: str, files: Iterable[str]) -> InputError:
     )
 
 
-def _headers(file: Path) -> list[StoredTensor]:
+def open_file(file: Path) -> list[StoredTensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+      InputError: if it is damaged.
+    """
     with _opened(file) as handle:
         tensors = []
         for name in handle.keys():  # noqa: SIM118 (not a dict)
@@ -152,14 +215,17 @@ def read_box(tensor: StoredTensor, box: Sequence[tuple[int, int]]) -> np.ndarray
       box: (start, stop) on each of its axes.
 
     Returns:
-      The slice, in the dtype of the file.
+      The slice, in the dtype of the file; in float32 if there are deltas.
 
     Raises:
       InputError: if the file is damaged or has changed.
     """
     with _opened(tensor.file) as handle:
         piece = handle.get_slice(tensor.name)
-        return np.asarray(piece[tuple(slice(start, stop) for start, stop in box) or ...])
+        data = np.asarray(piece[tuple(slice(start, stop) for start, stop in box) or ...])
+    for delta in tensor.deltas:
+        data = data.astype(np.float32) + delta.read(box)
+    return data
 
 
 @contextlib.contextmanager
@@ -181,44 +247,6 @@ def _opened(file: Path) -> Iterator[Any]:
         raise InputError(
             f"{file}: is damaged or truncated ({reason}); download it again"
         ) from error
-
-
-def check_tokenizer(folder: Path, vocab_size: int, embedding: str) -> None:
-    """Check that the embedding has a row for each token of tokenizer.json, if there is one.
-
-    Args:
-      folder: a folder that may contain a tokenizer.json.
-      vocab_size: number of rows of the embedding.
-      embedding: location of the embedding, for the error message.
-
-    Raises:
-      InputError: if a token's id is too large, or tokenizer.json is not a tokenizer.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
-    record = _json(path)
-    try:
-        vocab = record["model"].get("vocab", {})
-        ids = {token["content"]: token["id"] for token in record.get("added_tokens") or []}
-        # Unigram lists pieces in the order of their ids.
-        ids |= vocab if isinstance(vocab, dict) else {p[0]: i for i, p in enumerate(vocab)}
-        token = max(ids, key=ids.__getitem__, default=None)
-        largest = -1 if token is None else int(ids[token])
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: is not a tokenizer ({type(error).__name__}: {error})") from error
-    if largest >= vocab_size:
-        raise InputError(
-            f"{path}: token {token!r} has id {largest}, {too_few_rows(vocab_size, embedding)}"
-        )
-
-
-def too_few_rows(vocab_size: int, embedding: str) -> str:
-    """Return the end of the error for a tokenizer with more tokens than embedding rows."""
-    return (
-        f"but the embedding has {vocab_size} rows ({embedding}); this tokenizer does not belong to "
-        "this model"
-    )
 
 
 def tokenizer_files(folder: Path) -> list[str]:
@@ -277,10 +305,3 @@ def write_index(folder: Path, groups: Sequence[Sequence[str]], total_bytes: int)
     files = {name: file for names, file in shards for name in names}
     metadata = {"total_size": total_bytes}
     write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(files.items()))})
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error

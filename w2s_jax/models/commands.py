@@ -6,10 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax.core.errors import InputError, nearest
-from w2s_jax.core.files import read_json
 from w2s_jax.models import budget, ladders, sources
+from w2s_jax.models.checking import read_description
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
-from w2s_jax.models.families import FAMILIES, family_of
+from w2s_jax.models.families import FAMILIES
+from w2s_jax.models.peft_files import is_adapter_folder
 
 #: Embedded models take their vocabulary and length from the task; these are used for display.
 _EMBEDDED_VOCAB, _EMBEDDED_LENGTH = 259, 256
@@ -163,15 +164,14 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
         )
         return _embedded(name), name, note
     path = Path(name).expanduser() / "config.json"
+    if is_adapter_folder(path.parent):
+        path = path.with_name("adapter_config.json")
     if path.is_file() and not sources.is_huggingface(path.parent):
         config = sources.read_ours(path.parent)[1].without_adapters()
         return config, name, f"read from {path}"
     if path.is_file():
-        record = read_json(path)
-        if not isinstance(record, dict):
-            raise InputError(f"{path}: is not a JSON object")
-        family = family_of(record, str(path))
-        return family.to_config(record), name, f"read from {path}; family {family.name}"
+        _, family, config = read_description(path.parent)
+        return config, name, f"read from {path}; family {family.name}"
     known = ladders.find(name)
     if known is not None:
         note = f"ladder {known.ladder}"

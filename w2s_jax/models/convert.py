@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.core import errors
-from w2s_jax.core.files import new_folder, write_json
+from w2s_jax.core.files import new_folder, refuse_existing, write_json
 from w2s_jax.models import checkpoint_files as files
+from w2s_jax.models.notes import say
 
 if TYPE_CHECKING:
     from w2s_jax.models.loading import Loaded
@@ -52,8 +53,7 @@ def convert(
     if format not in FORMATS:
         raise errors.unknown("--format", format, FORMATS)
     folder = Path(target)
-    if folder.exists():
-        raise errors.InputError(f"--to: {folder} already exists; choose a new folder")
+    refuse_existing(folder, "--to")
     if tokenizer is not None and not (Path(tokenizer) / "tokenizer.json").is_file():
         raise errors.InputError(
             f"--tokenizer: {tokenizer} has no tokenizer.json; give the folder of a fast tokenizer"
@@ -67,7 +67,10 @@ def convert(
     from w2s_jax.models.loading import load_adapted, load_all
 
     mesh = sharding.mesh_of((1, 1, 1), jax.local_devices()[:1])
-    model = (load_adapted if format == "peft" else load_all)(source, mesh, dtype)
+    if format == "peft":
+        model = load_adapted(source, mesh, dtype)
+    else:
+        model = load_all(source, mesh, dtype, with_head=head)
     if not head:
         model = dataclasses.replace(model, head=None)
     if format == "peft":
@@ -81,6 +84,7 @@ def convert(
             head=model.head,
             tokenizer_from=files_from,
             source=model.huggingface,
+            labels=model.labels if model.head is not None else None,
         )
     else:
         _write_orbax(model, folder, source, files_from)
@@ -94,18 +98,22 @@ def _write_orbax(model: "Loaded", folder: Path, source: str, tokenizer: Path | N
 
     tree = {"backbone": model.params}
     spec: dict[str, Any] = {"model": model.config.to_dict()}
+    classes = None
     if model.head is not None:
         tree["head"] = model.head
+        classes = model.head["kernel"].shape[1]
         # The head of a text has two outputs; that of a pair has one, the reward of each text.
-        spec["texts"] = 2 // model.head["kernel"].shape[1]
+        spec["texts"] = 2 if classes == 1 else 1
     record = {
         "kind": CONVERTED,
         "source": source,
         "spec": spec,
         "head": model.head is not None,
+        "head_classes": classes,
         "head_bias": model.head is not None and "bias" in model.head,
         "dtype": str(model.params["embedding"].dtype),
         "huggingface": model.huggingface,
+        "label_names": model.labels,
     }
     with new_folder(folder) as new:
         trees.save_tree(new / "checkpoints" / "final", tree)
@@ -119,5 +127,10 @@ def _write_adapters(model: "Loaded", folder: Path, source: str) -> str:
     from w2s_jax.models import lora
 
     lora.save_peft(model.config, model.params, folder, base_model=model.base, head=model.head)
+    if model.head is not None and not model.config.bidirectional:
+        say(
+            f"{folder}: the config of the base is not part of it; load the base as a classifier "
+            "with a pad_token_id that no text has, which may not be its own"
+        )
     parameters = model.config.num_adapter_parameters()
     return f"{source} -> {folder} (peft): adapters of {model.base}, {parameters:,} parameters"

@@ -4,15 +4,17 @@ Imports no JAX.
 """
 
 import dataclasses
-import logging
+import re
 from collections.abc import Collection
 from pathlib import Path
 
-from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import read_json
-from w2s_jax.models.checkpoint_files import POOLING
+from w2s_jax.models.checkpoint_files import MODULES, POOLING, read_list, read_object
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, file_names
+from w2s_jax.models.notes import say
+
+# Modules that a read-out includes, or that do nothing outside training.
+_APPLIED = ("Transformer", "Pooling", "Dropout")
 
 # Pooling modes of sentence-transformers -> read-outs. With several modes, embeddings are joined.
 _MODES = {
@@ -21,11 +23,9 @@ _MODES = {
     "pooling_mode_lasttoken": "last",
 }
 
-log = logging.getLogger(__name__)
-
 
 def completed(
-    folder: Path, family: Family, config: ModelConfig, names: Collection[str]
+    folder: Path, family: Family, config: ModelConfig, names: Collection[str], classifies: bool
 ) -> ModelConfig:
     """Return the config with the pooler and read-out of an encoder; unchanged for a decoder.
 
@@ -37,13 +37,18 @@ def completed(
       family: the family of the model.
       config: the model according to its config.json.
       names: the names of its tensors.
+      classifies: whether it has a head for sequence classification.
 
     Raises:
       InputError: if the sentence-transformers file is damaged.
     """
+    _name_modules(folder)
     if not config.bidirectional:
+        pooling = _pooling(folder)
+        if pooling is not None and pooling != config.read_out:
+            say(f"{folder / POOLING}: {pooling!r} is not used; decoders read the last token")
         return config
-    if family.classifier_head in names:
+    if classifies:
         return dataclasses.replace(config, read_out="pooler")
     wanted = file_names(family, config, names)
     views = family.views(config)
@@ -53,20 +58,35 @@ def completed(
     return dataclasses.replace(config, pooler=pooler, read_out=_pooling(folder) or config.read_out)
 
 
+def _name_modules(folder: Path) -> None:
+    """Say which modules of sentence-transformers, after pooling, are not applied."""
+    path = folder / MODULES
+    if path.is_file():
+        listed = read_list(path)
+        found = [(str(m.get("path")), str(m.get("type"))) for m in listed if isinstance(m, dict)]
+    else:
+        inner = sorted(p.name for p in folder.iterdir() if re.match(r"\d+_\w", p.name))
+        found = [(name, name.partition("_")[2]) for name in inner if (folder / name).is_dir()]
+    others = [name for name, kind in found if kind.rpartition(".")[2] not in _APPLIED]
+    others = [name if name.isprintable() else repr(name) for name in others]
+    if others:
+        say(
+            f"{folder}: modules of sentence-transformers that are not applied: {', '.join(others)};"
+            " heads read the pooled hidden states"
+        )
+
+
 def _pooling(folder: Path) -> str | None:
     """Return the read-out that matches sentence-transformers' pooling, or None."""
     path = folder / POOLING
     if not path.is_file():
         return None
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    record = read_object(path)
     modes = [key for key, value in record.items() if key.startswith("pooling_mode") and value]
     if len(modes) == 1 and modes[0] in _MODES:
         return _MODES[modes[0]]
-    log.warning(
-        "%s: unsupported pooling: %s; read-outs are 'mean', 'first' and 'last'; using the default",
-        path,
-        ", ".join(modes) or "no pooling_mode",
+    say(
+        f"{path}: unsupported pooling: {', '.join(modes) or 'no pooling_mode'}; read-outs are "
+        "'mean', 'first' and 'last'; using the default"
     )
     return None

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from w2s_jax import sharding
 from w2s_jax.core.errors import InputError
 from w2s_jax.core.files import new_folder, refuse_existing, write_json
 from w2s_jax.models import checkpoint_files as files
+from w2s_jax.models import padding
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import FAMILIES, Family, TensorView, classifier_name
+from w2s_jax.models.notes import say
 
 # Keys of a source's config.json that are copied, as `ModelConfig` has no fields for them.
 _KEPT = re.compile(r".*_token_id|.*dropout(_prob)?|.*_pdrop|use_cache")
@@ -36,6 +38,7 @@ def export_huggingface(
     head: Mapping[str, jax.Array] | None = None,
     tokenizer_from: str | os.PathLike[str] | None = None,
     source: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
     dtype: str | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
@@ -53,9 +56,12 @@ def export_huggingface(
         unless embeddings are tied. A decoder's class reads the last token and has no bias; an
         encoder's reads the pooler and gets a bias of zeros if there is none. Without a head, an
         encoder is written as the bare model; if it has no pooler, transformers initialises one.
+        A classifier's `pad_token_id` is a token that no text has; where the tokenizer has none to
+        spare, one is added to it, and a row of zeros to the embedding, with a note in the log.
       tokenizer_from: a folder whose tokenizer files are copied, if it has any.
       source: content of the config.json that the model came from, of which the ids of special
         tokens and the dropout rates are kept.
+      labels: names of the classes (None: those of `source` if it names as many, else LABEL_0, ...).
       dtype: dtype of the tensors (None: that of the parameters).
       shard_bytes: maximum size of a file, unless a single tensor is larger.
 
@@ -68,25 +74,41 @@ def export_huggingface(
     family = family_for(config)
     if head is not None:
         check_head(family, config, head)
+    pad = None
+    tokenizer = None if tokenizer_from is None else Path(tokenizer_from)
+    if head is not None:
+        pad = padding.choose(config, tokenizer, source)
     flat = traverse_util.flatten_dict(params, sep=".")
     kind = jnp.dtype(dtype or flat["embedding"].dtype)
     tensors = file_tensors(family, config, flat, head)
-    sizes = {name: math.prod(parts[0][0].stored) for name, parts in tensors.items()}
-    sizes = {name: count * kind.itemsize for name, count in sizes.items()}
+    table = tensor_name(family, family.views(config)["embedding"].name, head)
+    extra = {table: 0 if pad is None else pad.rows}
+    sizes = {}
+    for name, parts in tensors.items():
+        rows, *rest = parts[0][0].stored
+        sizes[name] = math.prod([rows + extra.get(name, 0), *rest]) * kind.itemsize
     groups = files.group_shards(sizes.items(), shard_bytes)
     with written_once(Path(folder)) as target:
         for names, file in zip(groups, files.shard_names(len(groups)), strict=True):
-            shard = {name: gather(tensors[name], kind) for name in names}
+            shard = {name: gather(tensors[name], kind, extra.get(name, 0)) for name in names}
             if target is not None:
                 files.write_shard(target / file, shard)
             del shard
         if target is not None:
             if len(groups) > 1:
                 files.write_index(target, groups, sum(sizes.values()))
-            record = _config_json(family, config, head, source, kind.name)
+            record = _config_json(family, config, source, kind.name)
+            if head is not None and pad is not None:
+                names_of = class_names(head["kernel"].shape[1], labels, source)
+                record |= _classifier_json(family, names_of)
+                record |= {"vocab_size": config.vocab_size + pad.rows, "pad_token_id": pad.id}
             write_json(target / files.CONFIG, record)
-            if tokenizer_from is not None:
-                files.copy_tokenizer(Path(tokenizer_from), target)
+            if tokenizer is not None:
+                files.copy_tokenizer(tokenizer, target)
+            if pad is not None:
+                padding.write(pad, target)
+    if pad is not None and pad.note():
+        say(f"{folder}: {pad.note()}")
 
 
 def check_head(family: Family, config: ModelConfig, head: Mapping[str, Any]) -> None:
@@ -143,21 +165,39 @@ def _essence(config: ModelConfig) -> ModelConfig:
 
 
 def _config_json(
-    family: Family,
-    config: ModelConfig,
-    head: Mapping[str, Any] | None,
-    source: Mapping[str, Any] | None,
-    dtype: str,
+    family: Family, config: ModelConfig, source: Mapping[str, Any] | None, dtype: str
 ) -> dict[str, Any]:
     kept = {name: value for name, value in (source or {}).items() if _KEPT.fullmatch(name)}
     record = kept | family.to_hf(_named(config, family))
-    record |= {"architectures": [family.architectures[0]], "dtype": dtype}
-    if head is not None:
-        labels = [f"LABEL_{i}" for i in range(head["kernel"].shape[1])]
-        record["architectures"] = [family.classifier]
-        record["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        record["label2id"] = {label: i for i, label in enumerate(labels)}
-    return record
+    return record | {"architectures": [family.architectures[0]], "dtype": dtype}
+
+
+def _classifier_json(family: Family, labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "architectures": [family.classifier],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def class_names(
+    count: int, labels: Sequence[str] | None, source: Mapping[str, Any] | None
+) -> list[str]:
+    """Return `count` names of classes: `labels`, else those of a config.json, else LABEL_0, ...
+
+    Raises:
+      InputError: if `labels` has another length, or repeats a name.
+    """
+    if labels is not None:
+        if len(set(labels)) != count or len(labels) != count:
+            raise InputError(f"labels: {list(labels)}; expected {count} different names")
+        return list(labels)
+    found = (source or {}).get("id2label")
+    named = found if isinstance(found, Mapping) else {}
+    names = [str(named.get(str(i), f"LABEL_{i}")) for i in range(count)]
+    if len(named) == count == len(set(names)):
+        return names
+    return [f"LABEL_{i}" for i in range(count)]
 
 
 #: A parameter that fills a part of a tensor: (view, parameter, layer; None if not stacked).
@@ -187,7 +227,7 @@ def file_tensors(
     if head is None:
         return tensors
     assert family.classifier_head is not None
-    tensors = {classifier_name(family, name): parts for name, parts in tensors.items()}
+    tensors = {tensor_name(family, name, head): parts for name, parts in tensors.items()}
     kernel = head["kernel"]
     view = TensorView(family.classifier_head, kernel.shape[::-1], axes=(1, 0))
     tensors[view.name] = [(view, kernel, None)]
@@ -199,11 +239,19 @@ def file_tensors(
     return tensors
 
 
-def gather(parts: list[_Part], dtype: Any) -> np.ndarray:
-    """Return a tensor of the file, in host memory."""
-    tensor = np.empty(parts[0][0].stored, dtype)
+def tensor_name(family: Family, name: str, head: Mapping[str, Any] | None) -> str:
+    """Return the name in the file of a tensor of `family.views`."""
+    return name if head is None else classifier_name(family, name)
+
+
+def gather(parts: list[_Part], dtype: Any, extra_rows: int = 0) -> np.ndarray:
+    """Return a tensor of the file, in host memory, with `extra_rows` rows of zeros at its end."""
+    rows, *rest = parts[0][0].stored
+    tensor = np.empty((rows + extra_rows, *rest), dtype)
+    tensor[rows:] = 0
     for view, parameter, layer in parts:
-        view.put(sharding.on_host(parameter if layer is None else _layer(parameter, layer)), tensor)
+        whole = sharding.on_host(parameter if layer is None else _layer(parameter, layer))
+        view.put(whole, tensor[:rows])
     return tensor
 
 

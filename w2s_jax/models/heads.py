@@ -55,10 +55,18 @@ def init_class_head(
 
 
 def abstract_class_head(
-    config: ModelConfig, mesh: Mesh, num_texts: int = 1, *, bias: bool = False
+    config: ModelConfig,
+    mesh: Mesh,
+    num_texts: int = 1,
+    *,
+    bias: bool = False,
+    classes: int | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shapes, dtypes and shardings of a head for documents of `num_texts` texts."""
-    classes = 2 // num_texts
+    """Return shapes, dtypes and shardings of a head for documents of `num_texts` texts.
+
+    Imported heads may have a bias, and another number of `classes`.
+    """
+    classes = 2 // num_texts if classes is None else classes
     shapes: dict[str, tuple[int, ...]] = {"kernel": (config.d_model, classes)}
     if bias:
         shapes["bias"] = (classes,)

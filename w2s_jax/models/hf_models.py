@@ -11,8 +11,11 @@ from pathlib import Path
 from w2s_jax.core import hf_hub
 from w2s_jax.core.errors import InputError, first_line
 from w2s_jax.models.checkpoint_files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
     CONFIG,
     INDEX,
+    MODULES,
     POOLING,
     SINGLE,
     TOKENIZER_FILES,
@@ -100,6 +103,10 @@ def _wanted_files(siblings: Iterable[str], hub_id: str) -> list[str]:
     elif INDEX in top:
         # Mistral's repositories have a second copy in 'consolidated' files.
         tensors = [INDEX, *(name for name in tensors if not name.startswith("consolidated"))]
+    elif {ADAPTER, ADAPTER_CONFIG} <= set(top):
+        tensors = [ADAPTER_CONFIG, ADAPTER]
     else:
         raise no_safetensors(hub_id, top)
-    return [name for name in (CONFIG, POOLING, *TOKENIZER_FILES) if name in names] + tensors
+    return [
+        name for name in (CONFIG, POOLING, MODULES, *TOKENIZER_FILES) if name in names
+    ] + tensors

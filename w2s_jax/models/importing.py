@@ -18,12 +18,12 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
-from w2s_jax.core.errors import unknown
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import network
 from w2s_jax.models.checking import Stored, check_folder
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.families import Family, TensorView
+from w2s_jax.models.families import TensorView
 from w2s_jax.models.partial_reads import Range, read_part
 
 #: The dtypes that parameters can have.
@@ -40,26 +40,34 @@ class Imported:
       head: the class head, {'kernel': float32 [D, classes]} and, if stored, 'bias'
         (float32 [classes]), replicated; None if the folder has none.
       huggingface: content of the folder's config.json.
+      tokenizer: the folder that may have tokenizer files.
     """
 
     config: ModelConfig
     params: dict[str, Any]
     head: dict[str, jax.Array] | None
     huggingface: dict[str, Any]
+    tokenizer: Path
 
 
 def import_huggingface(
-    folder: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str = "float32"
+    folder: str | os.PathLike[str],
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    *,
+    with_head: bool = True,
 ) -> Imported:
     """Read a model from a folder with config.json and safetensors.
 
     All headers are checked before any tensor is read.
 
     Args:
-      folder: a local folder; for hub ids see `hf_models.local_folder`.
+      folder: a local folder, which may have PEFT's adapters alone, and name their base; for hub ids
+        see `hf_models.local_folder`.
       mesh: where to put the parameters (default: all devices).
       dtype: dtype of the parameters, 'float32' or 'bfloat16', independent of the file's; the head
         is float32.
+      with_head: whether to read the class head, if there is one.
 
     Raises:
       InputError: if anything is missing, damaged, of the wrong shape or type, or unknown. The
@@ -68,6 +76,8 @@ def import_huggingface(
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     found = check_folder(Path(folder))
+    if with_head and found.head_problem:
+        raise InputError(found.head_problem)
     config, stored = found.config, found.stored
     mesh = sharding.make_mesh() if mesh is None else mesh
     abstract = traverse_util.flatten_dict(network.abstract_params(config, mesh), sep=".")
@@ -79,28 +89,26 @@ def import_huggingface(
             view = found.views[path]
             tensors = _tensors(view, config, found.names, stored)
             params[path] = _read(wanted, view, tensors, dtype)
-    head = _head(found.family, stored, mesh)
-    return Imported(config, traverse_util.unflatten_dict(params, sep="."), head, found.huggingface)
+    head = _head(found.head, mesh) if with_head and found.head else None
+    return Imported(
+        config,
+        traverse_util.unflatten_dict(params, sep="."),
+        head,
+        found.huggingface,
+        found.tokenizer_of(Path(folder)),
+    )
 
 
-def _head(family: Family, stored: Stored, mesh: Mesh) -> dict[str, jax.Array] | None:
-    """Read the class head, if the folder has one."""
-    if family.classifier_head not in stored:
-        return None
+def _head(tensors: Stored, mesh: Mesh) -> dict[str, jax.Array]:
+    """Read the class head."""
     head = {}
-    for name, stored_name in (
-        ("kernel", family.classifier_head),
-        ("bias", family.classifier_bias),
-    ):
-        if stored_name in stored:
-            tensor = stored[stored_name]
-            view = TensorView(
-                tensor.name, tensor.shape, axes=tuple(reversed(range(len(tensor.shape))))
-            )
-            whole = jax.ShapeDtypeStruct(
-                tensor.shape[::-1], jnp.float32, sharding=sharding.replicated(mesh)
-            )
-            head[name] = _read(whole, view, [tensor], "float32")
+    for part, tensor in tensors.items():
+        axes = tuple(reversed(range(len(tensor.shape))))
+        whole = jax.ShapeDtypeStruct(
+            tensor.shape[::-1], jnp.float32, sharding=sharding.replicated(mesh)
+        )
+        view = TensorView(tensor.name, tensor.shape, axes=axes)
+        head[part] = _read(whole, view, [tensor], "float32")
     return head
 
 

@@ -17,7 +17,7 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.heads import abstract_class_head
 from w2s_jax.models.hf_models import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
-from w2s_jax.models.sources import final_of, is_huggingface, read_ours
+from w2s_jax.models.sources import CONVERTED, final_of, is_huggingface, read_ours
 from w2s_jax.store import trees
 
 
@@ -32,6 +32,7 @@ class Loaded:
       huggingface: content of the Hugging Face config.json that the model came from, if any.
       tokenizer: folder that may contain tokenizer files, if any.
       base: name of the base model, for a phase that stored only what it trained; else ''.
+      labels: names of the classes of its head; None: those in `huggingface`, if any.
     """
 
     config: ModelConfig
@@ -40,6 +41,7 @@ class Loaded:
     huggingface: dict[str, Any] | None
     tokenizer: Path | None
     base: str = ""
+    labels: list[str] | None = None
 
 
 def load(
@@ -62,7 +64,7 @@ def load(
         damaged or does not fit. The message names the file and the tensor.
       StorageError: if a phase or converted folder is damaged.
     """
-    loaded = load_all(path_or_hub_id, mesh, dtype)
+    loaded = load_all(path_or_hub_id, mesh, dtype, with_head=False)
     return loaded.config, loaded.params
 
 
@@ -80,17 +82,24 @@ def load_with_head(
 
 
 def load_all(
-    path_or_hub_id: str | os.PathLike[str], mesh: Mesh | None = None, dtype: str | None = None
+    path_or_hub_id: str | os.PathLike[str],
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    *,
+    with_head: bool = True,
 ) -> Loaded:
-    """Load a model as `load` does, with everything in its folder."""
+    """Load a model as `load` does, with everything in its folder.
+
+    `with_head=False` leaves out the class head of a folder in Hugging Face's layout.
+    """
     if dtype is not None and dtype not in DTYPES:
         raise errors.unknown("dtype", dtype, DTYPES)
     folder = local_folder(path_or_hub_id)
     mesh = sharding.make_mesh() if mesh is None else mesh
     if not is_huggingface(folder):
         return _load_ours(folder, mesh, dtype)
-    found = import_huggingface(folder, mesh, dtype or "float32")
-    return Loaded(found.config, found.params, found.head, found.huggingface, folder)
+    found = import_huggingface(folder, mesh, dtype or "float32", with_head=with_head)
+    return Loaded(found.config, found.params, found.head, found.huggingface, found.tokenizer)
 
 
 def load_adapted(
@@ -132,8 +141,14 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     num_texts = spec.get("texts", 1) if has_head else None
     if train.adapt == "full":
         target = adapting.abstract_params(train, config, mesh, num_texts)
-        if record.get("head_bias"):
-            target["head"] = abstract_class_head(config, mesh, num_texts or 1, bias=True)
+        if has_head:
+            target["head"] = abstract_class_head(
+                config,
+                mesh,
+                num_texts or 1,
+                bias=record.get("head_bias", False),
+                classes=record.get("head_classes"),
+            )
         params = trees.load_tree(final_of(folder), target)
     else:
         target = adapting.abstract_trained(train, config, mesh, num_texts)
@@ -150,7 +165,17 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         record.get("huggingface"),
         tokenizer if tokenizer.is_dir() else None,
         _base_name(record.get("base", {})),
+        _labels(record, params.get("head")),
     )
+
+
+def _labels(record: dict[str, Any], head: dict[str, Any] | None) -> list[str] | None:
+    """Return the names of the classes; those of a pretrained model are not a trained head's."""
+    named = record.get("label_names")
+    if head is None or (named is None and record["kind"] == CONVERTED):
+        return None
+    count = head["kernel"].shape[1]
+    return named if named and len(named) == count else [f"LABEL_{i}" for i in range(count)]
 
 
 def _base_name(record: dict[str, Any]) -> str:

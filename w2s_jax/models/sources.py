@@ -15,11 +15,11 @@ from typing import Any
 
 from w2s_jax.core import hf_hub
 from w2s_jax.core.errors import InputError, nearest
-from w2s_jax.core.files import read_json
+from w2s_jax.core.files import contents, read_json
 from w2s_jax.models import checkpoint_files as files
+from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
-from w2s_jax.models.families import FAMILIES, file_names
 from w2s_jax.models.hf_models import local_folder, split_id
 from w2s_jax.store import checksums
 
@@ -80,10 +80,11 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
     if is_huggingface(folder):
         checked = check_folder(folder)
         config, huggingface = checked.config, checked.huggingface
-        shards = dict.fromkeys(tensor.file for tensor in checked.stored.values())
         with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the GIL
-            weights = list(pool.map(checksums.kept_sha256, shards))
-        tokenizer = folder
+            weights = list(pool.map(checksums.kept_sha256, checked.files))
+        if checked.adapters is not None:
+            weights.append(peft_files.scales(checked.adapters, checked.stored))
+        tokenizer = checked.tokenizer_of(folder)
     else:
         record, config = read_ours(folder)
         huggingface, tokenizer = record.get("huggingface"), folder / "tokenizer"
@@ -139,11 +140,11 @@ def base_of(folder: Path, base: dict[str, Any]) -> ModelSource | None:
 
 
 def check_fits(source: ModelSource, tokenizer_vocab_size: int, tokenizer: str) -> None:
-    """Check that a model's embedding has a row for each token of a tokenizer.
+    """Check that a model's embedding has a row for each token that a tokenizer gives.
 
     Args:
       source: the model.
-      tokenizer_vocab_size: number of tokens; all token ids are below it.
+      tokenizer_vocab_size: all ids of tokens that occur are below it.
       tokenizer: what the error message calls the tokenizer.
 
     Raises:
@@ -153,7 +154,7 @@ def check_fits(source: ModelSource, tokenizer_vocab_size: int, tokenizer: str) -
     if tokenizer_vocab_size > rows:
         raise InputError(
             f"{tokenizer}: has {tokenizer_vocab_size} tokens, "
-            f"{files.too_few_rows(rows, _embedding_location(source))}"
+            f"{tokenizer_record.too_few_rows(rows, _embedding_location(source))}"
         )
 
 
@@ -161,7 +162,9 @@ def is_huggingface(folder: Path) -> bool:
     """Return whether a folder is in Hugging Face's layout, even if incomplete, and not in ours."""
     if (folder / "checkpoints").exists():
         return False
-    if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+    if any(path.suffix in (".safetensors", ".bin") for path in contents(folder)):
+        return True
+    if (folder / files.ADAPTER_CONFIG).is_file():
         return True
     config = folder / "config.json"
     record = read_json(config) if config.is_file() else {}
@@ -204,7 +207,7 @@ def _check_ours(folder: Path, config: ModelConfig) -> dict[str, str] | None:
     problem = checksums.damage(final, read=False)
     if problem:
         raise InputError(f"{final}: damaged ({problem}); create it again")
-    files.check_tokenizer(folder / "tokenizer", config.vocab_size, str(final))
+    tokenizer_record.check(folder / "tokenizer", config.vocab_size, str(final))
     return checksums.read_manifest(final)
 
 
@@ -228,6 +231,5 @@ def _embedding_location(source: ModelSource) -> str:
     """Return the file and tensor of the embedding, or the folder of the model's parameters."""
     if not is_huggingface(source.folder):
         return str(final_of(source.folder))
-    family, stored = FAMILIES[source.config.family], files.open_tensors(source.folder)
-    view = family.views(source.config)["embedding"]
-    return stored[file_names(family, source.config, stored.keys())[view.name]].location
+    found = check_folder(source.folder)
+    return found.stored[found.names[found.views["embedding"].name]].location

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from w2s_jax.config import Settings
-from w2s_jax.core import files, watchdog
+from w2s_jax.core import watchdog
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved, RoleInput
-from w2s_jax.store.artifacts import PhaseFolder
+from w2s_jax.store.artifacts import PhaseFolder, phase_folder
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,7 @@ class Context:
 
     def folder(self, phase_name: str) -> PhaseFolder:
         """Return the folder of a phase."""
-        saves = self.settings.checkpoint.dir
-        return PhaseFolder(
-            self.store / phase_name,
-            saves=None if saves is None else files.checkpoint_location(saves) / phase_name,
-        )
+        return phase_folder(self.store, phase_name, self.settings.checkpoint.dir)
 
     def watched(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
         """Report a hang while the block runs; each process writes stacks to a file of its own."""

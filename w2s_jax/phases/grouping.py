@@ -89,7 +89,7 @@ def write_record(group: Group, context: Context) -> None:
 
 def remove_record(folder: PhaseFolder) -> None:
     """Remove a population's checkpoints, and then its record, which they need."""
-    remove_folder(folder.steps)
+    remove_folder(folder.steps, keep_aside=True)
     folder.population.unlink(missing_ok=True)
 
 

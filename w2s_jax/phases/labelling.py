@@ -49,7 +49,7 @@ class LabelWork:
         return self.data.splits[split]
 
     def truth(self, split: str) -> np.ndarray:
-        """Ground truth, 0 or 1, float32 [N]."""
+        """Ground truth, 0 or 1, float32 [N]; NaN for ties, which only slices have."""
         return hard_labels(self.documents(split).labels_N)
 
     def labels(self, split: str, parent: str = "labels") -> np.ndarray:
@@ -139,8 +139,9 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
     result |= prediction.store(phase, context, folder, evaluated)
     for split, (ids_N, soft_NC) in labels.items():
         truth_N = _truth_of(phase, context, split, ids_N)
+        known_N = ~np.isnan(truth_N)
         result.setdefault("label_accuracy", {})[split] = classification.classification_metrics(
-            soft_NC[:, 1], truth_N
+            soft_NC[known_N, 1], truth_N[known_N]
         )["accuracy"]
     return result | {
         "seconds": time.monotonic() - started,

@@ -1,7 +1,6 @@
 """Run one phase up to its result; keep parameters and records of what is computed."""
 
 import logging
-import shutil
 import time
 from importlib import metadata
 from typing import Any
@@ -10,13 +9,15 @@ import jax
 
 from w2s_jax.core import processes
 from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
+from w2s_jax.data.tasks import TASKS
 from w2s_jax.phases import parameters, training
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.parameters import Parameters
+from w2s_jax.planning.code import phase_code
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.profiling import compilation
-from w2s_jax.store import trees
+from w2s_jax.store import checksums, claims, trees
 from w2s_jax.store.artifacts import PhaseFolder
 
 log = logging.getLogger(__name__)
@@ -46,19 +47,21 @@ def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
         **found,
     }
     result["execution"] = _execution(phase, context, result.pop("population", None))
+    result |= _code(phase)
     processes.on_first("complete", lambda: _complete(phase, context, folder, result))
 
 
 def _complete(phase: Phase, context: Context, folder: PhaseFolder, result: dict[str, Any]) -> None:
     """Write the result, and remove what is no longer needed."""
+    claims.refuse_lost()
     files = [folder.predictions] if "metrics" in result else []
     result["sha256"] = {path.name: sha256(path) for path in files}
     # The final parameters are stored by now.
-    remove_folder(folder.saves or folder.steps)
+    remove_folder(folder.saves or folder.steps, keep_aside=True)
     write_json(folder.result, result)
     kept = PHASE_KINDS[phase.kind].keeps_parameters or phase.name in context.starts
     if not (kept or context.keeps):
-        shutil.rmtree(folder.final.parent, ignore_errors=True)
+        remove_folder(folder.final.parent, keep_aside=True)
 
 
 def begin(phase: Phase, context: Context, population: dict[str, Any] | None = None) -> None:
@@ -78,9 +81,25 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
             "kind": phase.kind,
             "spec": phase.spec,
             **parameters.record(phase, source, context.store),
+            **_label_names(phase, context),
             "execution": _execution(phase, context, population),
+            **_code(phase),
         },
     )
+
+
+def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
+    """Return the names of the classes of a phase with a head, if its task names them."""
+    task = TASKS.get(context.settings.task.name)
+    if phase.loss is None or phase.num_texts > 1 or task is None or task.label_names is None:
+        return {}
+    return {"label_names": list(task.label_names)}
+
+
+def _code(phase: Phase) -> dict[str, Any]:
+    """Return the field `code`, which only phases with a user's own code have."""
+    code = phase_code(phase)
+    return {"code": code} if code else {}
 
 
 def _execution(phase: Phase, context: Context, population: dict[str, Any] | None) -> dict[str, Any]:
@@ -123,7 +142,8 @@ def _trained_before(folder: PhaseFolder) -> dict[str, Any] | None:
     if problem is None:
         record: dict[str, Any] = read_json(folder.trained)
         return record
-    log.warning("%s is damaged (%s); training again", folder.final, problem)
+    where = checksums.drop_damaged(folder.final)
+    log.warning("%s is damaged (%s)%s; training again", folder.final, problem, where)
     folder.trained.unlink()
     return None
 

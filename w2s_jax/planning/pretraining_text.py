@@ -2,14 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from w2s_jax.config import PretrainSettings, TaskSettings
 from w2s_jax.core import errors
-from w2s_jax.data import records
 from w2s_jax.data.corpus import Corpus, open_corpus
 from w2s_jax.data.documents import Document, stable_id
-from w2s_jax.data.sources import read_corpus
+from w2s_jax.data.sources import CorpusFiles, corpus_texts, find_corpus
 from w2s_jax.data.stream import check_stream
 from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
 from w2s_jax.data.tokenizers import Tokenizer
@@ -40,7 +38,7 @@ def read_chunks(
                 f"pretrain.source: 'task', but task {task.name!r} has no pretraining documents; "
                 "give a folder of task.data_dir, or a file"
             )
-        documents = raw["pretrain"]
+        documents, origin = raw["pretrain"], "task"
     else:
         assert pretrain.source is not None
         if tokenizer is None:
@@ -48,7 +46,9 @@ def read_chunks(
                 f"pretrain.source: {pretrain.source!r}, but the documents of task "
                 f"{task.name!r} are tokens, not text; allowed: 'task', None"
             )
-        texts = read_corpus(pretrain.source, task.data_dir)
+        corpus = find_corpus(pretrain.source, task.data_dir, train_split=task.train_split)
+        origin = f"{pretrain.source} ({corpus.name}{_unused(corpus)})"
+        texts = corpus_texts(corpus)
         documents = [
             Document(id=stable_id("corpus", i, text), text=text) for i, text in enumerate(texts)
         ]
@@ -63,7 +63,7 @@ def read_chunks(
         documents, tokenizer, max_length=pretrain.chunk_length, overlong="chunk"
     )
     notes.append(
-        f"pretraining on {pretrain.source}: {counts['documents']} documents, "
+        f"pretraining on {origin}: {counts['documents']} documents, "
         f"{len(tokenized)} chunks of at most {pretrain.chunk_length} tokens, "
         f"{counts['tokens']:,} tokens"
     )
@@ -93,21 +93,15 @@ def open_stream(
             "pretrain.steps: None, but a stream has no end; pretrain.streaming needs a number of "
             "steps"
         )
-    corpus = open_corpus(_corpus_path(source, task.data_dir))
+    found = find_corpus(source, task.data_dir, train_split=task.train_split)
+    corpus = open_corpus(found.path, found.split or "train")
     check_stream(corpus, tokenizer, row_length=pretrain.chunk_length)
-    notes.append(f"pretraining streams {len(corpus):,} texts from {corpus.name}")
+    notes.append(f"pretraining streams {len(corpus):,} texts from {corpus.name}{_unused(found)}")
     return corpus
 
 
-def _corpus_path(source: str, data_dir: str | None) -> str:
-    """Return the path itself if it exists, else that name in the data folder."""
-    root = records.data_root(data_dir)
-    if Path(source).expanduser().exists() or root is None:
-        return source
-    if records.task_folder(source, data_dir) is None:
-        return str(root / source)
-    files = records.find_files(source, data_dir)
-    return str(files.get("train", next(iter(files.values()))))
+def _unused(corpus: CorpusFiles) -> str:
+    return f"; unused: {', '.join(corpus.unused)}" if corpus.unused else ""
 
 
 def stream_digest(corpus: Corpus, tokenizer: Tokenizer) -> str:

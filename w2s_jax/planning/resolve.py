@@ -19,16 +19,17 @@ from w2s_jax.core.files import sha256
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
 from w2s_jax.data.external_labels import join_labels, read_external_labels
-from w2s_jax.data.loading import load
-from w2s_jax.data.splits import make_splits
+from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.task import Task
-from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels, tokenize
+from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.role_settings import check_model, with_defaults
+from w2s_jax.planning.tokenized_splits import Reader, tokenized_splits, without_overlong
+from w2s_jax.planning.used_files import choose_training, describe_files
 
 
 @dataclass(frozen=True)
@@ -105,38 +106,28 @@ def resolve(settings: Settings) -> Resolved:
         protocol.item_expansion,
         seed=settings.seed,
         split_seed=task_settings.split_seed,
+        empty=task_settings.empty,
     )
     task = loaded.task
     notes = [*loaded.notes]
+    train_split = choose_training(loaded, task_settings.train_split, notes)
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles:
         check_model(role, found[role], settings)
-    readers = {role: _reader(role, task, found[role], settings, notes) for role in settings.roles}
+    readers = {role: _reader(role, loaded, found[role], settings, notes) for role in settings.roles}
     different = {reader.key: reader for reader in readers.values()}
     documents: Mapping[str, list[Document]] = loaded.documents
     for reader in different.values():
-        documents = _without_overlong(documents, reader, notes)
-    raw = make_splits(
-        documents,
-        train_docs=task_settings.train_docs,
-        test_docs=task_settings.test_docs,
-        validation_docs=task_settings.validation_docs,
-        num_slices=settings.num_slices,
-        balance=protocol.balance,
-        balance_test=protocol.balance_test,
-        grouping=protocol.grouping,
-        split_seed=task_settings.split_seed,
+        documents = without_overlong(documents, reader, notes)
+    removed: dict[str, int] = {}
+    raw, tokenized = tokenized_splits(
+        documents, list(different.values()), settings, notes, train_split, removed
     )
+    pretraining = any(role.pretrain.source == "task" for role in settings.roles.values())
+    files = describe_files(loaded, train_split, raw, removed, pretraining=pretraining)
+    notes.insert(0, files)
     sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
-    tokenized = {
-        key: {
-            name: _tokenize_split(name, docs, reader, notes)
-            for name, docs in raw.items()
-            if name != "pretrain" and docs
-        }
-        for key, reader in different.items()
-    }
     roles = {
         role: _role_input(role, found[role], reader, tokenized[reader.key], raw, settings, notes)
         for role, reader in readers.items()
@@ -149,16 +140,22 @@ def resolve(settings: Settings) -> Resolved:
         _check(role, data, settings)
     outside = None
     if settings.weak.labels is not None:
-        outside = _check_outside(settings.weak.labels, roles["weak"])
+        outside = _check_outside(settings.weak.labels, roles["weak"], notes)
     return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside)
 
 
-def _check_outside(path: str, data: RoleInput) -> str:
+def _check_outside(path: str, data: RoleInput, notes: list[str]) -> str:
     """Return the sha256 of a file of labels, after checking that it has all that are needed."""
     found = read_external_labels(path)
     for split, documents in data.splits.items():
-        if split not in ("slice1", "pretrain"):
-            join_labels(found, documents.ids_N, f"weak.labels: {path}: {split}")
+        if split in ("slice1", "pretrain"):
+            continue
+        soft_NC = join_labels(found, documents.ids_N, f"weak.labels: {path}: {split}")
+        undecided = int((soft_NC[:, 1] == 0.5).sum())
+        if undecided:
+            notes.append(
+                f"{split}: {undecided:,} external labels are 0.5; as predictions they count as 0"
+            )
     return sha256(Path(path))
 
 
@@ -173,42 +170,31 @@ def _source(role: str, settings: Settings) -> ModelSource | None:
         raise errors.InputError(f"{role}.model: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """The conversion of a role's texts to tokens; roles with the same `key` share documents.
-
-    Attributes:
-      task: the task.
-      tokenizer: of its texts; None if its documents are tokens.
-      limit: most tokens of a document; None for no limit.
-      overlong: what to do with longer ones: 'truncate', 'drop' or 'error'.
-    """
-
-    task: Task
-    tokenizer: Tokenizer | None
-    limit: int | None
-    overlong: str
-
-    @property
-    def key(self) -> tuple[str, int | None]:
-        return "" if self.tokenizer is None else self.tokenizer.digest, self.limit
-
-
 def _reader(
-    role: str, task: Task, source: ModelSource | None, settings: Settings, notes: list[str]
-) -> _Reader:
+    role: str, loaded: LoadedTask, source: ModelSource | None, settings: Settings, notes: list[str]
+) -> Reader:
+    task = loaded.task
     limit, overlong = settings.task.max_length, settings.task.overlong
     tokenizer = _tokenizer(role, task, source, settings)
     if source is not None:
         if tokenizer is None:
             _check_vocabulary(role, task, source)
         else:
-            sources.check_fits(source, tokenizer.vocab_size, tokenizer.name)
+            pretrains = settings.roles[role].pretrain.source is not None
+            end = tokenizer.end_of_text if pretrains else None
+            needed = max(tokenizer.text_vocab_size, 0 if end is None else end + 1)
+            sources.check_fits(source, needed, tokenizer.name)
+            if tokenizer.vocab_size > source.config.vocab_size:
+                notes.append(
+                    f"{role}: {tokenizer.name} has special tokens for which {source.name} has no "
+                    "row; no text has them"
+                )
         longest = source.config.max_positions
         if source.config.positions == "learned" and (limit is None or limit > longest):
             notes.append(f"{role}: documents are limited to the {longest} tokens of {source.name}")
             limit = longest
-    return _Reader(task, tokenizer, limit, overlong)
+    truncate = settings.task.truncate or task.truncate
+    return Reader(task, tokenizer, limit, overlong, truncate, loaded.empty)
 
 
 def _tokenizer(
@@ -253,7 +239,7 @@ def _check_vocabulary(role: str, task: Task, source: ModelSource) -> None:
 def _role_input(
     role: str,
     source: ModelSource | None,
-    reader: _Reader,
+    reader: Reader,
     splits: Mapping[str, TokenizedDocuments],
     raw: Mapping[str, list[Document]],
     settings: Settings,
@@ -310,42 +296,6 @@ def _role_input(
     )
 
 
-def _without_overlong(
-    documents: Mapping[str, list[Document]], reader: _Reader, notes: list[str]
-) -> Mapping[str, list[Document]]:
-    """Return the documents; with task.overlong='drop' only those that are short enough.
-
-    Others are dropped before the documents are balanced, counted and halved.
-    """
-    if reader.overlong != "drop" or reader.limit is None:
-        return documents
-    kept = dict(documents)
-    for name, docs in documents.items():
-        if name != "pretrain":
-            short = _tokenize_split(name, docs, reader, notes)
-            ids = set(short.ids_N.tolist())
-            kept[name] = [document for document in docs if document.id in ids]
-    return kept
-
-
-def _tokenize_split(
-    name: str, documents: list[Document], reader: _Reader, notes: list[str]
-) -> TokenizedDocuments:
-    tokenized, counts = tokenize(
-        documents,
-        reader.tokenizer,
-        max_length=reader.limit,
-        overlong=reader.overlong,
-        truncate=reader.task.truncate,
-    )
-    if counts["overlong"]:
-        notes.append(
-            f"{name}: {counts['overlong']} of {counts['documents']} documents exceed "
-            f"task.max_length={reader.limit} tokens; policy: {reader.overlong}"
-        )
-    return tokenized
-
-
 def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> int:
     """Return the number of positions of an embedded model, enough for documents and chunks.
 
@@ -369,11 +319,12 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for name in (*slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
-        classes = np.unique(hard_labels(splits[name].labels_N))
+        labels_N = hard_labels(splits[name].labels_N)
+        classes = np.unique(labels_N[~np.isnan(labels_N)]).tolist()
         if len(classes) < 2:
+            those = f"have label {classes[0]:g}" if classes else "are ties"
             raise errors.InputError(
-                f"task.name: all documents of {name} have label {classes.tolist()[0]:g}; labels 0 "
-                "and 1 are both needed"
+                f"task.name: all documents of {name} {those}; labels 0 and 1 are both needed"
             )
     used = [slices[list(settings.roles).index(role)]]
     if role == "strong":

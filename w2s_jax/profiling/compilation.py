@@ -53,7 +53,7 @@ def enable_cache() -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(folder)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: the disk has no locks
         log.warning(
             "%s: compiled programs are not cached (%s); set W2S_CACHE_DIR to a writable folder, or "
             "to nothing to switch the cache off",

@@ -10,6 +10,7 @@ from w2s_jax.report.drawing import (
     WEAK,
     Panel,
     count_documents,
+    error_bars,
     escape_mathtext,
     legend,
     seeds_per_point,
@@ -75,7 +76,7 @@ def _draw_agreement_by_size(ax: "Axes", line: Line) -> None:
     for field, (name, shade, marker, dashes) in _AGREEMENTS.items():
         points = [mean_and_error(line[s], field) for s in sizes]
         ax.errorbar(
-            sizes, [p[0] for p in points], yerr=[p[1] for p in points], color=shade, ls=dashes,
+            sizes, [p[0] for p in points], yerr=error_bars(points), color=shade, ls=dashes,
             marker=marker, ms=6, lw=1.6, capsize=3, label=name,
         )  # fmt: skip
     sizes_axis(ax, sizes)
@@ -83,14 +84,14 @@ def _draw_agreement_by_size(ax: "Axes", line: Line) -> None:
     ax.set_ylabel(_agreement_label(found))
     ax.set_xlabel(f"parameters of the student ({seeds_per_point(map(len, found))})")
     style(ax)
-    legend(ax, 3)
+    legend(ax)
 
 
 def _draw_agreement_by_loss(ax: "Axes", table: dict[str, list[Entry]]) -> None:
     for field, (name, shade, marker, _) in _AGREEMENTS.items():
         points = [mean_and_error(e, field) for e in table.values()]
         ax.errorbar(
-            [p[0] for p in points], range(len(points)), xerr=[p[1] for p in points], color=shade,
+            [p[0] for p in points], range(len(points)), xerr=error_bars(points), color=shade,
             ls="none", marker=marker, ms=7, capsize=3, label=name,
         )  # fmt: skip
     ax.set_ylim(len(table) - 0.5, -0.5)

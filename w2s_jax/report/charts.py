@@ -1,8 +1,7 @@
 """Charts of results: the ladder, PGR against the gap, and accuracies by loss.
 
 Each function returns the panels that have data. A point is a mean over seeds. Its error bar is one
-standard error of this mean or, for a single seed, one binomial standard error over the test
-documents.
+standard error of this mean (`results.mean_and_error`), within [0, 1].
 """
 
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from w2s_jax.report.drawing import (
     Panel,
     colour,
     count_documents,
+    error_bars,
     escape_mathtext,
     legend,
     role_style,
@@ -31,13 +31,17 @@ from w2s_jax.report.drawing import (
 from w2s_jax.report.results import (
     MAX_STUDENTS,
     Entry,
+    Key,
+    defined_pgr,
+    first_of,
+    gap,
     mean_and_error,
     number,
     plural,
     show,
     show_accuracy,
 )
-from w2s_jax.report.settings import Key, Setting, student_labels
+from w2s_jax.report.settings import Setting, student_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,14 +66,16 @@ def ladder_panels(settings: Sequence[Setting]) -> list[Panel]:
         supervisors = list(dict.fromkeys(m.weak for m in members))
         own = student_labels(members)
         split = [[label] for label in own] if len(supervisors) * len(own) > MAX_STUDENTS else [own]
+        left_out = ""
         if len(members) == 1:
             # For a single pair of models, the accuracy panel shows all students.
             split = [own[:MAX_STUDENTS]]
+            left_out = first_of(own)
         for shown in split:
             lines, ceilings, weak = _ladder_lines(members, shown)
             if not lines and not ceilings:
                 continue
-            title = "; ".join(filter(None, [f"{task}, {protocol} protocol", variant]))
+            title = "; ".join(filter(None, [f"{task}, {protocol} protocol", variant, left_out]))
             title += f", {shown[0]}" if len(split) > 1 else ""
             draw = partial(
                 _draw_ladder, lines=lines, ceilings=ceilings, weak=weak,
@@ -94,10 +100,10 @@ def _ladder_lines(
     weak: dict[str, Line] = {}
     seen: set[tuple[str, str, str]] = set()
     for setting in settings:
-        for seed, found in setting.seeds.items():
-            for (role, label), entry in found.items():
+        for (role, label), entries in setting.entries.items():
+            for seed, entry in enumerate(entries):
                 size = number(entry.get("parameters"))
-                if size is None or number(entry.get("accuracy")) is None:
+                if size is None:
                     continue
                 if role == "student" and label in labels:
                     lines.setdefault((setting.weak, label), {}).setdefault(size, []).append(entry)
@@ -142,7 +148,7 @@ def _draw_ladder(
         points = [mean_and_error(line[s]) for s in sizes]
         seeds.update(p[2] for p in points)
         ax.errorbar(
-            sizes, [p[0] for p in points], yerr=[p[1] for p in points], color=shade, ls=dashes,
+            sizes, [p[0] for p in points], yerr=error_bars(points), color=shade, ls=dashes,
             marker=marker, ms=6, lw=1.6, capsize=3, elinewidth=1, label=escape_mathtext(name),
         )  # fmt: skip
 
@@ -180,62 +186,76 @@ def gap_panels(settings: Sequence[Setting]) -> list[Panel]:
             for (role, label), entry in found.items():
                 if role != "student":
                     continue
-                ceiling = entry.get("ceiling") or found.get(("ceiling", "ceiling"), {})
-                high = number(ceiling.get("accuracy"))
-                low = number(found.get(("weak", "weak"), {}).get("accuracy"))
-                if number(entry.get("pgr")) is None or high is None or low is None:
+                result = {"weak": found.get(("weak", "weak"))}
+                result["ceiling"] = found.get(("ceiling", "ceiling"))
+                size = gap(result, entry).value
+                if defined_pgr(result, entry) is None or size is None:
                     undefined += 1
                 else:
-                    points.append((label, high - low, entry))
+                    points.append((label, size, entry))
     if not points:
         return []
     alt_text = f"PGR against the gap between weak model and ceiling: {plural(len(points), 'point')}"
-    alt_text += f"; {undefined} more have no PGR." if undefined else "."
+    alt_text += f"; {undefined} more have no defined PGR." if undefined else "."
     title = "All tasks and settings" if len(settings) > 1 else settings[0].title
     return [Panel(title, alt_text, partial(_draw_gap, points=points, labels=labels), 3.6)]
 
 
 def _draw_gap(ax: "Axes", points: list[tuple[str, float, Entry]], labels: Sequence[str]) -> None:
-    bars = len(points) <= 40
+    from matplotlib.transforms import ScaledTranslation
+
     # Students after the first few share one style and one legend entry.
-    others = sum(name in labels[MAX_STUDENTS:] for name, _, _ in points)
-    outside: dict[tuple[float, float], list[str]] = {}
-    for index, label in enumerate(labels):
-        own = [(gap, entry) for name, gap, entry in points if name == label]
-        if not own:
-            continue
-        shade, marker = colour(index), MARKERS[index % len(MARKERS)]
-        name = f"{label} (n={len(own)})"
-        if index >= MAX_STUDENTS:
+    names = {label: label if i < MAX_STUDENTS else "others" for i, label in enumerate(labels)}
+    groups: dict[str, list[tuple[float, Entry]]] = {}
+    for label, width, entry in sorted(points, key=lambda point: labels.index(point[0])):
+        groups.setdefault(names[label], []).append((width, entry))
+    outside: dict[tuple[float, float], list[float]] = {}
+    for position, (name, own) in enumerate(groups.items()):
+        first = next(i for i, label in enumerate(labels) if names[label] == name)
+        shade, marker = colour(first), MARKERS[first % len(MARKERS)]
+        if first >= MAX_STUDENTS:
             shade, marker = RULE, "."
-            name = f"others (n={others})" if index == MAX_STUDENTS else ""
-        for gap, entry in own:
+        # Students of one run have the same gap: put them side by side, 6 points apart.
+        shift = (position - (len(groups) - 1) / 2) * 6 / 72
+        place = ax.transData + ScaledTranslation(shift, 0, ax.figure.dpi_scale_trans)
+        for width, entry in own:
             if not PGR_LOW <= entry["pgr"] <= PGR_HIGH:
                 edge, arrow = (PGR_LOW, "v") if entry["pgr"] < PGR_LOW else (PGR_HIGH, "^")
-                ax.plot([gap], [edge], arrow, color=shade, ms=7, mfc="none", clip_on=False)
-                outside.setdefault((gap, edge), []).append(show(entry["pgr"], 1))
+                ax.plot([width], [edge], arrow, color=shade, ms=7, mfc="none", transform=place)
+                outside.setdefault((width, edge), []).append(entry["pgr"])
             low, high = number(entry.get("pgr_low")), number(entry.get("pgr_high"))
-            if bars and low is not None and high is not None:
+            if len(points) <= 40 and low is not None and high is not None:
                 ends = np.clip([low, high], PGR_LOW, PGR_HIGH)
-                ax.plot([gap, gap], ends, color=shade, lw=1, alpha=0.6)
+                ax.plot([width, width], ends, color=shade, lw=1, alpha=0.6, transform=place)
         inside = [(g, e["pgr"]) for g, e in own if PGR_LOW <= e["pgr"] <= PGR_HIGH]
         ax.plot(
             [g for g, _ in inside], [p for _, p in inside], marker, ls="none", color=shade, ms=6,
-            label=escape_mathtext(name), zorder=1 if index >= MAX_STUDENTS else 2,
+            label=escape_mathtext(f"{name} (n={len(own)})"), transform=place,
+            zorder=1 if first >= MAX_STUDENTS else 2,
         )  # fmt: skip
-    for position, values in outside.items():
+    widest = max(width for _, width, _ in points)
+    for (width, edge), values in outside.items():
+        left = width > 0.6 * widest
+        shift = (len(groups) - 1) / 2 * 6 + 6
         ax.annotate(
-            ", ".join(dict.fromkeys(values)), position, xytext=(6, 0), textcoords="offset points",
-            fontsize=8.5, color=INK, va="center",
+            _show_outside(values), (width, edge), xytext=(-shift if left else shift, 0),
+            textcoords="offset points", fontsize=8.5, color=INK, va="center",
+            ha="right" if left else "left",
         )  # fmt: skip
     for height in (0, 1):
         ax.axhline(height, color=INK, ls=":", lw=1, zorder=0)
     ax.set_ylim(PGR_LOW - 0.1, PGR_HIGH + 0.1)
-    ax.set_xlim(left=0)
-    ax.set_xlabel("gap (accuracy of the ceiling − accuracy of the weak model)")
+    ax.set_xlim(0, 1.12 * widest)
+    ax.set_xlabel("gap (accuracy of ceiling − weak model)")
     ax.set_ylabel("PGR")
     style(ax)
     legend(ax)
+
+
+def _show_outside(values: Sequence[float]) -> str:
+    """Format the PGRs behind an arrow: `-7.2`, `-7.2, -3.1`, `-9.4 to -1.3 (n=12)`."""
+    shown = [show(v, 1) for v in sorted(set(values))]
+    return ", ".join(shown) if len(shown) < 3 else f"{shown[0]} to {shown[-1]} (n={len(values)})"
 
 
 # --- accuracies by loss --------------------------------------------------------------------------
@@ -272,7 +292,8 @@ def _draw_accuracies(ax: "Axes", table: dict[Key, list[Entry]], labels: Sequence
         middle, error, seeds = mean_and_error(entries)
         if seeds > 1:
             ax.plot(values, [y] * seeds, marker, ms=5, color=shade, alpha=0.35, mew=0)
-        ax.errorbar([middle], [y], xerr=[error], color=shade, capsize=4, lw=1.8, fmt="none")
+        bars = error_bars([(middle, error, seeds)])
+        ax.errorbar([middle], [y], xerr=bars, color=shade, capsize=4, lw=1.8, fmt="none")
         ax.plot([middle], [y], marker, ms=8, color=shade, zorder=3)
         if role != "student":
             ax.axvline(middle, color=shade, ls="--", lw=1, zorder=0)
@@ -281,15 +302,20 @@ def _draw_accuracies(ax: "Axes", table: dict[Key, list[Entry]], labels: Sequence
             f"{value} (n={seeds})" if several else value, (1.02, y),
             xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK,
         )  # fmt: skip
-        low, high = min(low, middle - error, *values), max(high, middle + error, *values)
+        low, high = min(low, middle - bars[0][0], *values), max(high, middle + bars[1][0], *values)
     pad = max(0.08 * (high - low), 0.01)
     ax.set_xlim(low - pad, high + pad)
     ax.set_ylim(len(table) - 0.4, -0.6)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     if low - pad < 0.5 < high + pad:
         ax.axvline(0.5, color=INK, ls=":", lw=1, zorder=0)
-        ax.annotate("chance", (0.5, 1.01), xycoords=("data", "axes fraction"), ha="center",
-                    fontsize=8.5, color=INK)  # fmt: skip
+        # Above the first row, on the side that has more room.
+        right = (low + high) / 2 < 0.5
+        ax.annotate(
+            "chance", (0.5, 1), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, -1),
+            textcoords="offset points", ha="right" if right else "left", va="top", fontsize=8.5,
+            color=INK,
+        )  # fmt: skip
     names = ["weak model" if role == "weak" else label for role, label in table]
     ax.set_yticks(range(len(table)), [escape_mathtext(n) for n in names])
     tested = count_documents(e for entries in table.values() for e in entries)

@@ -21,7 +21,7 @@ from w2s_jax.report.drawing import (
     role_style,
     style,
 )
-from w2s_jax.report.results import MAX_STUDENTS, number, plural, show
+from w2s_jax.report.results import MAX_STUDENTS, first_of, number, plural, show
 from w2s_jax.report.settings import Key, Setting, seeds_of, student_labels
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ def calibration_panels(settings: Sequence[Setting], rows: list[dict[str, Any]]) 
     for title, table in by_setting.items():
         counts = {label: sum(r["n"] for r in bins) for (_, label), bins in table.items()}
         names = ", ".join(f"{label} ({n} predictions)" for label, n in counts.items())
+        setting = next(s for s in settings if s.title == title)
+        shown = first_of(student_labels([setting]))
         alt_text = f"Observed share of label 1 against P(label 1): {names}."
         draw = partial(_draw_calibration, table=table, labels=labels)
-        panels.append(Panel(title, alt_text, draw, 3.9))
+        panels.append(Panel("; ".join(filter(None, [title, shown])), alt_text, draw, 3.9))
     return panels
 
 

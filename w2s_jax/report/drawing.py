@@ -41,6 +41,8 @@ MAX_PANELS = 12
 WIDTH = 4.5
 #: Distance in inches from the axes to their legend: the height of the ticks and the axis label.
 LEGEND_OFFSET = 0.42
+#: Height in inches of a line of a title or a legend.
+LINE = 0.17
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,16 @@ def escape_mathtext(text: str) -> str:
 
 
 def wrap(text: str, width: int) -> str:
-    """Break `text` into lines of at most `width` characters, escaped for matplotlib."""
+    """Break `text` into at most four lines of `width` characters, escaped for matplotlib."""
     import textwrap
 
-    return escape_mathtext("\n".join(textwrap.wrap(text, width, break_on_hyphens=False)))
+    lines = textwrap.wrap(text, width, break_on_hyphens=False, max_lines=4, placeholder=" …")
+    return escape_mathtext("\n".join(lines))
+
+
+def _shorten(name: str, limit: int = 56) -> str:
+    """Cut the middle out of a name that is too long for a legend."""
+    return name if len(name) <= limit else f"{name[: limit - 16]}…{name[-15:]}"
 
 
 def width_for(labels: Iterable[str]) -> float:
@@ -109,6 +117,12 @@ def seeds_per_point(counts: Iterable[int]) -> str:
     return f"{distinct[0]} to {distinct[-1]} seeds per point"
 
 
+def error_bars(points: Sequence[tuple[float, float, int]]) -> list[list[float]]:
+    """Return the lengths below and above shares with errors, cut at 0 and 1."""
+    low = [min(error, value) for value, error, _ in points]
+    return [low, [min(error, 1 - value) for value, error, _ in points]]
+
+
 def style(ax: "Axes", grid: bool = True) -> None:
     """Apply the common style: two spines, small ticks, a light grid below the data."""
     for side in ("top", "right"):
@@ -123,23 +137,34 @@ def style(ax: "Axes", grid: bool = True) -> None:
         ax.grid(color=RULE, lw=0.5, alpha=0.7)
 
 
-def legend(ax: "Axes", columns: int = 2) -> None:
+def legend(ax: "Axes") -> None:
     """Add a legend below the axes, if it has entries."""
     from matplotlib.transforms import ScaledTranslation
 
     handles, names = ax.get_legend_handles_labels()
     if not handles:
         return
-    columns = 1 if max(map(len, names)) > 26 else columns
+    columns = _legend_columns(names)
     # In inches: a fraction of the axes' height would move the legend when they are laid out.
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    shift = ScaledTranslation(0, -LEGEND_OFFSET, figure.dpi_scale_trans)
+    shift = ScaledTranslation(0, -LEGEND_OFFSET, ax.figure.dpi_scale_trans)
     ax.legend(
-        handles, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns,
-        bbox_transform=ax.transAxes + shift, frameon=False, fontsize=8.5, labelcolor=INK,
-        handlelength=2.4,
+        handles, list(map(_shorten, names)), loc="upper center", bbox_to_anchor=(0.5, 0),
+        ncols=columns, bbox_transform=ax.transAxes + shift, frameon=False, fontsize=8.5,
+        labelcolor=INK, handlelength=2.4,
     )  # fmt: skip
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    return 1 if max(map(len, names)) > 26 else 2
+
+
+def _legend_lines(ax: "Axes") -> int:
+    """Return the number of lines of the legend below the axes."""
+    found = ax.get_legend()
+    if found is None:
+        return 0
+    names = [text.get_text() for text in found.get_texts()]
+    return math.ceil(len(names) / _legend_columns(names))
 
 
 def sizes_axis(ax: "Axes", sizes: Sequence[float]) -> None:
@@ -175,16 +200,21 @@ def figure_of(panels: Sequence[Panel], titled: bool = True) -> "Figure":
 
     columns = min(len(panels), 1 if len(panels) == 1 else 2 if len(panels) < 7 else 3)
     lines = math.ceil(len(panels) / columns)
-    height = max(p.height for p in panels) + (0.25 if titled else 0.0)
     width = max(p.width for p in panels)
-    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax, panel in zip(axes, panels, strict=False):
+    figure = Figure(layout="constrained")
+    # A title begins at the left of its part, not at that of the axes, which may have long labels.
+    parts = figure.subfigures(lines, columns, squeeze=False).ravel()
+    height = 0.0
+    for part, panel in zip(parts, panels, strict=False):
+        ax = part.subplots()
         panel.draw(ax)
+        own = panel.height + LINE * max(0, _legend_lines(ax) - 2)
         if titled:
-            ax.set_title(wrap(panel.title, 58), fontsize=9.5, color=INK, loc="left")
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
+            title = wrap(panel.title, int(13 * width))
+            part.suptitle(title, x=0.02, ha="left", fontsize=9.5, color=INK)
+            own += 0.1 + LINE * (title.count("\n") + 1)
+        height = max(height, own)
+    figure.set_size_inches(width * columns, height * lines)
     # Lay out only once: each layout takes as long as drawing, and a figure is saved twice.
     engine = figure.get_layout_engine()
     if engine is not None:

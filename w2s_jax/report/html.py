@@ -12,10 +12,11 @@ from w2s_jax.core.errors import StorageError
 from w2s_jax.core.files import atomic_write
 from w2s_jax.planning.kinds import kind_title
 from w2s_jax.report import tables
+from w2s_jax.report.comparison import compare_students
 from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
-from w2s_jax.report.results import plural, show
+from w2s_jax.report.results import Estimate, plural, show, show_interval
 from w2s_jax.report.runs import FinishedRun, load_runs
-from w2s_jax.report.settings import Setting, compare_students, settings_of
+from w2s_jax.report.settings import Setting, settings_of
 from w2s_jax.report.summaries import overview, setting_summary
 
 
@@ -34,27 +35,29 @@ _SECTIONS = {
         "The ladder",
         "Test accuracy against the size of the strong model, one line per supervisor and loss."
         " Black: ceilings. Dotted lines: the supervisors' own accuracy. Error bars: ± 1 standard"
-        " error, over seeds if there are several, otherwise over test documents.",
+        " error (over test documents; for several seeds over these, and over the test documents"
+        " that they share).",
         "no result records the sizes of its models",
     ),
     "pgr": _Section(
         "PGR against the gap",
         "One point per student and seed, with 95% bootstrap intervals over test documents. PGR"
-        " divides by the gap, so small gaps make it unstable. Hollow arrows mark points outside the"
-        " axes.",
+        " divides by the gap, so small gaps make it unstable; where the gap's interval includes 0,"
+        " it is undefined and not drawn. Hollow arrows mark points outside the axes.",
         "no student has a defined PGR",
     ),
     "accuracy": _Section(
         "Losses and methods side by side",
-        "Light points: individual seeds. Large points: their mean. Error bars: ± 1 standard error,"
-        " over seeds if there are several, otherwise over test documents.",
+        "Light points: individual seeds. Large points: their mean. Error bars: ± 1 standard error"
+        " (over test documents; for several seeds over these, and over the test documents that they"
+        " share).",
         "no accuracies are recorded",
     ),
     "agreement": _Section(
         "Agreement with the supervisor",
         "Share of test documents for which the student predicts the same class as its supervisor. A"
         " student that imitates its supervisor also agrees where the supervisor is wrong. Error"
-        " bars: ± 1 standard error over seeds.",
+        " bars: ± 1 standard error over seeds, and over the test documents that they share.",
         "no agreement is recorded",
     ),
     "calibration": _Section(
@@ -205,15 +208,17 @@ def _run_context(
 def _setting_context(setting: Setting) -> dict[str, Any]:
     return {
         "title": setting.title,
-        "summary": setting_summary([run.result for run in setting.runs]),
-        "seeds": [run.result.get("seed") for run in setting.runs],
+        "summary": setting_summary(setting),
+        "seeds": list(dict.fromkeys(run.result.get("seed") for run in setting.runs)),
         "comparison": compare_students(setting),
         "several": len(setting.seeds) > 1,
     }
 
 
-def _interval(low: Any, high: Any) -> str:
-    return "" if low is None or high is None else f"[{show(low)} to {show(high)}]"
+def _below(found: Estimate, n: Any = None) -> str:
+    """Format what is below an estimate: its interval, and its seeds or documents."""
+    count = found.n if n is None else n
+    return f"{show_interval(found)} n = {show(count)}".strip()
 
 
 def _p_value(value: Any) -> str:
@@ -238,7 +243,7 @@ def _render_page(
         lstrip_blocks=True,
     )
     environment.filters.update(show=show, p_value=_p_value)
-    environment.globals.update(interval=_interval)
+    environment.globals.update(below=_below)
     # Only the output of svg_inline, which escapes texts, is inserted as markup.
     environment.filters["trusted_svg"] = Markup
     runs = [run for setting in settings for run in setting.runs]

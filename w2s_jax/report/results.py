@@ -6,6 +6,8 @@ Every field except the accuracies may be missing; a missing value is shown as a 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,58 @@ MAX_STUDENTS = 6
 Result = dict[str, Any]
 #: The part of a result on one model: weak model, student or ceiling.
 Entry = dict[str, Any]
+#: (role, label) of an entry, as in `roles`.
+Key = tuple[str, str]
+#: Coverage of all intervals of a report.
+LEVEL = 0.95
+#: Standard errors from the middle of a normal interval to its ends.
+REACH = NormalDist().inv_cdf((1 + LEVEL) / 2)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95% interval.
+
+    Attributes:
+        value: None if it is undefined or missing.
+        low: end of the interval, None if it is unknown.
+        high: end of the interval, None if it is unknown.
+        se: standard error, None if it is unknown.
+        n: number of seeds.
+        over: what the interval is over: `documents`, `seeds` or `seeds and documents`.
+        p: p value of the hypothesis that the value is 0, if tested.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    se: float | None = None
+    n: int = 0
+    over: str = ""
+    p: float | None = None
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is within the interval.
+
+        This is the one threshold of a report: behind differences that are "not distinguishable",
+        and gaps that leave PGR undefined.
+        """
+        if self.low is None or self.high is None:
+            return self.value == 0
+        return self.low <= 0 <= self.high
+
+    @property
+    def not_above_zero(self) -> bool:
+        """Whether 0 is within the interval, or above it."""
+        return self.holds_zero or (self.value is not None and self.value <= 0)
+
+
+def normal_estimate(value: float | None, se: float | None, **more: Any) -> Estimate:
+    """Return an estimate with a normal interval; without interval if `se` is None."""
+    if value is None or se is None:
+        return Estimate(value, **more)
+    return Estimate(value, value - REACH * se, value + REACH * se, se, **more)
 
 
 def number(value: Any) -> float | None:
@@ -52,6 +106,12 @@ def join(names: Iterable[str]) -> str:
 def plural(count: int, noun: str) -> str:
     """Format a count: `1 run`, `2 runs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def first_of(labels: Sequence[str]) -> str:
+    """Return `first 6 of 8 students` where a figure does not show all; else an empty string."""
+    count = len(labels)
+    return f"first {MAX_STUDENTS} of {count} students" if count > MAX_STUDENTS else ""
 
 
 def roles(result: Result) -> list[tuple[str, str, Entry]]:
@@ -102,11 +162,16 @@ def mean_and_error(entries: Sequence[Entry], field: str = "accuracy") -> tuple[f
         field: the field's name.
 
     Returns:
-        The mean (nan without values); its standard error over seeds, or with fewer than two values
-        the standard error over documents in `<field>_se` (0 if missing); and the number of values.
+        The mean (nan without values); its standard error; and the number of values. The error is
+        that of their setting (`mean_se`), over seeds and documents; without it, over seeds; with
+        fewer than two values, over documents, `<field>_se` (0 if missing).
     """
     values = [v for v in (number(e.get(field)) for e in entries) if v is not None]
     if len(values) > 1:
+        known = [number((e.get("mean_se") or {}).get(field)) for e in entries]
+        if None not in known:
+            # Settings may share ceilings: their errors are about the same.
+            return float(np.mean(values)), max(k for k in known if k is not None), len(values)
         deviation = float(np.std(values, ddof=1))
         return float(np.mean(values)), deviation / math.sqrt(len(values)), len(values)
     error = number(entries[0].get(f"{field}_se")) if entries else None
@@ -140,8 +205,55 @@ def difference(
     return a - b, None if se_a is None or se_b is None else math.hypot(se_a, se_b)
 
 
-def student_difference(result: Result, entry: Entry) -> tuple[float | None, float | None]:
-    """Return a student's accuracy minus the weak model's, and its standard error."""
+def student_difference(result: Result, entry: Entry) -> Estimate:
+    """Return a student's accuracy minus the weak model's, with its interval over documents."""
     # `agreement` refers to the supervisor, which is not always the weak model.
     agreement = None if entry.get("supervisor") else number(entry.get("agreement"))
-    return difference(entry, result.get("weak") or {}, agreement)
+    found = difference(entry, result.get("weak") or {}, agreement)
+    return normal_estimate(*found, n=1, over="documents")
+
+
+def gap(result: Result, entry: Entry) -> Estimate:
+    """Return the gap that a student could recover, with its interval over documents.
+
+    The interval is the paired one of `pgr_interval`. Results of earlier versions lack it: the
+    standard errors of both accuracies are added in quadrature, which is conservative.
+    """
+    ceiling = entry.get("ceiling") or result.get("ceiling") or {}
+    value, se = difference(ceiling, result.get("weak") or {})
+    low, high = number(entry.get("gap_low")), number(entry.get("gap_high"))
+    if value is None or low is None or high is None:
+        return normal_estimate(value, se, n=1, over="documents")
+    return Estimate(value, low, high, se, n=1, over="documents")
+
+
+def defined_pgr(result: Result, entry: Entry) -> float | None:
+    """Return a student's PGR, or None where it is missing or the gap's interval holds 0."""
+    return None if gap(result, entry).not_above_zero else number(entry.get("pgr"))
+
+
+def show_pgr(result: Result, entry: Entry) -> str:
+    """Format a student's PGR: `0.153`, `undefined`, or a dash if the result has none."""
+    undefined = entry.get("pgr_note") or gap(result, entry).not_above_zero
+    return "undefined" if undefined else show(entry.get("pgr"))
+
+
+def undefined_gap(found: Estimate) -> str:
+    """Return the sentence on a gap whose interval holds 0."""
+    return (
+        f"PGR is undefined: the gap between ceiling and weak model is {show(found.value)}, and its"
+        f" 95% interval {show_interval(found)} includes 0."
+    )
+
+
+def show_interval(found: Estimate) -> str:
+    """Format an interval: `[0.012 to 0.034]`; an empty string if it is unknown."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"[{show(found.low)} to {show(found.high)}]"
+
+
+def same_model(result: Result) -> str | None:
+    """Return the name of the model that is both weak and strong, or None."""
+    weak = (result.get("weak") or {}).get("model")
+    return str(weak) if weak and weak == strong_model(result) else None

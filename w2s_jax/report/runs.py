@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import contents
 from w2s_jax.report.results import Result, roles
 from w2s_jax.store.artifacts import read_predictions
 
@@ -65,7 +66,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _phase_folder(run: Path, phase: str, store: str | None) -> Path | None:
+def phase_folder(run: Path, phase: str, store: str | None) -> Path | None:
+    """Return the folder of a run's phase, with `store` as in the run's config.json; else None."""
     parents = [run / "phases"]
     if store:
         parents.append(Path(store))
@@ -120,7 +122,7 @@ def _load_run(folder: Path, reader: _PhaseReader) -> FinishedRun:
     names = [str(stage.get("phase", "")) for stage in result.get("stages") or []]
     names += [str(entry["phase"]) for _, _, entry in roles(result) if entry.get("phase")]
     for phase in dict.fromkeys(names):
-        found = _phase_folder(folder, phase, record.get("store"))
+        found = phase_folder(folder, phase, record.get("store"))
         if found is None:
             continue
         rows, predictions, own = reader.read(found)
@@ -151,7 +153,7 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
     for folder in map(Path, folders):
         members = [folder]
         if (folder / "runs").is_dir() and not (folder / "result.json").is_file():
-            every = sorted(p for p in (folder / "runs").iterdir() if p.is_dir())
+            every = [p for p in contents(folder / "runs") if p.is_dir()]
             done = [p for p in every if (p / "result.json").is_file()]
             unfinished += [p for p in every if p not in done]
             members = done or [folder]

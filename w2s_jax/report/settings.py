@@ -1,25 +1,30 @@
-"""Settings: runs that differ only in their seeds, and the comparison of their students."""
+"""Settings: runs that are compared over their seeds."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from w2s_jax.config import flatten
-from w2s_jax.metrics import intervals
-from w2s_jax.report.results import Entry, number, roles, setting_title, strong_model
+from w2s_jax.report.results import (
+    Entry,
+    Key,
+    number,
+    plural,
+    roles,
+    setting_title,
+    strong_model,
+)
 from w2s_jax.report.runs import FinishedRun, Predictions
+from w2s_jax.report.uncertainty import Estimates, estimate
 
 # Fields that cannot change a result: names, paths, logging, layout.
 _IGNORED = ("name", "mesh", "log", "checkpoint", "losses", "task.data_dir", "store")
-#: (role, label) of an entry, as in `results.roles`.
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Finished runs that differ only in their seeds.
+    """Finished runs of the same task, models and protocol: several seeds, or losses, or both.
 
     Attributes:
         title: task, protocol, models and `variant`; unique within a report.
@@ -65,19 +70,52 @@ class Setting:
 
     @cached_property
     def entries(self) -> dict[Key, list[Entry]]:
-        """(role, label) -> one entry per seed, those with an accuracy; ceilings last."""
+        """(role, label) -> one entry per seed, those with an accuracy; ceilings last.
+
+        `mean_se` maps fields to the standard error of their mean where `estimates` know it.
+        """
         table: dict[Key, list[Entry]] = {}
         for wanted in ("weak", "student", "ceiling"):
             for found in self.seeds.values():
                 for (role, label), entry in found.items():
                     if role == wanted and number(entry.get("accuracy")) is not None:
-                        table.setdefault((role, label), []).append(entry)
+                        errors = self.estimates.errors.get((role, label), {})
+                        table.setdefault((role, label), []).append(entry | {"mean_se": errors})
         return table
 
     @cached_property
     def predictions(self) -> dict[str, Predictions]:
         """Phase -> its predictions on the test documents."""
         return {phase: p for run in self.runs for phase, p in run.predictions.items()}
+
+    @cached_property
+    def reference(self) -> str | None:
+        """The student that the others are compared with: `xent`, or the first one."""
+        labels = [k[1] for found in self.seeds.values() for k in found if k[0] == "student"]
+        return "xent" if "xent" in labels else labels[0] if labels else None
+
+    @cached_property
+    def estimates(self) -> Estimates:
+        """Means over the seeds, with intervals."""
+        return estimate(list(self.seeds.values()), self.predictions, self.reference)
+
+    @cached_property
+    def kind_of_runs(self) -> str:
+        """What the runs are, with their number: `3 runs that differ only in their seeds`."""
+        runs, seeds = plural(len(self.runs), "run"), plural(len(self.seeds), "seed")
+        own = [(seeds_of(run), frozenset(run.result.get("students") or {})) for run in self.runs]
+        repeated = len(own) - len(set(own))
+        alike = len({labels for _, labels in own}) == 1
+        if alike and len(self.seeds) == len(self.runs):
+            return f"{runs} that differ only in their seeds"
+        text = f"{runs} of {seeds}"
+        if not alike:
+            several = len(self.seeds) > 1
+            text += ", which also differ" if several else " that differ only"
+            text += " in their students"
+        if repeated:
+            text += f" ({repeated} of them {'repeats' if repeated == 1 else 'repeat'} another run)"
+        return f"{text}; what several runs of a seed have in common counts once"
 
 
 def student_labels(settings: Iterable[Setting]) -> list[str]:
@@ -103,7 +141,7 @@ def _is_compared(name: str) -> bool:
 
 
 def settings_of(runs: Iterable[FinishedRun]) -> list[Setting]:
-    """Group runs into settings: runs that differ only in fields named `seed` or `*_seed`.
+    """Group runs into settings: runs that differ only in their losses, and fields named `*seed`.
 
     Fields that cannot change a result (name, mesh, log, checkpoint, data folder) are not compared.
     """
@@ -129,79 +167,3 @@ def settings_of(runs: Iterable[FinishedRun]) -> list[Setting]:
             unique, copies = f"{title} ({copies})", copies + 1
         settings[unique] = Setting(unique, variant + unique[len(title) :], found)
     return list(settings.values())
-
-
-def compare_students(setting: Setting) -> dict[str, Any]:
-    """Compare the students of a setting with plain cross-entropy.
-
-    Returns:
-        `reference`: the label that the others are compared with (`xent`, or the first one).
-        `rows`: a dict per label with `label`; `accuracy` (`intervals.mean_over_seeds`); `pgr`
-        (`intervals.pgr_over_seeds`); for several seeds `paired` (`intervals.paired_over_seeds`);
-        for one seed `documents` (`intervals.mcnemar`), `document_interval` (of PGR) and `n`; and
-        `p_holm`, the p value (of the t test or McNemar's) after Holm's correction.
-        `comparisons`: the number of p values corrected for.
-    """
-    seeds = list(setting.seeds.values())
-    labels = list(dict.fromkeys(k[1] for s in seeds for k in s if k[0] == "student"))
-    reference = "xent" if "xent" in labels else labels[0] if labels else None
-    rows: list[dict[str, Any]] = []
-    for label in labels:
-        row: dict[str, Any] = {"label": label, "paired": None, "documents": None}
-        row["accuracy"] = intervals.mean_over_seeds(_accuracies(seeds, label))
-        row["pgr"] = intervals.pgr_over_seeds(pgr_rows(seeds, label))
-        only = seeds[0].get(("student", label), {}) if len(seeds) == 1 else {}
-        row["document_interval"] = (only.get("pgr_low"), only.get("pgr_high"))
-        row["n"] = only.get("n")
-        if label != reference and reference is not None:
-            both = [s for s in seeds if _accuracies([s], label) and _accuracies([s], reference)]
-            if len(both) > 1:
-                first, second = _accuracies(both, label), _accuracies(both, reference)
-                row["paired"] = intervals.paired_over_seeds(first, second)
-            elif both:
-                row["documents"] = _mcnemar(setting, both[0], label, reference)
-        rows.append(row)
-    tested = {r["label"]: _p_value(r) for r in rows}
-    corrected = intervals.holm(tested)
-    for row in rows:
-        row["p_holm"] = corrected[row["label"]]
-    comparisons = sum(p is not None for p in tested.values())
-    return {"reference": reference, "rows": rows, "comparisons": comparisons}
-
-
-def _p_value(row: dict[str, Any]) -> float | None:
-    if row["paired"]:
-        return row["paired"]["t_p"]
-    return row["documents"]["p"] if row["documents"] else None
-
-
-def _accuracies(seeds: Iterable[dict[Key, Entry]], label: str) -> list[float]:
-    values = [number(s.get(("student", label), {}).get("accuracy")) for s in seeds]
-    return [v for v in values if v is not None]
-
-
-def pgr_rows(seeds: Iterable[dict[Key, Entry]], label: str) -> list[dict[str, float]]:
-    """Return the accuracies of `weak`, `student` and `ceiling` of each seed that has all three."""
-    rows = []
-    for found in seeds:
-        student = found.get(("student", label), {})
-        ceiling = student.get("ceiling") or found.get(("ceiling", "ceiling"), {})
-        entries = {"weak": found.get(("weak", "weak"), {}), "student": student, "ceiling": ceiling}
-        row = {name: number(entry.get("accuracy")) for name, entry in entries.items()}
-        known = {name: value for name, value in row.items() if value is not None}
-        if len(known) == 3:
-            rows.append(known)
-    return rows
-
-
-def _mcnemar(
-    setting: Setting, found: dict[Key, Entry], label: str, reference: str
-) -> dict[str, Any] | None:
-    """Compare two students of one seed on the test documents; None without their predictions."""
-    first, second = (
-        setting.predictions.get(str(found["student", name].get("phase")))
-        for name in (label, reference)
-    )
-    if first is None or second is None or list(first["id"]) != list(second["id"]):
-        return None
-    return intervals.mcnemar(first["p"], second["p"], first["ground_truth"])

@@ -8,18 +8,22 @@ from w2s_jax.report.caveats import CAVEATS, setting_caveats
 from w2s_jax.report.results import (
     MAX_STUDENTS,
     Entry,
+    Estimate,
     Result,
+    defined_pgr,
+    gap,
     join,
-    mean_and_error,
     median,
     number,
     plural,
     show,
     show_accuracy,
+    show_interval,
     strong_model,
     student_difference,
 )
-from w2s_jax.report.settings import Key, Setting, pgr_rows, student_labels
+from w2s_jax.report.settings import Setting, student_labels
+from w2s_jax.report.uncertainty import WEAK, Seed
 
 
 def overview(settings: Sequence[Setting]) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def overview(settings: Sequence[Setting]) -> dict[str, Any]:
         for name, texts in found.items()
         if texts
     }
-    paragraphs = [setting_summary([r.result for r in s.runs]) for s in settings[:1]]
+    paragraphs = [setting_summary(s) for s in settings[:1]]
     if len(settings) > 1:
         paragraphs = _settings_summary(settings)
     return {"paragraphs": paragraphs, "caveats": caveats}
@@ -61,17 +65,17 @@ def _settings_summary(settings: Sequence[Setting]) -> list[str]:
     tasks = list(dict.fromkeys(s.task for s in settings))
     lines = [
         f"{plural(runs, 'run')} in {len(settings)} settings on {plural(len(tasks), 'task')}"
-        f" ({join(tasks)}). The runs of a setting differ only in their seeds; the counts below are"
-        " over settings, using the mean over seeds of each."
+        f" ({join(tasks)}). The counts below are over settings, using the mean over seeds of each."
     ]
     for label in student_labels(settings):
-        pairs = [(s, table) for s in settings if ("student", label) in (table := s.entries)]
-        means = [(_mean(t, ("student", label)), _mean(t, ("weak", "weak"))) for _, t in pairs]
-        above = sum(s is not None and w is not None and s > w for s, w in means)
-        pgr = intervals.median_pgr({s.title: _pgr_of_means(s, label) for s, _ in pairs})
+        found = [s.estimates for s in settings if ("student", label) in s.entries]
+        above = [e.above_weak[label] for e in found]
+        more = sum((a.value or 0) > 0 for a in above)
+        clear = sum((a.value or 0) > 0 and not a.holds_zero for a in above)
+        pgr = intervals.median_pgr({str(i): e.pgr[label].value for i, e in enumerate(found)})
         sentence = (
-            f"The {label} student outperforms the weak model in {above} of"
-            f" {plural(len(pairs), 'setting')}"
+            f"The {label} student outperforms the weak model in {more} of"
+            f" {plural(len(found), 'setting')} (distinguishably in {clear})"
         )
         if pgr["n"]:
             sentence += f"; its median PGR is {show(pgr['median'])}"
@@ -82,29 +86,20 @@ def _settings_summary(settings: Sequence[Setting]) -> list[str]:
     return lines
 
 
-def _mean(table: dict[Key, list[Entry]], key: Key) -> float | None:
-    return mean_and_error(table[key])[0] if key in table else None
-
-
-def _pgr_of_means(setting: Setting, label: str) -> float | None:
-    rows = pgr_rows(setting.seeds.values(), label)
-    return intervals.pgr_over_seeds(rows, resamples=1)["of_means"]["pgr"]
-
-
-def setting_summary(results: Sequence[Result]) -> str:
-    """Return a paragraph on runs that differ only in their seeds, with medians and counts."""
-    if len(results) == 1:
-        return summary(results[0])
-    weak = median((r.get("weak") or {}).get("accuracy") for r in results)
-    ceiling = median((r.get("ceiling") or {}).get("accuracy") for r in results)
+def setting_summary(setting: Setting) -> str:
+    """Return a paragraph on the runs of a setting, with medians and counts over its seeds."""
+    if len(setting.runs) == 1:
+        return summary(setting.runs[0].result)
+    seeds = list(setting.seeds.values())
+    weak = median(found.get(WEAK, {}).get("accuracy") for found in seeds)
+    ceiling = median(found.get(("ceiling", "ceiling"), {}).get("accuracy") for found in seeds)
     parts = [
-        f"{plural(len(results), 'run')} that differ only in their seeds. The median accuracy of the"
-        f" weak model is {show(weak)}, that of the ceiling {show(ceiling)}."
+        f"{setting.kind_of_runs}. The median accuracy of the weak model is {show(weak)}, that of"
+        f" the ceiling {show(ceiling)}."
     ]
-    labels = dict.fromkeys(k for r in results for k in (r.get("students") or {}))
+    labels = student_labels([setting])
     medians = {
-        k: median(((r.get("students") or {}).get(k) or {}).get("accuracy") for r in results)
-        for k in labels
+        k: median(found.get(("student", k), {}).get("accuracy") for found in seeds) for k in labels
     }
     chosen = _select_students(medians)
     if len(chosen) < len(labels):
@@ -113,32 +108,33 @@ def setting_summary(results: Sequence[Result]) -> str:
             " accuracy are:"
         )
     for label in chosen:
-        entries = [(r, (r.get("students") or {}).get(label)) for r in results]
-        present = [(r, e) for r, e in entries if e and number(e.get("accuracy")) is not None]
-        if present:
-            parts.append(_seeds_sentence(label, present))
-    if len(results) < 5:
+        present = [found for found in seeds if ("student", label) in found]
+        parts.append(_seeds_sentence(label, present, setting.estimates.median_pgr[label]))
+    if len(seeds) < 5:
         parts.append(
-            "With so few runs the medians are uncertain: look at the individual runs as well."
+            "With so few seeds the medians are uncertain: look at the individual runs as well."
         )
     return " ".join(parts)
 
 
-def _seeds_sentence(label: str, pairs: Sequence[tuple[Result, Entry]]) -> str:
-    """Return a sentence on one student over the seeds, given (result, entry) of each."""
-    gaps = [student_difference(r, e) for r, e in pairs]
-    above = sum(gap is not None and gap > 0 for gap, _ in gaps)
-    clear = sum(g is not None and s is not None and g > 0 and g >= s for g, s in gaps)
+def _seeds_sentence(label: str, seeds: Sequence[Seed], pgr: Estimate) -> str:
+    """Return a sentence on one student over the seeds that have it, and the median of its PGRs."""
+    entries = [found["student", label] for found in seeds]
+    results = [
+        {"weak": found.get(WEAK), "ceiling": found.get(("ceiling", "ceiling"))} for found in seeds
+    ]
+    pairs = list(zip(results, entries, strict=True))
+    above = [d for r, e in pairs if (d := student_difference(r, e)).value and d.value > 0]
+    clear = sum(not d.holds_zero for d in above)
     sentence = (
-        f"The {label} student: median {show(median(e.get('accuracy') for _, e in pairs))},"
-        f" above the weak model in {above} of {len(pairs)} runs (by at least one standard"
-        f" error in {clear})"
+        f"The {label} student: median {show(median(e.get('accuracy') for e in entries))},"
+        f" above the weak model in {len(above)} of {plural(len(pairs), 'seed')} (distinguishably"
+        f" in {clear})"
     )
-    defined = sum(number(e.get("pgr")) is not None for _, e in pairs)
-    if defined:
-        sentence += f"; median PGR {show(median(e.get('pgr') for _, e in pairs))}"
-    if defined < len(pairs):
-        sentence += f"; PGR is undefined or missing in {len(pairs) - defined} of them"
+    if pgr.value is not None:
+        sentence += f"; median PGR {show(pgr.value)}"
+    if pgr.n < len(pairs):
+        sentence += f"; PGR is undefined or missing in {len(pairs) - pgr.n} of them"
     return sentence + "."
 
 
@@ -159,8 +155,8 @@ def summary(result: Result) -> str:
     )
     chosen = _select_students({k: e.get("accuracy") for k, e in students.items()})
     if len(chosen) < len(students):
-        gaps = [student_difference(result, entry)[0] for entry in students.values()]
-        above = sum(gap is not None and gap > 0 for gap in gaps)
+        gaps = [student_difference(result, entry).value for entry in students.values()]
+        above = sum(value is not None and value > 0 for value in gaps)
         parts.append(
             f"{above} of {len(students)} students are above the weak model. The first, the three"
             " best and the worst are:"
@@ -168,6 +164,10 @@ def summary(result: Result) -> str:
     parts += [_student_sentence(result, label, students[label]) for label in chosen]
     if any(e.get("pgr_note") for e in students.values()):
         parts.append("PGR is undefined because the ceiling does not exceed the weak model.")
+    elif any(gap(result, e).holds_zero for e in students.values()):
+        parts.append(
+            "PGR is undefined because the ceiling is not distinguishable from the weak model."
+        )
     scored = {k: number(e.get("accuracy")) for k, e in students.items()}
     best = max((v for v in scored.values() if v is not None), default=None)
     if best is not None and len(students) > 1:
@@ -199,23 +199,19 @@ def _student_sentence(result: Result, label: str, entry: Entry) -> str:
     if number(entry.get("accuracy")) is None:
         return f"The {label} student has no recorded accuracy."
     sentence = f"The {label} student reaches {show_accuracy(entry)}"
-    gap, se = student_difference(result, entry)
-    if gap is None:
+    found = student_difference(result, entry)
+    if found.value is None:
         return sentence + "."
-    if gap == 0:
+    if found.value == 0:
         sentence += ", the same as the weak model"
     else:
-        sentence += f", {abs(gap):.3f} {'above' if gap > 0 else 'below'} the weak model"
-    if gap and se:
-        ratio = abs(gap) / se
-        verdict = (
-            "less than one standard error of the difference, so the two are not distinguishable"
-            if ratio < 1
-            else f"{ratio:.1f} standard errors of the difference"
-            + (", which is weak evidence" if ratio < 2 else "")
-        )
+        relation = "above" if found.value > 0 else "below"
+        sentence += f", {abs(found.value):.3f} {relation} the weak model"
+    if found.value and found.se:
+        verdict = f"95% interval of the difference {show_interval(found)}"
+        verdict += ", so the two are not distinguishable" if found.holds_zero else ""
         sentence += f" ({verdict})"
-    pgr = number(entry.get("pgr"))
+    pgr = defined_pgr(result, entry)
     if pgr is not None:
         sentence += f"; it recovers {pgr:.3f} of the gap to the ceiling (PGR)"
     return sentence + "."

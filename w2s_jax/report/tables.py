@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from w2s_jax.report.curves import Curve, series, thinned
-from w2s_jax.report.results import Entry, roles
+from w2s_jax.report.results import Entry, roles, show_pgr
 from w2s_jax.report.settings import Setting
 
 _METRICS = ("accuracy", "accuracy_se", "auroc", "ece", "n", "pgr", "pgr_note")
 _AGREEMENTS = ("agreement", "agreement_when_correct", "agreement_when_wrong")
-_DETAILS = ("overconfidence", "misfit", "pgr_low", "pgr_high", "parameters", "phase", "method")
+_DETAILS = (
+    "overconfidence", "misfit", "pgr_low", "pgr_high", "parameters", "phase", "method", "gap_low",
+    "gap_high",
+)  # fmt: skip
 TABLE_COLUMNS = (
     "run", "name", "task", "protocol", "seed", "role", "loss", "model", *_METRICS, *_AGREEMENTS,
     *_DETAILS, "loss_kind", "label", "weak_model", "strong_model", "setting",
@@ -27,7 +30,8 @@ def table_rows(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Return one row per run and role, with the values of result.json.
 
     `label` is the student's key in the result, `loss` the part of it before the method, `loss_kind`
-    the name of the loss function, and `index` the position of the run among all runs.
+    the name of the loss function, `index` the position of the run among all runs, and `shown_pgr`
+    PGR as printed: undefined where the gap's interval holds 0.
     """
     rows = []
     index = 0
@@ -38,7 +42,9 @@ def table_rows(settings: Sequence[Setting]) -> list[dict[str, Any]]:
             head |= {"weak_model": setting.weak, "strong_model": setting.strong}
             index += 1
             for role, label, entry in roles(run.result):
-                rows.append(head | _entry_row(role, label, entry))
+                row = head | _entry_row(role, label, entry)
+                row["shown_pgr"] = show_pgr(run.result, entry) if role == "student" else ""
+                rows.append(row)
     return rows
 
 

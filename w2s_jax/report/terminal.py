@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from w2s_jax.core import terminal
 from w2s_jax.report.caveats import result_caveats
-from w2s_jax.report.results import DASH, roles, show, show_accuracy
+from w2s_jax.report.results import DASH, roles, show, show_accuracy, show_pgr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,8 +15,13 @@ def _printable(value: Any) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
-def _fold(name: str, separator: str) -> str:
-    """Break a long name after the last separator within its first 16 characters."""
+def _fold(name: str, separator: str, width: int) -> str:
+    """Break a long name after the last separator within its first 16 characters.
+
+    In a console of more than 100 columns there is room for it.
+    """
+    if width > 100:
+        return name
     split = name.rfind(separator, 0, 16) + 1
     return f"{name[:split]}\n{name[split:]}" if len(name) > 14 and split > 1 else name
 
@@ -27,14 +33,13 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
 
     Args:
         result: the content of result.json; missing fields are shown as a dash.
-        console: a `rich` console; defaults to standard output (80 columns if not a terminal).
+        console: a `rich` console; defaults to standard output (`core.terminal.console`).
     """
     from rich.box import ASCII, SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
+    console = console or terminal.console()
     unicode = console.encoding.lower().startswith("utf")
 
     def text(value: str, style: str = "") -> Text:
@@ -64,10 +69,11 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
         table.add_column(heading, justify="right", no_wrap=True)
     styles = {"weak": "yellow", "student": "bold", "ceiling": "green"}
     for role, label, entry in roles(result):
-        cells = [_fold(_printable(label), "_"), _fold(_printable(entry.get("model", DASH)), "/")]
+        names = ((label, "_"), (entry.get("model", DASH), "/"))
+        cells = [_fold(_printable(name), mark, console.width) for name, mark in names]
         cells += [show_accuracy(entry)]
         cells += [show(entry.get(key)) for key in ("auroc", "ece")]
-        cells += [show(entry.get("pgr")) if role == "student" else ""]
+        cells += [show_pgr(result, entry) if role == "student" else ""]
         cells += [show(entry.get("agreement")) if role == "student" else ""]
         cells += [show(entry.get("n"))]
         table.add_row(*[text(cell, styles[role] if i == 0 else "") for i, cell in enumerate(cells)])

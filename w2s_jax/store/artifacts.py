@@ -1,4 +1,4 @@
-"""Phase folders: paths, claims, labels, features, predictions, results.
+"""Phase folders: paths, labels, features, predictions, results.
 
     DIR/phases/<kind>-<fingerprint>/  config.json checkpoints/ tokenizer/ labels/ features/
                                       predictions.parquet metrics.jsonl result.json
@@ -7,18 +7,17 @@ A phase is complete exactly when its result.json exists; it is written last, by 
 imported only to read and write labels and features.
 """
 
-import fcntl
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from w2s_jax.core import errors, processes
-from w2s_jax.core.files import atomic_write, read_json, sha256
+from w2s_jax.core import errors
+from w2s_jax.core.files import atomic_write, checkpoint_location, read_json, sha256
+from w2s_jax.store.claims import claim as claim
+from w2s_jax.store.claims import claim_if_free as claim_if_free
 
 
 @dataclass(frozen=True)
@@ -94,57 +93,11 @@ class PhaseFolder:
         return self.result.exists()
 
 
-@contextmanager
-def claim(
-    folder: PhaseFolder,
-    waiting: Callable[[], None] = lambda: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[None]:
-    """Hold the lock on a phase's folder; wait while another process holds it.
-
-    The lock is a `flock`, which the kernel releases however the process ends. In a run of several
-    processes all call this, the first one holds the lock, and all agree on `should_stop`.
-
-    Args:
-      folder: the phase's folder.
-      waiting: called once if another process holds the lock.
-      should_stop: whether to stop waiting.
-
-    Raises:
-      Interrupted: `should_stop` returned True while waiting.
-    """
-    with _lock_file(folder) as lock:
-        notified = False
-        while not processes.on_first("claim", lambda: _locked(lock)):
-            if not notified:
-                waiting()
-                notified = True
-            if should_stop():
-                raise errors.Interrupted(
-                    "stopped by a signal while waiting; run the same command to resume"
-                )
-            time.sleep(0.2)
-        yield
-
-
-@contextmanager
-def claim_if_free(folder: PhaseFolder) -> Iterator[bool]:
-    """Try to hold the lock as `claim` does, without waiting; yield whether it is held."""
-    with _lock_file(folder) as lock:
-        yield _locked(lock)
-
-
-def _lock_file(folder: PhaseFolder) -> TextIO:
-    folder.path.mkdir(parents=True, exist_ok=True)
-    return (folder.path / ".lock").open("w")
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def phase_folder(store: Path, name: str, saves: str | None) -> PhaseFolder:
+    """Return the folder of a phase in a store; `saves` is the run's `checkpoint.dir`."""
+    return PhaseFolder(
+        store / name, saves=None if saves is None else checkpoint_location(saves) / name
+    )
 
 
 def read_result(folder: PhaseFolder) -> dict[str, Any]:
@@ -153,7 +106,7 @@ def read_result(folder: PhaseFolder) -> dict[str, Any]:
     Raises:
       StorageError: it is damaged, or predictions.parquet does not match its checksum.
     """
-    remedy = f"delete {folder.path}, then run the same command again"
+    remedy = f"move {folder.path} elsewhere, then run the same command again"
     try:
         result = read_json(folder.result)
         sums = dict(result["sha256"])
@@ -185,6 +138,16 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
     if split not in record["splits"]:
         raise errors.InputError(f"{folder.labels}: no labels for {split!r}")
     return _load_by_id(folder.labels, "soft", record["splits"], (2,), split, ids_N)
+
+
+def stored_labels(folder: PhaseFolder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the class labels of a complete phase as `save_labels` takes them; {} if it has none.
+
+    Raises:
+      StorageError: they are damaged.
+    """
+    sizes = read_json(folder.result).get("labels", {}).get("splits", {})
+    return {s: _stored_by_id(folder.labels, "soft", n, (2,), s) for s, n in sizes.items()}
 
 
 def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Checksums: manifests of Orbax folders, and cached SHA-256 sums of large files.
 
 Orbax does not notice a flipped byte. The manifest of a folder is the file
-`<folder>.manifest.json` beside it, written last; a folder without one, or that differs from it, is
-damaged.
+`<folder>.manifest.json` beside it, written last. A folder is damaged if it has none, or if a file
+is missing or differs. Further files are no damage.
 
 Object stores keep and check a checksum (CRC32C) of each object. There a manifest holds these
 checksums as listed: nothing is read back, and missing, truncated or replaced objects are found.
@@ -17,7 +17,16 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from w2s_jax.core.files import cache_folder, is_remote, sha256, write_json
+from w2s_jax.core.files import (
+    cache_folder,
+    is_remote,
+    is_stray,
+    move,
+    remove_folder,
+    set_aside,
+    sha256,
+    write_json,
+)
 
 _SUM = re.compile("[0-9a-f]{64}")
 _LISTED_SUM = re.compile("crc32c:[A-Za-z0-9+/]{6}==")
@@ -32,7 +41,7 @@ def manifest_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Record the checksum of every file under `folder`."""
+    """Record the checksum of every file under `folder` but strays (see `files.is_stray`)."""
     if is_remote(folder):
         sums = _listed(folder)
     else:
@@ -63,14 +72,33 @@ def damage(folder: Path, read: bool = True) -> str | None:
         return "it has no readable manifest"
     remote = is_remote(folder)
     listed = _listed(folder) if remote else {}
-    found = sorted(listed) if remote else _names(folder)
+    found = set(listed) if remote else set(_names(folder))
     for name, digest in wanted.items():
+        if _is_stray(name):  # recorded by an earlier version
+            continue
         if name not in found:
             return f"{name} is missing"
         if read and (listed[name] if remote else sha256(folder / name)) != digest:
             return f"{name} does not match its recorded checksum"
-    extra = sorted(set(found) - wanted.keys())
-    return f"{extra[0]} does not belong there" if extra else None
+    return None
+
+
+def drop_damaged(folder: Path) -> str:
+    """Make room for a new version of a damaged Orbax folder; return what to add to the warning.
+
+    What has a manifest was complete once, and is set aside with it: it may be of use, as when a
+    disk or a checksum was read wrongly. What has none was never complete, and is removed.
+    """
+    manifest = manifest_path(folder)
+    if not manifest.exists():
+        remove_folder(folder)
+        return ""
+    if not folder.exists():
+        manifest.unlink(missing_ok=True)
+        return ""
+    aside = set_aside(folder)
+    move(manifest, manifest_path(aside))
+    return f", set aside as {aside.name}"
 
 
 def kept_sha256(path: Path) -> str:
@@ -108,8 +136,14 @@ def _state(real: Path) -> list[Any]:
     return [str(real), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
+def _is_stray(name: str) -> bool:
+    """Return whether a file, or a folder that it is in, is a stray."""
+    return any(is_stray(part) for part in name.split("/"))
+
+
 def _names(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    found = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in found if not _is_stray(name))
 
 
 def _listed(folder: Path) -> dict[str, str]:
@@ -120,7 +154,7 @@ def _listed(folder: Path) -> dict[str, str]:
         name.removeprefix(root): f"crc32c:{info['crc32c']}"
         for name, info in sorted(found.items())
         # Some clients mark a folder by an empty object.
-        if not name.endswith("/")
+        if not name.endswith("/") and not _is_stray(name.removeprefix(root))
     }
 
 

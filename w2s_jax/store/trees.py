@@ -83,6 +83,6 @@ def _refuse_damage(folder: Path) -> None:
     problem = processes.on_first("damage", lambda: damage(folder))
     if problem:
         raise errors.StorageError(
-            f"{folder}: damaged ({problem}); delete its phase folder, then run the same command "
-            "again"
+            f"{folder}: damaged ({problem}); move its phase folder elsewhere, then run the same "
+            "command again"
         )

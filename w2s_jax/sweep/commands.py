@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax.core import errors
+from w2s_jax.execution import code_changes
 from w2s_jax.planning.costs import phase_flops
+from w2s_jax.store.artifacts import phase_folder
 from w2s_jax.sweep import costs, local, records
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
 from w2s_jax.sweep.points import load_points, point_source
@@ -31,6 +33,7 @@ def sweep(
     slurm: Sequence[str] = (),
     dry_run: bool = False,
     retry_failed: bool = False,
+    accept_changed_code: bool = False,
     mfu: float = costs.MFU,
 ) -> None:
     """Run all points of a sweep file, or what is missing of them.
@@ -47,6 +50,7 @@ def sweep(
       slurm: with 'slurm': `--slurm.NAME=VALUE`, see `on_slurm.parse_parameters`.
       dry_run: print the plan and its cost, and write nothing.
       retry_failed: forget which phases have failed.
+      accept_changed_code: as for `execute.run`.
       mfu: assumed utilisation for device-hours.
 
     Raises:
@@ -77,6 +81,10 @@ def sweep(
     source = point_source(config, overrides)
     points = load_points(config, overrides)
     plan = plan_sweep(points, folder, Path(store) if store is not None else folder / "phases")
+    saves = {name: own.settings.checkpoint.dir for name, own in plan.resolved.items()}
+    phases = [(p, phase_folder(plan.store, name, saves[name])) for name, p in plan.phases.items()]
+    for note in code_changes.check(phases, accept=accept_changed_code):
+        console.print(note, style="dim", highlight=False, markup=False)
     print_plan(plan, mfu, console, all_runs=dry_run)
     if dry_run and executor == "slurm":
         on_slurm.print_jobs(plan, folder, parameters, console)
@@ -105,6 +113,8 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
             left = len(run.prepared.missing())
             table.add_row(run.name, str(len(run.phases)), str(left))
         console.print(table)
+    for note in dict.fromkeys(n for run in plan.runs for n in run.prepared.resolved.notes):
+        console.print(note, style="dim", highlight=False, markup=False)
     uses, phases = plan.uses, plan.phases
     shared = sum(count > 1 for count in uses.values())
     states = records.states(plan.store, plan.parents)

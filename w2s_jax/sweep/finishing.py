@@ -58,12 +58,14 @@ class SweepResults:
         # Another process may have run the last phases.
         self.write()
         failed = self._failed()
-        _report(self.workdir, self.console)
         self.console.print(
             f"{len(self.finished)} of {len(self.plan.runs)} runs are complete", highlight=False
         )
+        summary = self._print_failed(failed) if failed else ""
+        # Last, as a full disk may have no room for it.
+        _report(self.workdir, self.console)
         if failed:
-            raise SweepFailed(self._print_failed(failed))
+            raise SweepFailed(summary)
 
     def _write(self, run: SweepRun) -> None:
         try:

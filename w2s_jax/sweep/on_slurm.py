@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from w2s_jax.core import errors
+from w2s_jax.core import errors, terminal
 from w2s_jax.core.files import write_json
 from w2s_jax.execution import execute
 from w2s_jax.sweep import records
@@ -282,7 +282,7 @@ def finish(workdir: str, console: Console | None = None) -> None:
     record = records.read_sweep(Path(workdir))
     points = records.read_source(record).points()
     plan = plan_sweep(points, Path(workdir), Path(record["store"]))
-    results = SweepResults(plan, Path(workdir), console or Console(), lambda: False)
+    results = SweepResults(plan, Path(workdir), console or terminal.console(), lambda: False)
     results.write()
     results.conclude()
 

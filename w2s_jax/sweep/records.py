@@ -9,7 +9,6 @@ The state of a phase is always read from its folder.
 """
 
 import dataclasses
-import fcntl
 import os
 import socket
 import time
@@ -20,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core import errors
-from w2s_jax.core.files import read_json, write_json
+from w2s_jax.core import errors, library_logs
+from w2s_jax.core.files import contents, read_json, write_json
 from w2s_jax.execution import workdirs
 from w2s_jax.store.artifacts import PhaseFolder
+from w2s_jax.store.claims import is_claimed as is_claimed
 from w2s_jax.sweep.planning import SweepPlan
 from w2s_jax.sweep.points import PointSource
 
@@ -62,10 +62,8 @@ def check_workdir(workdir: Path) -> None:
     if sweep_path(workdir).exists():
         read_sweep(workdir)
         return
-    # A kill in the first write leaves its temporary file.
-    foreign = workdir.exists() and (
-        not workdir.is_dir() or any(not p.match(".sweep.json.*.tmp") for p in workdir.iterdir())
-    )
+    # A kill in the first write leaves its temporary file, which is hidden.
+    foreign = workdir.exists() and (not workdir.is_dir() or bool(contents(workdir)))
     if foreign:
         raise errors.InputError(
             f"--workdir: {workdir} is not a sweep folder; use a new or empty folder, or this "
@@ -77,6 +75,7 @@ def begin(workdir: Path, plan: SweepPlan, source: PointSource, *, retry_failed: 
     """Create the folders and write the plan; with `retry_failed` forget failures."""
     workdirs.make(workdir)
     workdirs.make(plan.store)
+    library_logs.write_to(workdir / "logs")
     _write_sweep(workdir, plan, source)
     if retry_failed:
         for name in plan.phases:
@@ -198,18 +197,6 @@ def read_holder(folder: PhaseFolder) -> Holder | None:
         return Holder(**read_json(_holder_path(folder)))
     except (FileNotFoundError, errors.InputError, TypeError):
         return None
-
-
-def is_claimed(folder: PhaseFolder) -> bool:
-    """Return whether a process has claimed a phase; changes nothing on disk."""
-    try:
-        with (folder.path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def states(store: Path, parents: Mapping[str, list[str]]) -> dict[str, str]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from w2s_jax.config import MeshSettings
-from w2s_jax.core import errors, signals
+from w2s_jax.core import errors, signals, terminal
 from w2s_jax.execution import execute, printing
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved
-from w2s_jax.store import artifacts
+from w2s_jax.store import artifacts, claims
 from w2s_jax.sweep import records
 from w2s_jax.sweep.planning import SharedResolver, SweepPlan, plan_sweep
 from w2s_jax.sweep.points import NamedPoint, PointSource
@@ -66,7 +66,7 @@ def work(
     with execute.disk_errors(plan.store), signals.stop_on_signals() as signalled:
         worker = Worker(
             plan,
-            console or Console(),
+            console or terminal.console(),
             lambda: signalled() or should_stop(),
             frozenset(record["starts"]),
         )
@@ -146,7 +146,7 @@ class Worker:
                     store=self.plan.store,
                     mesh=sharding.make_mesh(resolved.settings.mesh),
                     console=self.console,
-                    should_stop=self.stopped,
+                    should_stop=claims.or_lost(self.stopped),
                     starts=self.starts,
                 )
         for settings, alike in meshes.items():

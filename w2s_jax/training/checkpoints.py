@@ -2,7 +2,8 @@
 
 Orbax commits a step by a rename, or on an object store by a file that it writes last, so a kill
 leaves only complete steps. The manifest of a step (see `checksums`) is written after the commit. A
-step without a manifest, or that does not match it, is skipped, and the previous one is used.
+step without a manifest is incomplete and removed; one that does not match it is set aside. In both
+cases the previous one is used.
 
 The training loop waits only until the arrays are copied to the host; a thread does the rest,
 including the manifest. Of several processes, all must make the same calls; the first one verifies
@@ -18,8 +19,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from w2s_jax.core import errors, processes
-from w2s_jax.core.files import is_remote, remove_folder
-from w2s_jax.store.checksums import damage, manifest_path, write_manifest
+from w2s_jax.core.files import is_remote
+from w2s_jax.store.checksums import damage, drop_damaged, write_manifest
 from w2s_jax.store.trees import storage_errors
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Checkpoints:
 
 
 def _checked(folder: Path) -> None:
-    """Make the folder if necessary, and remove damaged checkpoints."""
+    """Make the folder if necessary, and put damaged checkpoints out of the way."""
     _make(folder)
     _drop_damaged(folder)
 
@@ -135,7 +136,7 @@ def _make(folder: Path) -> None:
 
 
 def _drop_damaged(folder: Path) -> None:
-    """Remove the newest checkpoints up to the first complete one.
+    """Remove or set aside the newest checkpoints up to the first complete one.
 
     They would count among the newest ones that are kept.
     """
@@ -145,13 +146,9 @@ def _drop_damaged(folder: Path) -> None:
         problem = damage(folder / str(step))
         if problem is None:
             return
-        log.warning(
-            "checkpoint %s is damaged (%s); using the previous one",
-            folder / str(step),
-            problem,
-        )
-        remove_folder(folder / str(step))
-        manifest_path(folder / str(step)).unlink(missing_ok=True)
+        path = folder / str(step)
+        where = drop_damaged(path)
+        log.warning("checkpoint %s is damaged (%s)%s; using the previous one", path, problem, where)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ documents; finding the records is the job of `data/sources.py`, choosing documen
 `data/splits.py`.
 """
 
+import dataclasses
 import importlib
 
-from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, did_you_mean, unknown
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import KINDS, Task
 from w2s_jax.data.tasks.local import local_task
@@ -69,10 +70,15 @@ def get_task(name: str, data_dir: str | None = None) -> Task:
             f"task.name: {name!r} is not a known task; its folder {root}/{name} contains only "
             f"{', '.join(others)}; supported: {', '.join(records.SUFFIXES)}"
         )
-    tried = f"; no data files in {root / name} either" if root else ""
-    raise InputError(f"{unknown('task.name', name, TASKS)}{tried}")
+    tried = f" (there are no data files in {root / name})" if root else ""
+    raise InputError(
+        f"task.name: unknown value {name!r}{did_you_mean(name, TASKS)}; allowed: the tasks that "
+        "`w2s data list` shows, or a folder of your own: set --data_dir (in a run "
+        f"--config.task.data_dir) to a folder laid out as {records.LAYOUT}{tried}"
+    )
 
 
 for _family in _FAMILIES:
     for _task in importlib.import_module(f"{__name__}.{_family}").TASKS:
-        register_task(_task)
+        # The official data of some have records with an empty text, which no task can use.
+        register_task(dataclasses.replace(_task, empty="skip"))

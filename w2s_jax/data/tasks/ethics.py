@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks.fields import text_of
+from w2s_jax.data.tasks.fields import empty_text, text_of
 
 HUB, LICENCE = "hendrycks/ethics", "MIT"
 SPLITS = {"train": "train", "test": "validation", "test_hard": "test"}
@@ -40,10 +40,12 @@ def expand_virtue(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """A scenario and a trait of character. Group: the scenario."""
     scenario, separator, trait = text_of(record, "scenario", where).rpartition(SEPARATOR)
     scenario, trait = scenario.strip(), trait.strip()
-    if not separator or not scenario or not trait:
+    if separator and not (scenario and trait):
+        raise empty_text(record, "scenario", where)
+    if not separator:
         raise InputError(
-            f"{where}: field 'scenario': {record['scenario']!r}; must be a scenario, {SEPARATOR} "
-            "and a trait"
+            f"{where}: field 'scenario': {shown(record['scenario'])}; must be a scenario, "
+            f"{SEPARATOR} and a trait"
         )
     text = f"{scenario}\nTrait: {trait}\nDoes somebody here show this trait?"
     return [Candidate(text, record["label"], group=scenario)]

@@ -3,11 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, shown, unknown
 from w2s_jax.data.task import Candidate
+from w2s_jax.data.values import is_missing, is_unlabelled, label_text
 
 # Values of label fields without a label.
 UNLABELLED = {"": -1, "-1": -1}
+
+
+class EmptyText(InputError):
+    """A record without a text that every task needs; `task.empty` says what to do with it."""
+
+
+def empty_text(record: Mapping[str, Any], field_name: str, where: str) -> EmptyText:
+    """Return the error about a field that holds no text."""
+    return EmptyText(f"{where}: field {field_name!r}: empty document: {shown(record[field_name])}")
 
 
 def text_of(
@@ -16,14 +26,15 @@ def text_of(
     """Return the text in a field of a record, stripped.
 
     Raises:
-      InputError: the field is not text, or blank although `may_be_empty` is False.
+      EmptyText: the field is blank or missing (None, NaN) although `may_be_empty` is False.
+      InputError: the field is not text.
     """
     value = record[field_name]
-    if not isinstance(value, str):
-        raise InputError(f"{where}: field {field_name!r}: not text: {value!r}")
-    text = value.strip()
+    if not isinstance(value, str) and not is_missing(value):
+        raise InputError(f"{where}: field {field_name!r}: not text: {shown(value)}")
+    text = "" if is_missing(value) else value.strip()
     if not text and not may_be_empty:
-        raise InputError(f"{where}: field {field_name!r}: empty document: {value!r}")
+        raise empty_text(record, field_name, where)
     return text
 
 
@@ -32,14 +43,17 @@ def one_of(
 ) -> int:
     """Look up a field, which is one of a few integers or words, in `values`.
 
-    Integers equal their text (as in CSV), case is ignored, and None equals the empty text.
+    Integers equal their text (as in CSV) and 1.0 equals 1; case is ignored. If `values` has -1, so
+    do all spellings of a missing label (see `values.is_unlabelled`).
 
     Raises:
       InputError: the value of the field is not in `values`.
     """
     value = record[field_name]
     known = {key.casefold(): number for key, number in values.items()}
-    number = known.get("" if value is None else str(value).strip().casefold())
+    number = known.get(label_text(value))
+    if number is None and is_unlabelled(value) and -1 in known.values():
+        number = -1
     if number is None:
         raise unknown(f"{where}: field {field_name!r}", value, [key for key in values if key])
     return number
@@ -61,9 +75,10 @@ def texts_of(record: Mapping[str, Any], field_name: str, where: str) -> list[str
       InputError: the field is not a list of texts.
     """
     value = record[field_name]
-    if not isinstance(value, list) or not value or not all(isinstance(t, str) for t in value):
-        raise InputError(f"{where}: field {field_name!r}: not a list of texts: {value!r}")
-    return [text.strip() for text in value]
+    texts = ["" if is_missing(t) else t for t in value] if isinstance(value, list) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: field {field_name!r}: not a list of texts: {shown(value)}")
+    return [text.strip() for text in texts]
 
 
 def part_of(
@@ -77,7 +92,7 @@ def part_of(
     value = record[field_name]
     if not isinstance(value, Mapping) or any(key not in value for key in keys):
         raise InputError(
-            f"{where}: field {field_name!r}: not a record with {', '.join(keys)}: {value!r}"
+            f"{where}: field {field_name!r}: not a record with {', '.join(keys)}: {shown(value)}"
         )
     return value
 

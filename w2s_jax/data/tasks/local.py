@@ -14,6 +14,7 @@ from w2s_jax.core.errors import InputError
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks.fields import text_of
+from w2s_jax.data.values import group_key
 
 LABEL_FIELDS = ("label", "soft_label")
 
@@ -27,8 +28,8 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
     if prepared is not None:
         where, first = next(next(iter(tfds.open_prepared(prepared).values()))())
     else:
-        path = next(iter(records.find_files(name, data_dir).values()))
-        where, first = next(records.read_records(path))
+        path = records.task_files(name, data_dir).first
+        where, first = next(records.read_records(path, ("text", "text_a", "text_b")))
     pair = "text_a" in first or "text_b" in first
     if pair and "text" in first:
         raise InputError(
@@ -43,6 +44,8 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
         fields=texts,
         expand=expand_pair if pair else expand_text,
         kind="preference" if pair else "classification",
+        label_field=LABEL_FIELDS[0],
+        optional_fields=(*LABEL_FIELDS, "group"),
     )
 
 
@@ -58,16 +61,9 @@ def expand_pair(record: Mapping[str, Any], where: str) -> list[Candidate]:
 
 
 def _candidate(text: str | tuple[str, str], record: Mapping[str, Any], where: str) -> Candidate:
-    if not any(field in record for field in LABEL_FIELDS):
-        raise InputError(
-            f"{where}: field 'label' is missing; the record has: {', '.join(map(str, record))}; a "
-            "task without code needs text and label, or text_a, text_b and label (or soft_label "
-            "instead of label)"
-        )
-    group = record.get("group")
     return Candidate(
         text,
         record.get("label"),
-        group=None if group in (None, "") else str(group),
+        group=group_key(record.get("group"), where),
         soft_label=record.get("soft_label"),
     )

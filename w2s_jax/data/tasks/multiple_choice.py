@@ -7,7 +7,7 @@ question form a group. An unlabelled record has its answers in their original or
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, part_of, text_of, texts_of
 
@@ -83,7 +83,7 @@ def convert_openbookqa(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "question_stem": question["stem"],
         "choices": {"text": [question[f"choice_{c}"] for c in letters], "label": letters},
-        "answerKey": letters[record["answerKey"]],
+        "answerKey": "" if record["answerKey"] == -1 else letters[record["answerKey"]],
     }
 
 
@@ -133,7 +133,7 @@ def _expand_sciq(record: Mapping[str, Any], where: str, context: str) -> list[Ca
     wrong = [answer for answer in distractors if answer.casefold() != right.casefold()]
     if not wrong:
         raise InputError(
-            f"{where}: field 'distractor1': every distractor equals the right answer {right!r}"
+            f"{where}: field 'distractor1': every distractor equals the right answer {shown(right)}"
         )
     return [
         Candidate(
@@ -179,6 +179,7 @@ TASKS: tuple[Task, ...] = (
         licence="not stated with the data (code: Apache-2.0)",
         fields=("question_stem", "choices", "answerKey"),
         expand=expand_openbookqa,
+        label_field="answerKey",
         hub=Origin("allenai/openbookqa", config="main"),
         tfds=Origin("openbookqa", convert=convert_openbookqa),
         truncate="start",
@@ -192,6 +193,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("ybisk/piqa"),
         tfds=Origin("piqa"),
         truncate="start",
+        train_split="validation",
     ),
     Task(
         name="hellaswag",
@@ -207,5 +209,6 @@ TASKS: tuple[Task, ...] = (
             convert=convert_hellaswag,
         ),
         truncate="start",
+        train_split="validation",
     ),
 )

@@ -7,7 +7,7 @@ start.
 from collections.abc import Mapping
 from typing import Any
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import index_of, part_of, text_of
 
@@ -59,7 +59,9 @@ def expand_summaries(record: Mapping[str, Any], where: str) -> list[Candidate]:
     title = text_of(info, "title", where, may_be_empty=True) if info.get("title") else ""
     summaries = record["summaries"]
     if not isinstance(summaries, list) or len(summaries) != 2:
-        raise InputError(f"{where}: field 'summaries': not a list of two records: {summaries!r}")
+        raise InputError(
+            f"{where}: field 'summaries': not a list of two records: {shown(summaries)}"
+        )
     texts = [
         text_of(part_of({"summaries": summary}, "summaries", where, ("text",)), "text", where)
         for summary in summaries
@@ -103,6 +105,7 @@ TASKS: tuple[Task, ...] = (
         licence="as the publishing repository: modified MIT",
         fields=("info", "summaries", "choice"),
         expand=expand_summaries,
+        label_field="choice",
         kind="preference",
         orders=True,
         hub=Origin("openai/summarize_from_feedback", config="comparisons"),

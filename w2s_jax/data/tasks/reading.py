@@ -7,11 +7,12 @@ another. Answers become candidates as in `multiple_choice`.
 from collections.abc import Mapping
 from typing import Any
 
-from w2s_jax.core.errors import InputError, did_you_mean
+from w2s_jax.core.errors import InputError, did_you_mean, shown
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, text_of, texts_of
 from w2s_jax.data.tasks.multiple_choice import answer_candidates, key_of, question_text
+from w2s_jax.data.values import is_unlabelled
 
 YES_NO = {"true": 1, "false": 0, "1": 1, "0": 0}
 # An answer of Cosmos QA about the other answers, which an item does not show.
@@ -54,10 +55,12 @@ def expand_dream(record: Mapping[str, Any], where: str) -> list[Candidate]:
     dialogue = "\n".join(texts_of(record, "dialogue", where))
     question = text_of(record, "question", where)
     answers = texts_of(record, "choice", where)
-    right = text_of(record, "answer", where, may_be_empty=True)
+    right = ""
+    if record["answer"] in answers or not is_unlabelled(record["answer"]):
+        right = text_of(record, "answer", where)
     if right and right not in answers:
         raise InputError(
-            f"{where}: field 'answer': {right!r} is not one of the texts in 'choice'"
+            f"{where}: field 'answer': {shown(right)} is not one of the texts in 'choice'"
             f"{did_you_mean(right, answers)}"
         )
     return answer_candidates(
@@ -123,10 +126,13 @@ TASKS: tuple[Task, ...] = (
         description="Yes or no: questions to a search engine, with a paragraph of Wikipedia.",
         licence="CC BY-SA 3.0",
         fields=("passage", "question", "answer"),
+        label_names=("no", "yes"),
         expand=expand_boolq,
+        label_field="answer",
         hub=Origin("google/boolq"),
         tfds=Origin("bool_q"),
         truncate="start",
+        train_split="validation",
     ),
     Task(
         name="cosmos_qa",
@@ -145,6 +151,7 @@ TASKS: tuple[Task, ...] = (
         licence="non-commercial research only",
         fields=("dialogue", "question", "choice", "answer"),
         expand=expand_dream,
+        label_field="answer",
         hub=Origin("dataset-org/dream"),
         truncate="start",
     ),
@@ -154,6 +161,7 @@ TASKS: tuple[Task, ...] = (
         licence="CC BY-NC-SA 4.0",
         fields=("context", "question", "answers", "correct_answer_id"),
         expand=expand_quail,
+        label_field="correct_answer_id",
         hub=Origin("textmachinelab/quail"),
         truncate="start",
     ),
@@ -163,6 +171,7 @@ TASKS: tuple[Task, ...] = (
         licence="CC BY 4.0",
         fields=("para", "question", "choices", "answerKey"),
         expand=expand_quartz,
+        label_field="answerKey",
         hub=Origin("allenai/quartz"),
         truncate="start",
     ),
@@ -194,5 +203,6 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("CogComp/mc_taco"),
         tfds=Origin("mctaco"),
         truncate="start",
+        train_split="validation",
     ),
 )

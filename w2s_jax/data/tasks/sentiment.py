@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import Candidate, Origin, Task
-from w2s_jax.data.tasks.fields import expand_text_and_label, index_of, text_of
+from w2s_jax.data.tasks.fields import empty_text, expand_text_and_label, index_of, text_of
 
 
 def expand_sst2(record: Mapping[str, Any], where: str) -> list[Candidate]:
@@ -17,7 +16,7 @@ def expand_imdb(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """The review, with HTML line breaks as line breaks."""
     text = text_of(record, "text", where).replace("<br />", "\n").strip()
     if not text:
-        raise InputError(f"{where}: field 'text': empty document: {record['text']!r}")
+        raise empty_text(record, "text", where)
     return [Candidate(text, record["label"])]
 
 
@@ -25,9 +24,7 @@ def expand_amazon(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Title and content on separate lines; one of them may be empty."""
     parts = [text_of(record, name, where, may_be_empty=True) for name in ("title", "content")]
     if not any(parts):
-        raise InputError(
-            f"{where}: fields 'title' and 'content': empty document: {record['content']!r}"
-        )
+        raise empty_text(record, "content", where)
     return [Candidate("\n".join(part for part in parts if part), record["label"])]
 
 
@@ -48,6 +45,7 @@ TASKS: tuple[Task, ...] = (
         description="Sentences and phrases of film reviews (Stanford Sentiment Treebank, GLUE).",
         licence="not stated",
         fields=("sentence", "label"),
+        label_names=("negative", "positive"),
         expand=expand_sst2,
         hub=Origin("stanfordnlp/sst2"),
         tfds=Origin("glue/sst2"),
@@ -57,6 +55,7 @@ TASKS: tuple[Task, ...] = (
         description="Amazon reviews of all kinds of products; three stars are left out.",
         licence="Apache-2.0 as stated on the hub; Amazon's terms may apply",
         fields=("title", "content", "label"),
+        label_names=("negative", "positive"),
         expand=expand_amazon,
         hub=Origin("fancyzhx/amazon_polarity"),
     ),
@@ -66,6 +65,7 @@ TASKS: tuple[Task, ...] = (
         "local files only, as neither catalogue has them in this form.",
         licence="not stated",
         fields=("title", "content", "label"),
+        label_names=("negative", "positive"),
         expand=expand_amazon,
     ),
     Task(
@@ -73,6 +73,7 @@ TASKS: tuple[Task, ...] = (
         description="Long film reviews (Maas et al.).",
         licence="not stated; released for research",
         fields=("text", "label"),
+        label_names=("negative", "positive"),
         expand=expand_imdb,
         hub=Origin("stanfordnlp/imdb", splits=IMDB_SPLITS),
         tfds=Origin("imdb_reviews", splits=IMDB_SPLITS),
@@ -82,6 +83,7 @@ TASKS: tuple[Task, ...] = (
         description="Sentences of film reviews (Pang and Lee); SST-2 has the same: do not mix.",
         licence="CC BY 4.0 as distributed with NLTK",
         fields=("text", "label"),
+        label_names=("negative", "positive"),
         expand=expand_text_and_label,
         hub=Origin("cornell-movie-review-data/rotten_tomatoes"),
     ),
@@ -93,6 +95,7 @@ TASKS: tuple[Task, ...] = (
         "out).",
         licence="not stated; Twitter's terms may apply",
         fields=("text", "label"),
+        label_names=("negative", "positive"),
         expand=expand_twitter,
         hub=Origin("cardiffnlp/tweet_eval", config="sentiment"),
     ),

@@ -16,11 +16,12 @@ and writing checkpoints:
   language model, or an encoder without a head. Other files may have other prefixes and names:
   `file_names(family, config, names)` maps the names in views to those of a file, and
   `classifier_name(family, name)` to that of a classifier's file.
-- A tensor that no view names is accepted if `is_ignored(family, name)`. The class head is
-  the tensor `family.classifier_head` ([classes, D]); encoders also have its bias,
-  `family.classifier_bias` ([classes]).
+- A tensor that no view names is accepted if `is_ignored(family, name)`, or if it is outside the
+  backbone: the head of another task. The class head is the tensor `family.classifier_head`
+  ([classes, D]); encoders also have its bias, `family.classifier_bias` ([classes]).
 - For an encoder, `encoder_files.completed` adds to `to_config` what config.json does not contain.
-- Tied models have no view for an unembedding, and none is written.
+- Tied models have no view for an unembedding, and none is written. If a file of a tied model has
+  another one, the model is read as untied.
 """
 
 from w2s_jax.models.families import bert, gemma, gpt, llama
@@ -28,6 +29,7 @@ from w2s_jax.models.families.base import (
     FAMILIES,
     Family,
     TensorView,
+    architectures_of,
     classifier_name,
     family_of,
     file_names,
@@ -39,6 +41,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "TensorView",
+    "architectures_of",
     "classifier_name",
     "family_of",
     "file_names",

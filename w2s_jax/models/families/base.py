@@ -96,7 +96,7 @@ def register_family(family: Family) -> Family:
     for other in FAMILIES.values():
         if other is not family and other.name == family.name:
             raise errors.InputError(f"family {family.name!r} is already registered")
-        shared = set(_architectures(family)) & set(_architectures(other))
+        shared = set(accepted_architectures(family)) & set(accepted_architectures(other))
         if other is not family and shared:
             raise errors.InputError(
                 f"family {family.name!r}: architecture {min(shared)!r} already belongs to "
@@ -106,8 +106,35 @@ def register_family(family: Family) -> Family:
     return family
 
 
-def _architectures(family: Family) -> tuple[str, ...]:
+#: Classes of transformers with a backbone of the same tensors, and a head that is not used.
+_OTHER_TASKS = ("ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+
+
+def accepted_architectures(family: Family) -> tuple[str, ...]:
+    """Return the classes of a family whose head, if they have one, can be used."""
     return family.architectures + ((family.classifier,) if family.classifier else ())
+
+
+def _other_tasks(family: Family) -> tuple[str, ...]:
+    if family.classifier is None:
+        return ()
+    stem = family.classifier.removesuffix("ForSequenceClassification")
+    return tuple(stem + task for task in (*_OTHER_TASKS, "DoubleHeadsModel"))
+
+
+def architectures_of(hf_config: Mapping[str, Any], location: str = "config.json") -> list[str]:
+    """Return the `architectures` of a config.json's content; [] if there are none.
+
+    Raises:
+      InputError: if they are neither a name nor a list of names.
+    """
+    named = hf_config.get("architectures")
+    named = [named] if isinstance(named, str) else named or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise errors.InputError(
+            f"{location}: architectures: {str(named)[:80]}; allowed: a list of class names"
+        )
+    return named
 
 
 def family_of(hf_config: Mapping[str, Any], location: str) -> Family:
@@ -120,19 +147,23 @@ def family_of(hf_config: Mapping[str, Any], location: str) -> Family:
     Raises:
       InputError: for an unknown architecture or model_type.
     """
-    by_architecture = {a: f for f in FAMILIES.values() for a in _architectures(f)}
+    by_architecture = {a: f for f in FAMILIES.values() for a in accepted_architectures(f)}
+    others = {a: f for f in FAMILIES.values() for a in _other_tasks(f)}
     by_type = {t: f for f in FAMILIES.values() for t in f.model_types}
-    model_type = hf_config.get("model_type")
-    named = hf_config.get("architectures") or ()
-    named = [named] if isinstance(named, str) else named
+    model_type, named = hf_config.get("model_type"), architectures_of(hf_config, location)
+    if model_type is not None and not isinstance(model_type, str):
+        raise errors.InputError(
+            f"{location}: model_type: {str(model_type)[:80]}; allowed: {', '.join(by_type)}"
+        )
     if not named and model_type is None:
         raise errors.InputError(f"{location}: has neither architectures nor model_type")
     for architecture in named:
-        if architecture not in by_architecture:
+        if architecture not in by_architecture | others:
             raise errors.unknown(f"{location}: architectures", architecture, by_architecture)
     if model_type is not None and model_type not in by_type:
         raise errors.unknown(f"{location}: model_type", model_type, by_type)
-    found = [by_architecture[a] for a in named] + ([by_type[model_type]] if model_type else [])
+    found = [(others | by_architecture)[a] for a in named]
+    found += [by_type[model_type]] if model_type else []
     if any(family is not found[0] for family in found):
         raise errors.InputError(
             f"{location}: model_type {model_type!r} does not match architectures {list(named)!r}; "
@@ -152,9 +183,9 @@ def file_names(family: Family, config: ModelConfig, names: Collection[str]) -> d
     """
     ours = family.prefixes[0]
     wanted = tensor_names(family, config)
-    if family.classifier_head in names and family.classifier_names:
-        found = {name: classifier_name(family, name) for name in wanted}
-    else:
+    found = {name: classifier_name(family, name) for name in wanted}
+    # A head may also stand beside the tensors of a bare backbone, which keep their names.
+    if family.classifier_head not in names or found[wanted[0]] not in names:
         first = next(name for name in wanted if name.startswith(ours)).removeprefix(ours)
         prefix = next((p for p in family.prefixes if p + first in names), ours)
         found = {

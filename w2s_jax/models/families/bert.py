@@ -13,6 +13,7 @@ from w2s_jax.models.families import views as v
 from w2s_jax.models.families.base import Family, TensorView
 from w2s_jax.models.families.reading import (
     HF,
+    MOST,
     activation,
     activation_to_hf,
     common_to_hf,
@@ -52,7 +53,7 @@ def _bert_config(hf: HF) -> ModelConfig:
 
 def _roberta_config(hf: HF, name: str) -> ModelConfig:
     padding = hf.get("pad_token_id", 1)
-    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+    if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < MOST:
         raise refusal("pad_token_id", padding, "a token id (positions start after it)")
     return _config(hf, name, padding + 1)
 

@@ -12,6 +12,7 @@ from w2s_jax.models.families.reading import (
     HF,
     activation,
     activation_to_hf,
+    check_keys,
     common_to_hf,
     flag,
     integer,
@@ -22,6 +23,7 @@ from w2s_jax.models.families.reading import (
     require,
     rope,
     rope_to_hf,
+    section,
     sizes,
 )
 
@@ -126,9 +128,11 @@ def _gemma3_config(hf: HF) -> ModelConfig:
     # transformers reads this option but does not apply it; no released model has it.
     require(hf, attn_logit_softcapping=None)
     fields = _later(hf, "gemma3", period, (0.0, 0.0))
-    nested = hf.get("rope_parameters") or {}
-    full = dict(nested.get("full_attention") or {}) | dict(hf.get("rope_scaling") or {})
-    local = nested.get("sliding_attention") or {}
+    nested = section(hf, "rope_parameters")
+    check_keys("rope_parameters", nested, ("full_attention", "sliding_attention"))
+    full = {**section(nested, "full_attention"), **section(hf, "rope_scaling")}
+    local = section(nested, "sliding_attention")
+    check_keys("rope_parameters.sliding_attention", local, ("rope_type", "rope_theta"))
     # Only layers without a window may have scaled frequencies.
     require(local, rope_type="default")
     flat = {**hf, "rope_parameters": full, "rope_scaling": None}

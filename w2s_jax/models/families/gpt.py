@@ -10,6 +10,7 @@ from w2s_jax.models.families import views as v
 from w2s_jax.models.families.base import Family, TensorView
 from w2s_jax.models.families.reading import (
     HF,
+    MOST_LAYERS,
     activation,
     activation_to_hf,
     common_to_hf,
@@ -32,7 +33,7 @@ def _gpt2_config(hf: HF) -> ModelConfig:
     renamed: dict[str, Any] = {
         "hidden_size": d,
         "num_attention_heads": heads,
-        "num_hidden_layers": integer(hf, "n_layer"),
+        "num_hidden_layers": integer(hf, "n_layer", most=MOST_LAYERS),
         "max_position_embeddings": integer(hf, "n_positions", 1024),
     }
     for option in ("vocab_size", "initializer_range", "quantization_config"):
@@ -327,6 +328,7 @@ FAMILIES = (
         views=_gpt_neox_views,
         ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.bias", r"embed_out\.weight", *_IGNORED),
         prefixes=("gpt_neox.", ""),
+        old_names=(("embed_out.weight", "lm_head.weight"),),
     ),
     Family(
         name="opt",

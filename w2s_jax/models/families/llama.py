@@ -158,21 +158,32 @@ def family(
     stem: str,
     to_config: Callable[[HF], ModelConfig],
     to_hf: Callable[[ModelConfig], dict[str, Any]],
-    classifier: str | None = None,
+    classifier: str = "",
 ) -> Family:
     """Return a family with Llama's tensor names, whose classes begin with `stem`."""
+    classifier = classifier or f"{stem}ForSequenceClassification"
     return Family(
         name=name,
         model_types=(model_type,),
-        architectures=(f"{stem}ForCausalLM", f"{stem}Model"),
-        classifier=classifier or f"{stem}ForSequenceClassification",
+        # Gemma 3's text classes have another stem than its language model.
+        architectures=tuple(
+            dict.fromkeys(
+                (
+                    f"{stem}ForCausalLM",
+                    f"{stem}Model",
+                    classifier.replace("ForSequenceClassification", "Model"),
+                )
+            )
+        ),
+        classifier=classifier,
         classifier_head="score.weight",
         to_config=to_config,
         to_hf=to_hf,
         views=views,
         # Rotary tables stored by old versions, and the head of a tied model.
         ignored=(r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight"),
-        prefixes=("model.", ""),
+        # The last one is that of classes for question answering.
+        prefixes=("model.", "", "transformer."),
     )
 
 

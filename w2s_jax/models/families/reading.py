@@ -1,5 +1,6 @@
 """Read and write the config.json options that several families share."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,31 @@ ACTIVATIONS = {
 }
 
 
+#: Integers above these are mistakes; counting up to them would take forever.
+MOST, MOST_LAYERS = 2**31 - 1, 10_000
+
+# Keys of rotary positions in transformers 5. A type that does not use a key ignores it.
+_ROPE_KEYS = (
+    *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
+    *("original_max_position_embeddings", "partial_rotary_factor", "attention_factor"),
+    *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"),
+    *("short_factor", "long_factor", "mrope_section", "mrope_interleaved"),
+)
+_USED_ROPE_KEYS = {
+    "default": _ROPE_KEYS[:3],
+    "linear": _ROPE_KEYS[:4],
+    "llama3": _ROPE_KEYS[:7],
+}
+
+
 def refusal(key: str, value: Any, allowed: Any) -> errors.InputError:
     """Return the error for an option whose value is not supported."""
-    return errors.InputError(f"config.json: {key}: {value!r}; allowed: {allowed}")
+    return errors.InputError(f"config.json: {key}: {_short(value)}; allowed: {allowed}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def require(hf: HF, **allowed: Any) -> None:
@@ -33,23 +56,27 @@ def require(hf: HF, **allowed: Any) -> None:
             raise refusal(key, value, repr(wanted))
 
 
-def integer(hf: HF, key: str, default: int | None = None) -> int:
-    """Return a positive integer; required if there is no default."""
+def integer(hf: HF, key: str, default: int | None = None, most: int = MOST) -> int:
+    """Return a positive integer, at most `most`; required if there is no default."""
     value = hf.get(key)
     value = default if value is None else value
     if value is None:
         raise errors.InputError(f"config.json: {key} is missing; allowed: a positive integer")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise refusal(key, value, "a positive integer")
+    if value > most:
+        raise refusal(key, value, f"a positive integer, at most {most}")
     return value
 
 
 def number(hf: HF, key: str, default: float) -> float:
-    """Return a non-negative number; null means the default."""
+    """Return a non-negative finite number; null means the default."""
     value = hf.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise refusal(key, value, "a non-negative number")
+    if value > 1e30 or math.isinf(value):
+        raise refusal(key, value, "a number up to 1e30")
     return float(value)
 
 
@@ -62,10 +89,20 @@ def flag(hf: HF, key: str, default: bool) -> bool:
     return value
 
 
+def section(hf: HF, key: str) -> HF:
+    """Return an object within the config; null and an absent key mean an empty one."""
+    value = hf.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise refusal(key, value, "an object")
+    return value or {}
+
+
 def activation(hf: HF, key: str, default: str) -> str:
     """Return the value of `ModelConfig.activation`; null means the default."""
     value = hf.get(key)
     value = default if value is None else value
+    if not isinstance(value, str):
+        raise refusal(key, value, ", ".join(ACTIVATIONS))
     if value not in ACTIVATIONS:
         raise errors.unknown(f"config.json: {key}", value, ACTIVATIONS)
     return ACTIVATIONS[value]
@@ -97,7 +134,7 @@ def sizes(hf: HF, *, head_dim: int | None = None, kv_heads: int | None = None) -
         vocab_size=integer(hf, "vocab_size"),
         max_positions=integer(hf, "max_position_embeddings", 2048),
         d_model=d,
-        num_layers=integer(hf, "num_hidden_layers"),
+        num_layers=integer(hf, "num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=kv,
         head_dim=integer(hf, "head_dim", head_dim or d // heads),
@@ -124,8 +161,12 @@ def rope(
       theta_key: the key of the base in old files.
       fraction: the default rotated share of a head.
       fraction_key: the key of the share in old files ('': the share must be 1).
+
+    Raises:
+      InputError: for an option that is not supported, and for an unknown key in a section, such as
+        the layer types by which other families divide it.
     """
-    nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    nested = _rope_section(hf)
     theta = number(nested, "rope_theta", number(hf, theta_key, theta))
     if theta <= 0:
         raise refusal(theta_key, theta, "a positive number")
@@ -142,14 +183,69 @@ def rope(
     return fields | _scaling(hf, nested)
 
 
-def _scaling(hf: HF, nested: HF) -> dict[str, Any]:
+def _rope_section(hf: HF) -> HF:
+    """Return the section with the options of rotary positions; as in transformers, the old one."""
+    old, new = section(hf, "rope_scaling"), section(hf, "rope_parameters")
+    check_keys("rope_scaling", old, _ROPE_KEYS)
+    check_keys("rope_parameters", new, _ROPE_KEYS)
+    return old or new
+
+
+def check_keys(name: str, found: HF, known: Sequence[str]) -> None:
+    """Raise an `InputError` if a section of the config has an unknown key."""
+    for key, value in found.items():
+        if key not in known:
+            # A section within the section is no misspelt option.
+            hint = "" if isinstance(value, Mapping) else errors.did_you_mean(key, known)
+            raise errors.InputError(
+                f"config.json: {name}: unknown key {_short(key)}{hint}; allowed in this family: "
+                f"{', '.join(known[:7])}"
+            )
+
+
+def rope_notes(hf: HF, config: ModelConfig) -> list[str]:
+    """Return what a config.json says about rotary positions that, as in transformers, is not used.
+
+    Args:
+      hf: the content of config.json.
+      config: the model read from it.
+    """
+    if config.positions != "rope":
+        return []
+    old, new = section(hf, "rope_scaling"), section(hf, "rope_parameters")
+    by_layer_type = "full_attention" in new or "sliding_attention" in new
+    nested = old or ({} if by_layer_type else new)
+    kind = _rope_type(nested)
+    notes = []
+    if old and new and not by_layer_type and dict(old) != dict(new):
+        notes.append("rope_parameters differs from rope_scaling and is not used")
+    if nested.get("type", kind) != kind:
+        notes.append(f"type {_short(nested['type'])} is not used; rope_type is {kind!r}")
+    unused = [key for key in nested if key not in (*_USED_ROPE_KEYS[kind], "partial_rotary_factor")]
+    if unused:
+        notes.append(f"{', '.join(unused)} not used with rope_type {kind!r}")
+    for value, keys in (
+        (config.rope_theta, ("rope_theta", "rotary_emb_base")),
+        (config.rope_fraction, ("partial_rotary_factor", "rotary_pct")),
+        (config.rope_original_length or None, ("original_max_position_embeddings",)),
+    ):
+        for key in keys:
+            if None not in (value, hf.get(key)) and hf[key] != value:
+                notes.append(f"{key}: {_short(hf[key])} is not used; the model has {value:g}")
+    return notes
+
+
+def _rope_type(nested: HF) -> str:
     kind = nested.get("rope_type", nested.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _USED_ROPE_KEYS:
+        raise errors.unknown("config.json: rope_parameters.rope_type", kind, _USED_ROPE_KEYS)
+    return kind
+
+
+def _scaling(hf: HF, nested: HF) -> dict[str, Any]:
+    kind = _rope_type(nested)
     if kind == "default":
         return {}
-    if kind not in ("linear", "llama3"):
-        raise errors.unknown(
-            "config.json: rope_parameters.rope_type", kind, ("default", "linear", "llama3")
-        )
     factor = number(nested, "factor", 0)
     if factor < 1:
         raise refusal("rope_parameters.factor", nested.get("factor"), "a number of at least 1")
@@ -173,6 +269,8 @@ def local_layers(hf: HF, default: Sequence[bool]) -> tuple[bool, ...]:
     if types is None:
         return tuple(default)
     known = {"sliding_attention": True, "full_attention": False}
+    if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+        raise refusal("layer_types", types, f"a list of {', '.join(known)}")
     for kind in types:
         if kind not in known:
             raise errors.unknown("config.json: layer_types", kind, known)

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 from w2s_jax.core import errors
+from w2s_jax.core.files import write_json
 from w2s_jax.perf.aot import topology
 
 #: Default columns.
@@ -119,7 +120,7 @@ def table(
                 known[key] = asdict(cell(recipe, model, slice_, compiles=model in compiled))
                 print(f"{model} {slice_}: {Cell(**known[key])}", file=sys.stderr, flush=True)
                 if cache is not None and compiles:
-                    cache.write_text(json.dumps(known, indent=1))
+                    write_json(cache, known)
             row.append(str(Cell(**known[key])))
         lines.append(f"| {model} | {' | '.join(row)} |")
     return lines

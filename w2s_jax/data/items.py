@@ -1,0 +1,179 @@
+"""Read the records of a split: check their fields, texts and labels; the task makes candidates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from w2s_jax.core.errors import InputError, first_line, listed, shown
+from w2s_jax.data.records import OFFICIAL_SPLITS, Reader
+from w2s_jax.data.task import Candidate, Task
+from w2s_jax.data.tasks.fields import EmptyText
+from w2s_jax.data.values import UNLABELLED, is_unlabelled, parse_label
+
+# A record: its name in errors, and its candidates.
+Item = tuple[str, list[Candidate]]
+
+
+@dataclass(frozen=True)
+class Items:
+    """The records of a split.
+
+    Attributes:
+      task, split: where they belong.
+      items: the records with candidates.
+      notes: counts of the others.
+      unlabelled: the first record without a label: its place, and what it has instead.
+    """
+
+    task: Task
+    split: str
+    items: list[Item]
+    notes: list[str]
+    unlabelled: tuple[str, str] | None
+
+    def labels(self) -> list[list[int | None]]:
+        """Return the labels of all candidates, None for those with a soft label only.
+
+        Raises:
+          InputError: a bad label, or values of different types in one file.
+        """
+        types: dict[str, tuple[str, Any]] = {}
+        labels = []
+        for where, candidates in self.items:
+            parsed: list[int | None] = []
+            for candidate in candidates:
+                label = parse_label(candidate.label, where)
+                _check_type("label", candidate.label, where, types)
+                _check_type("soft_label", candidate.soft_label, where, types)
+                soft = not is_unlabelled(candidate.soft_label)
+                parsed.append(None if soft and label == UNLABELLED else label)
+            labels.append(parsed)
+        return labels
+
+    def without_labels(self, labels: Sequence[Sequence[int | None]]) -> str:
+        """Return why the split is left out: it has no label at all; '' if it is used.
+
+        Raises:
+          InputError: some documents have labels and others have none.
+        """
+        flat = [label == UNLABELLED for record in labels for label in record]
+        if not any(flat) or (all(flat) and self.split not in OFFICIAL_SPLITS):
+            return ""
+        assert self.unlabelled is not None
+        where, what = self.unlabelled
+        if all(flat):
+            return f"its {len(self.items):,} records have no label ({where}: {what})"
+        raise InputError(
+            f"{where}: {what} (unlabelled), but other records of {self.split!r} have labels"
+        )
+
+
+def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> Items:
+    """Read a split.
+
+    Args:
+      task: makes candidates of records.
+      split: name of the split.
+      reader: of its records.
+      skip_empty: leave out records with an empty text, and count them.
+
+    Raises:
+      InputError: a bad record; an empty text unless `skip_empty`; a record of train or validation
+        without a label; no record left.
+    """
+    if task.expand is None:
+        raise ValueError(f"task {task.name!r} has no expand")
+    items: list[Item] = []
+    unused = empty = 0
+    unlabelled: tuple[str, str] | None = None
+    for where, record in reader():
+        no_label = "" if task.label_field in record else _missing(task.label_field, record)
+        try:
+            candidates = _expanded(task, record, where, no_label)
+            for candidate in candidates:
+                if not all(text.strip() for text in candidate.texts):
+                    raise EmptyText(
+                        f"{where}: fields {', '.join(task.fields)}: empty document: "
+                        f"{shown(candidate.text)}"
+                    )
+        except EmptyText as error:
+            if not skip_empty:
+                raise EmptyText(f"{error}; task.empty='skip' leaves such records out") from None
+            empty += 1
+            continue
+        if not candidates:
+            unused += 1
+            continue
+        without = [c.label for c in candidates if _lacks_label(c)]
+        if without and unlabelled is None:
+            what = no_label or f"field {task.label_field!r}: {shown(without[0])}"
+            unlabelled = where, what
+            if split in ("train", "validation"):
+                raise InputError(f"{where}: {what} (unlabelled); records of {split!r} need labels")
+        items.append((where, candidates))
+    reasons = {"that the task does not use": unused, "with an empty text": empty}
+    notes = [
+        f"{split}: skipped {count:,} record{'' if count == 1 else 's'} {reason}"
+        for reason, count in reasons.items()
+        if count
+    ]
+    if not items:
+        skipped = f" ({'; '.join(notes)})" if notes else ""
+        raise InputError(
+            f"task {task.name!r}, split {split!r}: the task uses none of the records{skipped}"
+        )
+    return Items(task, split, items, notes, unlabelled)
+
+
+def _missing(name: str, record: Mapping[str, Any]) -> str:
+    """Return the end of an error about a field that a record lacks."""
+    return f"field {name!r} is missing; the record has: {listed(record, 'no fields')}"
+
+
+def _lacks_label(candidate: Candidate) -> bool:
+    return is_unlabelled(candidate.label) and is_unlabelled(candidate.soft_label)
+
+
+def _expanded(task: Task, record: dict[str, Any], where: str, no_label: str) -> list[Candidate]:
+    """Call `task.expand`, which may be the user's own code."""
+    assert task.expand is not None
+    for name in task.fields:
+        if name not in record and name != task.label_field:
+            raise InputError(f"{where}: {_missing(name, record)}")
+    if no_label and task.label_field in task.fields:
+        record = {**record, task.label_field: None}
+    try:
+        candidates = task.expand(record, where)
+    except InputError as error:
+        if where in str(error):
+            raise
+        raise type(error)(f"{where}: {error}") from error
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if no_label and task.label_field in task.fields:
+            raise InputError(f"{where}: {no_label}") from error
+        raise InputError(
+            f"{where}: `expand` of task {task.name!r} fails ({first_line(error)}); the "
+            f"record has: {listed(record, 'no fields')}"
+        ) from error
+    if not isinstance(candidates, list) or not all(isinstance(c, Candidate) for c in candidates):
+        raise InputError(
+            f"{where}: `expand` of task {task.name!r} returns {shown(candidates)}; it must return "
+            "a list of Candidate"
+        )
+    return candidates
+
+
+def _check_type(name: str, value: Any, where: str, types: dict[str, tuple[str, Any]]) -> None:
+    """Refuse text, numbers, and true and false as labels of one file, which hint at a mistake."""
+    if is_unlabelled(value):
+        return
+    first_where, first = types.setdefault(name, (where, value))
+    if _kind(value) != _kind(first):
+        raise InputError(
+            f"{where}: field {name!r}: {shown(value)} is a {type(value).__name__}, but "
+            f"{shown(first)} ({first_where}) is a {type(first).__name__}; use one type"
+        )
+
+
+def _kind(value: Any) -> type:
+    return next((kind for kind in (str, bool) if isinstance(value, kind)), float)

@@ -1,0 +1,124 @@
+"""`w2s labels`: the weak labels of a phase as a file that people and other tools read."""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2s_jax.core.errors import InputError
+from w2s_jax.core.files import atomic_write, read_json
+from w2s_jax.report.runs import phase_folder
+from w2s_jax.store import artifacts
+from w2s_jax.store.artifacts import PhaseFolder
+
+SUFFIXES = (".parquet", ".csv", ".jsonl", ".jsonl.gz")
+COLUMNS = ("id", "split", "p")
+
+#: split -> (ids_N uint64, soft labels float32 [N, 2]).
+Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def export(source: Path, to: Path) -> str:
+    """Write the labels of a phase to a new file, and return a line on what was written.
+
+    A row is a document: `id`, as uint64 in Parquet, else '0x' and 16 hexadecimal digits, because
+    many tools round large numbers; `split`; `p`, the probability of label 1. `weak.labels` accepts
+    the file, and gives the same float32 labels.
+
+    Args:
+      source: folder of a phase, or of a run with one weak model.
+      to: the file; its suffix decides the format.
+
+    Raises:
+      InputError: no such phase, one without labels, several, an unknown format, or the file exists.
+      StorageError: the labels are damaged.
+    """
+    suffix = next((suffix for suffix in SUFFIXES if to.name.endswith(suffix)), None)
+    if suffix is None:
+        raise InputError(f"--to: {to}: unknown file type; allowed: {', '.join(SUFFIXES)}")
+    if to.exists():
+        raise InputError(f"--to: {to} exists; remove it, or choose another name")
+    if not to.parent.is_dir():
+        raise InputError(f"--to: {to}: the folder {to.parent} does not exist")
+    folder = _phase(source)
+    labels = artifacts.stored_labels(folder)
+    data = _parquet(labels) if suffix == ".parquet" else _text(labels, suffix)
+    with atomic_write(to) as file:
+        file.write(data)
+    counts = ", ".join(f"{len(ids_N):,} {split}" for split, (ids_N, _) in labels.items())
+    return f"{to}: labels of {folder.path.name}: {counts}"
+
+
+def _phase(source: Path) -> PhaseFolder:
+    """Return the phase that has the labels: `source`, or the weak model's of a run."""
+    if not source.is_dir():
+        raise InputError(f"PHASE: there is no folder {source}")
+    folder = PhaseFolder(source)
+    if not folder.complete:
+        raise InputError(
+            f"PHASE: {source} has no result.json: it is no phase or run, or not finished"
+        )
+    result = read_json(folder.result)
+    if "stages" not in result:
+        if "labels" not in result:
+            others = sorted(path.name for path in source.resolve().parent.iterdir() if _has(path))
+            raise InputError(
+                f"PHASE: {source} has no labels; with labels here: {', '.join(others) or 'none'}"
+            )
+        return folder
+    store = read_json(source / "config.json").get("store")
+    names = dict.fromkeys(str(stage["phase"]) for stage in result["stages"])
+    having = [p for name in names if (p := phase_folder(source, name, store)) and _has(p)]
+    # Without a weak model, the supervisor's labels come from a file.
+    weak = [path for path in having if path.name.startswith("weak-")] or having
+    if len(weak) != 1:
+        raise InputError(
+            f"PHASE: {source} has {len(weak)} phases with labels; give one of them: "
+            f"{', '.join(map(str, weak)) or 'none'}"
+        )
+    return PhaseFolder(weak[0])
+
+
+def _has(path: Path) -> bool:
+    folder = PhaseFolder(path)
+    return path.is_dir() and folder.complete and "labels" in read_json(folder.result)
+
+
+def _rows(labels: Labels) -> Iterator[tuple[str, str, str]]:
+    for split, (ids_N, soft_NC) in labels.items():
+        for id_, p in zip(ids_N.tolist(), soft_NC[:, 1], strict=True):
+            # The shortest digits that give the same float32.
+            yield f"0x{id_:016x}", split, str(p)
+
+
+def _text(labels: Labels, suffix: str) -> bytes:
+    text = io.StringIO()
+    if suffix == ".csv":
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(_rows(labels))
+    else:
+        for id_, split, p in _rows(labels):
+            text.write(json.dumps({"id": id_, "split": split, "p": float(p)}) + "\n")
+    data = text.getvalue().encode()
+    return gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
+
+
+def _parquet(labels: Labels) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    splits = [split for split, (ids_N, _) in labels.items() for _ in range(len(ids_N))]
+    columns: dict[str, Any] = {
+        "id": pa.array(np.concatenate([ids_N for ids_N, _ in labels.values()]), pa.uint64()),
+        "split": pa.array(splits, pa.string()),
+        "p": pa.array(np.concatenate([soft[:, 1] for _, soft in labels.values()]), pa.float32()),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()

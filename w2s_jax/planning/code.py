@@ -1,0 +1,48 @@
+"""The code of a user's own extensions that enters the result of a phase. Imports no JAX.
+
+Fingerprints do not cover it, so a phase's record has a hash of it, which is compared before the
+phase is used again. Built-in extensions have semantics versions instead, and the code of a task
+shows in the digests of its documents.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from w2s_jax.config.declarations import LOSSES, METHODS
+from w2s_jax.core.code import code_sha256, users_code
+from w2s_jax.models.families import FAMILIES
+from w2s_jax.planning.kinds import PHASE_KINDS
+from w2s_jax.planning.phase import Phase
+
+
+def phase_code(phase: Phase) -> dict[str, str]:
+    """Return name -> SHA-256 of the code of each of the user's extensions that a phase runs.
+
+    These are its loss, its model's family, what makes its labels, and its kind. Extensions of one
+    name count as one.
+    """
+    found: dict[str, list[str]] = {}
+    for name, functions in _extensions(phase):
+        own = users_code(functions)
+        if own:
+            found.setdefault(name, []).append(code_sha256(own))
+    return {
+        name: sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+        for name, sums in sorted(found.items())
+    }
+
+
+def _extensions(phase: Phase) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    if phase.loss is not None:
+        loss = LOSSES[phase.loss.kind]
+        yield loss.name, (loss.fn, loss.init_state, loss.update)
+    if phase.model.family in FAMILIES:
+        family = FAMILIES[phase.model.family]
+        yield family.name, (family.to_config, family.views)
+    if phase.method is not None:
+        for method in METHODS.values():
+            if phase.method[0] in method.label_makers:
+                yield phase.method[0], (method.label_makers[phase.method[0]],)
+    kind = PHASE_KINDS[phase.kind]
+    yield kind.name, (kind.build, kind.run)
