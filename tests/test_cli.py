@@ -182,6 +182,107 @@ def test_none_brings_a_default_back():
         recipes.load_config(recipe, ["--config.train.batch_size=None"])
 
 
+@pytest.mark.parametrize(
+    "arguments,parts",
+    [
+        (["runn"], ["unknown value 'runn' (did you mean 'run'?)"]),
+        (["run", "--conf=R", "--workdir=D/w"], ["'--conf' (did you mean '--config'?)"]),
+        (["run", "--config=R", "--workdir=D/w", "--dry-run"], ["(did you mean '--dry_run'?)"]),
+        (["run", "--config=R", "--workdir=D/w", "--seed=3"], ["'--config.seed=VALUE'"]),
+        (["run", "--config=R", "--workdir=D/w", "--config.seed", "3"], ["use --config.seed=3"]),
+        (["run", "--config=R", "--workdir="], ["argument workdir: is empty"]),
+        (["run", "--config=R", "--workdir=R"], ["--workdir: R is a file"]),
+        (["run", "--config=R", "--workdir=R/w"], ["--workdir: R/w: R is a file"]),
+        (["run", "--config=R", "--workdir=/proc/w"], ["--workdir: /proc/w: cannot write to /proc"]),
+        (["run", "--config=R", "--workdir=D/w", "--store=R"], ["--store: R: R is a file"]),
+        (
+            ["run", "--config=R", "--workdir=D/w", "--config.checkpoint.dir=/proc/x"],
+            ["checkpoint.dir: /proc/x: cannot write"],
+        ),
+        (["run", "--config=R", "--workdir=D/w", "--config.checkpoint.dir="], ["checkpoint.dir"]),
+        (["report", "D/nosuch"], ["D/nosuch: no such folder"]),
+        (["report", "R"], ["R: is a file"]),
+        (["report", "D"], ["D: is neither a run nor a sweep; give its runs: w2s report D/*"]),
+        (["report", "D/begun"], ["D/begun: is not finished", "w2s run"]),
+        (["report", "D/done", "--out=R"], ["--out: R: R is a file"]),
+        (["gc", "D"], ["D: is neither a run nor a sweep; it has folders of runs", "begun, done"]),
+        (["gc", "D/nosuch"], ["no such folder"]),
+        (["sweep", "status"], ["use status DIR, with one folder"]),
+        (["sweep", "stauts", "D"], ["(did you mean 'status'?)"]),
+        (["sweep", "status", "D"], ["D: has no sweep.json; give the folder of a sweep"]),
+        (["sweep", "--config=R", "--workdir=D/w", "--watch"], ["--watch needs status"]),
+        (["sweep", "--config=R", "--workdir=R"], ["--workdir: R is a file"]),
+        (["data", "check", "sst2", "--n=3"], ["data check: unknown argument '--n=3'"]),
+        (["data", "show", "sst2", "--overlong=cut"], ["--overlong: unknown value 'cut'"]),
+        (["data", "show", "sst2", "--max_length=0"], ["--max_length: 0"]),
+        (["data", "prepare", "sst2", "--to=R"], ["--to: R: R is a file"]),
+        (["bench", "train", "--json=D"], ["--json: D: is a folder"]),
+        (["bench", "train", "--config.seed=1"], ["needs a recipe: --config=FILE"]),
+        (["compile", "--config=R", "--topology=v9:4"], ["'v9:4'", "slices of v4, v5e, v5p, v6e"]),
+        (["compile", "--config=R", "--topology=v5e:3"], ["'v5e:3'", "v5e-256"]),
+    ],
+)
+def test_a_clumsy_command_line_is_told_apart_from_others(
+    capsys, monkeypatch, tmp_path, recipe, arguments, parts
+):
+    for name in ("begun/config.json", "done/config.json", "done/result.json"):
+        (tmp_path / "D" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "D" / name).write_text('{"config": {}, "data": {}}')
+    recipe.rename(tmp_path / "R")
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as error:
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2 and captured.err.count("\n") == 1, captured.err
+    for part in parts:
+        assert part in captured.err
+    assert not (tmp_path / "D" / "w").exists() and not list(tmp_path.rglob(".w2s-*"))
+
+
+@pytest.mark.parametrize(
+    "override,parts",
+    [
+        ("weak.train.learning_rate=1000", ["weak.train.learning_rate: 1000.0", "at most 10"]),
+        ("train.learning_rate=nan", ["a finite number above 0 and at most 10"]),
+        ("train.weight_decay=200", ["weak.train.weight_decay: 200.0 times learning_rate=0.01"]),
+        ("lora.rank=100000", ["weak.lora.rank: 100000; allowed: at most 8"]),
+        ("lora.alpha=1e300", ["lora.alpha"]),
+        ("checkpoint.every_minutes=inf", ["checkpoint.every_minutes", "from 0 to 1000000"]),
+        ("train.dropout=0.9999999999", ["train.dropout", "is 1.0 in float32", "below 1"]),
+        ("train.learning_rate=1e-300", ["train.learning_rate", "is 0.0 in float32", "above 0"]),
+        ("train.steps=1000000000000", ["train.steps", "10000000"]),
+        ("train.epochs=1e300", ["weak.train.epochs: 1e+300", "10,000,000"]),
+        ("task.max_length=10000000000", ["task.max_length", "1048576"]),
+        ("name=", ["name: '' is empty"]),
+        ("weak.model=" + "a" * 300, ["weak.model", "300 characters"]),
+        ("method.bootstrapping.models=(1,)", ["method.bootstrapping.models: 1 is a int"]),
+        ("weak.labels=/nowhere.csv", ["weak.labels: /nowhere.csv: cannot be read"]),
+    ],
+)
+def test_values_that_would_fail_late_are_refused_early(capsys, tmp_path, recipe, override, parts):
+    more = []
+    if override.startswith("train.weight"):
+        more = ["--config.train.optimizer=adamw"]
+    elif override.startswith("lora"):
+        more = ["--config.weak.train.adapt=lora"]
+    elif override.startswith("train.epochs"):
+        more = ["--config.train.steps=None"]
+    text = refused(capsys, tmp_path, recipe, f"--config.{override}", *more)
+    for part in parts:
+        assert part in text, text
+
+
+def test_the_traceback_is_shown_when_asked_for(capsys, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0\n")
+    monkeypatch.setenv("W2S_TRACEBACK", "1")
+    assert main(["run", f"--config={broken}", f"--workdir={tmp_path / 'w'}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") and lines[-1].startswith("w2s: --config: ")
+
+
 def test_usage_errors_are_one_line_and_status_2(capsys):
     for arguments in ([], ["runn"], ["run", "--config=x"]):
         with pytest.raises(SystemExit) as caught:

@@ -25,8 +25,9 @@ from w2s_jax.core.files import sha256
 from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.loading import load_task
 from w2s_jax.data.records import read_records
-from w2s_jax.execution import execute
+from w2s_jax.execution import execute, printing
 from w2s_jax.metrics import classification
+from w2s_jax.planning.memory import memory_estimate
 from w2s_jax.report import write_report
 from w2s_jax.report.runs import load_runs
 from w2s_jax.report.settings import settings_of
@@ -306,8 +307,22 @@ def test_a_dry_run_prints_phases_and_writes_nothing(tmp_path, data_dir):
     config = testing.tiny_config(data_dir)
     assert execute.run(config, tmp_path / "new", dry_run=True, console=console) == {}
     text = console.export_text()
-    assert "6 of 6 phases to run" in text and text.count("MiB") == 6
+    assert "6 of 6 phases to run" in text and text.count("GiB") == 6
     assert not (tmp_path / "new").exists()
+
+
+def test_phases_beyond_the_memory_there_is_are_named(tmp_path, data_dir):
+    prepared = execute.prepare_alike(testing.tiny_config(data_dir), tmp_path / "new", None)
+    phases, console = prepared.plan.phases, Console(record=True, width=400)
+    largest = max(memory_estimate(p, prepared.resolved)["total"] for p in phases)
+    # Enough, not known, and enough on four devices that split the parameters.
+    for limit, shape in ((largest, None), (None, None), (largest - 1, (1, 2, 2))):
+        printing.warn_of_memory(phases, prepared.resolved, shape, limit, "an H200", console)
+    assert not console.export_text()
+    printing.warn_of_memory(phases, prepared.resolved, None, 2**14, "an H200", console)
+    text = console.export_text()
+    assert "warning: 6 phases need more memory (estimate) than the <0.01 GiB of an H200" in text
+    assert "most of it for activations: lower train.microbatch_size" in text
 
 
 def remove_phase(workdir, kind):

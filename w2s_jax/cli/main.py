@@ -1,6 +1,7 @@
 """The `w2s` command. Only dispatches; imports no JAX before it is needed.
 
 Exit status: 0 success, 2 bad input (one line on stderr), 75 interrupted and resumable, 1 otherwise.
+With W2S_TRACEBACK=1 in the environment the traceback of an error precedes its line.
 """
 
 import argparse
@@ -16,6 +17,9 @@ from collections.abc import Sequence
 from w2s_jax.cli import parser
 from w2s_jax.config.recipes import load_config
 from w2s_jax.core import errors, library_logs, processes, terminal
+
+#: Commands that accept --config.FIELD=VALUE.
+_WITH_FIELDS = ("run", "sweep", "bench", "compile")
 
 
 @library_logs.diverts
@@ -35,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"w2s: interrupted{hint}", file=sys.stderr)
         status = errors.Interrupted.exit_status
     except errors.W2SError as error:
+        if os.environ.get("W2S_TRACEBACK"):
+            traceback.print_exc()
         print(f"w2s: {error}", file=sys.stderr)
         status = error.exit_status
     except Exception:
@@ -60,15 +66,31 @@ def _dispatch(arguments: list[str]) -> int:
     if options.command in with_overrides:
         return with_overrides[options.command](options, rest)
     if rest:
-        raise _unknown_argument(options.command, rest[0])
+        action = getattr(options, "action", None)
+        raise _unknown_argument(" ".join(filter(None, (options.command, action))), rest[0])
     return without[options.command](options)
 
 
 def _unknown_argument(command: str, argument: str) -> errors.InputError:
-    return errors.InputError(f"{command}: unknown argument {argument!r}; see w2s {command} --help")
+    hint = parser.did_you_mean(command, argument)
+    fields = "use --config.FIELD=VALUE, or the options in" if command in _WITH_FIELDS else "see"
+    return errors.InputError(
+        f"{command}: unknown argument {argument!r}{hint}; {fields} w2s {command} --help"
+    )
+
+
+def _check_overrides(command: str, rest: list[str]) -> None:
+    """Refuse arguments that are no overrides of a config's fields."""
+    for before, argument in zip(["", *rest], rest, strict=False):
+        if argument.startswith("--config."):
+            continue
+        if before.startswith("--config.") and "=" not in before:
+            raise errors.InputError(f"{before}: has no value; use {before}={argument}")
+        raise _unknown_argument(command, argument)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    _check_overrides("run", overrides)
     profile = None if options.profile is None else _step_range(options.profile)
     config = load_config(options.config, overrides)
     how = processes.how_to_join(
@@ -111,8 +133,11 @@ def _step_range(text: str) -> tuple[int, int]:
 def _report(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from w2s_jax.core.files import refuse_unwritable
     from w2s_jax.report import write_report
 
+    if options.out is not None:
+        refuse_unwritable(Path(options.out), "--out")
     dirs = [Path(d) for d in options.dirs]
     page = write_report(dirs, Path(options.out) if options.out else dirs[0] / "report")
     print(page)
@@ -125,19 +150,23 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     console = terminal.console()
     slurm = [o for o in overrides if o.startswith("--slurm.") and not options.action]
     overrides = [o for o in overrides if o not in slurm]
-    foreign = [o for o in overrides if options.action or not o.startswith("--config.")]
-    if foreign:
-        raise _unknown_argument("sweep", foreign[0])
     if options.action:
         from w2s_jax.sweep.status import print_status, watch_status
 
         if options.action[0] != "status" or len(options.action) != 2:
+            hint = errors.did_you_mean(options.action[0], ["status"])
+            hint = "" if options.action[0] == "status" else hint
             raise errors.InputError(
-                f"sweep: unknown action {' '.join(options.action)!r}; use status DIR, or --config "
-                "and --workdir"
+                f"sweep: unknown action {' '.join(options.action)!r}{hint}; use status DIR, with "
+                "one folder, or --config and --workdir"
             )
+        if overrides:
+            raise _unknown_argument("sweep", overrides[0])
         (watch_status if options.watch else print_status)(Path(options.action[1]), console)
         return 0
+    _check_overrides("sweep", overrides)
+    if options.watch:
+        raise errors.InputError("sweep: --watch needs status: w2s sweep status DIR --watch")
     for name in ("config", "workdir"):
         if getattr(options, name) is None:
             raise errors.InputError(f"sweep: --{name} is required; see w2s sweep --help")
@@ -164,6 +193,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 def _data(options: argparse.Namespace) -> int:
     from w2s_jax.data import commands
 
+    _check_data_options(options)
     data_dir = options.data_dir
     if options.config:
         config = load_config(options.config, [])  # registers its tasks
@@ -201,17 +231,43 @@ def _data(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_data_options(options: argparse.Namespace) -> None:
+    """Refuse values of `w2s data` that are out of range, before any data are read."""
+    from pathlib import Path
+
+    from w2s_jax.config.schema import config_options
+    from w2s_jax.core.files import refuse_unwritable
+
+    declared = config_options()
+    fields = {
+        "item_expansion": "protocol.item_expansion",
+        "seed": "seed",
+        "max_length": "task.max_length",
+        "overlong": "task.overlong",
+    }
+    for option, field in fields.items():
+        if hasattr(options, option):
+            declared[field].check(f"--{option}", getattr(options, option))
+    if options.action == "prepare":
+        refuse_unwritable(Path(options.to), "--to")
+
+
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
-    from w2s_jax.core.files import write_json
+    from w2s_jax.core.files import refuse_unwritable, write_json
     from w2s_jax.perf import bench
 
+    _check_overrides("bench", overrides)
     if overrides and options.config is None:
-        raise _unknown_argument("bench", overrides[0])
+        raise errors.InputError(f"bench: {overrides[0]} needs a recipe: --config=FILE")
     target = None if options.json is None else Path(options.json)
-    if target is not None and not target.parent.is_dir():
-        raise errors.InputError(f"--json: {target}: the folder {target.parent} does not exist")
+    if target is not None:
+        if not target.parent.is_dir():
+            raise errors.InputError(f"--json: {target}: the folder {target.parent} does not exist")
+        if target.is_dir():
+            raise errors.InputError(f"--json: {target}: is a folder; give a file")
+        refuse_unwritable(target.parent, "--json")
     asked = bench.Options(
         model=options.model,
         dtype=options.dtype,
@@ -232,6 +288,7 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
 def _compile(options: argparse.Namespace, overrides: list[str]) -> int:
     from w2s_jax.perf.aot import main as aot
 
+    _check_overrides("compile", overrides)
     request = {name: getattr(options, name) for name in ("config", "topology", "search")}
     request |= {name: getattr(options, name) for name in ("documents", "tokens", "search_limit")}
     request["json"] = options.json

@@ -3,12 +3,71 @@
 import argparse
 from typing import Any, NoReturn
 
+from w2s_jax.core import errors
+from w2s_jax.core.version import __version__
+
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error on one line, like any other bad input."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(args or ())
+        options, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(options).items():
+            if value == "" or (isinstance(value, list) and "" in value):
+                # As a path, '' would be the current folder.
+                self.error(f"argument {name}: is empty")
+        return options, rest
+
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            # A misspelt flag says more than that the right one is missing.
+            flags = [given.partition("=")[0] for given in self._given if given.startswith("-")]
+            hints = ((flag, self.did_you_mean(flag)) for flag in flags)
+            unknown = next((f"unknown argument {flag!r}{hint}" for flag, hint in hints if hint), "")
+            message = unknown or message
         self.exit(2, f"w2s: {message}; see {self.prog} --help\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = str(action.metavar or action.dest).lower()
+            raise argparse.ArgumentError(None, str(errors.unknown(name, value, action.choices)))
+
+    def did_you_mean(self, argument: str) -> str:
+        """Return " (did you mean '--flag'?)" for an argument that is not a flag, or ""."""
+        flag, flags = argument.partition("=")[0], list(self._option_string_actions)
+        if flag.startswith("--config.") or flag in flags:
+            return ""
+        # A field of a config is named exactly; a flag is misspelt.
+        hint = _field_hint(flag.lstrip("-")) if "--config" in flags else ""
+        if hint or not flag.startswith("-"):
+            return hint
+        match = errors.nearest(flag.lstrip("-"), [known.lstrip("-") for known in flags])
+        return f" (did you mean '--{match}'?)" if match else ""
+
+
+def _field_hint(name: str) -> str:
+    """Return " (did you mean '--config.FIELD'?)" for the name of a config field, or ""."""
+    from w2s_jax.config.schema import config_options
+
+    # Also of '--confg.seed'.
+    ends = (f".{name}", f".{name.partition('.')[2] or name}")
+    fields = [field for field in config_options() if f".{field}".endswith(ends)]
+    return f" (did you mean '--config.{fields[0]}=VALUE'?)" if fields else ""
+
+
+def did_you_mean(command: str, argument: str) -> str:
+    """Return a hint for an unknown argument: the nearest flag, or a config field.
+
+    Args:
+      command: the command, with its action if it has any: 'run', 'data show'.
+      argument: the unknown argument.
+    """
+    found: Any = parser()
+    for word in command.split():
+        actions = (a for a in found._actions if isinstance(a, argparse._SubParsersAction))
+        found = next(actions).choices[word]
+    return found.did_you_mean(argument)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "input, 75 interrupted (run the same command to resume), 1 any other failure.",
         allow_abbrev=False,
     )
+    root.add_argument("--version", action="version", version=f"w2s_jax {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_report(commands)
@@ -52,7 +112,9 @@ def _add_run(commands: Any) -> None:
         "--dry_run", action="store_true", help="print phases and memory estimates, then stop"
     )
     run.add_argument(
-        "--debug_nans", action="store_true", help="raise an error at the first NaN (slow)"
+        "--debug_nans",
+        action="store_true",
+        help="where a loss or gradient is not finite, name the operation and its line (slow)",
     )
     run.add_argument(
         "--profile",
@@ -218,6 +280,7 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument(
         "what",
+        metavar="WHAT",
         choices=("train", "label", "data", "population", "compile", "checkpoint", "all"),
         help="train: the train step; label: the label pass; data: tokenising and packing; "
         "population: several seeds, one after another and together; compile: from process start "

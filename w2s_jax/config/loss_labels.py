@@ -47,11 +47,12 @@ def with_labels(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """
     config = config.copy_and_resolve_references()
     labels = []
-    for number, entry in enumerate(config.losses):
+    for number, entry in enumerate(config.losses or ()):
         if isinstance(entry, Mapping | config_dict.ConfigDict):
             entry = _add_entry(config, f"losses[{number}]", dict(entry))
         labels.append(entry)
-    config.losses = tuple(labels)
+    if config.losses is not None:
+        config.losses = tuple(labels)
     return config
 
 

@@ -7,6 +7,7 @@ checked by it.
 import dataclasses
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_origin, get_type_hints
@@ -16,6 +17,8 @@ from w2s_jax.core import errors
 _METADATA = "option"
 #: A comma outside parentheses: 'confidence(alpha_max=1,warmup_fraction=0)' is one label.
 _SEPARATOR = re.compile(r",(?![^()]*\))")
+#: Bytes of a file's name, at most, on common file systems.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,18 @@ class Option:
             return self._check_entries(field, tuple(value))
         if self.choices:
             choice(field, value, self.choices)
+        elif isinstance(value, str):
+            if value != self.default:
+                _check_text(field, value)
         elif isinstance(value, float) and not math.isfinite(value) and self.high != math.inf:
-            raise errors.InputError(f"{field}: {value!r}; allowed: a finite number")
+            words = f"a finite number {self.allowed}".rstrip()
+            raise errors.InputError(f"{field}: {value!r}; allowed: {words}")
         elif isinstance(value, int | float) and not self._in_range(value):
             raise errors.InputError(f"{field}: {value!r}; allowed: {self.allowed}")
+        elif isinstance(value, float) and _float32(value) in (self.above, self.below):
+            raise errors.InputError(
+                f"{field}: {value!r} is {_float32(value)} in float32; allowed: {self.allowed}"
+            )
         return value
 
     def _check_entries(self, field: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -92,6 +103,12 @@ class Option:
             values = split(values)
         if self.default and not values:
             raise errors.InputError(f"{field}: is empty; list at least one")
+        names = not self.default or isinstance(self.default[0], str)
+        for value in values if names else ():
+            if not isinstance(value, str):
+                raise errors.InputError(
+                    f"{field}: {value!r} is a {type(value).__name__}; list names, e.g. ('a', 'b')"
+                )
         for value in values if self.choices else ():
             choice(field, value, self.choices)
         return values
@@ -156,6 +173,27 @@ def declared(options: Mapping[str, Any]) -> dict[str, Option]:
 def defaults(options: Mapping[str, Option]) -> dict[str, Any]:
     """Name -> default."""
     return {name: declaration.default for name, declaration in options.items()}
+
+
+def _float32(value: float) -> float:
+    """Return the nearest float32, in which most values are used."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _check_text(field: str, text: str) -> None:
+    """Refuse a text that is neither a name nor a path: empty, with control characters, or long."""
+    if not text.strip():
+        raise errors.InputError(f"{field}: {text!r} is empty")
+    if not text.isprintable():
+        raise errors.InputError(f"{field}: {text!r} has characters that cannot be printed")
+    if len(max(text.split("/"), key=len).encode()) > _LONGEST_NAME:
+        raise errors.InputError(
+            f"{field}: {text[:40]!r}... has {len(text)} characters; names of files have at most "
+            f"{_LONGEST_NAME}"
+        )
 
 
 def check_type(field: str, value: Any, expected: type, may_be_none: bool) -> None:

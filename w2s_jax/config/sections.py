@@ -1,6 +1,5 @@
 """The sections of a config: fields with their defaults, allowed values and meanings."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,12 @@ STOPPING = ("none", "agreement", "ground_truth")
 
 #: A larger one could make an update overflow where the gradient does not.
 MAX_LEARNING_RATE = 1000.0
+#: Of a config. All optimizers move a parameter by about the rate per step: no model survives more.
+HIGHEST_LEARNING_RATE = 10.0
+#: The history of a training and the order of its documents are held in memory.
+MAX_STEPS = 10_000_000
+#: Tokens of a document or chunk, which is a row of a batch.
+MAX_TOKENS = 2**20
 #: A JAX key takes 32 bits of its seed.
 MAX_SEED = 2**32 - 1
 
@@ -53,7 +58,9 @@ class TrainSettings:
     """Training of one model. The fields' meanings are in their declarations."""
 
     epochs: float = option(2.0, above=0, meaning="Passes over the training documents")
-    steps: int | None = option(None, low=1, meaning="Training steps; overrides `epochs`")
+    steps: int | None = option(
+        None, low=1, high=MAX_STEPS, meaning="Training steps; overrides `epochs`"
+    )
     batch_size: int = option(32, low=1, meaning="Documents per step")
     microbatch_size: int | None = option(
         None,
@@ -64,7 +71,7 @@ class TrainSettings:
     learning_rate: float | None = option(
         None,
         above=0,
-        high=MAX_LEARNING_RATE,
+        high=HIGHEST_LEARNING_RATE,
         meaning="Peak learning rate; None: by the model and `adapt` (`w2s models NAME` shows it)",
     )
     schedule: str = option(
@@ -145,7 +152,7 @@ class PretrainSettings(TrainSettings):
         0, low=0, high=MAX_SEED, meaning="Seed of the initial parameters and the order of the text"
     )
     chunk_length: int = option(
-        256, low=8, meaning="Tokens of the chunks that long text is cut into"
+        256, low=8, high=MAX_TOKENS, meaning="Tokens of the chunks that long text is cut into"
     )
     streaming: bool = option(
         False,
@@ -170,7 +177,7 @@ class LoraSettings:
     """Low-rank adapters: W + (alpha / rank) A B."""
 
     rank: int = option(8, low=1, meaning="Rank of the adapters")
-    alpha: float = option(16.0, above=0, meaning="Scale of the adapters, over the rank")
+    alpha: float = option(16.0, above=0, high=1e6, meaning="Scale of the adapters, over the rank")
     targets: tuple[str, ...] = option(
         ("attention.*", "mlp.*"),
         meaning="Patterns of the adapted projections: `attention.{query,key,value,out}` and "
@@ -212,7 +219,10 @@ class TaskSettings:
         "folder, file or hub id of a fast Hugging Face tokenizer",
     )
     max_length: int | None = option(
-        None, low=3, meaning="Tokens of a document, at most; None: as the model allows"
+        None,
+        low=3,
+        high=MAX_TOKENS,
+        meaning="Tokens of a document, at most; None: as the model allows",
     )
     overlong: str = option("truncate", choices=OVERLONG, meaning="What to do with longer documents")
     truncate: str | None = option(
@@ -332,7 +342,7 @@ class MeshSettings:
 class CheckpointSettings:
     """Checkpoints within a phase, and the parameters of finished phases."""
 
-    every_minutes: float = option(3.0, low=0, high=math.inf, meaning="Minutes between checkpoints")
+    every_minutes: float = option(3.0, low=0, high=1_000_000, meaning="Minutes between checkpoints")
     keep: int = option(2, low=1, meaning="Checkpoints kept of a phase in training")
     keep_final: bool = option(
         True,

@@ -29,6 +29,7 @@ from w2s_jax.config.sections import (
     Protocol,
     Role,
     TaskSettings,
+    TrainSettings,
 )
 from w2s_jax.core import errors, files
 
@@ -82,20 +83,33 @@ def _check_fields(config: config_dict.ConfigDict) -> None:
         declaration.check(field, flat[field])
 
 
-def unknown_field(field: str, value: Any) -> errors.InputError:
-    """Return the error for a config field that does not exist, with the nearest one."""
-    default = default_config()
-    section, path = default, []
-    for key in field.split(".")[:-1]:
+def unknown_field(
+    field: str, value: Any, config: config_dict.ConfigDict | None = None
+) -> errors.InputError:
+    """Return the error for a field that a config does not have, with the nearest one.
+
+    Args:
+      field: its name.
+      value: what it was to be set to.
+      config: the config; None: the default one.
+    """
+    config = default_config() if config is None else config
+    section, path = config, []
+    for key in field.split("."):
         if not isinstance(section.get(key), config_dict.ConfigDict):
             break
         section = section[key]
         path.append(key)
-    match = errors.nearest(field, flatten(default))
-    hint = f" (did you mean {match!r}?)" if match else ""
+    where, names = ".".join(path), ", ".join(section)
+    if where == field:
+        return errors.InputError(
+            f"config: unknown field {field!r} with value {value!r}: it is a section; set one of "
+            f"its fields: {names}"
+        )
+    hint = errors.did_you_mean(field, flatten(config))
     return errors.InputError(
         f"config: unknown field {field!r} with value {value!r}{hint}; allowed in "
-        f"{'.'.join(path) or 'config'}: {', '.join(section)}"
+        f"{where or 'config'}: {names}"
     )
 
 
@@ -104,11 +118,6 @@ def unknown_field(field: str, value: Any) -> errors.InputError:
 
 def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
     """The settings of the losses that a config names."""
-    for entry in config.losses:
-        if not isinstance(entry, str):
-            raise errors.InputError(
-                f"losses: {entry!r} is no label; config.with_labels turns mappings into labels"
-            )
     labels = split(config.losses)
     settings = []
     for n, label in enumerate(labels):
@@ -243,6 +252,24 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
         labels=section.get("labels"),
         **merged,
     )
+
+
+def check_weight_decay(section: str, train: TrainSettings) -> None:
+    """Check that no step of AdamW changes the sign of a parameter.
+
+    Args:
+      section: name of the settings, such as 'weak.train'.
+      train: the settings, with a learning rate.
+
+    Raises:
+      InputError: it does.
+    """
+    assert train.learning_rate is not None
+    if train.optimizer == "adamw" and not train.learning_rate * train.weight_decay <= 1:
+        raise errors.InputError(
+            f"{section}.weight_decay: {train.weight_decay!r} times learning_rate="
+            f"{train.learning_rate!r}; allowed: at most 1"
+        )
 
 
 def _check_training(section: str, values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ A path is a `pathlib.Path`, or outside local disks a `upath.UPath`, which has th
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import io
@@ -12,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -220,6 +222,45 @@ def refuse_existing(folder: Path, field: str = "") -> None:
     if folder.exists() and (not folder.is_dir() or contents(folder)):
         prefix = f"{field}: " if field else ""
         raise InputError(f"{prefix}{folder}: already exists; choose a new or empty folder")
+
+
+def refuse_unwritable(folder: Path, field: str) -> None:
+    """Check that a local folder, which need not exist, can be made and written; leaves nothing.
+
+    Args:
+      folder: the folder; one outside local disks is not checked.
+      field: the option that names it, for the message.
+
+    Raises:
+      InputError: it cannot; with the reason.
+    """
+    if is_remote(folder):
+        return
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        raise InputError(f"{field}: {folder}: {existing} is a file; choose another folder")
+    try:
+        # Permissions do not tell of read-only mounts, quotas or /proc.
+        with tempfile.TemporaryDirectory(prefix=".w2s-", dir=existing):
+            pass
+    except OSError as error:
+        # A full disk is reported when it matters: a finished run needs no space.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return
+        raise InputError(
+            f"{field}: {folder}: cannot write to {existing} ({error.strerror}); choose another "
+            "folder"
+        ) from error
+
+
+def refuse_missing(folder: Path) -> None:
+    """Raise an `InputError` unless `folder` is a folder."""
+    if not folder.exists():
+        siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        hint = did_you_mean(folder.name, [path.name for path in siblings if path.is_dir()])
+        raise InputError(f"{folder}: no such folder{hint}")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a folder")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from w2s_jax.execution import code_changes, printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
 from w2s_jax.phases import logs
 from w2s_jax.planning.phase import Phase
+from w2s_jax.profiling.devices import device_memory, host_memory
 from w2s_jax.report import print_result, write_report
 from w2s_jax.store import artifacts, claims
 
@@ -84,6 +85,8 @@ def run(
         # Only what the config says of the mesh: asking for the devices would take hold of them.
         shape = known_shape(prepared.resolved.settings.mesh)
         printing.check_mesh(missing, shape, console)
+        memory = (host_memory(), "this machine")
+        printing.warn_of_memory(missing, prepared.resolved, shape, *memory, console)
         return {}
     with disk_errors(prepared.workdir):
         if missing:
@@ -171,9 +174,16 @@ def _mesh_and_wandb(
     from w2s_jax import sharding
 
     settings = prepared.resolved.settings
+    workdirs.refuse_unwritable(prepared.workdir, prepared.store, settings)
     processes.refuse_unjoined()
     mesh = sharding.make_mesh(settings.mesh)
     printing.check_mesh(missing, mesh.devices.shape, console)
+    device = mesh.local_devices[0]
+    memory = (
+        device_memory(device),
+        "this machine" if device.platform == "cpu" else device.device_kind,
+    )
+    printing.warn_of_memory(missing, prepared.resolved, mesh.devices.shape, *memory, console)
     if not processes.is_first():
         return mesh, None
     config = prepared.record["config"]

@@ -70,6 +70,10 @@ def prepare(
         workdirs.refuse_other_config(workdir, stored["config"], stored["data"], config)
         settings = workdirs.with_earlier_losses(settings, stored["config"])
         settings = workdirs.with_earlier_methods(settings, stored["config"])
+    folder = workdir / "phases" if store is None else Path(store)
+    # A finished run is read from anywhere, even a read-only disk.
+    if not (workdir / "result.json").exists():
+        workdirs.refuse_unwritable(workdir, folder, settings)
     resolved = resolve(settings)
     if stored is not None:
         workdirs.refuse_other_data(workdir, stored, resolved)
@@ -78,7 +82,6 @@ def prepare(
     record["phases"] = [phase.name for phase in plan.phases]
     if store is not None:
         record["store"] = str(Path(store).absolute())
-    folder = workdir / "phases" if store is None else Path(store)
     return Prepared(workdir, folder, record, resolved, plan)
 
 

@@ -11,6 +11,7 @@ from w2s_jax.execution.prepare import Prepared
 from w2s_jax.planning import mesh_fit
 from w2s_jax.planning.memory import memory_estimate
 from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.resolve import Resolved
 
 
 def print_plan(prepared: Prepared, missing: Collection[Phase], console: Console) -> None:
@@ -30,10 +31,63 @@ def print_plan(prepared: Prepared, missing: Collection[Phase], console: Console)
             f"{phase.train.learning_rate:g}" if trains else "",
             str(phase.total_steps),
             "missing" if phase in missing else "done",
-            f"{total / 2**20:,.1f} MiB",
+            gib(total),
         )
     console.print(table)
     console.print(f"{len(missing)} of {len(prepared.plan.phases)} phases to run", highlight=False)
+
+
+def gib(num_bytes: float) -> str:
+    """Return a size in GiB, '0.02 GiB'."""
+    size = num_bytes / 2**30
+    return f"{size:,.2f} GiB" if size >= 0.005 else "<0.01 GiB"
+
+
+def warn_of_memory(
+    missing: Sequence[Phase],
+    resolved: Resolved,
+    shape: Shape | None,
+    limit: int | None,
+    where: str,
+    console: Console,
+) -> None:
+    """Print a warning if phases need more memory than there is, by their estimates.
+
+    Args:
+      missing: the phases to run.
+      resolved: the input of the run.
+      shape: of the mesh, whose axes fsdp and tensor split a phase's memory; None if not known.
+      limit: bytes of a device, or of the host; None if not known.
+      where: of what `limit` is the memory.
+      console: where to print.
+    """
+    devices = 1 if shape is None else shape[1] * shape[2]
+    memory = {phase.title: memory_estimate(phase, resolved) for phase in missing}
+    sizes = {title: parts.pop("total") / devices for title, parts in memory.items()}
+    beyond = [title for title, size in sizes.items() if limit is not None and size > limit]
+    if limit is None or not beyond:
+        return
+    largest = max(beyond, key=lambda title: sizes[title])
+    part = max(memory[largest], key=lambda name: memory[largest][name])
+    console.print(
+        f"warning: {len(beyond)} phases need more memory (estimate) than the {gib(limit)} of "
+        f"{where}; {largest} needs {gib(sizes[largest])}, most of it for {part}: "
+        f"{_LESS_MEMORY.get(part, 'use a smaller model or less data')}",
+        style="yellow",
+        highlight=False,
+        markup=False,
+    )
+
+
+#: What lowers each part of a phase's memory.
+_LESS_MEMORY = {
+    "parameters": "use a smaller model, train.param_dtype=bfloat16, or more devices (mesh.fsdp)",
+    "gradients": "use train.adapt=lora, or more devices (mesh.fsdp)",
+    "optimizer": "use train.adapt=lora, train.optimizer=adafactor, or more devices (mesh.fsdp)",
+    "activations": "lower train.microbatch_size or task.max_length, or set train.remat=block",
+    "batches": "lower train.steps or pretrain.steps, or set pretrain.streaming",
+    "features": "lower task.train_docs, or use a smaller model",
+}
 
 
 def check_mesh(missing: Sequence[Phase], shape: Shape | None, console: Console) -> None:

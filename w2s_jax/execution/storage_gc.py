@@ -168,10 +168,19 @@ def _runs(folder: Path) -> list[RunFolder]:
     candidates = [folder, *(files.contents(inner) if inner.is_dir() else ())]
     runs = [_run(path) for path in candidates if (path / "config.json").is_file()]
     if not runs:
+        files.refuse_missing(folder)
+        inside = sorted(p.parent.name for p in folder.glob("*/config.json") if _is_run(p))
+        hint = f"; it has folders of runs, so give one of them: {', '.join(inside)}"
         raise errors.InputError(
-            f"gc: {folder} contains no run; give a run's folder, or a folder with runs/<name>"
+            f"gc: {folder}: is neither a run nor a sweep{hint if inside else ''}"
         )
     return runs
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a config.json is that of a run, not of a phase or a model."""
+    found = read_json(path)
+    return isinstance(found, dict) and {"config", "data"} <= found.keys()
 
 
 def _run(folder: Path) -> RunFolder:

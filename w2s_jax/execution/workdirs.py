@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from w2s_jax import config as config_lib
 from w2s_jax.config import Settings, validation
-from w2s_jax.core import errors, files
+from w2s_jax.core import errors, files, processes
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
 
@@ -30,6 +30,22 @@ def make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise errors.InputError(f"--workdir: cannot create {folder}: {error}") from error
+
+
+def refuse_unwritable(workdir: Path, store: Path, settings: Settings) -> None:
+    """Check all output folders of a run, before any work; leaves nothing in them.
+
+    Raises:
+      InputError: one cannot be written.
+    """
+    if not processes.is_first():
+        return
+    folders = {"--workdir": workdir, "--store": store}
+    if settings.checkpoint.dir is not None:
+        folders["checkpoint.dir"] = files.checkpoint_location(settings.checkpoint.dir)
+    for field, folder in folders.items():
+        if field != "--store" or workdir not in folder.parents:
+            files.refuse_unwritable(folder, field)
 
 
 def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -102,9 +118,9 @@ def stored(workdir: Path) -> dict[str, Any] | None:
     # A kill in the first write leaves its temporary file, which is hidden.
     foreign = workdir.exists() and (not workdir.is_dir() or bool(files.contents(workdir)))
     if foreign:
+        kind = "not a run folder" if workdir.is_dir() else "a file"
         raise errors.InputError(
-            f"--workdir: {workdir} is not a run folder; use a new or empty folder, or this run's "
-            "folder"
+            f"--workdir: {workdir} is {kind}; use a new or empty folder, or this run's folder"
         )
     return None
 

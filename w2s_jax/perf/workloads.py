@@ -77,8 +77,7 @@ def find_model(name: str) -> ModelConfig:
         return known.config()
     names = ["16m", *EMBEDDED_MODELS, *ladders.KNOWN]
     short = {known.rpartition("/")[2]: known for known in names}
-    match = errors.nearest(name, [*names, *short])
-    hint = f" (did you mean {match!r}?)" if match else ""
+    hint = errors.did_you_mean(name, [*names, *short])
     raise errors.InputError(
         f"--model: unknown model {name!r}{hint}; use 16m or a name that w2s models lists"
     )

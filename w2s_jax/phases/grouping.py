@@ -135,7 +135,7 @@ def _new(
     alone, most = Group((phase,)), context.settings.mesh.population
     if most == 1 or context.settings.mesh.splits_parameters:
         return alone
-    if context.dump_hlo:
+    if context.dump_hlo or jax.config.values["jax_debug_nans"]:
         return alone
     # A phase that was started alone continues alone.
     data = inputs.inputs_of(phase, context)

@@ -13,7 +13,7 @@ from w2s_jax import sharding
 from w2s_jax.core import errors
 from w2s_jax.data import packing
 from w2s_jax.models.attention import row_preferences
-from w2s_jax.phases import inputs, parameters, running, training
+from w2s_jax.phases import inputs, parameters, prediction, running, training
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.grouping import Group, remove_record, write_record
 from w2s_jax.phases.inputs import TrainingInputs
@@ -90,7 +90,8 @@ def train_together(group: Group, context: Context) -> dict[str, errors.TrainingF
         if failed_P[i] >= 0:
             failures[phase.name] = errors.TrainingFailed(
                 f"{phase.title}: loss or gradient is not finite at step {failed_P[i]} of "
-                f"{phase.total_steps}; the phases trained together with it are not affected"
+                f"{phase.total_steps}; the phases trained together with it are not affected; "
+                f"{prediction.if_not_finite(phase)}"
             )
             continue
         trained = training.record(phase, history_PSH[i], stats, i, shares[i])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from w2s_jax.core import errors, processes
@@ -42,6 +43,18 @@ def predictor(
     )
 
 
+def if_not_finite(phase: Phase) -> str:
+    """Return what a user can do where a phase meets a non-finite number."""
+    part = "probe" if phase.train.adapt == "probe" else "train"
+    section = f"{phase.role}.{'pretrain' if phase.kind == 'pretrain' else part}"
+    advice = f"lower {section}.learning_rate ({phase.train.learning_rate:g})"
+    if phase.train.clip_norm is None:
+        advice += f" or set {section}.clip_norm"
+    if not jax.config.values["jax_debug_nans"]:
+        advice += "; --debug_nans names the operation"
+    return advice
+
+
 def check_finite(phase: Phase, values: np.ndarray, what: str) -> None:
     """Refuse values of documents [N, ...] that are not finite.
 
@@ -51,7 +64,8 @@ def check_finite(phase: Phase, values: np.ndarray, what: str) -> None:
     bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
     if bad:
         raise errors.TrainingFailed(
-            f"{phase.title}: {what} of {bad} of {len(values)} documents are not finite"
+            f"{phase.title}: {what} of {bad} of {len(values)} documents are not finite; "
+            f"{if_not_finite(phase)}"
         )
 
 

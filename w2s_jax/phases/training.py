@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from w2s_jax import sharding
@@ -22,6 +23,7 @@ from w2s_jax.training import loop
 from w2s_jax.training.batch_sources import compile_for
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.interfaces import Reporter
+from w2s_jax.training.nonfinite import locate
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.prediction import probabilities
 from w2s_jax.training.state import init_state
@@ -43,12 +45,14 @@ def train(
         average=phase.train.ema > 0,
         loss_state=data.loss_state(),
     )
-    program = compile_for(batches, data.spec, mesh, start.frozen | data.features(mesh))
+    frozen = start.frozen | data.features(mesh)
+    program = compile_for(batches, data.spec, mesh, frozen)
     if context.dump_hlo and processes.is_first():
         program = hlo.dumping(program, folder.path / "hlo")
     evaluate = evaluators(
         [phase], context, lambda trained: Parameters(whole(trained), start.frozen)
     )
+    locator = functools.partial(locate, data.spec, mesh, frozen) if debugs_nans() else None
     profiler = make_profiler(phase, context, folder)
     saved = Checkpoints(folder.steps, context.settings.checkpoint.keep)
     try:
@@ -63,15 +67,26 @@ def train(
                 evaluate=(lambda trained: [evaluate[0](trained)]) if evaluate else None,
                 should_stop=context.should_stop,
                 profiler=profiler,
+                locate=locator,
             )
-    except (errors.TrainingFailed, errors.Interrupted) as error:
-        raise type(error)(f"{phase.title}: {error}") from None
+    except errors.TrainingFailed as error:
+        # A known operation needs no guesses.
+        advice = "" if debugs_nans() else f"; {prediction.if_not_finite(phase)}"
+        raise errors.TrainingFailed(f"{phase.title}: {error}{advice}") from None
+    except errors.Interrupted as error:
+        raise errors.Interrupted(f"{phase.title}: {error}") from None
     finally:
         saved.close()
         batches.close()
     inputs.release(phase, context)
     trained = record(phase, sharding.on_host(state.history), stats, 0, real_token_share())
     return Parameters(whole(best), start.frozen), trained
+
+
+def debugs_nans() -> bool:
+    """Return whether a failed step is to be repeated operation by operation (`--debug_nans`)."""
+    # Several processes hold parts of the arrays each.
+    return bool(jax.config.values["jax_debug_nans"]) and processes.count() == 1
 
 
 def cut_and_whole(vocabulary: Vocabulary | None, trained: Any) -> tuple[Any, Callable[[Any], Any]]:

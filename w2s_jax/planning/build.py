@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from w2s_jax.config import Settings, TrainSettings
+from w2s_jax.config.sections import MAX_STEPS
 from w2s_jax.core import errors
 from w2s_jax.data.packing import steps_per_epoch
 from w2s_jax.planning.phase import Phase
@@ -27,11 +28,21 @@ def ceiling_slice(settings: Settings) -> str:
     return "slice2" if settings.protocol.halves == "shared" else "slice1"
 
 
-def num_steps(train: TrainSettings, num_documents: int) -> int:
-    """Return the number of training steps: `steps`, or that of `epochs` over the documents."""
+def num_steps(field: str, train: TrainSettings, num_documents: int) -> int:
+    """Return the number of training steps: `steps`, or that of `epochs` over the documents.
+
+    Raises:
+      InputError: these are too many; names the epochs of the settings `field`.
+    """
     if train.steps is not None:
         return train.steps
-    return max(1, int(train.epochs * steps_per_epoch(num_documents, train.batch_size)))
+    steps = train.epochs * steps_per_epoch(num_documents, train.batch_size)
+    if steps > MAX_STEPS:
+        raise errors.InputError(
+            f"{field}.epochs: {train.epochs!r} are {steps:.3g} steps; allowed: at most "
+            f"{MAX_STEPS:,}"
+        )
+    return max(1, int(steps))
 
 
 def require_a_batch(field: str, train: TrainSettings, count: int, split: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from w2s_jax.config import Role, Settings, TaskSettings
+from w2s_jax.config import Role, Settings, TaskSettings, validation
 from w2s_jax.core import errors
 from w2s_jax.core.files import sha256
 from w2s_jax.data.corpus import Corpus
@@ -146,7 +146,10 @@ def resolve(settings: Settings) -> Resolved:
 
 def _check_outside(path: str, data: RoleInput, notes: list[str]) -> str:
     """Return the sha256 of a file of labels, after checking that it has all that are needed."""
-    found = read_external_labels(path)
+    try:
+        found = read_external_labels(path)
+    except errors.InputError as error:
+        raise errors.InputError(f"weak.labels: {error}") from error
     for split, documents in data.splits.items():
         if split in ("slice1", "pretrain"):
             continue
@@ -314,6 +317,8 @@ def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocume
 def _check(role: str, data: RoleInput, settings: Settings) -> None:
     """Check that documents fill a batch, have both classes, and that validation ones exist."""
     own = settings.roles[role]
+    for part in ("train", "pretrain", "probe"):
+        validation.check_weight_decay(f"{role}.{part}", getattr(own, part))
     splits = data.splits
     slices = [f"slice{number}" for number in range(1, settings.num_slices + 1)]
     for name in (*slices, "test"):

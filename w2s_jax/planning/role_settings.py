@@ -37,9 +37,17 @@ def check_model(role: str, source: ModelSource | None, settings: Settings) -> No
         )
     if own.train.adapt == "lora":
         try:
-            model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
+            adapted = model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
         except errors.InputError as error:
             raise errors.InputError(f"{role}.{error}") from error
+        sizes = model.projections()
+        # A larger rank has more parameters than the matrices themselves, and adds nothing.
+        widest = max(min(sizes[name]) for name in adapted.lora_targets)
+        if own.lora.rank > widest:
+            raise errors.InputError(
+                f"{role}.lora.rank: {own.lora.rank}; allowed: at most {widest}, the full rank of "
+                f"the adapted projections of {own.model}"
+            )
     pretrain = own.pretrain
     if pretrain.source is None or source is None:
         return

@@ -1,6 +1,9 @@
-"""Peak rates by device kind, and model FLOP/s utilisation. Imports no JAX."""
+"""Peak rates by device kind, utilisation, and the memory there is. Imports no JAX."""
 
+import contextlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _TPU = {
@@ -123,3 +126,29 @@ def utilisation(
         return {"mfu": share}
     note = f"{share:.0%} of the stated peak of {count} x {device_kind}: impossible, not reported"
     return {"mfu": None, "mfu_note": note}
+
+
+#: Limits of a container's memory, in bytes or 'max': cgroups of version 2 and 1.
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+
+
+def host_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes of memory that this process may use: all, or its container's; None: unknown.
+
+    Args:
+      cgroups: where the limits of containers are mounted.
+    """
+    found = []
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for name in _CGROUP_LIMITS:
+        with contextlib.suppress(ValueError, OSError):
+            found.append(int((cgroups / name).read_text()))
+    return min(found, default=None)
+
+
+def device_memory(device: Any) -> int | None:
+    """Return the bytes of memory of a `jax.Device`; of CPUs, the host's; None: unknown."""
+    if device.platform == "cpu":
+        return host_memory()
+    return (device.memory_stats() or {}).get("bytes_limit")

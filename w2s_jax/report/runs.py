@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import contents
+from w2s_jax.core.files import contents, refuse_missing
 from w2s_jax.report.results import Result, roles
 from w2s_jax.store.artifacts import read_predictions
 
@@ -112,10 +112,7 @@ def _test_predictions(path: Path) -> Predictions | None:
 
 def _load_run(folder: Path, reader: _PhaseReader) -> FinishedRun:
     if not (folder / "result.json").is_file():
-        raise InputError(
-            f"{folder}: has no result.json; finish the run first:"
-            f" w2s run --config=... --workdir={folder}"
-        )
+        raise _no_result(folder)
     result = _read_json(folder / "result.json")
     record = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     run = FinishedRun(folder, result, record.get("config", {}))
@@ -130,6 +127,23 @@ def _load_run(folder: Path, reader: _PhaseReader) -> FinishedRun:
             if value is not None:
                 table[phase] = value
     return run
+
+
+def _no_result(folder: Path) -> InputError:
+    """Return the error for a folder without result.json, by what it is."""
+    try:
+        refuse_missing(folder)
+    except InputError as error:
+        return InputError(f"{error}; give a folder that w2s run or w2s sweep has finished")
+    if (folder / "config.json").is_file() or (folder / "sweep.json").is_file():
+        command = "run" if (folder / "config.json").is_file() else "sweep"
+        return InputError(
+            f"{folder}: is not finished (it has no result.json): w2s {command} --config=... "
+            f"--workdir={folder}"
+        )
+    inside = sorted(path.parent for path in folder.glob("*/result.json"))
+    hint = f"; give its runs: w2s report {folder}/*" if inside else ""
+    return InputError(f"{folder}: is neither a run nor a sweep{hint}")
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from w2s_jax.core import errors
+from w2s_jax.core import errors, files
 from w2s_jax.execution import code_changes
 from w2s_jax.planning.costs import phase_flops
 from w2s_jax.store.artifacts import phase_folder
@@ -70,6 +70,7 @@ def sweep(
         raise errors.InputError(f"--mfu: {mfu!r}; allowed: above 0 and at most 1")
     folder = Path(workdir)
     records.check_workdir(folder)
+    files.refuse_unwritable(folder, "--workdir")
     if executor == "slurm":
         from w2s_jax.sweep import on_slurm
 

@@ -4,12 +4,9 @@ A sweep file is a recipe, whose `get_config` returns the config that all points 
 function `sweep` that returns what each point overrides (see `space`).
 """
 
-import functools
 import hashlib
-import importlib.util
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +15,10 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax.config import default_config, flatten
-from w2s_jax.config.options import check_type
-from w2s_jax.config.recipes import load_config
-from w2s_jax.config.validation import unknown_field
+from w2s_jax.config.overrides import find_field, refuse_value
+from w2s_jax.config.recipes import load_recipe, recipe_errors
 from w2s_jax.core import errors
 from w2s_jax.sweep import space
-
-#: The name of the module that ml_collections makes of a recipe.
-_RECIPE = "config_config"
 
 #: Longer names are cut: file systems allow 255 bytes.
 _LONGEST = 160
@@ -89,9 +81,8 @@ def load_points(path: str, overrides: Sequence[str]) -> list[NamedPoint]:
       InputError: the file is missing, broken or without points; an unknown field or a value of a
         wrong type.
     """
-    sys.modules.pop(_RECIPE, None)
-    base = load_config(path, overrides)
-    points = _points(path)
+    module, base = load_recipe(path, overrides)
+    points = _points(path.partition(":")[0], module)
     named = zip(names(points), points, strict=True)
     return [NamedPoint(name, point, with_overrides(base, point, name)) for name, point in named]
 
@@ -107,22 +98,11 @@ def with_overrides(
     config = config.copy_and_resolve_references()
     config.name = name
     for field, value in point.items():
-        *parents, leaf = field.split(".")
-        if parents[:1] == ["loss"]:
-            # Labels may contain dots, as in 'confidence(alpha_max=0.75)'.
-            parents = ["loss", ".".join(parents[1:])]
-        try:
-            section = functools.reduce(lambda found, key: found[key], parents, config)
-            if leaf not in section or isinstance(section[leaf], config_dict.ConfigDict):
-                raise KeyError(leaf)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise unknown_field(field, value) from error
+        section, leaf = find_field(config, field, value)
         try:
             section[leaf] = value
         except TypeError as error:
-            default = flatten(default_config()).get(field, value)
-            check_type(field, value, section.get_type(leaf), default is None)
-            raise errors.InputError(f"{field}: {value!r}: {error}") from error
+            raise refuse_value(field, value, section, leaf, error) from error
     return config
 
 
@@ -159,23 +139,16 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _points(path: str) -> list[space.Point]:
+def _points(file: str, module: ModuleType) -> list[space.Point]:
     """Return what the function `sweep` of a file returns."""
-    file = path.partition(":")[0]
-    function = getattr(_module(file), "sweep", None)
+    function = getattr(module, "sweep", None)
     if not callable(function):
         raise errors.InputError(
             f"--config: {file} has no function 'sweep' that returns what each run overrides; see "
             "configs/sweeps for examples"
         )
-    try:
+    with recipe_errors(file):
         points = list(function())
-    except errors.InputError as error:
-        raise errors.InputError(f"--config: {file}: {error}") from error
-    except Exception as error:
-        # A sweep file is the user's own Python.
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise errors.InputError(f"--config: {file}: {text}") from error
     for point in points:
         if not (isinstance(point, dict) and all(isinstance(field, str) for field in point)):
             raise errors.InputError(
@@ -185,16 +158,3 @@ def _points(path: str) -> list[space.Point]:
     if not points:
         raise errors.InputError(f"--config: {file}: sweep returns no points; needs at least one")
     return space.distinct(points)
-
-
-def _module(file: str) -> ModuleType:
-    """Return the module of a sweep file, which `load_config` has just run."""
-    # Running it again would register its tasks and losses twice.
-    found = sys.modules.get(_RECIPE)
-    if found is not None:
-        return found
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

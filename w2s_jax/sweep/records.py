@@ -65,9 +65,9 @@ def check_workdir(workdir: Path) -> None:
     # A kill in the first write leaves its temporary file, which is hidden.
     foreign = workdir.exists() and (not workdir.is_dir() or bool(contents(workdir)))
     if foreign:
+        kind = "not a sweep folder" if workdir.is_dir() else "a file"
         raise errors.InputError(
-            f"--workdir: {workdir} is not a sweep folder; use a new or empty folder, or this "
-            "sweep's folder"
+            f"--workdir: {workdir} is {kind}; use a new or empty folder, or this sweep's folder"
         )
 
 
@@ -115,7 +115,9 @@ def read_sweep(workdir: Path) -> dict[str, Any]:
     """
     path = sweep_path(workdir)
     if not path.exists():
-        raise errors.InputError(f"{workdir}: has no sweep.json; give the folder of a sweep")
+        kind = "is a file" if workdir.exists() else "does not exist"
+        advice = "give the folder of a sweep" if workdir.is_dir() else f"{workdir} {kind}"
+        raise errors.InputError(f"{workdir}: has no sweep.json; {advice}")
     found = read_json(path)
     if not (isinstance(found, dict) and {"store", "runs", "phases"} <= found.keys()):
         raise errors.InputError(f"{path} is not the record of a sweep; give the folder of a sweep")

@@ -100,6 +100,7 @@ def train(
     evaluate: Evaluate | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     profiler: Profiler | None = None,
+    locate: Callable[[TrainState, Any], str] | None = None,
 ) -> tuple[TrainState, Any, LoopStats]:
     """Train to `schedule.total_steps`, resuming from the newest complete checkpoint if any.
 
@@ -114,6 +115,7 @@ def train(
         lexicographic order).
       should_stop: called at each boundary; if True, the loop saves and raises.
       profiler: records some of the steps.
+      locate: (state, batch) -> description of what is not finite in the step that fails.
 
     Returns:
       (final state, resulting parameters, stats). Members that failed have `failed_step` >= 0 and
@@ -151,7 +153,7 @@ def train(
             rows_P = _fetch(run, first)
             _report(rows_P, reporters, run.done, speed * schedule.batch_size)
             if run.all_failed:
-                _fail(run, first, position, data, checkpoints, schedule)
+                _fail(run, first, position, data, checkpoints, schedule, locate)
             if eval_every and (run.done % eval_every == 0 or run.done == schedule.total_steps):
                 laps.mark("host")
                 _evaluate(run, evaluate, reporters)
@@ -356,6 +358,7 @@ def _fail(
     data: Data,
     checkpoints: Checkpoints | None,
     schedule: Schedule,
+    locate: Callable[[TrainState, Any], str] | None,
 ) -> None:
     """Save the last good state so that a restart repeats the failed step; raise the error."""
     # The data are ahead of the state: back to the block's start, and over the good steps.
@@ -368,9 +371,10 @@ def _fail(
     again_P = put(again_P, run.state.failed_step.sharding)
     run.state = replace(run.state, failed_step=again_P)
     _save(run, data, checkpoints, wait=True)
+    place = "" if locate is None else f": {locate(run.state, data.at(run.done))}"
     raise errors.TrainingFailed(
-        f"loss or gradient is not finite at step {run.done} of {schedule.total_steps}; the state "
-        f"after {run.done} good steps is saved"
+        f"loss or gradient is not finite at step {run.done} of {schedule.total_steps}{place}; the "
+        f"state after {run.done} good steps is saved"
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from w2s_jax.config import MAX_LEARNING_RATE, TrainSettings
+from w2s_jax.config import MAX_LEARNING_RATE, TrainSettings, validation
 from w2s_jax.core import errors
 
 
@@ -42,15 +42,8 @@ def decoupled_weight_decay(train: TrainSettings) -> float:
     Raises:
       InputError: if a step would change the sign of a parameter.
     """
-    if train.optimizer != "adamw":
-        return 0.0
-    assert train.learning_rate is not None
-    if not train.learning_rate * train.weight_decay <= 1:
-        raise errors.InputError(
-            f"train.weight_decay: {train.weight_decay!r} times learning rate "
-            f"{train.learning_rate!r}; allowed: at most 1"
-        )
-    return train.weight_decay
+    validation.check_weight_decay("train", train)
+    return train.weight_decay if train.optimizer == "adamw" else 0.0
 
 
 def make_optimizer(train: TrainSettings) -> optax.GradientTransformation:

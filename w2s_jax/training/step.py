@@ -336,6 +336,29 @@ def apply_update(
 # --- step ----------------------------------------------------------------------------------------
 
 
+def step_gradient(
+    spec: StepSpec,
+    hyperparameters: Hyperparameters,
+    frozen: Any,
+    state: TrainState,
+    step: Array,
+) -> Callable[[Bucket], Gradient]:
+    """Return the function of a bucket that computes the gradient of the step; see `train_step`."""
+    params = float32(state.params)  # Gradients are float32 whatever the parameters are.
+    step_fraction = step.astype(jnp.float32) / hyperparameters.total_steps
+
+    def gradient(bucket: Bucket) -> Gradient:
+        batch = bucket.batch_at(step)
+        if hyperparameters.dropout is not None:
+            batch = batch.with_dropout(hyperparameters.dropout, hyperparameters.seed, step)
+        options = hyperparameters.loss_options
+        return loss_and_gradient(
+            spec, options, params, frozen, batch, step_fraction, state.loss_state
+        )
+
+    return gradient
+
+
 def train_step(
     spec: StepSpec,
     hyperparameters: Hyperparameters,
@@ -358,18 +381,7 @@ def train_step(
       buckets: the batches by shape.
       bucket: the bucket that holds the batch of the step.
     """
-    params = float32(state.params)  # Gradients are float32 whatever the parameters are.
-    step_fraction = step.astype(jnp.float32) / hyperparameters.total_steps
-
-    def gradient(bucket: Bucket) -> Gradient:
-        batch = bucket.batch_at(step)
-        if hyperparameters.dropout is not None:
-            batch = batch.with_dropout(hyperparameters.dropout, hyperparameters.seed, step)
-        options = hyperparameters.loss_options
-        return loss_and_gradient(
-            spec, options, params, frozen, batch, step_fraction, state.loss_state
-        )
-
+    gradient = step_gradient(spec, hyperparameters, frozen, state, step)
     branches = [functools.partial(gradient, one) for one in buckets]
     loss, grads, right, loss_state = (
         branches[0]() if len(branches) == 1 else jax.lax.switch(bucket, branches)

@@ -91,8 +91,7 @@ def _source(role: str, model: str) -> ModelSource | None:
     known = ladders.find(model)
     if known is None:
         every = [*EMBEDDED_MODELS, *(name.rpartition("/")[2] for name in ladders.KNOWN)]
-        match = errors.nearest(model.rpartition("/")[2], every)
-        hint = f" (did you mean {match!r}?)" if match else ""
+        hint = errors.did_you_mean(model.rpartition("/")[2], every)
         raise errors.InputError(
             f"{role}.model: unknown model {model!r}{hint}; use a folder or a name that w2s models "
             "lists"

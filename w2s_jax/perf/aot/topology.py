@@ -66,16 +66,15 @@ def find(name: str) -> Topology:
     products = {topology.product_name: topology for topology in every.values()}
     if name in products:
         return products[name]
-    # Suggest slices of the same generation first.
-    same = [
-        known for known in (*every, *products) if re.split("[:-]", known)[0] == name.split(":")[0]
-    ]
-    match = errors.nearest(name, same or [*every, *products])
-    hint = f" (did you mean {match!r}?)" if match else ""
-    raise errors.InputError(
-        f"--topology: unknown value {name!r}{hint}; allowed: {', '.join(every)}, or the "
-        f"product names {', '.join(products)}"
-    )
+    generation = re.split("[:-]", name)[0]
+    if generation not in SLICES:
+        hint = errors.did_you_mean(name, [*every, *products])
+        raise errors.InputError(
+            f"--topology: unknown value {name!r}{hint}; allowed: slices of {', '.join(SLICES)}, "
+            "such as v5e:4x4 or v5e-16"
+        )
+    same = {short: known for short, known in products.items() if known.generation == generation}
+    raise errors.unknown("--topology", name, [known.name for known in same.values()] + list(same))
 
 
 def host_of(topology: Topology) -> Topology:

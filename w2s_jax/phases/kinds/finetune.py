@@ -76,8 +76,9 @@ def build(
     if train.adapt == "lora":
         model = model.with_adapters(own.lora.rank, own.lora.alpha, own.lora.targets)
     count = subset or len(data.splits[split])
-    require_a_batch(f"{role}.{'probe' if probe else 'train'}", train, count, split)
-    total_steps, loss = num_steps(train, count), loss or GROUND_TRUTH_LOSS
+    field = f"{role}.{'probe' if probe else 'train'}"
+    require_a_batch(field, train, count, split)
+    total_steps, loss = num_steps(field, train, count), loss or GROUND_TRUTH_LOSS
     is_student = (purpose or kind) == "student"
     if select is None:
         select = settings.protocol.early_stopping if is_student else "none"

@@ -58,7 +58,9 @@ def build(
         # Next-token training has no read-outs.
         model=dataclasses.replace(data.model, read_out="last"),
         train=train,
-        total_steps=num_steps(train, 0 if streamed else len(data.splits[split])),
+        total_steps=num_steps(
+            f"{role}.pretrain", train, 0 if streamed else len(data.splits[split])
+        ),
         seed=train.seed,
         inputs={"train": split},
         parents=parents or {},
