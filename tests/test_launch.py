@@ -134,6 +134,11 @@ def test_sbatch_scripts_start_a_process_a_node_and_queue_again_when_interrupted(
                                           "SLURM_JOB_ID": "7"})  # fmt: skip
         assert log.read_text().endswith("scontrol requeue 7\n")
         log.unlink()
+        fake("scontrol", "exit 1")
+        said = ran(script, *RUN, status=75, env={"PATH": f"{log.parent}/bin:/usr/bin:/bin",
+                                                 "SLURM_JOB_ID": "7"})  # fmt: skip
+        assert "does not queue this job again; submit the same command to resume" in said
+        log.unlink()
         fake("srun", "exit 2")
         ran(script, *RUN, status=2)
         assert "scontrol" not in log.read_text()

@@ -274,6 +274,7 @@ def test_peft_folders_are_refused_before_anything_is_written(tmp_path):
     mixed = refusals.error(lora.save_peft, CONFIG, trained(), folder, base_model="x")
     assert "tiny" in mixed and "any family" in mixed
     config = testing.tiny_model().with_adapters(3, 5.0, ["*"])
+    (tmp_path / "notes.txt").touch()
     message = refusals.error(lora.save_peft, config, {}, tmp_path, base_model="x")
     assert str(tmp_path) in message
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,9 @@ from w2s_jax.core import errors, processes
 ROOT = Path(__file__).parent.parent
 LAUNCHER = [sys.executable, str(ROOT / "launch" / "local_multiprocess.py")]
 SLURM = dict.fromkeys(processes.SLURM, "0") | {"SLURM_NTASKS": "4"}
+#: The shell of `salloc` is a step of one task.
+STEP = {"SLURM_STEP_NUM_TASKS": "1"}
+MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:5", "OMPI_COMM_WORLD_SIZE": "2"}
 EXPLICIT = dict(zip(processes.VARIABLES, ("host:1234", "4", "1"), strict=True))
 JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 1}
 
@@ -35,17 +39,24 @@ JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 
         (("host:1234", 4, 1, False), SLURM, JOINED),
         ((None, None, None, True), EXPLICIT, {}),
         ((None, None, None, False), EXPLICIT | SLURM, JOINED),
-        ((None, None, None, False), SLURM, {}),
+        ((None, None, None, False), SLURM, {"num_processes": 4}),
         ((None, None, None, False), SLURM | {"SLURM_NTASKS": "1"}, None),
+        # The step's tasks count: in the shell of `salloc -n4`, or a step of another size.
+        ((None, None, None, False), SLURM | STEP, None),
+        ((None, None, None, False), SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, {"num_processes": 2}),
+        ((None, None, None, True), SLURM | STEP, {"num_processes": 1}),
+        # `mpirun` in it is nearer, as for JAX: Slurm's step is that of its daemons.
+        ((None, None, None, False), SLURM | MPI, {}),
+        ((None, None, None, False), SLURM | MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, None),
         # A batch script is not a task of its own job.
         ((None, None, None, False), {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
+        ((None, None, None, False), MPI, {}),
+        # An address alone replaces the one that JAX would take in a cluster that it knows.
         (
             (None, None, None, False),
-            {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:5", "OMPI_COMM_WORLD_SIZE": "2"},
-            {},
+            SLURM | {"JAX_COORDINATOR_ADDRESS": "host:1"},
+            {"num_processes": 4},
         ),
-        # An address alone replaces the one that JAX would take in a cluster that it knows.
-        ((None, None, None, False), SLURM | {"JAX_COORDINATOR_ADDRESS": "host:1"}, {}),
         # One of one is alone.
         (("host:1234", 1, 0, False), {}, None),
     ],
@@ -65,6 +76,8 @@ def test_how_processes_join(flags, environment, wanted):
         (("host:1", 0, 0, False), {}, ["--num_processes", "0", "at least 1"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": ""}, ["JAX_PROCESS_ID"]),
         ((None,) * 3 + (False,), EXPLICIT | {"JAX_PROCESS_ID": "x"}, ["'x'", "integers"]),
+        ((None,) * 3 + (False,), SLURM | {"SLURM_NTASKS": "a"}, ["SLURM_NTASKS: 'a'", "number"]),
+        ((None,) * 3 + (False,), MPI | {"OMPI_COMM_WORLD_SIZE": ""}, ["OMPI_COMM_WORLD_SIZE"]),
     ],
 )
 def test_half_of_an_address_is_refused(flags, environment, parts):
@@ -78,6 +91,61 @@ def test_a_coordinator_that_never_answers_is_one_line(monkeypatch):
     # Nobody listens there: that is the port of the protocol that discards.
     with pytest.raises(errors.InputError, match=r"127.0.0.1:9: process 0 does not answer"):
         processes.join(JOINED | {"coordinator_address": "127.0.0.1:9"})
+
+
+WAIT = """
+import os, sys
+from w2s_jax.core import processes, signals
+
+def command():
+    os.environ.update(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="4")
+    processes.join({"num_processes": 4, "process_id": 0, "coordinator_address": sys.argv[1]})
+    return 0
+
+signals.GRACE_SECONDS, processes.JOIN_SECONDS = 0.5, float(sys.argv[2])
+sys.exit(signals.guarded(command, hint="", last=True))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+def test_waiting_for_others_ends_with_a_signal_and_after_a_time(number):
+    """JAX waits in native code, for minutes, and would end with an abort."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT, address, "300" if number else "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout.readline() == f"waiting for 3 other processes ({address})\n"
+    if number:
+        time.sleep(0.5)
+        process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    line = "interrupted (SIGTERM)"
+    if not number:
+        line = f"3 other processes ({address}) did not join within 1 s"
+    assert process.returncode == (75 if number else 2) and err.endswith(f"w2s: {line}\n"), err
+
+
+@pytest.mark.parametrize(
+    "arguments,environment,text,seconds",
+    [
+        (JOINED | {"process_id": 0}, {}, "3 other processes (host:1234)", 0),
+        (JOINED, {}, "3 other processes (host:1234)", 10),
+        ({"num_processes": 2}, SLURM | {"SLURM_STEP_NUM_TASKS": "2"},
+         "1 other process (SLURM_STEP_NUM_TASKS=2)", 0),
+        ({"num_processes": 4}, SLURM | {"SLURM_PROCID": "1"},
+         "3 other processes (SLURM_NTASKS=4)", 10),
+        ({}, MPI | {"OMPI_COMM_WORLD_RANK": "0"}, "1 other process (OMPI_COMM_WORLD_SIZE=2)", 0),
+        ({}, {}, "the other processes (as JAX finds them)", 10),
+    ],
+)  # fmt: skip
+def test_who_waits_says_for_whom(arguments, environment, text, seconds):
+    """The first process at once, the others if it takes long."""
+    assert processes._awaited(arguments, environment) == (text, seconds)
 
 
 def test_tpu_slices_of_several_hosts_are_evident(monkeypatch):

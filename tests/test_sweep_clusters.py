@@ -179,11 +179,11 @@ def test_units_that_may_be_packed_are_packed_by_the_worker(recipe, tmp_path, mon
 def test_job_arrays_are_of_units_that_wait_for_the_same():
     made = [Unit(("a",), ()), Unit(("b",), ()), Unit(("c",), (0,)), Unit(("d",), (0, 1)),
             Unit(("e",), (0,)), Unit(("f",), (2, 3))]  # fmt: skip
-    arrays = on_slurm.make_arrays(made)
+    arrays = on_slurm.make_arrays(made, 1000)
     assert [(array.units, array.after) for array in arrays] == [
         ((0, 1), ()), ((2, 4), (0,)), ((3,), (0, 1)), ((5,), (2, 3)),
     ]  # fmt: skip
-    many = on_slurm.make_arrays([Unit((str(n),), ()) for n in range(2500)])
+    many = on_slurm.make_arrays([Unit((str(n),), ()) for n in range(2500)], 1000)
     assert [len(array.units) for array in many] == [1000, 1000, 500]
 
 

@@ -8,15 +8,11 @@ import argparse
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 
-from w2s_jax.cli import parser
-from w2s_jax.config.recipes import load_config
-from w2s_jax.core import errors, library_logs, processes, terminal
+from w2s_jax.core import errors, library_logs, processes, signals, terminal
 
 #: Commands that accept --config.FIELD=VALUE.
 _WITH_FIELDS = ("run", "sweep", "bench", "compile")
@@ -28,16 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if threading.current_thread() is threading.main_thread():
-        # Outside of training SIGTERM acts like Ctrl-C; `execute` handles both during training.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    resumes = arguments[:1] in (["run"], ["sweep"]) and not {"status", "--dry_run"} & {*arguments}
     try:
-        status = _dispatch(arguments)
-    except KeyboardInterrupt:
-        resumable = arguments[:1] in (["run"], ["sweep"])
-        hint = "; run the same command to resume" if resumable else ""
-        print(f"w2s: interrupted{hint}", file=sys.stderr)
-        status = errors.Interrupted.exit_status
+        # First of all, before slow imports, so that no signal is lost.
+        status = signals.guarded(
+            lambda: _dispatch(arguments), hint=signals.RESUME if resumes else "", last=argv is None
+        )
     except errors.W2SError as error:
         if os.environ.get("W2S_TRACEBACK"):
             traceback.print_exc()
@@ -53,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     """Run the command that `arguments` name and return the exit status."""
+    from w2s_jax.cli import parser
+
     with_overrides = {"run": _run, "sweep": _sweep, "bench": _bench, "compile": _compile}
     without = {
         "report": _report,
@@ -72,6 +66,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _unknown_argument(command: str, argument: str) -> errors.InputError:
+    from w2s_jax.cli import parser
+
     hint = parser.did_you_mean(command, argument)
     fields = "use --config.FIELD=VALUE, or the options in" if command in _WITH_FIELDS else "see"
     return errors.InputError(
@@ -90,6 +86,8 @@ def _check_overrides(command: str, rest: list[str]) -> None:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    from w2s_jax.config.recipes import load_config
+
     _check_overrides("run", overrides)
     profile = None if options.profile is None else _step_range(options.profile)
     config = load_config(options.config, overrides)
@@ -191,6 +189,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
+    from w2s_jax.config.recipes import load_config
     from w2s_jax.data import commands
 
     _check_data_options(options)
@@ -255,6 +254,7 @@ def _check_data_options(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
+    from w2s_jax.config.recipes import load_config
     from w2s_jax.core.files import refuse_unwritable, write_json
     from w2s_jax.perf import bench
 

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import signal
 import socket
 import sys
 import threading
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 #: Environment of a process of a run, for any launcher: all three or none.
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-#: Environment of a task of `srun`; the first is missing in a batch script.
+#: Environment of a task of `srun`, as JAX reads it; the first is missing in a batch script.
 SLURM = (
     "SLURM_STEP_NODELIST",
     "SLURM_JOB_ID",
@@ -37,8 +36,14 @@ SLURM = (
     "SLURM_PROCID",
     "SLURM_LOCALID",
 )
+#: Number of tasks of the step; SLURM_NTASKS may be that of the job, as in the shell of `salloc`.
+SLURM_STEP_TASKS = "SLURM_STEP_NUM_TASKS"
+#: Environment of a rank of `mpirun` (Open MPI 4), which JAX looks for before Slurm's.
+OPEN_MPI, OPEN_MPI_SIZE = "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"
 #: Timeout of waiting for the first process to start.
 JOIN_SECONDS = 300.0
+#: Time after which processes other than the first say that they wait.
+_SAY_SECONDS = 10.0
 #: Interval at which a process that waits for another one checks whether that one has exited.
 _LOOK_MS = 2_000
 #: Timeout of the barrier before exit.
@@ -77,12 +82,12 @@ def how_to_join(
             )
         return _explicit("--coordinator", "--num_processes", "--process_id", *flags.values())
     if distributed:
-        return {}
+        return _detected_arguments(environment)
     found = [name for name in VARIABLES if environment.get(name)]
     if len(found) == len(VARIABLES):
         return _explicit(*VARIABLES, *(environment[name] for name in VARIABLES))
     if detected_launcher(environment):
-        return {}
+        return _detected_arguments(environment)
     if found:
         missing = ", ".join(name for name in VARIABLES if name not in found)
         raise errors.InputError(
@@ -115,13 +120,16 @@ def _explicit(
 def detected_launcher(environment: Mapping[str, str]) -> str | None:
     """Return the launcher of several processes whose members JAX can find, or None.
 
-    'slurm': `srun` with several tasks. 'ompi': `mpirun` with several ranks. 'gke': a TPU node pool
+    'ompi': `mpirun` with several ranks. 'slurm': `srun` with several tasks. 'gke': a TPU node pool
     with several hosts or slices. 'gcetpu': TPU VMs of a slice with several hosts.
+
+    Raises:
+      InputError: a variable that counts processes is not a number.
     """
-    if all(name in environment for name in SLURM) and int(environment["SLURM_NTASKS"]) > 1:
-        return "slurm"
-    if "OMPI_MCA_orte_hnp_uri" in environment and int(environment["OMPI_COMM_WORLD_SIZE"]) > 1:
-        return "ompi"
+    if OPEN_MPI in environment:
+        return "ompi" if _number(environment, OPEN_MPI_SIZE) > 1 else None
+    if _in_slurm_step(environment):
+        return "slurm" if _slurm_tasks(environment) > 1 else None
     if not _has_tpu():
         return None
     several_slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
@@ -131,6 +139,30 @@ def detected_launcher(environment: Mapping[str, str]) -> str | None:
     if "TPU_SKIP_MDS_QUERY" in environment:
         return None
     return "gcetpu" if several_slices or "," in _worker_endpoints(environment) else None
+
+
+def _detected_arguments(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what JAX, which detects the rest of the cluster, must be told of it."""
+    if OPEN_MPI not in environment and _in_slurm_step(environment):
+        return {"num_processes": _slurm_tasks(environment)}
+    return {}
+
+
+def _in_slurm_step(environment: Mapping[str, str]) -> bool:
+    return all(name in environment for name in SLURM)
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> int:
+    """Return the number of tasks of this Slurm step."""
+    name = SLURM_STEP_TASKS if environment.get(SLURM_STEP_TASKS) else "SLURM_NTASKS"
+    return _number(environment, name)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if not re.fullmatch(r"\d+", text, re.ASCII):
+        raise errors.InputError(f"{name}: {text!r}; must be the number of processes")
+    return int(text)
 
 
 def _has_tpu() -> bool:
@@ -167,17 +199,54 @@ def join(arguments: Mapping[str, Any]) -> None:
     """
     import jax
 
-    if arguments.get("process_id"):
-        _wait_for_coordinator(arguments["coordinator_address"])
+    # Its handler of SIGTERM, outside of Python, would replace `signals`'.
+    jax.config.update("jax_enable_preemption_service", False)
+    text, seconds = _awaited(arguments, os.environ)
+    say = threading.Timer(seconds, print, [f"waiting for {text}"], {"flush": True})
+    give_up = threading.Timer(JOIN_SECONDS, _give_up, [text])
+    say.daemon = give_up.daemon = True
+    say.start()
     try:
-        jax.distributed.initialize(**arguments)
+        if arguments.get("process_id"):
+            _wait_for_coordinator(arguments["coordinator_address"])
+        give_up.start()
+        # At its own timeout it aborts the process.
+        timeout = int(JOIN_SECONDS + 60)
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout)
+    except errors.InputError:
+        raise
     except Exception as error:  # whatever a cluster's own interface raises
-        how = "--distributed" if not arguments else arguments["coordinator_address"]
+        how = arguments.get("coordinator_address", "--distributed")
         reason = errors.first_line(error)
         raise errors.InputError(f"{how}: cannot join the other processes ({reason})") from error
-    if threading.current_thread() is threading.main_thread():
-        # JAX has installed a handler outside Python; install Python's again.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    finally:
+        say.cancel()
+        give_up.cancel()
+
+
+def _give_up(text: str) -> None:
+    """End the process, whose main thread waits in native code."""
+    os.write(2, f"w2s: {text} did not join within {JOIN_SECONDS:.0f} s\n".encode())
+    os._exit(errors.InputError.exit_status)
+
+
+def _awaited(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, float]:
+    """Return which processes are waited for, and after how many seconds to print that."""
+    index = arguments.get("process_id")
+    if "coordinator_address" in arguments:
+        others, why = arguments["num_processes"] - 1, arguments["coordinator_address"]
+    elif arguments:
+        others = arguments["num_processes"] - 1
+        name = SLURM_STEP_TASKS if environment.get(SLURM_STEP_TASKS) else "SLURM_NTASKS"
+        index, why = environment.get("SLURM_PROCID"), f"{name}={environment.get(name)}"
+    elif OPEN_MPI in environment:
+        others = _number(environment, OPEN_MPI_SIZE) - 1
+        index, why = environment.get("OMPI_COMM_WORLD_RANK"), f"{OPEN_MPI_SIZE}={others + 1}"
+    else:
+        return "the other processes (as JAX finds them)", _SAY_SECONDS
+    plural = "" if others == 1 else "es"
+    text = f"{others} other process{plural} ({why})"
+    return text, 0.0 if int(index or 0) == 0 and others else _SAY_SECONDS
 
 
 def _wait_for_coordinator(address: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from w2s_jax.core.errors import InputError, shown
-from w2s_jax.core.files import is_remote, location, unreachable
+from w2s_jax.core.files import contents, is_remote, location, unreachable
 from w2s_jax.data import formats
 
 # Yields (where, record); `where` names the record in errors: file and line, or split and row.
@@ -119,8 +119,7 @@ def split_of(path: Path) -> str | None:
     one of `_NAMED_SUFFIXES`. (A .json or .tsv file may be anything.)
     """
     suffix = _suffix(path.name)
-    # Some systems leave hidden copies, with a leading dot, beside a file.
-    if suffix is None or path.name.startswith("."):
+    if suffix is None:
         return None
     stem = path.name[: -len(suffix)]
     own = stem if stem and path.name.endswith(_NAMED_SUFFIXES) else None
@@ -156,7 +155,7 @@ def _contents(task: str, data_dir: str | None) -> tuple[Path, list[Path]] | None
         return None
     folder = root / task
     with reaching(folder):
-        return (folder, list(folder.iterdir())) if is_folder(folder) else None
+        return (folder, contents(folder)) if is_folder(folder) else None
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,8 @@ def task_files(task: str, data_dir: str | None) -> TaskFiles:
     files: dict[str, Path] = {}
     unused = []
     with reaching(folder):
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or not _is_file(path):
+        for path in contents(folder):
+            if not _is_file(path):
                 continue
             split = split_of(path)
             if split is None:

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from w2s_jax.config.mesh_shapes import known_shape
-from w2s_jax.core import errors, library_logs, processes, signals, terminal
+from w2s_jax.core import accelerators, errors, library_logs, processes, signals, terminal
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import code_changes, printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
@@ -160,9 +160,7 @@ def _run_missing(
                 functools.partial(_print_complete, number, len(missing), phase, context),
             )
             if context.should_stop():
-                raise errors.Interrupted(
-                    f"stopped by a signal after {phase.title}; run the same command to resume"
-                )
+                raise signals.interruption(f"after {phase.title}")
     if wandb_run is not None:
         wandb_run.finish()
 
@@ -174,6 +172,7 @@ def _mesh_and_wandb(
     from w2s_jax import sharding
 
     settings = prepared.resolved.settings
+    accelerators.check_slurm()
     workdirs.refuse_unwritable(prepared.workdir, prepared.store, settings)
     processes.refuse_unjoined()
     mesh = sharding.make_mesh(settings.mesh)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, processes, signals
 from w2s_jax.store.mounts import Mount, mount_of
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def claim(
                 waiting()
                 notified = True
             if should_stop():
-                raise errors.Interrupted(
-                    "stopped by a signal while waiting; run the same command to resume"
-                )
+                raise signals.interruption("while waiting for another process")
             time.sleep(_POLL_SECONDS)
         yield
 

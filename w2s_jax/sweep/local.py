@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from w2s_jax.core import signals
+from w2s_jax.core import accelerators, signals
 from w2s_jax.execution import execute
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import SweepResults
@@ -34,13 +34,15 @@ def run_sweep(
     Raises:
       SweepFailed: some phases failed, now or earlier; all that do not build on them are done.
       Interrupted: by SIGTERM or SIGINT, after the state was saved; the same call resumes.
-      InputError: these devices cannot make the mesh; nothing has been written.
+      InputError: these devices cannot make the mesh, or JAX does not see them; nothing has
+        been written.
     """
     missing = plan.missing()
     with execute.disk_errors(workdir), signals.stop_on_signals() as stopped:
         worker = Worker(plan, console, stopped, plan.starts)
         results = SweepResults(plan, workdir, console, stopped)
         if missing:
+            accelerators.check_slurm()
             worker.make_contexts(missing)
         records.begin(workdir, plan, source, retry_failed=retry_failed)
         results.write()

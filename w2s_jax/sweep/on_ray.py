@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from w2s_jax.core import errors, signals
+from w2s_jax.core import accelerators, errors, signals
 from w2s_jax.execution import execute
 from w2s_jax.sweep import records
 from w2s_jax.sweep.finishing import SweepResults
@@ -184,8 +184,11 @@ def _task(
     workdir: str, names: tuple[str, ...], environment: dict[str, str], *before: Any
 ) -> dict[str, str]:
     """Run phases on a worker, after the tasks that returned `before` have ended."""
+    import ray
+
     os.environ.update(environment)
-    return work(workdir, names)
+    given = accelerators.given_by_ray(ray.get_runtime_context().get_accelerator_ids())
+    return work(workdir, names, check_devices=lambda: accelerators.check("Ray", given))
 
 
 def _collect(tasks: dict[Any, tuple[str, ...]], results: SweepResults, done: int) -> None:
@@ -205,7 +208,7 @@ def _collect(tasks: dict[Any, tuple[str, ...]], results: SweepResults, done: int
             if ended:
                 results.write()
             if results.stopped():
-                raise errors.Interrupted("stopped by a signal; run the same command to resume")
+                raise signals.interruption()
     except BaseException:
         for ref in pending:
             ray.cancel(ref)

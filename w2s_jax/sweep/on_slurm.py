@@ -9,23 +9,24 @@ once when it starts, and nothing stays in the queue forever. A job that reaches 
 its state and is queued again, as are preempted jobs and those of nodes that die.
 """
 
+import itertools
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
-from w2s_jax.core import errors, terminal
+from w2s_jax.core import errors, signals, terminal
 from w2s_jax.core.files import write_json
 from w2s_jax.execution import execute
-from w2s_jax.sweep import records
+from w2s_jax.sweep import records, slurm_submission
 from w2s_jax.sweep.finishing import SweepResults
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
 from w2s_jax.sweep.points import PointSource
@@ -34,10 +35,6 @@ from w2s_jax.sweep.worker import work
 
 #: Default time limit of a job in minutes, after which it is queued again.
 MINUTES = 60
-#: Jobs of an array; Slurm's default limit is 1001.
-LARGEST_ARRAY = 1000
-#: How often a job is queued again after its time limit.
-MAX_TIMEOUTS = 100
 #: The name of the last job in jobs.json.
 RESULTS = "results"
 
@@ -63,9 +60,8 @@ def parse_parameters(flags: Sequence[str]) -> dict[str, Any]:
     Raises:
       InputError: submitit does not know the parameter, or the value is wrong.
     """
-    known = sorted(
-        _submitit().SlurmExecutor._valid_parameters() - {_MORE, "dependency", "num_gpus"}
-    )
+    executor = slurm_submission.submitit().SlurmExecutor
+    known = sorted(executor._valid_parameters() - {_MORE, "dependency", "num_gpus"})
     found: dict[str, Any] = {"time": MINUTES}
     more: dict[str, Any] = {"requeue": True}
     for flag in flags:
@@ -96,15 +92,15 @@ def parse_parameters(flags: Sequence[str]) -> dict[str, Any]:
     return found | {_MORE: more}
 
 
-def make_arrays(units: Sequence[Unit]) -> list[Array]:
-    """Return job arrays of units, each after those that it waits for."""
+def make_arrays(units: Sequence[Unit], largest: int) -> list[Array]:
+    """Return job arrays of at most `largest` units, each after those that it waits for."""
     alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, unit in enumerate(units):
         alike[unit.after].append(number)
     arrays = [
-        Array(tuple(own[start : start + LARGEST_ARRAY]), after)
+        Array(tuple(own[start : start + largest]), after)
         for after, own in alike.items()
-        for start in range(0, len(own), LARGEST_ARRAY)
+        for start in range(0, len(own), largest)
     ]
     # Units come after those that they wait for, so the last of these decides.
     return sorted(arrays, key=lambda array: max(array.after, default=-1))
@@ -132,21 +128,22 @@ def run_on_slurm(
       retry_failed: forget which phases have failed.
 
     Raises:
-      InputError: this host has no Slurm, or Slurm refuses the jobs.
+      InputError: this host has no Slurm, or Slurm refuses the jobs; the same call goes on.
+      Interrupted: by SIGTERM or SIGINT; the same call goes on.
     """
-    if shutil.which("sbatch") is None:
-        raise errors.InputError(
-            "--executor=slurm needs sbatch, which is not on this host; run it on a login node"
-        )
-    with execute.disk_errors(workdir):
+    slurm_submission.check_host()
+    with execute.disk_errors(workdir), signals.stop_on_signals() as stopped:
         records.begin(workdir, plan, source, retry_failed=retry_failed)
         queued = _queued(workdir)
         left = _left(plan, queued)
         units = make_units(plan, left)
-        jobs = _submit(plan, units, queued, workdir, parameters) if units else queued
-        if not jobs:
+        if not (units or queued):
             finish(str(workdir.absolute()), console)
             return
+        jobs = dict(queued)
+        # The last job may be missing: it may have been refused.
+        if units or RESULTS not in queued:
+            _submit(plan, units, jobs, workdir, parameters, stopped)
     waiting = len(queued.keys() - {RESULTS})
     console.print(
         f"{len(left)} phases submitted as {len(units)} jobs, {waiting} were in the queue; "
@@ -162,7 +159,7 @@ def print_jobs(
     queued = _queued(workdir) if shutil.which("squeue") else {}
     left = _left(plan, queued)
     units = make_units(plan, left)
-    arrays = make_arrays(units)
+    arrays = make_arrays(units, slurm_submission.largest_array())
     names = _job_names(arrays)
     flags = {**parameters, **parameters[_MORE]}
     shown = " ".join(f"{k}={v}" for k, v in flags.items() if k != _MORE)
@@ -202,48 +199,55 @@ def _left(plan: SweepPlan, queued: Mapping[str, str]) -> list[str]:
 def _submit(
     plan: SweepPlan,
     units: Sequence[Unit],
-    queued: Mapping[str, str],
+    jobs: dict[str, str],
     workdir: Path,
     parameters: Mapping[str, Any],
-) -> dict[str, str]:
-    """Submit units and the last job; return phase -> job, with those queued before."""
-    submitit = _submitit()
-    folder, root = workdir / "slurm", str(workdir.absolute())
-    jobs, ids = dict(queued), dict[int, str]()
+    stopped: Callable[[], bool],
+) -> None:
+    """Submit units and the last job, and add them to `jobs`: phase -> job, of those queued."""
+    folder, root, ids = workdir / "slurm", str(workdir.absolute()), dict[int, str]()
     jobs.pop(RESULTS, None)
-    for array in make_arrays(units):
-        names = [units[unit].phases for unit in array.units]
-        # Jobs of parents that an earlier command submitted.
-        earlier = {jobs[p] for own in names for n in own for p in plan.parents[n] if p in queued}
-        before = [ids[unit] for unit in array.after] + sorted(earlier)
-        executor = _executor(submitit, folder, parameters, before, "w2s-sweep")
-        try:
-            submitted = executor.map_array(PhaseJob(root), names)
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as e:
-            raise errors.InputError(f"--slurm: sbatch: {' '.join(str(e).split())}") from e
-        for unit, job in zip(array.units, submitted, strict=True):
-            ids[unit] = job.job_id
-            jobs |= dict.fromkeys(units[unit].phases, job.job_id)
-        # Written after each array, so that no job is forgotten if this process is killed.
-        write_json(records.jobs_path(workdir), jobs)
+    queued, name = dict(jobs), slurm_submission.job_name(workdir)
+    try:
+        for array in make_arrays(units, slurm_submission.largest_array()):
+            names = [units[unit].phases for unit in array.units]
+            # Jobs of parents that an earlier command submitted.
+            parents = {p for own in names for n in own for p in plan.parents[n]}
+            before = {ids[unit] for unit in array.after} | {
+                job for parent, job in queued.items() if parent in parents
+            }
+            waits = slurm_submission.dependency(before, jobs.values()) if before else ""
+            left = iter(array.units)
+            for part in slurm_submission.submit(
+                folder, parameters, waits, name, PhaseJob(root), names
+            ):
+                for unit, job in zip(itertools.islice(left, len(part)), part, strict=True):
+                    ids[unit] = job
+                    jobs |= dict.fromkeys(units[unit].phases, job)
+                # Each time, so that no job is forgotten if this process is killed.
+                write_json(records.jobs_path(workdir), jobs)
+                if stopped():
+                    raise signals.interruption()
+        _submit_results(jobs, workdir, parameters)
+    except slurm_submission.Refused as error:
+        raise errors.InputError(
+            f"{error}; {len(jobs)} phases are in the queue; run the same command again for what is "
+            "missing"
+        ) from error
+
+
+def _submit_results(jobs: dict[str, str], workdir: Path, parameters: Mapping[str, Any]) -> None:
+    """Submit the last job, which waits for all of `jobs`, and add it to them."""
     cheap = {k: v for k, v in parameters.items() if "gpu" not in k and k != "gres"}
-    last = _executor(submitit, folder, cheap, sorted(set(jobs.values())), "w2s-results")
-    jobs[RESULTS] = last.submit(finish, root).job_id
+    waits, name = slurm_submission.dependency(jobs.values(), jobs.values()), "w2s-results"
+    if len(waits) > slurm_submission.LONGEST_DEPENDENCY:
+        # After all jobs of the same name.
+        waits, name = "singleton", slurm_submission.job_name(workdir)
+    for (job,) in slurm_submission.submit(
+        workdir / "slurm", cheap, waits, name, finish_job, [str(workdir.absolute())]
+    ):
+        jobs[RESULTS] = job
     write_json(records.jobs_path(workdir), jobs)
-    return jobs
-
-
-def _executor(
-    submitit: ModuleType,
-    folder: Path,
-    parameters: Mapping[str, Any],
-    before: Sequence[str],
-    name: str,
-) -> Any:
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
-    waits = {"dependency": f"afterany:{':'.join(before)}"} if before else {}
-    executor.update_parameters(**{"job_name": name, **parameters, **waits})
-    return executor
 
 
 class PhaseJob:
@@ -258,23 +262,52 @@ class PhaseJob:
         Slurm announces the time limit by a signal that submitit chooses. SIGTERM announces a
         preemption, after which Slurm itself queues the job again, or a cancellation.
         """
-        number = _submitit().JobEnvironment()._usr_sig()
+        number = slurm_submission.submitit().JobEnvironment()._usr_sig()
         again, asked = signal.getsignal(number), list[int]()
         signal.signal(number, lambda number, _: asked.append(number))
         try:
             return work(self.workdir, names, should_stop=lambda: bool(asked))
-        except errors.Interrupted:
+        except errors.Interrupted as error:
             if asked and callable(again):
-                again(number, None)
-            raise
+                _queue_again(again, number)
+            _exit(error)
+        except errors.W2SError as error:
+            _exit(error)
 
     def checkpoint(self, names: Sequence[str]) -> Any:
         """Return the job to start again: the same, as the state is in the phase's folder."""
-        return _submitit().helpers.DelayedSubmission(self, names)
+        return slurm_submission.submitit().helpers.DelayedSubmission(self, names)
+
+
+def _queue_again(again: Callable[[int, None], Any], number: int) -> None:
+    """Call submitit's handler, which ends the process unless Slurm refuses."""
+    try:
+        again(number, None)
+    except Exception as error:
+        _exit(
+            errors.Interrupted(
+                f"Slurm does not queue this job again ({errors.first_line(error)}); the state is "
+                "saved: run the same w2s sweep command to resume"
+            )
+        )
+
+
+def _exit(error: errors.W2SError) -> NoReturn:
+    """End a job with one line; submitit would add the traceback of an exception."""
+    print(f"w2s: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_status)
+
+
+def finish_job(workdir: str) -> None:
+    """The last job: `finish`, with one line for an error."""
+    try:
+        finish(workdir)
+    except errors.W2SError as error:
+        _exit(error)
 
 
 def finish(workdir: str, console: Console | None = None) -> None:
-    """The last job: write the results of all complete runs, and the report.
+    """Write the results of all complete runs, and the report.
 
     Raises:
       SweepFailed: some phases have failed.
@@ -300,13 +333,3 @@ def _queued(workdir: Path) -> dict[str, str]:
         raise errors.InputError(f"--executor=slurm: squeue: {' '.join(message.split())}") from error
     alive = set(found.stdout.split())
     return {name: job for name, job in jobs.items() if job in alive}
-
-
-def _submitit() -> ModuleType:
-    try:
-        import submitit
-    except ImportError as error:
-        raise errors.InputError(
-            "--executor=slurm needs submitit; install it with pip install 'w2s_jax[slurm]'"
-        ) from error
-    return submitit

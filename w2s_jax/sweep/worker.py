@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from w2s_jax.config import MeshSettings
-from w2s_jax.core import errors, signals, terminal
+from w2s_jax.core import accelerators, errors, signals, terminal
 from w2s_jax.execution import execute, printing
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved
@@ -40,6 +40,7 @@ def work(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     console: Console | None = None,
+    check_devices: Callable[[], None] = accelerators.check_slurm,
 ) -> dict[str, str]:
     """Run phases of a sweep, each once its parents are complete.
 
@@ -51,6 +52,8 @@ def work(
       names: the phases.
       should_stop: called at boundaries; returns whether to stop. Signals stop the work as well.
       console: where to print.
+      check_devices: raises `accelerators.NotSeen` if JAX does not see this process's accelerators;
+        the phases then fail.
 
     Returns:
       phase -> its state afterwards, one of `records.STATES`.
@@ -73,9 +76,15 @@ def work(
         chosen = [plan.phases[name] for name in names]
         worker.await_parents(chosen)
         missing = [phase for phase in chosen if not plan.folder(phase.name).complete]
-        if missing:
-            worker.make_contexts(missing)
-        worker.run_phases(missing)
+        try:
+            if missing:
+                check_devices()
+        except accelerators.NotSeen as error:
+            worker.fail(missing, error)
+        else:
+            if missing:
+                worker.make_contexts(missing)
+            worker.run_phases(missing)
     states = records.states(plan.store, plan.parents)
     return {name: states[name] for name in names}
 
@@ -153,6 +162,16 @@ class Worker:
             shape = sharding.make_mesh(settings).devices.shape
             printing.check_mesh(alike, shape, self.console)
 
+    def fail(self, chosen: Sequence[Phase], error: Exception) -> None:
+        """Record the phases that would be run now as failed."""
+        first = len(self.plan.phases) - len(chosen) + 1
+        for number, phase in enumerate(chosen, first):
+            folder = self.plan.folder(phase.name)
+            with artifacts.claim_if_free(folder) as claimed:
+                if claimed and self._is_ready(phase) and not self._is_over(phase.name):
+                    records.write_failure(folder, error)
+                    print_outcome(self.plan, phase, number, self.console)
+
     def await_parents(self, chosen: Sequence[Phase]) -> None:
         """Wait for the results of parents while others run them, or else for a short time.
 
@@ -198,7 +217,7 @@ class Worker:
                 )
                 is_waiting = True
             if self.stopped():
-                raise errors.Interrupted("stopped by a signal; run the same command to resume")
+                raise signals.interruption()
             if is_waiting:
                 time.sleep(POLL_SECONDS)
 

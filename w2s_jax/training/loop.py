@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2s_jax.core import errors, processes, watchdog
+from w2s_jax.core import errors, processes, signals, watchdog
 from w2s_jax.profiling.compilation import compile_clock
 from w2s_jax.sharding import put
 from w2s_jax.store.trees import abstract, free
@@ -160,9 +160,8 @@ def train(
                 laps.mark("evaluation")
             if should_stop():
                 _save(run, data, checkpoints, wait=True)
-                raise errors.Interrupted(
-                    f"interrupted at step {run.done} of {schedule.total_steps}, state saved; run "
-                    "the same command to resume"
+                raise signals.interruption(
+                    f"at step {run.done} of {schedule.total_steps}, state saved"
                 )
             if checkpoints is not None:
                 with _stalled(run.stats):
