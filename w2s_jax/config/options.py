@@ -106,9 +106,10 @@ class Option:
         names = not self.default or isinstance(self.default[0], str)
         for value in values if names else ():
             if not isinstance(value, str):
-                raise errors.InputError(
-                    f"{field}: {value!r} is a {type(value).__name__}; list names, e.g. ('a', 'b')"
-                )
+                advice = "list names, e.g. ('a', 'b')"
+                if isinstance(value, Mapping):
+                    advice += "; config.with_labels names mappings"
+                raise errors.InputError(f"{field}: {value!r} is a {type(value).__name__}; {advice}")
         for value in values if self.choices else ():
             choice(field, value, self.choices)
         return values

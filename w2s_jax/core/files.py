@@ -239,10 +239,12 @@ def refuse_unwritable(folder: Path, field: str) -> None:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir():
         raise InputError(f"{field}: {folder}: {existing} is a file; choose another folder")
+    before = existing.stat()
     try:
         # Permissions do not tell of read-only mounts, quotas or /proc.
         with tempfile.TemporaryDirectory(prefix=".w2s-", dir=existing):
             pass
+        os.utime(existing, ns=(before.st_atime_ns, before.st_mtime_ns))
     except OSError as error:
         # A full disk is reported when it matters: a finished run needs no space.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
