@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from w2s_jax.core import errors, library_logs, processes, signals, terminal
+from w2s_jax.core import accelerators, errors, library_logs, processes, signals, terminal
 
 #: Commands that accept --config.FIELD=VALUE.
 _WITH_FIELDS = ("run", "sweep", "bench", "compile")
@@ -21,6 +21,7 @@ _WITH_FIELDS = ("run", "sweep", "bench", "compile")
 @library_logs.diverts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
+    accelerators.ignore_compiler_of_gpus()
     # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)

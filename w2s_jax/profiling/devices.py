@@ -4,7 +4,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _TPU = {
     # `jax.Device.device_kind` -> bfloat16 FLOP/s of a device (of v2, v3 and 7x half a chip).
@@ -40,6 +40,16 @@ _NVIDIA: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
     (("V100",), None, 15.7e12),
     (("T4",), None, 8.1e12),
 )
+
+
+class Rates(Protocol):
+    """Bytes per second of a chip: of its main memory, and sent to others over all links."""
+
+    @property
+    def memory(self) -> float: ...
+
+    @property
+    def links(self) -> float: ...
 
 
 @dataclass(frozen=True)

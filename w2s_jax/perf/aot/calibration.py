@@ -69,14 +69,14 @@ def shares(slice_name: str) -> dict[str, float]:
     import jax
 
     from w2s_jax.perf.aot import compiler, hlo
-    from w2s_jax.perf.aot.clock import Clock
+    from w2s_jax.perf.aot.clocks import TpuClock
     from w2s_jax.profiling import devices
 
     device = compiler.devices_of(topology.find(slice_name))[0]
     chip = devices.chip(device.device_kind)
     peak = devices.peak_flops(device.device_kind, "bfloat16")
     assert chip is not None and peak is not None
-    clock = Clock(chip, peak, [(0, 0)], (1, 1))
+    clock = TpuClock(chip, peak, [(0, 0)], (1, 1))
     sharding = jax.sharding.SingleDeviceSharding(device)
     found = {}
     for name, (function, shapes, limit) in _operations().items():
@@ -97,7 +97,7 @@ def shares(slice_name: str) -> dict[str, float]:
 
 def main() -> int:
     """Print the table."""
-    topology.check_compiler()
+    topology.check_compiler(topology.find(SLICES[0]))
     every = {name: shares(name) for name in SLICES}
     print(f"| best possible time / estimate | {' | '.join(n.partition(':')[0] for n in SLICES)} |")
     print("|---" * (len(SLICES) + 1) + "|")
@@ -109,7 +109,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     # JAX reads these variables when it is first imported.
-    os.environ |= topology.environment()
+    os.environ |= topology.environment(topology.find(SLICES[0]))
     try:
         sys.exit(main())
     except errors.W2SError as error:

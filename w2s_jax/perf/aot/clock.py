@@ -1,21 +1,20 @@
 """The time of a compiled program by the compiler's estimates. No JAX.
 
-The TPU compiler writes the cycles that it expects into most operations. This module follows the
-schedule of the program, adds these up, and lets copies and collectives that run beside them end
-when they must. Operations without an estimate, such as kernels and all collectives, take the time
-of a roofline. The result is an estimate, not a measurement.
+The compilers write the time that they expect into most operations. This module follows the schedule
+of the program, adds these up, and lets copies and collectives that run beside them end when they
+must. Operations without an estimate, such as kernels, take the time of a roofline. The result is an
+estimate, not a measurement.
 """
 
 import math
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from w2s_jax.perf.aot.collectives import channel_of, group_of, measure, within
+from w2s_jax.perf.aot.collectives import channel_of, within
 from w2s_jax.perf.aot.hlo import ArrayShape, Module, Operation
 from w2s_jax.perf.aot.hlo_sizes import hbm_bytes, product_flops
 from w2s_jax.perf.aot.parts import COLLECTIVES, COPIES, origin, part_of, pass_of
-from w2s_jax.profiling.devices import Chip
 
 # Operations that take no time: views, bookkeeping, and reserved memory.
 _FREE = {
@@ -30,9 +29,6 @@ _FREE_CALLS = {
 _COPY_STARTS = ("copy-start", "slice-start", "dynamic-slice-start")
 _COPY_ENDS = ("copy-done", "slice-done", "dynamic-slice-done")
 _COPY_ENGINE = "copy engine"
-
-#: Seconds of a hop between neighbouring chips (How to Scale Your Model, chapter on TPUs).
-HOP = 1e-6
 
 
 @dataclass(frozen=True)
@@ -158,25 +154,32 @@ class _Timeline:
         return waited + seconds
 
 
-class Clock:
-    """Estimates the time of programs on the chips of a slice.
+class Clock(ABC):
+    """Estimates the time of programs on a kind of chip; `clocks` has one for each kind.
 
     Args:
-      chip: rates of a chip.
       peak: FLOP/s of a chip in matrix products.
-      coordinates: of each chip on the torus, in the order of the program's partitions.
-      torus: chips along each axis.
+      memory: bytes per second of its main memory.
     """
 
-    def __init__(
-        self,
-        chip: Chip,
-        peak: float,
-        coordinates: Sequence[tuple[int, ...]],
-        torus: Sequence[int],
-    ):
-        self.chip, self.peak = chip, peak
-        self.coordinates, self.torus = tuple(coordinates), tuple(torus)
+    #: Whether the compiler states the time of collectives.
+    states_collectives = False
+
+    def __init__(self, peak: float, memory: float):
+        self.peak, self.memory = peak, memory
+
+    @abstractmethod
+    def stated(self, op: Operation, *, product: bool) -> float | None:
+        """Return the compiler's estimate of an operation in seconds; None: it makes none."""
+
+    @abstractmethod
+    def collective(self, op: Operation, *, scattered: bool) -> tuple[float, str]:
+        """Return the seconds of a collective alone, and the name of the links that it uses.
+
+        Args:
+          op: the collective.
+          scattered: see `collectives.within`.
+        """
 
     def estimate(self, module: Module) -> Estimate:
         """Return the estimated time of one run; a loop over steps counts as one step."""
@@ -214,7 +217,8 @@ class Clock:
     def _excess(self, op: Operation, resource: str, times: int, seconds: float) -> Timed:
         part = COPIES if resource == _COPY_ENGINE else COLLECTIVES
         name = op.op_name
-        return Timed(op, times, part, pass_of(name), name, times * seconds, 0.0, 0.0, True)
+        guessed = part != COLLECTIVES or not self.states_collectives
+        return Timed(op, times, part, pass_of(name), name, times * seconds, 0.0, 0.0, guessed)
 
     def _operation(
         self, module: Module, where: str, op: Operation, times: int, line: _Timeline
@@ -222,7 +226,7 @@ class Clock:
         """Advance the timeline by an operation, and return its time, if any."""
         if op.opcode in _COPY_STARTS:
             size = op.shapes[0] if op.opcode == "copy-start" else _smallest(op.shapes)
-            line.start(op, op.name, _COPY_ENGINE, size.bytes / self.chip.memory)
+            line.start(op, op.name, _COPY_ENGINE, size.bytes / self.memory)
             return []
         waited = alone = ideal = 0.0
         if op.opcode in _COPY_ENDS:
@@ -252,7 +256,7 @@ class Clock:
                 seconds=times * waited,
                 ideal=times * ideal,
                 alone=times * alone,
-                guessed=True,
+                guessed=part != COLLECTIVES or not self.states_collectives,
             )
         ]
 
@@ -260,8 +264,9 @@ class Clock:
         self, module: Module, where: str, op: Operation, times: int, line: _Timeline
     ) -> list[Timed]:
         flops = product_flops(module, op, where) or kernel_flops(op, module.named(where))
-        ideal = max(flops / self.peak, hbm_bytes(module, op, where) / self.chip.memory)
-        seconds = ideal if op.cycles is None else op.cycles / self.chip.hertz
+        ideal = max(flops / self.peak, hbm_bytes(module, op, where) / self.memory)
+        stated = self.stated(op, product=flops > 0)
+        seconds = ideal if stated is None else stated
         line.now += seconds
         if not seconds:
             return []
@@ -276,7 +281,7 @@ class Clock:
                 seconds=times * seconds,
                 ideal=times * ideal,
                 alone=times * seconds,
-                guessed=op.cycles is None,
+                guessed=stated is None,
                 is_product=flops > 0,
             )
         ]
@@ -296,50 +301,23 @@ class Clock:
         """
         targets = {part.target for part in module.within(op)}
         starts = op.opcode.endswith("-start") or "AsyncCollectiveStart" in targets
+        starts = starts and '"is_sync":true' not in op.attributes
+        busy = op.opcode == "fusion" and self.stated(op, product=False) is not None
         works, waited, alone = False, 0.0, 0.0
         for collective, scattered in inner:
             key = op.name if op.opcode.endswith("-start") else f"channel {channel_of(collective)}"
             if "AsyncCollectiveDone" in targets:
                 waited += line.wait(key)
-            elif key in line.ends or (op.cycles is not None and not starts):
+            elif key in line.ends or (busy and not starts):
                 works = True  # a fusion that goes on with what another has started
             else:
-                seconds, resource = self._links(collective, scattered)
+                seconds, resource = self.collective(collective, scattered=scattered)
                 alone += seconds
                 if starts:
                     line.start(op, key, resource, seconds)
                 else:
                     waited += line.block(op, seconds)
-        return works or (starts and op.cycles is not None), waited, alone
-
-    def _links(self, op: Operation, scattered: bool) -> tuple[float, str]:
-        """Return the time of a collective alone, and the links that it uses."""
-        chips = len(self.coordinates)
-        _, found = measure(op, chips, scattered=scattered)
-        if op.opcode.startswith("collective-permute"):
-            pairs = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", op.attributes)]
-            hops = max((self._distance(*pair) for pair in pairs), default=1)
-            source, target = pairs[0] if pairs else (0, 1)
-            resource = "forwards" if (target - source) % chips <= chips // 2 else "backwards"
-            return found.moved_bytes / self.chip.link + HOP * hops, resource
-        links, hops = 0, 0
-        members = [self.coordinates[member] for member in group_of(op, chips)]
-        for axis, size in enumerate(self.torus):
-            length = len({place[axis] for place in members})
-            if length > 1:
-                ring = length == size and self.chip.wraps(size)
-                links += 2 if ring else 1
-                hops += length // 2 if ring else length - 1
-        return found.moved_bytes / (max(links, 1) * self.chip.link) + HOP * hops, "all links"
-
-    def _distance(self, one: int, other: int) -> int:
-        """Return the number of links between two chips."""
-        total = 0
-        places = zip(self.coordinates[one], self.coordinates[other], self.torus, strict=True)
-        for a, b, size in places:
-            away = abs(a - b)
-            total += min(away, size - away) if self.chip.wraps(size) else away
-        return total
+        return works or (starts and busy), waited, alone
 
 
 def _smallest(shapes: Sequence[ArrayShape]) -> ArrayShape:

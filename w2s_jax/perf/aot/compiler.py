@@ -4,7 +4,6 @@ import re
 import time
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from w2s_jax import sharding
@@ -12,7 +11,8 @@ from w2s_jax.config import MeshSettings
 from w2s_jax.core import errors
 from w2s_jax.core.errors import first_line
 from w2s_jax.perf.aot import hlo
-from w2s_jax.perf.aot.clock import Clock, Estimate
+from w2s_jax.perf.aot.clock import Estimate
+from w2s_jax.perf.aot.clocks import GpuClock, TpuClock
 from w2s_jax.perf.aot.collectives import collectives
 from w2s_jax.perf.aot.costs import CompiledProgram
 from w2s_jax.perf.aot.programs import Program
@@ -32,10 +32,11 @@ def devices_of(topology: Topology) -> list[Any]:
     """
     from jax.experimental import topologies
 
+    platform: dict[str, Any] = {"platform": "tpu", "topology_name": topology.name}
+    if topology.gpu is not None:
+        platform = {"platform": "cuda"}
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **topology.options
-        )
+        found = topologies.get_topology_desc(**platform, **topology.options)
     except Exception as error:  # the plugin may raise anything
         raise errors.InputError(
             f"--topology: the compiler does not support {topology.name} ({first_line(error)})"
@@ -56,7 +57,7 @@ def mesh_on(devices: list[Any], settings: MeshSettings, topology: Topology) -> M
             raise
         raise errors.InputError(
             f"mesh: data={settings.data}, fsdp={settings.fsdp}, tensor={settings.tensor} cannot be "
-            f"mapped to the torus {topology.name}; use sizes that are products of its dimensions"
+            f"mapped to {topology.name}; use sizes that are products of its dimensions"
         ) from error
 
 
@@ -75,8 +76,13 @@ def compile_program(
     try:
         with sharding.over(mesh):
             compiled = program.function.lower(*program.args).compile()
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # JaxRuntimeError is one
         text = str(error)
+        if "cuDNN" in text:
+            raise errors.InputError(
+                f"{program.title}: the attention is cuDNN's; to compile it, install its package: "
+                "pip install nvidia-cudnn-cu12 (700 MB)"
+            ) from error
         if "RESOURCE_EXHAUSTED" not in text:
             raise RuntimeError(
                 f"{program.title}: the compiler failed: {first_line(error)}"
@@ -99,9 +105,18 @@ def compile_program(
         code,
         collectives(module, program.chips),
         _estimate(module, program, mesh, topology),
+        attention=_attention(module),
         peak=arguments + temporaries + code,
     )
     return report, seconds
+
+
+def _attention(module: hlo.Module) -> str:
+    """Return the kernel of `attention_kernels.KERNELS` that a program uses."""
+    kernels = module.kernels()
+    if "tpu_custom_call" in kernels:
+        return "splash"
+    return "cudnn" if any("fmha" in kernel for kernel in kernels) else "xla"
 
 
 def _estimate(
@@ -110,14 +125,18 @@ def _estimate(
     """Return the estimated time of a program; None where the rates of the chip are unknown."""
     partitions = list(mesh.devices.flat)
     kind = partitions[0].device_kind
-    chip, peak = devices.chip(kind), devices.peak_flops(kind, program.train.compute_dtype)
-    if chip is None or peak is None:
+    peak = devices.peak_flops(kind, program.train.compute_dtype)
+    if peak is None:
+        return None
+    if topology.gpu is not None:
+        return GpuClock(topology.gpu, peak, program.chips).estimate(module)
+    chip = devices.chip(kind)
+    if chip is None:
         return None
     if program.chips == 1:
         partitions = partitions[:1]
-    torus = tuple(int(size) for size in topology.name.partition(":")[2].split("x"))
-    places = [tuple(device.coords)[: len(torus)] for device in partitions]
-    return Clock(chip, peak, places, torus).estimate(module)
+    places = [tuple(device.coords)[: len(topology.sizes)] for device in partitions]
+    return TpuClock(chip, peak, places, topology.sizes).estimate(module)
 
 
 def needed_bytes(text: str, arguments: int) -> int:

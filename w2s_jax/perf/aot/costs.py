@@ -9,7 +9,7 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.aot.clock import Estimate
 from w2s_jax.perf.aot.collectives import Collectives
 from w2s_jax.perf.aot.programs import Program
-from w2s_jax.profiling.devices import Chip
+from w2s_jax.profiling.devices import Rates
 
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
@@ -23,6 +23,7 @@ class CompiledProgram:
         argument's memory.
       collectives: collectives of one run, by kind.
       estimate: its estimated time; None: the program does not fit, or the chip is unknown.
+      attention: what computes attention: 'xla', 'cudnn' or 'splash'; '' if unknown.
       rejection: the compiler's message if the program does not fit, otherwise ''.
       peak: total memory; for a rejected program, what it would need as far as the compiler reports.
     """
@@ -32,6 +33,7 @@ class CompiledProgram:
     code: int
     collectives: Mapping[str, Collectives]
     estimate: Estimate | None = None
+    attention: str = ""
     rejection: str = ""
     peak: int = 0
 
@@ -148,7 +150,7 @@ class TimeBound:
 
 
 def roofline(
-    program: Program, shape: Shape, peak: float, chip: Chip, *, remat: bool, microbatches: int
+    program: Program, shape: Shape, peak: float, chip: Rates, *, remat: bool, microbatches: int
 ) -> float:
     """Estimate the seconds of a program on a mesh without compiling it, to order meshes by time.
 
@@ -192,7 +194,7 @@ def time_bound(
     program: Program,
     collectives: Mapping[str, Collectives],
     peak: float,
-    chip: Chip,
+    chip: Rates,
     tensor: int,
 ) -> TimeBound:
     """Return a lower bound on the time of one run of a program: a step, or a label batch.

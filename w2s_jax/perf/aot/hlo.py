@@ -143,6 +143,10 @@ class Module:
             self._named[computation] = {op.name: op for op in self.computations[computation]}
         return self._named[computation]
 
+    def kernels(self) -> set[str]:
+        """Return the targets of all custom calls of the program."""
+        return {op.target for ops in self.computations.values() for op in ops if op.target}
+
     def called(self, op: Operation) -> str | None:
         """Return the computation of a fusion, call or reduction; None for other operations."""
         found = _CALLED.search(op.attributes)
@@ -167,6 +171,8 @@ class Module:
         The loop over the steps of a training block has a bound that is an argument: it counts as
         one iteration.
         """
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(known[1])
         condition, body = loop.attribute("condition"), loop.attribute("body")
         assert condition is not None and body is not None
         tests = self.named(condition)

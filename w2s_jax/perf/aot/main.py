@@ -7,6 +7,7 @@ A process of its own is needed because JAX reads the environment for the absent 
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -31,7 +32,7 @@ def run(request: dict[str, Any]) -> int:
     Raises:
       InputError: the slice, the config or a name in it is unknown, or the compiler is missing.
     """
-    topology.find(request["topology"])
+    slice_ = topology.find(request["topology"])
     search_for = request["search"]
     if search_for not in (None, *search.GOALS):
         raise errors.unknown("--search", search_for, search.GOALS)
@@ -39,10 +40,20 @@ def run(request: dict[str, Any]) -> int:
         if request[name] is not None and request[name] < 1:
             raise errors.InputError(f"--{name}: {request[name]}; allowed: at least 1")
     validate(load_config(request["config"], request["overrides"]))
-    topology.check_compiler()
+    topology.check_compiler(slice_)
     command = [sys.executable, "-m", "w2s_jax.perf.aot.main", json.dumps(request)]
-    status = subprocess.run(command, env=os.environ | topology.environment()).returncode
-    return status if status >= 0 else 1
+    with subprocess.Popen(
+        command, env=os.environ | topology.environment(slice_), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if not _OF_COMPILER.match(line):
+                print(line, end="", file=sys.stderr, flush=True)
+    return process.returncode if process.returncode >= 0 else 1
+
+
+# Lines that the compilers' libraries log, whatever the log level: that there is no GPU.
+_OF_COMPILER = re.compile(r"[IWE]\d{4} [\d:. ]+|WARNING: All log messages before absl")
 
 
 def main(request: dict[str, Any]) -> int:

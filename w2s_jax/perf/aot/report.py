@@ -20,6 +20,7 @@ def lines(
     *,
     needed: int,
     device_kind: str,
+    rates: devices.Rates | None,
     shape: tuple[int, int, int],
 ) -> list[str]:
     """Return the lines of a program's report.
@@ -29,6 +30,7 @@ def lines(
       seconds: compile time.
       needed: bytes per chip while it runs, including arrays that are not its arguments.
       device_kind: kind of the chips.
+      rates: bandwidths of a chip, if known.
       shape: shape of the mesh.
     """
     micro, rows, length = program.shape
@@ -51,11 +53,11 @@ def lines(
     if compiled.rejection:
         return found
     found.append(f"  collectives: {_collectives(compiled)}")
+    found.append(f"  attention: {_ATTENTION[compiled.attention]}")
     peak = devices.peak_flops(device_kind, program.train.compute_dtype)
-    chip = devices.chip(device_kind)
-    if peak is None or chip is None:
+    if peak is None or rates is None:
         return found
-    least = costs.time_bound(program, compiled.collectives, peak, chip, shape[2])
+    least = costs.time_bound(program, compiled.collectives, peak, rates, shape[2])
     found.append(
         f"  {program.flops / 1e12:.3g} model TFLOP; at least {1e3 * least.seconds:.3g} ms, bound "
         f"by {least.by} (compute {1e3 * least.compute:.3g}, memory {1e3 * least.memory:.3g}, "
@@ -65,6 +67,8 @@ def lines(
         found += _times(program, compiled.estimate, peak)
     return found
 
+
+_ATTENTION = {"xla": "XLA's operations", "cudnn": "cuDNN's kernel", "splash": "Splash's kernel"}
 
 #: Operations that a report lists.
 LONGEST = 10

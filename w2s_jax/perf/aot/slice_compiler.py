@@ -43,6 +43,8 @@ class SliceCompiler:
         self.slice = slice_
         self.devices = compiler.devices_of(slice_)
         self.host = compiler.devices_of(topology.host_of(slice_))
+        self.kind = self.devices[0].device_kind
+        self.rates = slice_.gpu or devices.chip(self.kind)
         self.done: dict[Any, tuple[Any, float]] = {}
 
     def programs(self, resolved: Resolved) -> MeshPrograms:
@@ -93,17 +95,24 @@ class SliceCompiler:
     def show(self, program: Program, run: MeshPrograms) -> None:
         """Print the report on a program."""
         compiled, seconds = self.compiled(program, run)
-        needed, kind = self.needed(program, run), self.devices[0].device_kind
         for line in report.lines(
-            program, compiled, seconds, needed=needed, device_kind=kind, shape=run.shape
+            program,
+            compiled,
+            seconds,
+            needed=self.needed(program, run),
+            device_kind=self.kind,
+            rates=self.rates,
+            shape=run.shape,
         ):
             print(line, flush=True)
 
     def record(self, program: Program, run: MeshPrograms) -> dict[str, Any]:
         """Return a program's entry of the file of `--json`."""
         compiled, _ = self.compiled(program, run)
-        needed, kind = self.needed(program, run), self.devices[0].device_kind
-        return report.record(program, compiled, needed=needed, device_kind=kind, shape=run.shape)
+        needed = self.needed(program, run)
+        return report.record(
+            program, compiled, needed=needed, device_kind=self.kind, shape=run.shape
+        )
 
     def seconds(self, program: Program, run: MeshPrograms) -> float | None:
         """Return the compiler's estimate of the time of a program; None: there is none."""
@@ -112,15 +121,15 @@ class SliceCompiler:
 
     def roofline(self, program: Program, options: search.MemoryOptions) -> float:
         """Return the seconds of a program with other options, by formula."""
-        kind, chips = self.devices[0].device_kind, self.slice.chips
-        chip, peak = devices.chip(kind), devices.peak_flops(kind, program.train.compute_dtype)
-        if chip is None or peak is None:
-            raise errors.InputError(f"--search=time: the rates of {kind} are unknown")
+        chips = self.slice.chips
+        peak = devices.peak_flops(self.kind, program.train.compute_dtype)
+        if self.rates is None or peak is None:
+            raise errors.InputError(f"--search=time: the rates of {self.kind} are unknown")
         return costs.roofline(
             program,
             (chips // (options.fsdp * options.tensor), options.fsdp, options.tensor),
             peak,
-            chip,
+            self.rates,
             remat=options.remat == "block",
             microbatches=program.train.batch_size // options.microbatch_size,
         )

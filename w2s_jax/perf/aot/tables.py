@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--formula", action="store_true", help="use the memory formula only")
     parser.add_argument("--cache", type=Path, help="keep cells in this JSON file")
     options = parser.parse_args()
-    topology.check_compiler()
+    topology.check_compiler(topology.find(SLICES[0]))
     slices = options.slices.split(",")
     lines = table(
         options.recipe, options.models, slices, options.cache, compiles=not options.formula
@@ -146,7 +146,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     # JAX reads these variables when `cell` first imports it.
-    os.environ |= topology.environment()
+    os.environ |= topology.environment(topology.find(SLICES[0]))
     try:
         sys.exit(main())
     except errors.W2SError as error:
