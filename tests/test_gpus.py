@@ -27,9 +27,8 @@ def test_gpus_are_found_by_name_hosts_and_count():
     "name,message",
     [
         ("h100:3", r"unknown value 'h100:3' \(did you mean 'h100:8'\?\)"),
-        ("h10:8", r"did you mean 'h100:8'"),
         ("l4:8", r"no description of the GPU 'l4' for the compiler; allowed: a100, h100, "),
-        ("v5e:4x5", r"did you mean 'v5e:4x4'"),
+        ("v5e:4x5", r"did you mean 'v5e:4x8'"),
         ("", r"unknown value ''"),
     ],
 )
@@ -49,12 +48,12 @@ def test_descriptions_agree_with_the_stated_peaks(name):
     """2 operations per multiply-add, 4 tensor cores per multiprocessor."""
     gpu = gpus.GPUS[name]
     peak = 2 * gpu.matrix_ops * 4 * gpu.cores * gpu.matrix_hertz
-    assert peak == pytest.approx(devices.peak_flops(gpu.kind, "bfloat16"), rel=0.01)
+    assert peak == pytest.approx(devices.peak_flops(gpu.kind, "bfloat16"), rel=0.02)
     text = gpus.description(gpu)
     assert f"device_memory_size: {gpu.size}" in text and f'"{gpu.kind}"' in text
     assert text.count("{") == text.count("}")
-    # NVLink, one way: 300 GB/s for A100, 450 for Hopper.
-    assert gpu.links == {"a100": 300e9}.get(name, 450e9)
+    # NVLink, one way: half of what is stated for both ways.
+    assert 2 * gpu.links == {"a100": 600e9, "b200": 1800e9}.get(name, 900e9)
 
 
 def costs(**models):

@@ -4,6 +4,7 @@ XLA's GPU compiler takes a description of the device as text. Figures are those 
 specifications; memory is what a CUDA device of that name reports.
 """
 
+import importlib.machinery
 import importlib.util
 import os
 import re
@@ -174,7 +175,8 @@ device_description_str: "{gpu.kind}"
 
 def compiler_folder() -> Path | None:
     """Return the folder of the CUDA compiler's package; None: it, or JAX's plugin, is missing."""
-    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+    # Asks the path, since `accelerators.ignore_compiler_of_gpus` hides the plugin from imports.
+    if importlib.machinery.PathFinder.find_spec("jax_cuda12_plugin") is None:
         return None
     nvidia = importlib.util.find_spec("nvidia")
     for place in (nvidia.submodule_search_locations or ()) if nvidia is not None else ():
