@@ -320,17 +320,20 @@ def _add_compile(commands: Any) -> None:
     """Add `w2s compile`."""
     compile_ = commands.add_parser(
         "compile",
-        help="check whether a run fits on a TPU slice, without a TPU",
-        description="Compile a run for a TPU slice and report memory, collectives and the "
-        "compiler's estimate of the time of a step, by part. Needs the package libtpu, but no "
-        "TPU. Exit status 1: does not fit.",
+        help="check whether a run fits on a TPU slice or on GPUs, without one",
+        description="Compile a run for a TPU slice or for GPUs, and report memory, collectives and "
+        "the compiler's estimate of the time of a step, by part. Needs a compiler (the extra tpu "
+        "or cuda-compiler), but no device. Exit status 1: does not fit.",
         allow_abbrev=False,
         epilog="Models that w2s models lists are not downloaded. With --documents and --tokens "
         "no data is needed either. --config.FIELD=VALUE overrides a field of the config.",
     )
     compile_.add_argument("--config", required=True, metavar="FILE", help="recipe: configs/*.py")
     compile_.add_argument(
-        "--topology", required=True, metavar="NAME", help="v5e:4x4, or its product name, v5e-16"
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v5e:4x4, or its product name, v5e-16; h100:8, or h100:2x8 for two hosts",
     )
     compile_.add_argument(
         "--documents", type=int, metavar="N", help="number of synthetic documents"
