@@ -275,7 +275,7 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
         plan(resolved), resolved, mesh, 16 * GIB, list(mesh.devices.flat)
     )
     assert left_out == []
-    step = next(p for p in found if p.trains and p.role == "strong")
+    step = next(p for p in found if p.trains and "strong.train" in p.sections)
     model = ladders.find("gpt2").config()
     # gpt2's width of 768 is split by 4; biases of queries, keys, values and the MLP are not split.
     whole = 12 * (3 * 768 + 3072)
@@ -345,7 +345,7 @@ def test_the_lower_bound_on_the_time_of_a_step_is_its_slowest_part():
     from w2s_jax.perf.aot import costs, programs
 
     program = programs.Program(
-        title="t", role="strong", trains=True, key=0, function=None, args=(),
+        title="t", sections=("strong.train",), trains=True, key=0, function=None, args=(),
         parts={"parameters": 400, "optimiser": 800}, beside={}, chips=4,
         train=TrainSettings(compute_dtype="bfloat16", remat="block"),
         model=ladders.find("gpt2").config(), flops=9000.0, tokens=100.0, slots=120,

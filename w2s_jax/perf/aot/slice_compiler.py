@@ -141,17 +141,19 @@ class SliceCompiler:
 
         Options whose mesh the torus does not have are left out.
         """
-        role = "strong" if program.role.startswith("middle") else program.role
-        section = f"{role}.{'pretrain' if program.loss is None and program.trains else 'train'}"
         current = search.current_options(program.train, run.shape)
         fill = [] if run.resolved.settings.mesh.data == -1 else ["--config.mesh.data=-1"]
         for one in options:
-            settings = search.apply_options(run.resolved.settings, section, one)
+            settings = run.resolved.settings
+            overrides: dict[str, None] = {}
+            for section in program.sections:
+                settings = search.apply_options(settings, section, one)
+                overrides |= dict.fromkeys(one.overrides(section, current))
             try:
                 other = self.programs(dataclasses.replace(run.resolved, settings=settings))
             except errors.InputError:
                 continue
-            yield one.overrides(section, current) + fill, other
+            yield [*overrides, *fill], other
 
     def smaller(self, program: Program, run: MeshPrograms) -> Iterator[search.MemoryOptions]:
         """Yield options with which a program needs less memory (see `search.candidates`)."""
