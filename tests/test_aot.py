@@ -13,7 +13,7 @@ from w2s_jax.config import MeshSettings, TrainSettings, default_config
 from w2s_jax.config.validation import validate
 from w2s_jax.core import errors
 from w2s_jax.models import budget, ladders
-from w2s_jax.perf.aot import compiler, inputs, search, tables, topology
+from w2s_jax.perf.aot import compiler, hlo, inputs, search, tables, topology
 from w2s_jax.perf.aot.collectives import Collectives, collectives
 from w2s_jax.profiling import devices
 
@@ -47,11 +47,16 @@ HloModule jit_step, is_scheduled=true
   %fusion.1 = (bf16[1,8], bf16[4,8]) fusion(%p), kind=kCustom, calls=%start_fusion
   %fusion.2 = bf16[4,8] fusion(%fusion.1), kind=kCustom, calls=%done_fusion
   %fusion.3 = f32[4] fusion(%fusion.2), kind=kCustom, calls=%all-reduce-scatter.1
-  ROOT %tuple.1 = (s32[], bf16[1,8]) tuple(%fusion.1, %fusion.3)
+  %p.3 = s32[] get-tuple-element(%p), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%p.3, %one)
+  ROOT %tuple.1 = (s32[], bf16[1,8]) tuple(%next, %fusion.3)
 }
 
 %layer_cond (p: (s32[], bf16[1,8])) -> pred[] {
   %three = s32[]{:T(128)} constant(3)
+  %p = (s32[], bf16[1,8]) parameter(0)
+  %p.0 = s32[] get-tuple-element(%p), index=0
   ROOT %lt = pred[] compare(%p.0, %three), direction=LT
 }
 
@@ -85,7 +90,7 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 
 
 def test_collectives_of_a_program_are_counted_with_loops_and_once_when_asynchronous():
-    found = collectives(HLO, chips=8)
+    found = collectives(hlo.parse(HLO), chips=8)
     assert found == {
         # 3 layers, 4 x 8 bfloat16 over the 4 chips of axis x: each chip sends 3/4 of 64 bytes.
         "all-gather": Collectives(3, 3 * 64, 3 * 48),
@@ -99,10 +104,8 @@ def test_collectives_of_a_program_are_counted_with_loops_and_once_when_asynchron
 
 
 def test_a_program_on_one_chip_has_no_collectives():
-    assert (
-        collectives("ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %c = f32[2] copy(%p)\n}\n", 1)
-        == {}
-    )
+    text = "ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %c = f32[2] copy(%p)\n}\n"
+    assert collectives(hlo.parse(text), 1) == {}
 
 
 @pytest.mark.parametrize(
@@ -142,12 +145,15 @@ def test_every_slice_has_peak_rates_and_bandwidths():
     kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
     assert set(kinds) == set(topology.SLICES)
     for generation, kind in kinds.items():
-        bandwidth, peak = devices.bandwidth(kind), devices.peak_flops(kind, "bfloat16")
-        assert bandwidth is not None and peak is not None, generation
+        chip, peak = devices.chip(kind), devices.peak_flops(kind, "bfloat16")
+        assert chip is not None and peak is not None, generation
         # FLOPs per byte above which matmuls are compute-bound: 229 to 574.
-        assert 150 < peak / bandwidth.memory < 600
-        assert bandwidth.links < bandwidth.memory
-    assert devices.bandwidth("NVIDIA H200") is None
+        assert 150 < peak / chip.memory < 600
+        assert chip.links < chip.memory
+        # 2 FLOPs per multiplier and cycle: 4 matrix units of 128 x 128 per core, or 4 of 256 x 256.
+        units = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2}
+        assert 2 * units[generation] * chip.hertz == pytest.approx(peak, rel=2e-3)
+    assert devices.chip("NVIDIA H200") is None
 
 
 def test_the_last_line_shows_what_fits_in_gib():
@@ -269,7 +275,7 @@ def test_the_formula_adds_up_to_shards_gradients_and_activations():
         plan(resolved), resolved, mesh, 16 * GIB, list(mesh.devices.flat)
     )
     assert left_out == []
-    step = next(p for p in found if p.trains and p.role == "strong")
+    step = next(p for p in found if p.trains and "strong.train" in p.sections)
     model = ladders.find("gpt2").config()
     # gpt2's width of 768 is split by 4; biases of queries, keys, values and the MLP are not split.
     whole = 12 * (3 * 768 + 3072)
@@ -339,14 +345,16 @@ def test_the_lower_bound_on_the_time_of_a_step_is_its_slowest_part():
     from w2s_jax.perf.aot import costs, programs
 
     program = programs.Program(
-        title="t", role="strong", trains=True, key=0, function=None, args=(),
+        title="t", sections=("strong.train",), trains=True, key=0, function=None, args=(),
         parts={"parameters": 400, "optimiser": 800}, beside={}, chips=4,
         train=TrainSettings(compute_dtype="bfloat16", remat="block"),
         model=ladders.find("gpt2").config(), flops=9000.0, tokens=100.0, slots=120,
         shape=(1, 4, 30), trained=100, passes=2, loss="xent",
     )  # fmt: skip
     sent = {"all-reduce": Collectives(1, 100, 200)}
-    least = costs.time_bound(program, sent, 1e6, devices.Bandwidth(1e12, 2e3), tensor=1)
+    least = costs.time_bound(
+        program, sent, 1e6, devices.Chip(1.0, 1e12, 1e3, 2, wraps_from=4), tensor=1
+    )
     # 9000 FLOPs, plus a third for recomputation and a fifth for padding, on 4 chips.
     assert least.compute == pytest.approx(9000 * 4 / 3 * 1.2 / 4e6)
     assert least.communication == pytest.approx(0.1)

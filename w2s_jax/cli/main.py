@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from w2s_jax.core import errors, library_logs, processes, signals, terminal
+from w2s_jax.core import accelerators, errors, library_logs, processes, signals, terminal
 
 #: Commands that accept --config.FIELD=VALUE.
 _WITH_FIELDS = ("run", "sweep", "bench", "compile")
@@ -21,6 +21,7 @@ _WITH_FIELDS = ("run", "sweep", "bench", "compile")
 @library_logs.diverts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
+    accelerators.ignore_compiler_of_gpus()
     # We report a failed write once; asyncio would add a traceback for every array.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -252,23 +253,33 @@ def _check_data_options(options: argparse.Namespace) -> None:
         refuse_unwritable(Path(options.to), "--to")
 
 
+def _refuse_json(path: str | None) -> None:
+    """Check that the file of --json can be written, before it is computed."""
+    from pathlib import Path
+
+    from w2s_jax.core.files import refuse_unwritable
+
+    if path is None:
+        return
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise errors.InputError(f"--json: {target}: the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise errors.InputError(f"--json: {target}: is a folder; give a file")
+    refuse_unwritable(target.parent, "--json")
+
+
 def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
     from w2s_jax.config.recipes import load_config
-    from w2s_jax.core.files import refuse_unwritable, write_json
+    from w2s_jax.core.files import write_json
     from w2s_jax.perf import bench
 
     _check_overrides("bench", overrides)
     if overrides and options.config is None:
         raise errors.InputError(f"bench: {overrides[0]} needs a recipe: --config=FILE")
-    target = None if options.json is None else Path(options.json)
-    if target is not None:
-        if not target.parent.is_dir():
-            raise errors.InputError(f"--json: {target}: the folder {target.parent} does not exist")
-        if target.is_dir():
-            raise errors.InputError(f"--json: {target}: is a folder; give a file")
-        refuse_unwritable(target.parent, "--json")
+    _refuse_json(options.json)
     asked = bench.Options(
         model=options.model,
         dtype=options.dtype,
@@ -281,8 +292,8 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
     config = None if options.config is None else load_config(options.config, overrides)
     console = terminal.console()
     records = bench.run(options.what, asked, console, config)
-    if target is not None:
-        write_json(target, {"records": records})
+    if options.json is not None:
+        write_json(Path(options.json), {"records": records})
     return 0
 
 
@@ -290,8 +301,10 @@ def _compile(options: argparse.Namespace, overrides: list[str]) -> int:
     from w2s_jax.perf.aot import main as aot
 
     _check_overrides("compile", overrides)
+    _refuse_json(options.json)
     request = {name: getattr(options, name) for name in ("config", "topology", "search")}
-    request |= {name: getattr(options, name) for name in ("documents", "tokens")}
+    request |= {name: getattr(options, name) for name in ("documents", "tokens", "search_limit")}
+    request["json"] = options.json
     return aot.run(request | {"overrides": overrides})
 
 

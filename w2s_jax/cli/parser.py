@@ -323,25 +323,41 @@ def _add_compile(commands: Any) -> None:
     """Add `w2s compile`."""
     compile_ = commands.add_parser(
         "compile",
-        help="check whether a run fits on a TPU slice, without a TPU",
-        description="Compile a run for a TPU slice and report memory, collectives and a lower "
-        "bound on the time of a step. Needs the package libtpu, but no TPU. Exit status 1: does "
-        "not fit.",
+        help="check whether a run fits on a TPU slice or on GPUs, without one",
+        description="Compile a run for a TPU slice or for GPUs, and report memory, collectives and "
+        "the compiler's estimate of the time of a step, by part. Needs a compiler (the extra tpu "
+        "or cuda-compiler), but no device. Exit status 1: does not fit.",
         allow_abbrev=False,
         epilog="Models that w2s models lists are not downloaded. With --documents and --tokens "
         "no data is needed either. --config.FIELD=VALUE overrides a field of the config.",
     )
     compile_.add_argument("--config", required=True, metavar="FILE", help="recipe: configs/*.py")
     compile_.add_argument(
-        "--topology", required=True, metavar="NAME", help="v5e:4x4, or its product name, v5e-16"
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v5e:4x4, or its product name, v5e-16; h100:8, or h100:2x8 for two hosts",
     )
     compile_.add_argument(
         "--documents", type=int, metavar="N", help="number of synthetic documents"
     )
     compile_.add_argument("--tokens", type=int, metavar="L", help="length of synthetic documents")
     compile_.add_argument(
-        "--search", action="store_true", help="if the run does not fit, look for settings that do"
+        "--search",
+        nargs="?",
+        const="memory",
+        metavar="GOAL",
+        help="memory: if the run does not fit, look for settings that do; time: look for the mesh, "
+        "microbatches and remat policy that take least time (default: memory)",
     )
+    compile_.add_argument(
+        "--search_limit",
+        type=int,
+        default=8,
+        metavar="N",
+        help="settings of a program that --search=time compiles (default: 8)",
+    )
+    compile_.add_argument("--json", metavar="FILE", help="write all figures to a file")
 
 
 def _add_convert(commands: Any) -> None:

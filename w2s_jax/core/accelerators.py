@@ -1,7 +1,10 @@
 """Accelerators that Ray or Slurm gave this process, and whether JAX sees them. Imports no JAX."""
 
+import importlib.util
 import os
 import socket
+import sys
+import types
 from collections.abc import Mapping, Sequence
 
 from w2s_jax.core import errors
@@ -12,6 +15,10 @@ _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES
 _LISTS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 _NO_LIST = ("", "-1", "NoDevFiles")
 _COUNTS = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_NODE", "SLURM_GPUS")
+
+
+#: Files of NVIDIA's driver; the last is that of Windows Subsystem for Linux.
+_DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 
 
 class NotSeen(errors.InputError):
@@ -37,6 +44,24 @@ def given_by_ray(ids: Mapping[str, Sequence[str]]) -> str | None:
       ids: as Ray's `get_accelerator_ids` returns them.
     """
     return next((f"{name} {', '.join(own)}" for name, own in ids.items() if own), None)
+
+
+def ignore_compiler_of_gpus() -> None:
+    """Keep JAX from loading its CUDA plugin if that is here as a compiler alone.
+
+    The extra cuda-compiler installs the plugin without CUDA. Where there is no driver either, all
+    that it could do is to print that.
+    """
+    nvidia = importlib.util.find_spec("nvidia")
+    folders = nvidia.submodule_search_locations if nvidia is not None else None
+    has_cuda = any(os.path.exists(os.path.join(place, "cuda_runtime")) for place in folders or ())
+    if folders is None or has_cuda or any(map(os.path.exists, _DRIVERS)):
+        return
+    plugin = types.ModuleType("jax_plugins.xla_cuda12")
+    vars(plugin)["initialize"] = lambda: None
+    sys.modules.setdefault(plugin.__name__, plugin)
+    # None: an import fails as if the package were not installed, which JAX expects.
+    sys.modules.setdefault("jax_cuda12_plugin", None)  # type: ignore[arg-type]
 
 
 def check(giver: str, given: str | None) -> None:

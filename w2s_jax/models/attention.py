@@ -226,6 +226,7 @@ def rotary_frequencies(config: ModelConfig, *, local: bool = False) -> Array:
     return (1 - kept) * slow + kept * frequency
 
 
+@jax.named_scope("rotary")
 def rotary(x_RLHE: Array, positions_RL: Array, frequency_E: Array) -> Array:
     """Rotate the leading dimensions of each head, two per frequency, in float32 (half-split)."""
     half = frequency_E.shape[0]

@@ -108,7 +108,8 @@ def backend_of(device: Any) -> str:
     """Return 'tpu', 'cpu', 'gpu' (NVIDIA since Ampere, with fused attention) or 'other_gpu'."""
     if device.platform != "gpu":
         return device.platform
-    nvidia = "cuda" in device.client.platform_version
+    # Devices of a compiler alone have no client to ask.
+    nvidia = "NVIDIA" in device.device_kind or "cuda" in device.client.platform_version
     return "gpu" if nvidia and float(device.compute_capability) >= 8 else "other_gpu"
 
 

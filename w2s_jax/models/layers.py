@@ -51,6 +51,7 @@ class Norm(nnx.Module):
         if config.norm == "layernorm":
             self.bias = nnx.Param(jnp.zeros(size), out_sharding=(axis,))
 
+    @jax.named_scope("norm")
     def __call__(self, x_RLD: Array) -> Array:
         # With one axis of rows, the gradients of scale and bias are sums over a single axis; sums
         # over two axes are slow on CPUs.
@@ -107,6 +108,7 @@ class Projection(nnx.Module):
                 jnp.zeros((rank, *outof)), out_sharding=("lora", *axes[len(inputs) :])
             )
 
+    @jax.named_scope("projection")
     def __call__(self, x: Array) -> Array:
         bias = self.bias[...] if self.has_bias else None
         out = contract(self.equation, x, self.kernel[...], bias)

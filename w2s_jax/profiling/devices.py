@@ -4,7 +4,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _TPU = {
     # `jax.Device.device_kind` -> bfloat16 FLOP/s of a device (of v2, v3 and 7x half a chip).
@@ -42,38 +42,64 @@ _NVIDIA: tuple[tuple[tuple[str, ...], float | None, float], ...] = (
 )
 
 
+class Rates(Protocol):
+    """Bytes per second of a chip: of its main memory, and sent to others over all links."""
+
+    @property
+    def memory(self) -> float: ...
+
+    @property
+    def links(self) -> float: ...
+
+
 @dataclass(frozen=True)
-class Bandwidth:
-    """Bytes per second of one chip.
+class Chip:
+    """Rates of a TPU chip.
 
     Attributes:
-      memory: between HBM and the chip.
-      links: sent to other chips, over all links together.
+      hertz: clock of a core, in which the compiler states its estimates.
+      memory: bytes per second between HBM and the chip.
+      link: bytes per second sent to one neighbour over one link.
+      num_links: links of a chip.
+      wraps_from: length of an axis of a slice from which its ends are linked too.
     """
 
+    hertz: float
     memory: float
-    links: float
+    link: float
+    num_links: int
+    wraps_from: int
+
+    @property
+    def links(self) -> float:
+        """Bytes per second sent to other chips, over all links together."""
+        return self.num_links * self.link
+
+    def wraps(self, size: int) -> bool:
+        """Return whether an axis of a slice is a ring."""
+        return size >= self.wraps_from
 
 
-# From Google Cloud's page of each TPU version, table "key chip specifications". Links are stated in
-# bits per second one way (v4 2,400 Gbps, v5e 1,600, v5p 4,800, v6e 3,200), or in later versions of
-# the pages in bytes per second both ways. A collective along one axis of the torus has only that
-# axis's share.
-_BANDWIDTH = {
-    "TPU v4": Bandwidth(1200e9, 300e9),
-    "TPU v5 lite": Bandwidth(819e9, 200e9),
-    "TPU v5": Bandwidth(2765e9, 600e9),
-    "TPU v6 lite": Bandwidth(1600e9, 400e9),
+# Bandwidths are from Google Cloud's page of each TPU version, table "key chip specifications".
+# Links are stated in bits per second one way (v4 2,400 Gbps, v5e 1,600, v5p 4,800, v6e 3,200), or
+# in later versions of the pages in bytes per second both ways. A clock is the peak divided by the
+# FLOPs of all matrix units in a cycle: v5e has 4 of 128 x 128, v6e 4 of 256 x 256, v4 and v5p two
+# cores with 4 of 128 x 128 each.
+_CHIPS = {
+    "TPU v4": Chip(1.05e9, 1200e9, 50e9, 6, wraps_from=4),
+    "TPU v5 lite": Chip(1.5e9, 819e9, 50e9, 4, wraps_from=16),
+    "TPU v5": Chip(1.75e9, 2765e9, 100e9, 6, wraps_from=4),
+    "TPU v6 lite": Chip(1.75e9, 1600e9, 100e9, 4, wraps_from=16),
 }
 
 
-def bandwidth(device_kind: str) -> Bandwidth | None:
-    """Return the stated bandwidth of a TPU's memory and links; None if unknown.
+def chip(device_kind: str) -> Chip | None:
+    """Return the rates of a TPU chip; None if unknown.
 
     Args:
       device_kind: JAX's name: 'TPU v5 lite'.
     """
-    return _BANDWIDTH.get(device_kind)
+    return _CHIPS.get(device_kind)
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

@@ -386,7 +386,8 @@ def train_step(
     loss, grads, right, loss_state = (
         branches[0]() if len(branches) == 1 else jax.lax.switch(bucket, branches)
     )
-    norm = optax.tree.norm(grads)
+    with jax.named_scope("gradient_norm"):
+        norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     good = finite & (state.failed_step < 0)
     rate = hyperparameters.rate_S[step]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from w2s_jax.config.mesh_shapes import Shape
 from w2s_jax.models import attention_kernels, budget
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.perf.aot.clock import Estimate
 from w2s_jax.perf.aot.collectives import Collectives
 from w2s_jax.perf.aot.programs import Program
-from w2s_jax.profiling.devices import Bandwidth
+from w2s_jax.profiling.devices import Rates
 
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
@@ -21,6 +22,8 @@ class CompiledProgram:
       arguments, temporaries, code: memory; the temporaries include outputs that do not reuse an
         argument's memory.
       collectives: collectives of one run, by kind.
+      estimate: its estimated time; None: the program does not fit, or the chip is unknown.
+      attention: what computes attention: 'xla', 'cudnn' or 'splash'; '' if unknown.
       rejection: the compiler's message if the program does not fit, otherwise ''.
       peak: total memory; for a rejected program, what it would need as far as the compiler reports.
     """
@@ -29,6 +32,8 @@ class CompiledProgram:
     temporaries: int
     code: int
     collectives: Mapping[str, Collectives]
+    estimate: Estimate | None = None
+    attention: str = ""
     rejection: str = ""
     peak: int = 0
 
@@ -144,11 +149,52 @@ class TimeBound:
         return max(("compute", "memory", "communication"), key=lambda name: getattr(self, name))
 
 
+def roofline(
+    program: Program, shape: Shape, peak: float, chip: Rates, *, remat: bool, microbatches: int
+) -> float:
+    """Estimate the seconds of a program on a mesh without compiling it, to order meshes by time.
+
+    The larger of compute and memory traffic, plus all communication. Each microbatch gathers the
+    weights that are split over `fsdp` for the forward, backward and recomputed pass, and scatters
+    their gradients; `data` reduces them once; `tensor` reduces activations twice a layer and pass.
+
+    Args:
+      program: a train step or label pass on any mesh; only its sizes count.
+      shape: shape of the mesh.
+      peak, chip: rates of a chip.
+      remat: whether the backward pass recomputes blocks.
+      microbatches: number of microbatches.
+    """
+    data, fsdp, tensor = shape
+    model, chips = program.model, data * fsdp * tensor
+    width = _WIDTHS[program.train.compute_dtype]
+    passes = (2 + remat) if program.trains else 1
+    work = (3 + remat) / 3 if program.trains else 1
+    compute = program.flops * work / (chips * peak)
+    weights = model.num_parameters()
+    moved = width * weights / tensor * passes * microbatches
+    sent = 0.0
+    if fsdp > 1:
+        gathered = width * weights / tensor * (fsdp - 1) / fsdp
+        sent += gathered * passes * microbatches
+    if program.trains and program.train.adapt == "full":
+        # Float32 parameters and two moments are read and written, gradients written and read.
+        moved += (6 + 2) * 4 * weights / (fsdp * tensor)
+        if fsdp > 1:
+            sent += 4 * weights / tensor * (fsdp - 1) / fsdp * microbatches
+        sent += 2 * 4 * weights / (fsdp * tensor) * (data - 1) / data
+    if tensor > 1:
+        tokens = program.slots / (data * fsdp)
+        each = 2 * width * tokens * model.d_model * (tensor - 1) / tensor
+        sent += 2 * each * model.num_layers * (passes if program.trains else 1)
+    return max(compute, moved / chip.memory) + sent / chip.links
+
+
 def time_bound(
     program: Program,
     collectives: Mapping[str, Collectives],
     peak: float,
-    bandwidth: Bandwidth,
+    chip: Rates,
     tensor: int,
 ) -> TimeBound:
     """Return a lower bound on the time of one run of a program: a step, or a label batch.
@@ -157,7 +203,7 @@ def time_bound(
       program: a program of a run.
       collectives: its collectives, by kind.
       peak: peak FLOP/s of a chip.
-      bandwidth: bandwidths of a chip.
+      chip: rates of a chip.
       tensor: number of chips over which each layer's weights stay split during use.
     """
     micro, rows, length = program.shape
@@ -172,7 +218,7 @@ def time_bound(
     computed = _WIDTHS[program.train.compute_dtype]
     read = computed * program.model.num_parameters() / tensor
     moved += read * micro * (1 + program.passes if program.trains else 1)
-    memory = (moved if program.trains else read) / bandwidth.memory
-    sent = sum(part.moved_bytes for part in collectives.values()) / bandwidth.links
+    memory = (moved if program.trains else read) / chip.memory
+    sent = sum(part.moved_bytes for part in collectives.values()) / chip.links
     slowest = max(compute, memory, sent)
     return TimeBound(compute, memory, sent, program.flops / (chips * peak * slowest))

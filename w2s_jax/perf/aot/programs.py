@@ -52,7 +52,8 @@ class Program:
 
     Attributes:
       title: titles of the phases that run it.
-      role: the role of the model.
+      sections: config sections of the training settings, as 'strong.train'; several if phases of
+        several roles run it.
       trains: whether it is a train step; else it is a label pass.
       key: equal keys mean the same program.
       function, args: a jitted function and its abstract arguments, for `lower`.
@@ -72,7 +73,7 @@ class Program:
     """
 
     title: str
-    role: str
+    sections: tuple[str, ...]
     trains: bool
     key: Any
     function: Any
@@ -119,6 +120,12 @@ def programs_of(
     return list(found.values()), left_out
 
 
+def _section(phase: Phase) -> str:
+    """Return the config section of a phase's training settings."""
+    role = "strong" if phase.role.startswith("middle") else phase.role
+    return f"{role}.{'train' if phase.loss is not None or not phase.total_steps else 'pretrain'}"
+
+
 def _add(found: dict[Any, Program], more: Iterable[Program]) -> None:
     """Add programs; a known program gets further titles, and the larger `beside`."""
     for program in more:
@@ -130,6 +137,7 @@ def _add(found: dict[Any, Program], more: Iterable[Program]) -> None:
         found[program.key] = dataclasses.replace(
             known,
             title=", ".join(titles),
+            sections=tuple(dict.fromkeys([*known.sections, *program.sections])),
             beside=max(known.beside, program.beside, key=lambda parts: sum(parts.values())),
             evaluates=known.evaluates or program.evaluates,
         )
@@ -193,7 +201,7 @@ def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Pro
     shape = max((_shape(bucket) for bucket in buckets), key=np.prod, default=(1, 1, 1))
     return Program(
         title=phase.title,
-        role=phase.role,
+        sections=(_section(phase),),
         trains=True,
         key=(key, str(jax.tree.structure(args)), str(shapes)),
         function=function,
@@ -407,7 +415,7 @@ def _label_pass(
     share = order_SB.shape[1] / len(documents)
     return Program(
         title=f"{phase.title}: {'features' if forward == 'features' else 'labels'}",
-        role=phase.role,
+        sections=(_section(phase),),
         trains=False,
         key=(phase.model, phase.train.compute_dtype, forward, str(shapes)),
         function=function,

@@ -1,7 +1,7 @@
-"""The settings to try, in order, when a run does not fit. Imports no JAX.
+"""The settings that `w2s compile --search` tries. Imports no JAX.
 
-The cheapest come first: recomputing activations, smaller microbatches, splitting parameters over
-more chips, splitting layers.
+Where a run does not fit, the cheapest come first: recomputing activations, smaller microbatches,
+splitting parameters over more chips, splitting layers.
 """
 
 import dataclasses
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2s_jax.config import MeshSettings, Settings, TrainSettings
+
+#: What a search may look for: settings that fit, or those that take least time.
+GOALS = ("memory", "time")
 
 #: Remat policies, from the one that keeps most activations to the one that keeps fewest.
 REMATS = ("none", "dots", "block")
@@ -77,6 +80,37 @@ def candidates(current: MemoryOptions, chips: int, heads: int) -> Iterator[Memor
         fsdp = min(last.fsdp, chips // tensor)
         last = dataclasses.replace(last, tensor=tensor, fsdp=fsdp)
         yield last
+
+
+def all_options(
+    current: MemoryOptions, batch_size: int, chips: int, heads: int, *, mesh: bool = True
+) -> list[MemoryOptions]:
+    """Return all combinations of mesh, microbatch and remat policy for a slice.
+
+    Microbatches are the batch halved any number of times, as long as each row shard has a document.
+
+    Args:
+      current: see `current_options`.
+      batch_size: documents of a batch.
+      chips: chips of the slice.
+      heads: key/value heads of the model.
+      mesh: whether to change the mesh.
+    """
+    powers = [2**n for n in range(chips.bit_length()) if chips % 2**n == 0]
+    shapes = [(fsdp, tensor) for tensor in powers for fsdp in powers if fsdp * tensor <= chips]
+    if not mesh:
+        shapes = [(current.fsdp, current.tensor)]
+    found = []
+    for fsdp, tensor in shapes:
+        if heads % tensor:
+            continue
+        micro = batch_size
+        sizes = [micro]
+        while micro % 2 == 0 and micro // 2 >= chips // tensor:
+            micro //= 2
+            sizes.append(micro)
+        found += [MemoryOptions(remat, size, fsdp, tensor) for size in sizes for remat in REMATS]
+    return found
 
 
 def apply_options(settings: Settings, section: str, options: MemoryOptions) -> Settings:

@@ -72,14 +72,15 @@ def cell(recipe: str, model: str, slice_: str, *, compiles: bool) -> Cell:
     from w2s_jax.config.recipes import load_config
     from w2s_jax.config.validation import validate
     from w2s_jax.perf.aot import inputs
-    from w2s_jax.perf.aot.main import SliceCompiler
+    from w2s_jax.perf.aot.slice_compiler import SliceCompiler
 
     found = topology.find(slice_)
     settings = validate(load_config(f"{recipe}:{model},{model}", ()))
     compiler = SliceCompiler(found)
     start = compiler.programs(inputs.find_inputs(settings, None, TOKENS))
     trained = next(program for program in start.programs if program.trains)
-    for overrides, run in chain([([], start)], compiler.alternatives(trained, start)):
+    alternatives = compiler.alternatives(trained, start, compiler.smaller(trained, start))
+    for overrides, run in chain([([], start)], alternatives):
         formula = max(compiler.formula(program, run) for program in run.programs)
         if formula > found.memory:
             continue
@@ -134,7 +135,7 @@ def main() -> int:
     parser.add_argument("--formula", action="store_true", help="use the memory formula only")
     parser.add_argument("--cache", type=Path, help="keep cells in this JSON file")
     options = parser.parse_args()
-    topology.check_compiler()
+    topology.check_compiler(topology.find(SLICES[0]))
     slices = options.slices.split(",")
     lines = table(
         options.recipe, options.models, slices, options.cache, compiles=not options.formula
@@ -145,7 +146,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     # JAX reads these variables when `cell` first imports it.
-    os.environ |= topology.environment()
+    os.environ |= topology.environment(topology.find(SLICES[0]))
     try:
         sys.exit(main())
     except errors.W2SError as error:
