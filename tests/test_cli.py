@@ -257,7 +257,7 @@ def test_a_clumsy_command_line_is_told_apart_from_others(
         ("task.max_length=10000000000", ["task.max_length", "1048576"]),
         ("name=", ["name: '' is empty"]),
         ("weak.model=" + "a" * 300, ["weak.model", "300 characters"]),
-        ("method.bootstrapping.models=(1,)", ["method.bootstrapping.models: 1 is a int"]),
+        ("method.bootstrapping.models=(1,)", ["method.bootstrapping.models: 1 is of type int"]),
         ("weak.labels=/nowhere.csv", ["weak.labels: /nowhere.csv: cannot be read"]),
     ],
 )

@@ -144,7 +144,7 @@ def test_wrong_types_in_a_hand_made_config_are_named():
     config = config_lib.default_config().copy_and_resolve_references()
     with config.ignore_type():
         config.train.batch_size = "32"
-    assert "train.batch_size: '32' is a str; allowed: int" in message(config)
+    assert "train.batch_size: '32' is of type str; allowed: int" in message(config)
     assert "expected an ml_collections.ConfigDict" in message({"seed": 0})
 
 
@@ -163,7 +163,7 @@ def test_a_loss_may_stand_under_any_label_with_its_own_options():
 def test_a_loss_entry_of_a_wrong_shape_or_type_is_named():
     config = config_lib.default_config()
     config_lib.add_loss(config, "odd", "confidence", alpha_max="0.7")
-    assert "loss.odd.alpha_max: '0.7' is a str; allowed: float" in message(config)
+    assert "loss.odd.alpha_max: '0.7' is of type str; allowed: float" in message(config)
     config = config_lib.default_config()
     with config.unlocked():
         config.loss.foo = 3

@@ -387,7 +387,7 @@ def test_tasks_without_code(tmp_path):
     assert [d.id for d in load_task("csv", **load)["x"]] == [d.id for d in as_csv]
     bad = {
         "field 'label' is missing; the record has: text": [{"text": "a"}],
-        r"line 2: field 'soft_label': '0.5' is a str": [
+        r"line 2: field 'soft_label': '0.5' is of type str": [
             {"text": "a", "soft_label": 0.5}, {"text": "b", "soft_label": "0.5"},
         ],
         r"'soft_label': 1\.5; allowed: 0 to 1": [{"text": "a", "soft_label": 1.5}],

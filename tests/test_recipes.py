@@ -18,9 +18,12 @@ def write(folder, text, name="recipe.py"):
 @pytest.mark.parametrize(
     "body,parts",
     [
-        ("c.losses = 3", [":4: losses: 3 is a int", "tuple"]),
-        ("c.train.steps = '40'", [":4: train.steps: '40' is a str", "int or None"]),
-        ("for s in (c.pretrain,):\n        s.steps = 0.5", [":5: pretrain.steps: 0.5 is a float"]),
+        ("c.losses = 3", [":4: losses: 3 is of type int", "tuple"]),
+        ("c.train.steps = '40'", [":4: train.steps: '40' is of type str", "int or None"]),
+        (
+            "for s in (c.pretrain,):\n        s.steps = 0.5",
+            [":5: pretrain.steps: 0.5 is of type float"],
+        ),
         ("c.train = 3", [":4: train: 3, but it is a section", "epochs"]),
         ("c.train.stepz = 3", [":4: unknown field 'stepz' (did you mean 'steps'?)", "train"]),
         (
@@ -58,7 +61,7 @@ def test_an_error_in_get_config_names_the_line_and_the_field(tmp_path, monkeypat
     [
         ("def get_config(:\n", [":1: SyntaxError"]),
         ("x = 1\nimport sys\nsys.exit()\n", [":3: calls sys.exit(None)"]),
-        (START + "c.losses = 3\n", [":3: losses: 3 is a int"]),
+        (START + "c.losses = 3\n", [":3: losses: 3 is of type int"]),
         (START + "def get_confg():\n    return c\n", ["get_config", "'get_confg'"]),
         ("", ["defines no function get_config"]),
         ("get_config = 3\n", ["defines no function get_config; it must"]),

@@ -202,10 +202,10 @@ def test_a_bad_override_gets_the_command_lines_own_error(
 @pytest.mark.parametrize(
     "field,value,said",
     [
-        ("seed", "three", "seed: 'three' is a str; allowed: int"),
-        ("seed", True, "seed: True is a bool; allowed: int"),
-        ("losses", "xent", "losses: 'xent' is a str; allowed: tuple"),
-        ("train.steps", "x", "train.steps: 'x' is a str; allowed: int or None"),
+        ("seed", "three", "seed: 'three' is of type str; allowed: int"),
+        ("seed", True, "seed: True is of type bool; allowed: int"),
+        ("losses", "xent", "losses: 'xent' is of type str; allowed: tuple"),
+        ("train.steps", "x", "train.steps: 'x' is of type str; allowed: int or None"),
         ("train", 3, "unknown field 'train' with value 3"),
         ("train.steps.more", 3, "unknown field 'train.steps.more'"),
         ("log.wandb", True, "log.wandb: True"),

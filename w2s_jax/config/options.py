@@ -109,7 +109,9 @@ class Option:
                 advice = "list names, e.g. ('a', 'b')"
                 if isinstance(value, Mapping):
                     advice += "; config.with_labels names mappings"
-                raise errors.InputError(f"{field}: {value!r} is a {type(value).__name__}; {advice}")
+                raise errors.InputError(
+                    f"{field}: {value!r} is of type {type(value).__name__}; {advice}"
+                )
         for value in values if self.choices else ():
             choice(field, value, self.choices)
         return values
@@ -216,7 +218,7 @@ def check_type(field: str, value: Any, expected: type, may_be_none: bool) -> Non
     if not right:
         allowed = expected.__name__ + (" or None" if may_be_none else "")
         raise errors.InputError(
-            f"{field}: {value!r} is a {type(value).__name__}; allowed: {allowed}"
+            f"{field}: {value!r} is of type {type(value).__name__}; allowed: {allowed}"
         )
 
 

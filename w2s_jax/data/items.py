@@ -172,8 +172,8 @@ def _check_type(name: str, value: Any, where: str, types: dict[str, tuple[str, A
     first_where, first = types.setdefault(name, (where, value))
     if _kind(value) != _kind(first):
         raise InputError(
-            f"{where}: field {name!r}: {shown(value)} is a {type(value).__name__}, but "
-            f"{shown(first)} ({first_where}) is a {type(first).__name__}; use one type"
+            f"{where}: field {name!r}: {shown(value)} is of type {type(value).__name__}, but "
+            f"{shown(first)} ({first_where}) is of type {type(first).__name__}; use one type"
         )
 
 
