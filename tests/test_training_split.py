@@ -223,6 +223,14 @@ def test_the_line_on_files(tmp_path):
     assert "validation: none;" in line(validation_docs=0, test_docs=None)
 
 
+def test_a_run_does_not_fail_on_a_file_that_it_does_not_need(tmp_path):
+    write(tmp_path / "mine", **PARTS)
+    (tmp_path / "mine" / "metadata.csv").write_text("a,b\n1,2,3\n")
+    line = next(n for n in resolved(tmp_path).notes if n.startswith("training: "))
+    assert "unused: metadata.csv;" in line
+    assert "metadata.csv, line 2" in error(load_task, "mine", data_dir=str(tmp_path))
+
+
 def test_names_of_the_splits_of_a_catalogue(tmp_path, monkeypatch):
     write(tmp_path / "mine", train=ROWS[:200], DEV=ROWS[200:])
     place = hub(tmp_path, monkeypatch)

@@ -1,7 +1,7 @@
 """Load a task: records to documents."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,8 +114,12 @@ def load(
     seed: int = 0,
     split_seed: int = 0,
     empty: str | None = None,
+    used: Collection[str] | None = None,
 ) -> LoadedTask:
-    """Load a task as `load_task` does, and return its source and notes too."""
+    """Load a task as `load_task` does, and return its source and notes too.
+
+    Only the splits in `used` are read (None: all): no run fails on a file that it does not need.
+    """
     if source not in SOURCES:
         raise unknown("task.source", source, SOURCES)
     if item_expansion not in ITEM_EXPANSION.values():
@@ -138,6 +142,8 @@ def load(
     opened = open_records(task, source, data_dir)
     documents, unlabelled = {}, ""
     for split in _official_first(opened.splits):
+        if used is not None and split not in used:
+            continue
         found = read_items(task, split, opened.splits[split], skip_empty=empty == "skip")
         notes += found.notes
         labels = found.labels()
@@ -149,7 +155,7 @@ def load(
         documents[split] = _documents(task, split, found.items, labels, chosen)
         if split == "train":
             refuse_one_class(documents[split])
-    if not documents:
+    if not documents and unlabelled:
         raise InputError(
             f"{opened.location}, split test: field {task.label_field!r}: the only split is "
             f"unlabelled: {unlabelled}"

@@ -20,6 +20,7 @@ from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
 from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.loading import LoadedTask, load
+from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -107,6 +108,7 @@ def resolve(settings: Settings) -> Resolved:
         seed=settings.seed,
         split_seed=task_settings.split_seed,
         empty=task_settings.empty,
+        used=(*OFFICIAL_SPLITS, "pretrain"),
     )
     task = loaded.task
     notes = [*loaded.notes]
