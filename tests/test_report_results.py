@@ -193,7 +193,7 @@ def test_caveats_of_a_setting():
     seeds = [fabricated(s, s / 1000) for s in range(6)]
     assert "seeds" not in caveat_names(seeds) and "seeds" in caveat_names(seeds[:5])
     seeds[2] = null_pgr(seeds[2], "fabricated")
-    assert "undefined in 1 of 6 seeds" in " ".join(
+    assert "In 1 of 6 seeds the ceiling does not exceed" in " ".join(
         t for _, t in setting_caveats(in_settings(*seeds)[0])
     )
 

@@ -127,8 +127,8 @@ def _gap_caveats(setting: Setting, seeds: list[dict[Key, Entry]]) -> list[tuple[
         lines += [("undefined", note) for note in sorted(notes[0])]
     elif any(notes):
         text = (
-            f"PGR is undefined in {sum(map(bool, notes))} of {len(seeds)} seeds, where the ceiling"
-            " does not exceed the weak model."
+            f"In {sum(map(bool, notes))} of {len(seeds)} seeds the ceiling does not exceed the weak"
+            " model."
         )
         lines.append(("undefined", text))
     gaps = [found for found in setting.estimates.gap.values() if found.holds_zero]
