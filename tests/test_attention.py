@@ -304,6 +304,7 @@ def test_only_nvidia_gpus_since_ampere_have_fused_attention():
 
     assert attention_kernels.backend_of(jax.devices("cpu")[0]) == "cpu"
     assert attention_kernels.backend_of(gpu("PJRT C API\ncuda 12080", "9.0")) == "gpu"
+    assert attention_kernels.backend_of(gpu("PJRT C API\nNVIDIA H200", "9.0")) == "gpu"
     assert attention_kernels.backend_of(gpu("PJRT C API\ncuda 12080", "7.5")) == "other_gpu"
     assert attention_kernels.backend_of(gpu("PJRT C API\nrocm 60300", "gfx942")) == "other_gpu"
 

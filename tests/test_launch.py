@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,8 @@ def test_a_sweep_on_gke_has_workers_that_start_again_unless_phases_failed(fake):
     fake("w2s", "trap 'sleep 0.2; exit 75' TERM; touch up; while true; do sleep 0.05; done")
     process = subprocess.Popen(command)
     while not (log.parent / "up").exists():
-        pass
+        time.sleep(0.05)
+    time.sleep(0.5)  # the shell around it knows its process
     process.terminate()
     assert process.wait(timeout=20) == 75
 

@@ -108,8 +108,9 @@ def backend_of(device: Any) -> str:
     """Return 'tpu', 'cpu', 'gpu' (NVIDIA since Ampere, with fused attention) or 'other_gpu'."""
     if device.platform != "gpu":
         return device.platform
-    # Devices of a compiler alone have no client to ask.
-    nvidia = "NVIDIA" in device.device_kind or "cuda" in device.client.platform_version
+    # A compiler without a GPU has the name of the device as its version.
+    version = device.client.platform_version
+    nvidia = "cuda" in version or "NVIDIA" in version
     return "gpu" if nvidia and float(device.compute_capability) >= 8 else "other_gpu"
 
 
