@@ -1,7 +1,8 @@
 """A Slurm that runs nothing: sbatch, squeue, scontrol and srun, with the limits of a cluster.
 
-Folder/limits.json: `array` (MaxArraySize, also told by scontrol), `hidden` (the same, not told),
-`jobs` (of a user in the queue), `dependency` (characters). Folder/queue.json: the submitted jobs.
+Folder/limits.json: `array` (MaxArraySize, also printed by scontrol), `hidden` (the same,
+not printed), `jobs` (of a user in the queue), `dependency` (characters).
+Folder/queue.json: the submitted jobs.
 """
 
 import json

@@ -83,7 +83,7 @@ def fails(call, *args):
 
 
 def check_model(folder):
-    """What a run and the export do with a folder."""
+    """Load a folder as a run and the export do."""
     if sources.is_huggingface(folder):
         found = checking.check_folder(folder)
         padding.choose(found.config, folder, found.huggingface)

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, and what they may look like."""
+"""The files of a folder that are read, and their formats."""
 
 import gzip
 import json

@@ -29,7 +29,7 @@ def panels_of(runs):
 
 
 def faults(figure):
-    """What is outside the figure, on top of something else, or cut by its axes."""
+    """Return what is outside the figure, on top of something else, or cut by its axes."""
     render = figure._get_renderer()
     found = []
     titles = [(part, part._suptitle) for part in figure.subfigs if part._suptitle is not None]

@@ -1,4 +1,4 @@
-"""What a report says of seeds and documents: intervals, undefined PGR, distinguishable, runs."""
+"""Statements of a report on seeds and documents: intervals, undefined PGR, runs."""
 
 import io
 from pathlib import Path

@@ -64,7 +64,7 @@ def test_arrays_are_as_large_as_the_cluster_allows(submit, limits):
     status, _, err = submit(**limits)
     assert (status, err) == (0, "")
     assert max(sizes(submit)) == max(1, min(3, *limits.values())) and sum(sizes(submit)) == JOBS
-    # What Slurm tells beforehand is not found out by refusals.
+    # A limit that scontrol prints is not found out by refusals.
     asked = (submit.slurm / "calls").read_text().count("sbatch")
     assert (asked == len(sizes(submit))) == ("array" in limits)
 

@@ -1,4 +1,4 @@
-"""Which split of a source a run trains on, by one rule for every reader."""
+"""The split that a run trains on: one rule for every reader."""
 
 import json
 import re

@@ -88,7 +88,7 @@ def refuse_value(
 
 
 def _parsed(field: str, text: str, expected: type) -> Any:
-    """Return the value that a text stands for."""
+    """Return the value that a text represents."""
     parsers: dict[type, tuple[Callable[[str], Any], str]] = {
         bool: (_switch, "True or False"),
         int: (_integer, "an integer"),

@@ -36,14 +36,14 @@ class StorageError(W2SError):
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """Return the `repr` of a value from outside, cut at `limit` characters."""
+    """Return the `repr` of a value that a user gave, cut at `limit` characters."""
     # The text of a record may be a book, of which the first characters are enough.
     text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def listed(names: Iterable[Any], none: str = "none", limit: int = 400) -> str:
-    """Return names from outside with commas between them, cut at `limit` characters."""
+    """Return names that a user gave, separated by commas and cut at `limit` characters."""
     text = ", ".join(map(str, names)) or none
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

@@ -241,7 +241,7 @@ def refuse_unwritable(folder: Path, field: str) -> None:
         raise InputError(f"{field}: {folder}: {existing} is a file; choose another folder")
     before = existing.stat()
     try:
-        # Permissions do not tell of read-only mounts, quotas or /proc.
+        # Permissions do not show read-only mounts, quotas or /proc.
         with tempfile.TemporaryDirectory(prefix=".w2s-", dir=existing):
             pass
         os.utime(existing, ns=(before.st_atime_ns, before.st_mtime_ns))

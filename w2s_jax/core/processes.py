@@ -142,7 +142,7 @@ def detected_launcher(environment: Mapping[str, str]) -> str | None:
 
 
 def _detected_arguments(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what JAX, which detects the rest of the cluster, must be told of it."""
+    """Return arguments for JAX, which detects the rest of the cluster itself."""
     if OPEN_MPI not in environment and _in_slurm_step(environment):
         return {"num_processes": _slurm_tasks(environment)}
     return {}

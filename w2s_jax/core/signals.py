@@ -202,7 +202,7 @@ _receiver: _Receiver | None = None
 
 
 def _nothing(*_: Any) -> None:
-    """Handle a signal in Python, so that it interrupts nothing; the thread has been told."""
+    """Handle a signal in Python, so that it interrupts nothing; the thread gets it too."""
 
 
 def _ignore() -> None:

@@ -10,7 +10,6 @@ from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data import check, records
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
-from w2s_jax.data.roles import training_split
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.local import LABEL_FIELDS
@@ -102,18 +101,11 @@ def _load(
 
 def _on_training(loaded: LoadedTask, wanted: str | None) -> list[str]:
     """Return a note where a run trains on another split than 'train', or on none."""
-    names = {split: split for split in loaded.documents} | dict(loaded.names)
     try:
-        chosen = training_split(
-            [split for split in loaded.documents if split != "pretrain"],
-            wanted=wanted,
-            declared=loaded.task.train_split,
-            place=loaded.location,
-            found=[*names.values(), *loaded.unused],
-        )
+        chosen = loaded.training_split(wanted)
     except InputError as error:
         return [f"a run would be refused: {error}"]
-    return [] if chosen == "train" else [f"runs train on {names[chosen]}"]
+    return [] if chosen == "train" else [f"runs train on {loaded.file_names[chosen]}"]
 
 
 def _tokenizer(loaded: LoadedTask, name: str) -> Tokenizer | None:

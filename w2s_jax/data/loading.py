@@ -11,6 +11,7 @@ from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.documents import Document, hash_keys, stable_id
 from w2s_jax.data.items import Item, read_items
 from w2s_jax.data.records import OFFICIAL_SPLITS
+from w2s_jax.data.roles import training_split
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import get_task
@@ -53,6 +54,28 @@ class LoadedTask:
     empty: str = "error"
     names: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+
+    @property
+    def file_names(self) -> dict[str, str]:
+        """The file of each split, or its name in the source."""
+        return {split: split for split in self.documents} | dict(self.names)
+
+    def training_split(self, wanted: str | None) -> str:
+        """Return the split to train on, by `roles.training_split`.
+
+        Args:
+          wanted: `task.train_split`.
+
+        Raises:
+          InputError: there is no such split.
+        """
+        return training_split(
+            [split for split in self.documents if split != "pretrain"],
+            wanted=wanted,
+            declared=self.task.train_split,
+            place=self.location,
+            found=[*self.file_names.values(), *self.unused],
+        )
 
 
 def load_task(

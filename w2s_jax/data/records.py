@@ -160,7 +160,7 @@ def _contents(task: str, data_dir: str | None) -> tuple[Path, list[Path]] | None
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """What is in the folder of a task or of a corpus.
+    """The files in the folder of a task or of a corpus.
 
     Attributes:
       folder: the folder.

@@ -68,7 +68,7 @@ class StoredTensor:
 
     @property
     def stamp(self) -> tuple[int, int]:
-        """Time and size of the file, which tell whether it has changed."""
+        """Time and size of the file, by which a change is noticed."""
         status = self.file.stat()
         return status.st_mtime_ns, status.st_size
 

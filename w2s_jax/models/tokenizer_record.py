@@ -1,4 +1,4 @@
-"""What a folder's tokenizer.json says about its tokens, without building a tokenizer."""
+"""The tokens declared in a folder's tokenizer.json, read without building a tokenizer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import LoadedTask, refuse_one_class
-from w2s_jax.data.roles import roles, training_split
+from w2s_jax.data.roles import roles
 
 
 def choose_training(loaded: LoadedTask, wanted: str | None, notes: list[str]) -> str:
@@ -18,17 +18,12 @@ def choose_training(loaded: LoadedTask, wanted: str | None, notes: list[str]) ->
     Raises:
       InputError: there is no such split, or all of its documents have one label.
     """
-    names = _names(loaded)
-    chosen = training_split(
-        [split for split in loaded.documents if split != "pretrain"],
-        wanted=wanted,
-        declared=loaded.task.train_split,
-        place=loaded.location,
-        found=[*names.values(), *loaded.unused],
-    )
+    chosen = loaded.training_split(wanted)
     refuse_one_class(loaded.documents[chosen])
     if wanted is None and chosen != "train":
-        notes.append(f"task {loaded.task.name} has no split 'train': training on {names[chosen]}")
+        notes.append(
+            f"task {loaded.task.name} has no split 'train': training on {loaded.file_names[chosen]}"
+        )
     return chosen
 
 
@@ -49,7 +44,7 @@ def describe_files(
       removed: split -> number of documents that grouping removed.
       pretraining: whether a model is pretrained on the task's split 'pretrain'.
     """
-    names = _names(loaded)
+    names = loaded.file_names
     train, test, validation = roles(loaded.documents, train_split)
     used = {train, "pretrain"} if pretraining else {train}
     parts = [f"training: {names[train]}"]
@@ -66,8 +61,3 @@ def describe_files(
     counts = [f"{count:,} of {names[split]}" for split, count in removed.items() if count]
     parts.append(f"removed by grouping: {', '.join(counts) or 'none'}")
     return "; ".join(parts)
-
-
-def _names(loaded: LoadedTask) -> dict[str, str]:
-    """Return split -> its file, or its name in the source."""
-    return {split: split for split in loaded.documents} | dict(loaded.names)

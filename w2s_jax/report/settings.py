@@ -101,7 +101,7 @@ class Setting:
 
     @cached_property
     def kind_of_runs(self) -> str:
-        """What the runs are, with their number: `3 runs that differ only in their seeds`."""
+        """A description of the runs with their number: `3 runs that differ only in their seeds`."""
         runs, seeds = plural(len(self.runs), "run"), plural(len(self.seeds), "seed")
         own = [(seeds_of(run), frozenset(run.result.get("students") or {})) for run in self.runs]
         repeated = len(own) - len(set(own))

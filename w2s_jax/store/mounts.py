@@ -1,4 +1,4 @@
-"""Where a path is mounted: on a local disk, or on a file system whose locks may lock nothing."""
+"""The mount of a path: a local disk, or a file system whose locks may have no effect."""
 
 import os
 import re

@@ -58,7 +58,7 @@ def check_host() -> None:
 
 
 def largest_array() -> int:
-    """Return how many jobs an array may have: MaxArraySize if Slurm tells it."""
+    """Return how many jobs an array may have: Slurm's MaxArraySize, if it is known."""
     try:
         shown = subprocess.run(
             ["scontrol", "show", "config"], check=True, capture_output=True, text=True, timeout=60

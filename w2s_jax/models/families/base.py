@@ -184,7 +184,7 @@ def file_names(family: Family, config: ModelConfig, names: Collection[str]) -> d
     ours = family.prefixes[0]
     wanted = tensor_names(family, config)
     found = {name: classifier_name(family, name) for name in wanted}
-    # A head may also stand beside the tensors of a bare backbone, which keep their names.
+    # A head may also be stored beside the tensors of a bare backbone, which keep their names.
     if family.classifier_head not in names or found[wanted[0]] not in names:
         first = next(name for name in wanted if name.startswith(ours)).removeprefix(ours)
         prefix = next((p for p in family.prefixes if p + first in names), ours)

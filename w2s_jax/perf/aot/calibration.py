@@ -1,4 +1,4 @@
-"""How the TPU compiler's estimates compare with the best possible time of known operations.
+"""Compare the TPU compiler's estimates with the best possible time of known operations.
 
     python -m w2s_jax.perf.aot.calibration
 
@@ -6,12 +6,9 @@ Prints a Markdown table: for each generation, the share of the chip's peak rate 
 compiler expects each operation to run. Shares beyond 1 would be errors of the clock.
 """
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from w2s_jax.core import errors
 from w2s_jax.perf.aot import topology
 
 _Operation = tuple[Callable[..., Any], list[tuple[tuple[int, ...], str]], str]
@@ -97,7 +94,6 @@ def shares(slice_name: str) -> dict[str, float]:
 
 def main() -> int:
     """Print the table."""
-    topology.check_compiler(topology.find(SLICES[0]))
     every = {name: shares(name) for name in SLICES}
     print(f"| best possible time / estimate | {' | '.join(n.partition(':')[0] for n in SLICES)} |")
     print("|---" * (len(SLICES) + 1) + "|")
@@ -108,10 +104,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # JAX reads these variables when it is first imported.
-    os.environ |= topology.environment(topology.find(SLICES[0]))
-    try:
-        sys.exit(main())
-    except errors.W2SError as error:
-        print(f"w2s: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    topology.run_script(main, topology.find(SLICES[0]))

@@ -9,14 +9,12 @@ formula. Bold: GiB per chip by the compiler, with the formula in brackets; ~: by
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-from w2s_jax.core import errors
 from w2s_jax.core.files import write_json
 from w2s_jax.perf.aot import topology
 
@@ -135,7 +133,6 @@ def main() -> int:
     parser.add_argument("--formula", action="store_true", help="use the memory formula only")
     parser.add_argument("--cache", type=Path, help="keep cells in this JSON file")
     options = parser.parse_args()
-    topology.check_compiler(topology.find(SLICES[0]))
     slices = options.slices.split(",")
     lines = table(
         options.recipe, options.models, slices, options.cache, compiles=not options.formula
@@ -145,10 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # JAX reads these variables when `cell` first imports it.
-    os.environ |= topology.environment(topology.find(SLICES[0]))
-    try:
-        sys.exit(main())
-    except errors.W2SError as error:
-        print(f"w2s: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    topology.run_script(main, topology.find(SLICES[0]))

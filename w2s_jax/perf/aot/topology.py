@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import math
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from w2s_jax.core import errors
 from w2s_jax.models import budget
@@ -145,6 +147,20 @@ def check_compiler(topology: Topology) -> None:
             )
     elif importlib.util.find_spec("libtpu") is None:
         raise errors.InputError(f"--topology needs the TPU compiler; install it with {INSTALL}")
+
+
+def run_script(main: Callable[[], int], topology: Topology) -> NoReturn:
+    """Run a module's `main` in the environment of a topology, and exit with its status.
+
+    JAX reads the environment when it is first imported, which must not have happened yet.
+    """
+    try:
+        check_compiler(topology)
+        os.environ |= environment(topology)
+        sys.exit(main())
+    except errors.W2SError as error:
+        print(f"w2s: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
 
 
 def environment(topology: Topology) -> dict[str, str]:
