@@ -118,6 +118,23 @@ def test_collectives_cost_what_nothing_else_hides():
     assert ring.seconds == pytest.approx(3e-3 / 2 + 2 * HOP)
 
 
+def test_links_carry_one_collective_at_a_time():
+    alone = 2e-3 + HOP
+    start = "(f32[500]{0}, f32[1000]{0}) all-gather-start(%x), replica_groups={{0,1},{2,3}}"
+    root = "ROOT %r = f32[8] tuple(%x)"
+    done = "%d = f32[1000]{0} all-gather-done(%t)"
+    work = f"%w = f32[8] negate(%x), {cycles(3_000_000)}"
+    queued = program([f"%s = {start}", f"%t = {start}", done, work, root])
+    assert clock().estimate(queued).seconds == pytest.approx(2 * alone + 3e-3)
+    behind = program([f"%s = {start}", gather("g", "all-gather"), root])
+    assert clock().estimate(behind).seconds == pytest.approx(2 * alone)
+    # What an iteration starts and the next one awaits: no faster than the links.
+    body = LOOP.format(bound=5, step=1, cycles=cycles(1000))
+    body = body.replace("  %y = f32[8] negate", f"  %s = {start}\n  %y = f32[8] negate")
+    loop = program(["ROOT %w = f32[8] while(%t), condition=%cond, body=%body"], body)
+    assert clock().estimate(loop).seconds == pytest.approx(5 * alone)
+
+
 def test_asynchronous_collectives_in_fusions_start_go_on_and_end():
     called = [
         f"%{name} (q: f32[500]) -> f32[1000] {{\n  %q = f32[500] parameter(0)\n"
