@@ -58,6 +58,7 @@ def command():
         gc.callbacks += [spend] * (how == "lost")
         while how == "lost":
             gc.collect()
+            spend()
         time.sleep(0.0 if how == "ends" else 60)
     except BaseException:
         if how in ("swallowed", "stubborn"):
