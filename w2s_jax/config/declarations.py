@@ -108,6 +108,7 @@ class MethodSpec:
       label_makers: kind of a 'labels' phase -> (work, **options) -> labels, where `work` is a
         `phases.labelling.LabelWork`. The kinds are part of fingerprints.
       middle_models: the option that lists models between the weak and the strong one; '': none.
+      kinds: the kinds of tasks that it works with.
       students: the keys of its students, in Markdown.
       summary: what it does, in one line of Markdown.
       source: the paper that it is from.
@@ -118,6 +119,7 @@ class MethodSpec:
     options: Mapping[str, Option] = field(default_factory=dict)
     label_makers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     middle_models: str = ""
+    kinds: tuple[str, ...] = ("classification", "preference")
     students: str = ""
     summary: str = ""
     source: str = ""

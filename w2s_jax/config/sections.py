@@ -14,6 +14,8 @@ ADAPTS = ("full", "lora", "last_layers", "probe", "probe_then_full")
 REMATS = ("none", "block", "dots")
 #: Which slots of a document the class head reads.
 READ_OUTS = ("last", "first", "mean", "pooler")
+#: What counts the same in the loss of completions.
+TOKEN_WEIGHTINGS = ("token", "document")
 OVERLONG = ("truncate", "drop", "error")
 #: How the kept step of a student is chosen: the last one; the best agreement with its labels; as an
 #: oracle, the best accuracy on ground truth.
@@ -137,6 +139,11 @@ class TrainSettings:
         below=1,
         meaning="e: train on (1 - e) w + e / 2 instead of the soft labels w; not for pretraining",
     )
+    token_weighting: str = option(
+        "token",
+        choices=TOKEN_WEIGHTINGS,
+        meaning="Of completions: every token counts the same, or every document does",
+    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,9 @@ class PretrainSettings(TrainSettings):
         False,
         meaning="Never hold the whole text in memory; needs `steps`, and a .jsonl file or a folder "
         "written by `w2s data prepare`",
+    )
+    max_docs: int | None = option(
+        None, low=1, meaning="Documents to pretrain on, drawn by a hash; None: all"
     )
     epochs: float = redefault(TrainSettings, "epochs", 1.0)
 
@@ -238,6 +248,28 @@ class TaskSettings:
     )
     split_seed: int = option(
         0, low=0, high=MAX_SEED, meaning="Seed of the choice and the split of documents"
+    )
+    where: str | None = option(
+        None,
+        meaning="Condition on a field of the records, such as 'Rating<1500' or 'Rating<50%' (the "
+        "lower half), that training and validation documents meet; None: all",
+    )
+    test_where: str | None = option(
+        None, meaning="The same of test documents; None: as `where`; '': all"
+    )
+    max_new_tokens: int | None = option(
+        None,
+        low=1,
+        high=MAX_TOKENS,
+        meaning="Tokens of a generated completion, at most, its end included; None: those of the "
+        "longest target",
+    )
+    label_top_k: int = option(
+        0,
+        low=0,
+        high=1024,
+        meaning="Of completions: the supervisor's most probable tokens at each position that are "
+        "stored with its labels, for the losses 'kl' and 'reverse_kl'",
     )
 
 

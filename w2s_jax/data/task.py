@@ -31,10 +31,11 @@ class Candidate:
     Attributes:
       text: the content; in a preference task a pair of texts to be compared.
       label: as in the record (the loader checks it and converts it to 0 or 1). Of a pair: 1 if the
-        second text is better. None if there is only a soft label.
+        second text is better. None if there is only a soft label, and in a generation task.
       group: as in `Document`.
       meta: as in `Document`.
       soft_label: P(label 1) from people or a judge, as in the record.
+      target: the expected completion of the text, in a generation task.
     """
 
     text: str | tuple[str, str]
@@ -42,6 +43,7 @@ class Candidate:
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     soft_label: Any = None
+    target: str | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ class Origin:
     convert: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
-KINDS = ("classification", "preference")
+KINDS = ("classification", "preference", "generation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,8 @@ class Task:
       expand: (record, where) -> candidates: one if the record is one item; several (at least one
         with label 1 and one with label 0) if, for example, a question has several answers; none if
         the task does not use the record (a third class, say). `where` names the record in errors.
-      kind: 'classification' (a label, 0 or 1, for one text or token sequence) or 'preference'
-        (which of two texts is better; 1: the second).
+      kind: 'classification' (a label, 0 or 1, for one text or token sequence), 'preference' (which
+        of two texts is better; 1: the second) or 'generation' (a completion of a prompt).
       orders: the candidates of a record are one content in several orders; one is drawn by a hash
         of the record and `split_seed`, whatever the item expansion.
       folder: the folder of local files if it is shared with another task; None: the name.
@@ -101,6 +103,16 @@ class Task:
         on; runs take it where there is no 'train' (see `task.train_split`).
       optional_fields: fields that a record may have.
       label_names: names of label 0 and label 1, for exported classifiers.
+      answer: (text of a completion) -> the answer in it, '' if there is none. None: the text
+        without spaces around it. Only of generation tasks, as all that follow.
+      correct: (answer, document) -> whether it is right. None: it equals the answer in the
+        document's target.
+      scores: name -> (answer, document) -> a number or a boolean; their means are reported beside
+        the accuracy.
+      tokenizer: name of the tokenizer of embedded models, in place of the config's default: a task
+        may bring its own.
+      pretraining: (records, tokenizer) -> documents of tokens to pretrain on, by the name of a
+        `pretrain.source` that the task reads itself.
     """
 
     name: str
@@ -122,11 +134,31 @@ class Task:
     label_names: tuple[str, str] | None = None
     label_field: str = "label"
     empty: str = "error"
+    answer: Callable[[str], str] | None = None
+    correct: Callable[[str, Document], bool] | None = None
+    scores: Mapping[str, Callable[[str, Document], float]] = field(default_factory=dict)
+    tokenizer: str | None = None
+    pretraining: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.truncate:
-            side = "start" if self.kind == "preference" else "end"
+            side = "end" if self.kind == "classification" else "start"
             object.__setattr__(self, "truncate", side)
+
+    @property
+    def generates(self) -> bool:
+        """True if documents ask for a completion."""
+        return self.kind == "generation"
+
+    def answer_in(self, text: str) -> str:
+        """Return the answer in a completion; '' if there is none."""
+        return text.strip() if self.answer is None else self.answer(text)
+
+    def is_correct(self, answer: str, document: Document) -> bool:
+        """Return whether an answer to a document is right."""
+        if self.correct is not None:
+            return bool(self.correct(answer, document))
+        return answer == self.answer_in(document.target or "")
 
     @property
     def num_texts(self) -> int:

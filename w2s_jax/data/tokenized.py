@@ -22,6 +22,8 @@ class TokenizedDocuments:
       loss_weights_T: float32, the weight of predicting each token; None: all 1 (except the first
         token of a document, which is never predicted).
       num_texts: K; 2 for pairs to be compared.
+      prompt_lengths_P: int64 [N * K], of texts that are a prompt and its completion: the number of
+        tokens of the prompt, after which the completion begins. None of other texts.
     """
 
     ids_N: np.ndarray
@@ -31,6 +33,7 @@ class TokenizedDocuments:
     loss_weights_T: np.ndarray | None = None
     num_texts: int = 1
     soft_N: np.ndarray | None = None
+    prompt_lengths_P: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids_N)
@@ -78,6 +81,9 @@ class TokenizedDocuments:
             loss_weights_T=None if weights_T is None else weights_T[positions_T],
             num_texts=self.num_texts,
             soft_N=None if self.soft_N is None else self.soft_N[picked_N],
+            prompt_lengths_P=(
+                None if self.prompt_lengths_P is None else self.prompt_lengths_P[picked_P]
+            ),
         )
 
     def digest(self) -> str:
@@ -93,6 +99,8 @@ class TokenizedDocuments:
             arrays.append(("<f4", self.loss_weights_T))
         if self.soft_N is not None:
             arrays.append(("<f4", self.soft_N))
+        if self.prompt_lengths_P is not None:
+            arrays.append(("<i8", self.prompt_lengths_P))
         sha = hashlib.sha256()
         if self.num_texts > 1:
             sha.update(f"texts{self.num_texts};".encode())

@@ -21,6 +21,7 @@ def register(
     *,
     label_makers: "Mapping[str, LabelMaker] | None" = None,
     middle_models: str = "",
+    kinds: tuple[str, ...] = ("classification", "preference"),
     students: str = "",
     summary: str = "",
     source: str = "",
@@ -38,6 +39,7 @@ def register(
         of fingerprints.
       middle_models: the option that lists models between the weak and the strong one, whose roles
         are then 'middle1', ...; there is one more slice for each. '': none.
+      kinds: the kinds of tasks that it works with.
       students: the keys of its students, for the documentation.
       summary: what it does, for the documentation; '': the first line of the docstring.
       source: the paper that it is from.
@@ -59,6 +61,7 @@ def register(
                 options=declared(options),
                 label_makers=makers,
                 middle_models=middle_models,
+                kinds=kinds,
                 students=students,
                 summary=summary or (plan.__doc__ or "").partition("\n")[0],
                 source=source,

@@ -20,6 +20,7 @@ _LATE = {
     "dropout": 0.0,
     "ema": 0.0,
     "label_smoothing": 0.0,
+    "token_weighting": "token",
 }
 
 
@@ -66,8 +67,8 @@ def weights_digest(data: RoleInput) -> str | None:
 def train_spec(train: TrainSettings) -> dict[str, Any]:
     """Return the train settings that can change a result, except number of steps and seed."""
     fields = {f.name for f in dataclasses.fields(TrainSettings)}
-    # Whether text is streamed shows in the digest of the data.
-    skipped = {"epochs", "steps", "streaming", "last_layers", *_EXECUTION_ONLY}
+    # Which text is used, and whether it is streamed, shows in the digest of the data.
+    skipped = {"epochs", "steps", "streaming", "max_docs", "last_layers", *_EXECUTION_ONLY}
     skipped |= {name for name, value in _LATE.items() if getattr(train, name) == value}
     if train.adapt == "last_layers":
         skipped.remove("last_layers")
