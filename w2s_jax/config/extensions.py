@@ -31,6 +31,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.methods.synthetic",
         "w2s_jax.methods.controls",
         "w2s_jax.methods.imitation",
+        "w2s_jax.methods.reasoning",
     ),
     "phase kind": (
         "w2s_jax.phases.kinds.pretrain",

@@ -10,10 +10,13 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings
 from w2s_jax.data import packing
+from w2s_jax.data.completions import prompts_only, weighted_by_document
+from w2s_jax.data.documents import distinct_ids
 from w2s_jax.data.prompts import with_suffix
 from w2s_jax.data.stream import stream_batches
 from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.models.attention import row_preferences
+from w2s_jax.phases import completed
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
 from w2s_jax.store import artifacts
@@ -45,12 +48,30 @@ class TrainingInputs:
         """
         phase, context, split = self.phase, self.context, self.phase.inputs["train"]
         documents = split_documents(phase, context, split)
+        if phase.pairs:
+            return self._pairs[0]
+        documents = self._labelled(documents)
+        if phase.targets == "tokens":
+            documents = completed.completed_documents(phase, context, split, documents)
+            if phase.train.token_weighting == "document":
+                documents = weighted_by_document(documents)
+        return documents
+
+    @cached_property
+    def _pairs(self) -> tuple[TokenizedDocuments, np.ndarray]:
+        """Pairs of completions, and P(the first is better), float32 [N]."""
+        split = self.phase.inputs["train"]
+        documents = split_documents(self.phase, self.context, split)
+        return completed.paired_documents(self.phase, self.context, split, documents)
+
+    def _labelled(self, documents: TokenizedDocuments) -> TokenizedDocuments:
+        """Return the documents that have labels; all, where the phase says nothing else."""
+        phase, context, split = self.phase, self.context, self.phase.inputs["train"]
         if phase.subset is None:
             return documents
         labels = context.folder(phase.parents["labels"])
-        row_of = {int(id_): n for n, id_ in enumerate(documents.ids_N)}
-        chosen = [row_of[int(id_)] for id_ in artifacts.labelled_ids(labels, split)]
-        return documents.select(np.array(chosen, np.int64))
+        ids_N = artifacts.labelled_ids(labels, split)
+        return documents.select(documents.rows_of(ids_N))
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
@@ -67,8 +88,11 @@ class TrainingInputs:
     @cached_property
     def order_SB(self) -> np.ndarray:
         """Row indices of the documents of each batch, int32."""
+        ids_N = self.documents.ids_N
+        if self.phase.targets != "class":
+            ids_N = distinct_ids(ids_N)
         return packing.training_order(
-            self.documents.ids_N,
+            ids_N,
             batch_size=self.phase.train.batch_size,
             num_steps=self.phase.total_steps,
             seed=self.phase.seed,
@@ -194,6 +218,9 @@ def split_documents(phase: Phase, context: Context, split: str) -> TokenizedDocu
     """Return a split as the phase's model reads it."""
     data = context.data(phase)
     documents = data.splits[split]
+    if phase.loss is None and documents.prompt_lengths_P is not None:
+        # Next-token training reads the prompts alone: their completions are what is to be labelled.
+        return prompts_only(documents)
     if not phase.suffixed:
         return documents
     labels = context.folder(phase.parents["labels"])

@@ -92,7 +92,7 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
 def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
     """Return the names of the classes of a phase with a head, if its task names them."""
     task = TASKS.get(context.settings.task.name)
-    if phase.loss is None or phase.num_texts > 1 or task is None or task.label_names is None:
+    if not phase.classifies or phase.num_texts > 1 or task is None or task.label_names is None:
         return {}
     return {"label_names": list(task.label_names)}
 
