@@ -122,6 +122,9 @@ def resolve(settings: Settings) -> Resolved:
         split_seed=task_settings.split_seed,
         empty=task_settings.empty,
         used=(*OFFICIAL_SPLITS, "pretrain"),
+        where=task_settings.where,
+        test_where=task_settings.test_where,
+        train_split=task_settings.train_split,
     )
     task = loaded.task
     notes = [*loaded.notes]
@@ -257,7 +260,9 @@ def _tokenizer(
             )
         return None
     if given is None and source is None:
-        return load_tokenizer(settings.task.tokenizer)
+        name = settings.task.tokenizer
+        own = task.tokenizer if name == TaskSettings.tokenizer else None
+        return load_tokenizer(own or name)
     if given is None and source is not None and source.tokenizer is not None:
         given = str(source.tokenizer)
     if given is None:
@@ -295,9 +300,9 @@ def _role_input(
     own = settings.roles[role]
     splits, streams, tokenizer = dict(splits), {}, reader.tokenizer
     if own.pretrain.source is not None and own.pretrain.streaming:
-        streams["pretrain"] = open_stream(own.pretrain, tokenizer, settings.task, notes)
+        streams["pretrain"] = open_stream(own.pretrain, reader, settings.task, notes)
     elif own.pretrain.source is not None:
-        splits["pretrain"] = read_chunks(own.pretrain, raw, tokenizer, settings.task, notes)
+        splits["pretrain"] = read_chunks(own.pretrain, raw, reader, settings.task, notes)
     vocabulary = reader.task.token_space or tokenizer
     assert vocabulary is not None
     completion = None
