@@ -16,6 +16,7 @@ from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.metrics import classification
 from w2s_jax.models import heads
+from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import parameters, prediction
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
@@ -23,7 +24,7 @@ from w2s_jax.planning.resolve import RoleInput
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training.prediction import Predictor, fits_on_one_device, probabilities
+from w2s_jax.training.prediction import Predictor, probabilities
 
 #: split -> (ids_N uint64, soft labels float32 [N, 2]): what students learn, and predictions where
 #: the split is validation or test.
