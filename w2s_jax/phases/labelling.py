@@ -21,6 +21,7 @@ from w2s_jax.data.external_labels import (
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.metrics import classification
 from w2s_jax.models import heads
+from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import completed, completions, kept_batches, parameters, prediction
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
@@ -29,7 +30,7 @@ from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts, token_labels
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.store.token_labels import Pairs, TokenLabels
-from w2s_jax.training.prediction import Predictor, fits_on_one_device, probabilities
+from w2s_jax.training.prediction import Predictor, probabilities
 
 #: split -> (ids_N uint64, soft labels float32 [N, 2]): what students learn, and predictions where
 #: the split is validation or test.

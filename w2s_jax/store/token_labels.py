@@ -29,9 +29,9 @@ class TokenLabels:
       lengths_N: int32, number of tokens of each; below T if it ended by itself.
       logprobs_NT1: float32 [N, T + 1], log-probability of each token, and of the end behind the
         last one; 0 elsewhere. NaN where nobody knows, as of texts from a file.
-      top_ids_NT1k: int32 [N, T + 1, k], the supervisor's most probable tokens at each of these
-        positions; None without.
-      top_logprobs_NT1k: float32, their log-probabilities.
+      top_ids_NTk: int32 [N, T, k], the supervisor's most probable tokens at each position, that of
+        the end included; None without.
+      top_logprobs_NTk: float32, their log-probabilities.
     """
 
     ids_N: np.ndarray
@@ -39,8 +39,8 @@ class TokenLabels:
     tokens_NT: np.ndarray
     lengths_N: np.ndarray
     logprobs_NT1: np.ndarray
-    top_ids_NT1k: np.ndarray | None = None
-    top_logprobs_NT1k: np.ndarray | None = None
+    top_ids_NTk: np.ndarray | None = None
+    top_logprobs_NTk: np.ndarray | None = None
 
     @property
     def total_logprobs_N(self) -> np.ndarray:
@@ -50,7 +50,7 @@ class TokenLabels:
     def select(self, indices: Any) -> "TokenLabels":
         """Return the labels at `indices` (integers or a mask)."""
         rows = np.arange(len(self.ids_N))[indices]
-        top = (self.top_ids_NT1k, self.top_logprobs_NT1k)
+        top = (self.top_ids_NTk, self.top_logprobs_NTk)
         return TokenLabels(
             self.ids_N[rows],
             [self.texts[n] for n in rows.tolist()],
@@ -103,9 +103,9 @@ def save(folder: PhaseFolder, labels: Mapping[str, TokenLabels]) -> None:
             "lengths": found.lengths_N.astype(np.int32),
             "logprobs": found.logprobs_NT1.astype(np.float32),
         }
-        if found.top_ids_NT1k is not None and found.top_logprobs_NT1k is not None:
-            tree[split]["top_ids"] = found.top_ids_NT1k.astype(np.int32)
-            tree[split]["top_logprobs"] = found.top_logprobs_NT1k.astype(np.float32)
+        if found.top_ids_NTk is not None and found.top_logprobs_NTk is not None:
+            tree[split]["top_ids"] = found.top_ids_NTk.astype(np.int32)
+            tree[split]["top_logprobs"] = found.top_logprobs_NTk.astype(np.float32)
     _save(folder, tree, columns)
 
 
@@ -128,7 +128,7 @@ def save_pairs(folder: PhaseFolder, pairs: Mapping[str, Pairs]) -> None:
 def record(labels: Mapping[str, TokenLabels]) -> dict[str, Any]:
     """Return the field `labels` of a phase's result.json."""
     any_of = next(iter(labels.values()))
-    top = any_of.top_ids_NT1k
+    top = any_of.top_ids_NTk
     return {
         "kind": "tokens",
         "splits": {split: len(found.ids_N) for split, found in labels.items()},
@@ -160,8 +160,8 @@ def stored(folder: PhaseFolder, split: str) -> TokenLabels:
         "logprobs": np.zeros((n, length + 1), np.float32),
     }
     if top_k:
-        target["top_ids"] = np.zeros((n, length + 1, top_k), np.int32)
-        target["top_logprobs"] = np.zeros((n, length + 1, top_k), np.float32)
+        target["top_ids"] = np.zeros((n, length, top_k), np.int32)
+        target["top_logprobs"] = np.zeros((n, length, top_k), np.float32)
     tree = load_part(folder.labels, {split: target})[split]
     table = _texts(folder, split)
     return TokenLabels(

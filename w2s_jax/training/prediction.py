@@ -65,28 +65,6 @@ def _programs(
     return pmapped, jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
-def fits_on_one_device(params: Any, compute_dtype: str) -> bool:
-    """Return whether a device can run a label pass alone (True if its memory is unknown).
-
-    It can if `bytes_on_one_device` is at most half of its memory. The rest is for activations, and
-    for the train state during an evaluation.
-    """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    fits = limit is None or bytes_on_one_device(params, compute_dtype) <= limit / 2
-    return processes.first_says("fits on one device", fits)
-
-
-def bytes_on_one_device(params: Any, compute_dtype: str) -> int:
-    """Return the bytes of all parameters on a device that runs a label pass alone.
-
-    This includes a copy in the compute dtype: parameters are cast before the loop over layers, and
-    TPU programs take as much even if they already have that dtype.
-    """
-    width = jnp.dtype(compute_dtype).itemsize
-    return sum(x.size * (x.dtype.itemsize + width) for x in jax.tree.leaves(params))
-
-
 class Predictor:
     """Class logits, or features, of a fixed set of documents under changing parameters.
 

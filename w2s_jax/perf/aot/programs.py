@@ -359,8 +359,8 @@ def _label_passes(
     params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
     if not features:
         params = adapting.join(*adapting.split(phase.train, phase.model, params))
-    # As `prediction.fits_on_one_device` decides on each host.
-    needed = prediction.bytes_on_one_device(params, phase.train.compute_dtype)
+    # As `inference.fits_on_one_device` decides on each host.
+    needed = inference.bytes_on_one_device(params, phase.train.compute_dtype)
     alone = needed <= memory / 2 and len(host) > 1
     data = resolved.roles[phase.role]
     names = [s for s in ("validation", "test") if s in phase.inputs.values()]
