@@ -82,7 +82,7 @@ def check(task: Task, settings: Settings, models: Mapping[str, ModelConfig]) -> 
       models: role -> model.
 
     Raises:
-      InputError: for an encoder, a probe, a loss or method that is about classes, or settings of
+      InputError: for an encoder, a probe, a loss that is about classes, or settings of
         distributions that do not go together.
     """
     for role, model in models.items():
@@ -104,11 +104,20 @@ def check(task: Task, settings: Settings, models: Mapping[str, ModelConfig]) -> 
             )
     for loss in settings.losses:
         _check_loss(loss, settings)
+
+
+def check_methods(task: Task, settings: Settings) -> None:
+    """Check that the methods of a run work with the kind of its task.
+
+    Raises:
+      InputError: one does not.
+    """
     for method in settings.methods:
         if task.kind not in METHODS[method.kind].kinds:
             able = [name for name, spec in METHODS.items() if task.kind in spec.kinds]
+            about = "classes" if task.generates else "completions"
             raise errors.InputError(
-                f"method.name: {method.kind!r} is about classes; allowed for task {task.name!r}: "
+                f"method.name: {method.kind!r} is about {about}; allowed for task {task.name!r}: "
                 f"{', '.join(able)}"
             )
 

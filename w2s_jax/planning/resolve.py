@@ -132,6 +132,7 @@ def resolve(settings: Settings) -> Resolved:
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles:
         check_model(role, found[role], settings)
+    generation.check_methods(task, settings)
     if task.generates:
         generation.check(
             task, settings, {role: _config(role, found[role], settings) for role in found}
