@@ -52,7 +52,7 @@ def train_together(group: Group, context: Context) -> dict[str, errors.TrainingF
     start, states = _starts(data, context)
     cut, whole = training.cut_and_whole(data[0].vocabulary, start.trained)
     shardings = jax.tree.map(lambda x: x.sharding, cut)
-    frozen = start.frozen | data[0].features(mesh)
+    frozen = start.frozen | data[0].tables(mesh)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     specs = [of_member.spec for of_member in data]
 

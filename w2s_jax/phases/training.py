@@ -35,7 +35,7 @@ def train(
 ) -> tuple[Parameters, dict[str, Any]]:
     """Train a phase from `start`; return the resulting parameters, and a `record` of training."""
     mesh, data = context.mesh, inputs.inputs_of(phase, context)
-    batches, real_token_share = data.batches(mesh)
+    batches, real_token_share = data.batches(mesh, start)
     params, whole = cut_and_whole(data.vocabulary, start.trained)
     state = init_state(
         params,
@@ -45,7 +45,7 @@ def train(
         average=phase.train.ema > 0,
         loss_state=data.loss_state(),
     )
-    frozen = start.frozen | data.features(mesh)
+    frozen = start.frozen | data.tables(mesh)
     program = compile_for(batches, data.spec, mesh, frozen)
     if context.dump_hlo and processes.is_first():
         program = hlo.dumping(program, folder.path / "hlo")
