@@ -337,6 +337,8 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for name in (*slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
+        if splits[name].prompt_lengths_P is not None:
+            continue  # completions have no classes
         labels_N = hard_labels(splits[name].labels_N)
         classes = np.unique(labels_N[~np.isnan(labels_N)]).tolist()
         if len(classes) < 2:
