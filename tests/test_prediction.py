@@ -12,7 +12,8 @@ from w2s_jax import sharding, testing
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.models import heads, network
-from w2s_jax.training.prediction import Predictor, fits_on_one_device, probabilities
+from w2s_jax.models.inference import fits_on_one_device
+from w2s_jax.training.prediction import Predictor, probabilities
 
 
 @functools.cache

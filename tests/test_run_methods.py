@@ -25,7 +25,11 @@ from w2s_jax.training.prediction import Predictor, probabilities
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "methods").glob("*.py"))
 #: All that share the slices of a naive run.
-TOGETHER = [kind for kind in METHODS if kind != "bootstrapping"]
+TOGETHER = [
+    kind
+    for kind, spec in METHODS.items()
+    if kind != "bootstrapping" and "classification" in spec.kinds
+]
 
 
 @pytest.fixture(scope="module")

@@ -255,6 +255,17 @@ def split_rows(x: jax.Array) -> jax.Array:
     return _constrained(x, P(BATCH_AXES))
 
 
+def split_rows_and_heads(x_nRK: jax.Array) -> jax.Array:
+    """Constrain a stack's rows and key/value heads, its second and third axes, to be sharded.
+
+    Heads are not split if `tensor` does not divide them.
+    """
+    mesh = current_mesh()
+    if mesh is not None and x_nRK.shape[2] % mesh.shape["tensor"]:
+        return _constrained(x_nRK, P(None, BATCH_AXES))
+    return _constrained(x_nRK, P(None, BATCH_AXES, "tensor"))
+
+
 def look_up(table_VD: jax.Array, index_RL: jax.Array) -> jax.Array:
     """Return table_VD[index_RL], [R, L, D], rows sharded over `data` and the width over `fsdp`.
 

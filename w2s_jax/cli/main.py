@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     """Run the command that `arguments` name and return the exit status."""
-    from w2s_jax.cli import parser
+    from w2s_jax.cli import generate, parser
 
     with_overrides = {"run": _run, "sweep": _sweep, "bench": _bench, "compile": _compile}
     without = {
@@ -56,6 +56,7 @@ def _dispatch(arguments: list[str]) -> int:
         "models": _models,
         "gc": _gc,
         "labels": _labels,
+        "generate": generate.run,
     }
     options, rest = parser.parser().parse_known_args(arguments)
     if options.command in with_overrides:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, NoReturn
 
+from w2s_jax.cli import generate
 from w2s_jax.core import errors
 from w2s_jax.core.version import __version__
 
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_gc(commands)
     _add_labels(commands)
+    generate.add_parser(commands)
     return root
 
 
@@ -435,8 +437,8 @@ def _add_labels(commands: Any) -> None:
         "labels",
         help="write a phase's weak labels to a file",
         description="Write the labels of a phase to a file with the columns id (0x and 16 "
-        "hexadecimal digits; in Parquet uint64), split and p, the probability of label 1. The "
-        "field weak.labels of another run accepts the file.",
+        "hexadecimal digits; in Parquet uint64), split and p, the probability of label 1, or the "
+        "text of a completion. The field weak.labels of another run accepts the file.",
         allow_abbrev=False,
     )
     labels.add_argument(

@@ -15,6 +15,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.losses.adaptive",
         "w2s_jax.losses.generalized",
     ),
+    "preference loss": ("w2s_jax.losses.preferences",),
     "method": (
         "w2s_jax.methods.bootstrapping",
         "w2s_jax.methods.strong_to_strong",
@@ -31,6 +32,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.methods.synthetic",
         "w2s_jax.methods.controls",
         "w2s_jax.methods.imitation",
+        "w2s_jax.methods.reasoning",
     ),
     "phase kind": (
         "w2s_jax.phases.kinds.pretrain",

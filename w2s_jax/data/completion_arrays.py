@@ -30,6 +30,13 @@ def prompts_of(documents: TokenizedDocuments) -> list[np.ndarray]:
     return [documents.tokens_T[start:stop] for start, stop in bounds]
 
 
+def prompts_only(documents: TokenizedDocuments) -> TokenizedDocuments:
+    """Return the prompts as documents of their own, of which all tokens have a weight."""
+    count = len(documents)
+    prompts = assembled(documents.ids_N, [_prompts(documents)], [constant((), count)])
+    return dataclasses.replace(prompts, loss_weights_T=None, prompt_lengths_P=None)
+
+
 def completions_of(documents: TokenizedDocuments, end: int | None = None) -> list[np.ndarray]:
     """Return the tokens of each completion without its end, int32; of pairs both, N * K arrays.
 

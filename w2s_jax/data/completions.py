@@ -21,6 +21,7 @@ from w2s_jax.data.completion_arrays import (
     constant,
     paired,
     prompts_of,
+    prompts_only,
     weighted_by_document,
     with_completions,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "completions_of",
     "paired",
     "prompts_of",
+    "prompts_only",
     "tokenize_completions",
     "weighted_by_document",
     "with_completions",

@@ -93,6 +93,24 @@ def hash_keys(ids_N: np.ndarray, *salt: str | int) -> np.ndarray:
         return key_N ^ (key_N >> np.uint64(31))
 
 
+def distinct_ids(ids_N: np.ndarray) -> np.ndarray:
+    """Return ids, uint64 [N], of which repeated ones are replaced by hashes of id and repetition.
+
+    In an order by hashes of ids, the repetitions of a document would stand side by side.
+    """
+    order_N = np.argsort(ids_N, kind="stable")
+    sorted_N = ids_N[order_N]
+    first_N = np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]])
+    start_N = np.maximum.accumulate(np.where(first_N, np.arange(len(ids_N)), 0))
+    repetition_N = np.zeros(len(ids_N), np.int64)
+    repetition_N[order_N] = np.arange(len(ids_N)) - start_N
+    distinct_N = ids_N.copy()
+    for number in range(1, int(repetition_N.max(initial=0)) + 1):
+        rows = repetition_N == number
+        distinct_N[rows] = hash_keys(ids_N[rows], "repetition", number)
+    return distinct_N
+
+
 def hash_order(ids_N: np.ndarray, *salt: str | int) -> np.ndarray:
     """Return a permutation (int64 [N]) of documents that depends only on their ids and `salt`.
 

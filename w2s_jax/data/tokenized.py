@@ -63,6 +63,11 @@ class TokenizedDocuments:
         piece = range(len(self))[i] * self.num_texts + text
         return self.tokens_T[self.offsets[piece] : self.offsets[piece + 1]]
 
+    def rows_of(self, ids_N: np.ndarray) -> np.ndarray:
+        """Return the row of each id, int64; `KeyError` for an id that no document has."""
+        row_of = {id_: n for n, id_ in enumerate(self.ids_N.tolist())}
+        return np.array([row_of[id_] for id_ in ids_N.tolist()], np.int64)
+
     def select(self, indices: Any) -> "TokenizedDocuments":
         """Return the documents at `indices` (integers, a slice or a mask), in that order."""
         picked_N = np.arange(len(self))[indices]

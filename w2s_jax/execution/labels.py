@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,21 @@ import numpy as np
 from w2s_jax.core.errors import InputError
 from w2s_jax.core.files import atomic_write, read_json
 from w2s_jax.report.runs import phase_folder
-from w2s_jax.store import artifacts
+from w2s_jax.store import artifacts, token_labels
 from w2s_jax.store.artifacts import PhaseFolder
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".jsonl.gz")
-COLUMNS = ("id", "split", "p")
 
-#: split -> (ids_N uint64, soft labels float32 [N, 2]).
-Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
+#: split -> (ids_N uint64, P(label 1) float32 [N], or texts).
+Labels = Mapping[str, tuple[np.ndarray, Sequence[Any] | np.ndarray]]
 
 
 def export(source: Path, to: Path) -> str:
     """Write the labels of a phase to a new file, and return a line on what was written.
 
     A row is a document: `id`, as uint64 in Parquet, else '0x' and 16 hexadecimal digits, because
-    many tools round large numbers; `split`; `p`, the probability of label 1. `weak.labels` accepts
-    the file, and gives the same float32 labels.
+    many tools round large numbers; `split`; `p`, the probability of label 1, or the `text` of its
+    completion. `weak.labels` accepts the file, and gives the same labels.
 
     Args:
       source: folder of a phase, or of a run with one weak model.
@@ -46,12 +45,25 @@ def export(source: Path, to: Path) -> str:
     if not to.parent.is_dir():
         raise InputError(f"--to: {to}: the folder {to.parent} does not exist")
     folder = _phase(source)
-    labels = artifacts.stored_labels(folder)
-    data = _parquet(labels) if suffix == ".parquet" else _text(labels, suffix)
+    name, labels = _stored(folder)
+    data = _parquet(labels, name) if suffix == ".parquet" else _text(labels, name, suffix)
     with atomic_write(to) as file:
         file.write(data)
     counts = ", ".join(f"{len(ids_N):,} {split}" for split, (ids_N, _) in labels.items())
     return f"{to}: labels of {folder.path.name}: {counts}"
+
+
+def _stored(folder: PhaseFolder) -> tuple[str, Labels]:
+    """Return the name of the column of labels, and the labels."""
+    kind = token_labels.kind_of(folder)
+    if kind == "pairs":
+        raise InputError(f"PHASE: {folder.path} has pairs of completions, not a label a document")
+    if kind == "tokens":
+        splits = read_json(folder.result)["labels"]["splits"]
+        found = {split: token_labels.stored(folder, split) for split in splits}
+        return "text", {split: (labels.ids_N, labels.texts) for split, labels in found.items()}
+    stored = artifacts.stored_labels(folder)
+    return "p", {split: (ids_N, soft_NC[:, 1]) for split, (ids_N, soft_NC) in stored.items()}
 
 
 def _phase(source: Path) -> PhaseFolder:
@@ -89,35 +101,38 @@ def _has(path: Path) -> bool:
     return path.is_dir() and folder.complete and "labels" in read_json(folder.result)
 
 
-def _rows(labels: Labels) -> Iterator[tuple[str, str, str]]:
-    for split, (ids_N, soft_NC) in labels.items():
-        for id_, p in zip(ids_N.tolist(), soft_NC[:, 1], strict=True):
-            # The shortest digits that give the same float32.
-            yield f"0x{id_:016x}", split, str(p)
+def _texts(labels: Labels) -> Iterator[tuple[str, str, str]]:
+    """Yield the rows of a text file."""
+    for split, (ids_N, values_N) in labels.items():
+        for id_, value in zip(ids_N.tolist(), values_N, strict=True):
+            # Of a number, the shortest digits that give the same float32.
+            yield f"0x{id_:016x}", split, str(value)
 
 
-def _text(labels: Labels, suffix: str) -> bytes:
+def _text(labels: Labels, name: str, suffix: str) -> bytes:
     text = io.StringIO()
     if suffix == ".csv":
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(_rows(labels))
+        writer.writerow(("id", "split", name))
+        writer.writerows(_texts(labels))
     else:
-        for id_, split, p in _rows(labels):
-            text.write(json.dumps({"id": id_, "split": split, "p": float(p)}) + "\n")
+        for id_, split, value in _texts(labels):
+            row = {"id": id_, "split": split, name: float(value) if name == "p" else value}
+            text.write(json.dumps(row) + "\n")
     data = text.getvalue().encode()
     return gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
 
 
-def _parquet(labels: Labels) -> bytes:
+def _parquet(labels: Labels, name: str) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     splits = [split for split, (ids_N, _) in labels.items() for _ in range(len(ids_N))]
+    values = [value for _, values_N in labels.values() for value in values_N]
     columns: dict[str, Any] = {
         "id": pa.array(np.concatenate([ids_N for ids_N, _ in labels.values()]), pa.uint64()),
         "split": pa.array(splits, pa.string()),
-        "p": pa.array(np.concatenate([soft[:, 1] for _, soft in labels.values()]), pa.float32()),
+        name: pa.array(values, pa.float32() if name == "p" else pa.string()),
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_jax.core import errors
-from w2s_jax.metrics import classification, intervals
+from w2s_jax.metrics import answers, classification, intervals
 from w2s_jax.planning.plan import Plan, Student
 from w2s_jax.planning.resolve import Resolved
 from w2s_jax.store import artifacts
@@ -93,8 +93,13 @@ class _Phases:
         )
         entry |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
         entry |= {name: interval[name] for name in ("gap_low", "gap_high")}
+        supervisor = others[student.supervisor]
+        if "answer" in own:
+            return entry | answers.answer_agreement(
+                own["answer"], supervisor["answer"], supervisor["correct"]
+            )
         return entry | classification.agreement_metrics(
-            own["p"], others[student.supervisor]["p"], own["ground_truth"]
+            own["p"], supervisor["p"], own["ground_truth"]
         )
 
     def stages(self) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Bootstrapping: a chain of models from weak to strong."""
 
 from w2s_jax.config.options import Option
+from w2s_jax.data.task import KINDS
 from w2s_jax.methods.registry import Students, register
 from w2s_jax.planning.plan import MethodPlanner
 
@@ -8,6 +9,7 @@ from w2s_jax.planning.plan import MethodPlanner
 @register(
     "bootstrapping",
     middle_models="models",
+    kinds=KINDS,
     students="`+bootstrapping`",
     summary="Weak -> M2 -> ... -> strong. Each model learns the labels of the one before on a "
     "slice of its own, so the documents are cut into more slices: it cannot share a working "

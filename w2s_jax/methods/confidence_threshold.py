@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from w2s_jax.config.options import Option
+from w2s_jax.data.task import KINDS
 from w2s_jax.methods.labels import kept_count, p_of
 from w2s_jax.methods.registry import Students, register
 from w2s_jax.planning.plan import MethodPlanner
 
 if TYPE_CHECKING:
-    from w2s_jax.phases.labelling import Labels, LabelWork
+    from w2s_jax.phases.labelling import CompletionLabels, Labels, LabelWork
 
 
-def _confident(work: "LabelWork", *, share: float) -> "Labels":
-    """The most confident labels of each class."""
+def _confident(work: "LabelWork", *, share: float) -> "Labels | CompletionLabels":
+    """The most confident labels of each class, or the most probable completions."""
+    if work.phase.completion is not None:
+        labels = work.token_labels("slice2")
+        return {"slice2": labels.select(most_probable(labels.total_logprobs_N, share))}
     return work.of_some("slice2", most_confident(work.labels("slice2"), share))
 
 
@@ -22,7 +26,8 @@ def _confident(work: "LabelWork", *, share: float) -> "Labels":
     "confidence_threshold",
     label_makers={"confident": _confident},
     students="`+confidence_threshold`",
-    summary="Only the most confident weak labels of each class",
+    kinds=KINDS,
+    summary="Only the most confident weak labels of each class; of completions, the most probable",
     source="Burns et al. 2023, appendix",
     share=Option(0.5, "Share of the labels that is kept", above=0, below=1),
 )
@@ -34,6 +39,17 @@ def confidence_threshold(planner: MethodPlanner, *, share: float) -> Students:
     )
     count = kept_count(planner.size("slice2"), share)
     return planner.students("confidence_threshold", labels, supervisor=weak, subset=count)
+
+
+def most_probable(logprobs_N: np.ndarray, share: float) -> np.ndarray:
+    """Return a mask of the largest share of log-probabilities, bool [N]; of equal ones the first.
+
+    NaN, an unknown log-probability, counts as the lowest.
+    """
+    keep_N = np.zeros(len(logprobs_N), bool)
+    order_N = np.argsort(-np.nan_to_num(logprobs_N, nan=-np.inf), kind="stable")
+    keep_N[order_N[: kept_count(len(logprobs_N), share)]] = True
+    return keep_N
 
 
 def most_confident(soft_NC: np.ndarray, share: float) -> np.ndarray:

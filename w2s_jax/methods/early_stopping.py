@@ -2,6 +2,7 @@
 
 from w2s_jax.config import STOPPING
 from w2s_jax.config.options import Option
+from w2s_jax.data.task import KINDS
 from w2s_jax.methods.registry import Students, register, require_validation
 from w2s_jax.planning.plan import MethodPlanner
 
@@ -12,6 +13,7 @@ _NAMES = {"none": "last_step", "agreement": "agreement_stop", "ground_truth": "o
 @register(
     "early_stopping",
     students="`+last_step`, `+agreement_stop`, `+oracle_stop`",
+    kinds=KINDS,
     summary="The same student, with the last step, the step of the best agreement with weak "
     "labels, or the step of the best accuracy on ground truth (an oracle)",
     source="Burns et al. 2023, appendix A.5",

@@ -9,13 +9,15 @@ from numpy.typing import ArrayLike
 
 from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError
+from w2s_jax.data.task import KINDS
 from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.labels import log_odds, p_of
 from w2s_jax.methods.registry import Students, register
 from w2s_jax.planning.plan import MethodPlanner, PlanBuilder
+from w2s_jax.store.token_labels import chosen_of
 
 if TYPE_CHECKING:
-    from w2s_jax.phases.labelling import Labels, LabelWork
+    from w2s_jax.phases.labelling import CompletionLabels, Labels, LabelWork
 
 #: Distance between the seeds of members.
 _SEED_STEP = 1_000_003
@@ -23,9 +25,12 @@ _SEED_STEP = 1_000_003
 CLIP = 1e-6
 
 
-def _resampled(work: "LabelWork", *, member: int) -> "Labels":
+def _resampled(work: "LabelWork", *, member: int) -> "Labels | CompletionLabels":
     """Ground truth of slice 1, drawn with replacement."""
     documents = work.documents("slice1")
+    if work.phase.completion is not None:
+        rows_N = resample(len(documents), work.phase.seed + member)
+        return {"slice1": work.targets("slice1").select(rows_N)}
     chosen = documents.select(resample(len(documents), work.phase.seed + member))
     return {"slice1": (chosen.ids_N, soft_labels(chosen.targets_N))}
 
@@ -36,6 +41,17 @@ def _mean_logits(work: "LabelWork") -> "Labels":
     for split in work.phase.label_splits:
         members = [work.labels(split, name) for name in work.members]
         made |= work.of_all(split, mean_logits(members))
+    return made
+
+
+def _majority(work: "LabelWork") -> "CompletionLabels":
+    """The most probable completion among those with the answer of most members."""
+    made = {}
+    for split in work.phase.label_splits:
+        members = [work.token_labels(split, name) for name in work.members]
+        answers = [work.answers(labels) for labels in members]
+        logp_mN = np.stack([labels.total_logprobs_N for labels in members])
+        made[split] = chosen_of(members, majority(answers, logp_mN))
     return made
 
 
@@ -73,10 +89,11 @@ def _vote(work: "LabelWork") -> "Labels":
 
 @register(
     "bagging",
-    label_makers={"resampled": _resampled, "mean_logits": _mean_logits},
+    label_makers={"resampled": _resampled, "mean_logits": _mean_logits, "majority": _majority},
     students="`+bagging`",
+    kinds=KINDS,
     summary="Supervisors with other seeds on resampled documents; the student learns the mean of "
-    "their logits",
+    "their logits, or the answer of most of them",
     source="Breiman 1996",
     members=Option(5, "Number of supervisors", low=2),
     resample=Option(True, "Resample the documents, or (False) only change the seeds"),
@@ -100,7 +117,8 @@ def bagging(planner: MethodPlanner, *, members: int, resample: bool) -> Students
             label_splits=planner.label_splits,
             **more,
         )
-    labels = builder.labels("mean_logits", "weak", planner.label_splits, parents)
+    how = "majority" if builder.resolved.roles["weak"].completion else "mean_logits"
+    labels = builder.labels(how, "weak", planner.label_splits, parents)
     return planner.students("bagging", labels)
 
 
@@ -176,6 +194,27 @@ def mean_logits(members: Sequence[ArrayLike], weights: ArrayLike | None = None) 
     if not total > 0:
         raise InputError(f"weights: {weights_m.tolist()}; at least one must not be 0")
     return _from_log_odds((weights_m / total) @ log_odds(p_mN, CLIP))
+
+
+def majority(answers: Sequence[Sequence[str]], logp_mN: np.ndarray) -> np.ndarray:
+    """Return the member whose completion represents the answer of most members, int64 [N].
+
+    Of answers that equally many members give, the one with the largest sum of the completions'
+    probabilities wins; of the members that give it, the most probable completion; then the first.
+
+    Args:
+      answers: m lists of N answers.
+      logp_mN: log-probabilities of the completions; NaN counts as the lowest.
+    """
+    logp_mN = np.nan_to_num(logp_mN, nan=-np.inf)
+    chosen = []
+    for n, given in enumerate(zip(*answers, strict=True)):
+        members: dict[str, list[int]] = {}
+        for member, answer in enumerate(given):
+            members.setdefault(answer, []).append(member)
+        best = max(members.values(), key=lambda own: (len(own), np.exp(logp_mN[own, n]).sum()))
+        chosen.append(max(best, key=lambda member: logp_mN[member, n]))
+    return np.array(chosen, np.int64)
 
 
 def adaboost_round(weights_N: ArrayLike, wrong_N: ArrayLike) -> tuple[float, np.ndarray]:

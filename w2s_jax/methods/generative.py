@@ -1,6 +1,7 @@
 """Generative finetuning before weak finetuning."""
 
 from w2s_jax.config.options import Option
+from w2s_jax.data.task import KINDS
 from w2s_jax.methods.registry import Students, refused, register
 from w2s_jax.planning.build import ceiling_slice
 from w2s_jax.planning.plan import MethodPlanner
@@ -9,6 +10,7 @@ from w2s_jax.planning.plan import MethodPlanner
 @register(
     "generative",
     students="`+generative`",
+    kinds=KINDS,
     summary="Next-token training on the student's unlabelled documents first. The PGR is computed "
     "against a ceiling of its own with the same start",
     source="Burns et al. 2023, section 4.3.3",

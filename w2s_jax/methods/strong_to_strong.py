@@ -1,6 +1,7 @@
 """Strong to strong: the student supervises a fresh student."""
 
 from w2s_jax.config.options import Option
+from w2s_jax.data.task import KINDS
 from w2s_jax.methods.registry import Students, register
 from w2s_jax.planning.plan import MethodPlanner
 
@@ -8,6 +9,7 @@ from w2s_jax.planning.plan import MethodPlanner
 @register(
     "strong_to_strong",
     students="`+strong_to_strong`",
+    kinds=KINDS,
     summary="The student labels its own slice again, for a fresh student",
     iterations=Option(2, "Number of times", low=1),
 )

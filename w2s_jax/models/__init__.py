@@ -8,15 +8,19 @@ from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 if TYPE_CHECKING:
     from w2s_jax.models.exporting import export_huggingface
     from w2s_jax.models.families import register_family
+    from w2s_jax.models.generation import Completions, Generator, generate
     from w2s_jax.models.loading import load, load_with_head
     from w2s_jax.models.network import forward, init_params
 
 __all__ = [
     "EMBEDDED_MODELS",
+    "Completions",
+    "Generator",
     "ModelConfig",
     "embedded_model",
     "export_huggingface",
     "forward",
+    "generate",
     "init_params",
     "load",
     "load_with_head",
@@ -24,8 +28,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Completions": "generation",
+    "Generator": "generation",
     "export_huggingface": "exporting",
     "forward": "network",
+    "generate": "generation",
     "init_params": "network",
     "load": "loading",
     "load_with_head": "loading",

@@ -41,10 +41,27 @@ class Block(nnx.Module):
         attended_RLD = self.attention(normed_RLD, segment_ids_RL, positions_RL, reach, slots_RQ)
         if slots_RQ is not None:
             x_RLD, normed_RLD = at_slots(x_RLD, slots_RQ), at_slots(normed_RLD, slots_RQ)
+            dropout = None if dropout is None else dropout.at(slots_RQ)
+        return self.add(x_RLD, normed_RLD, attended_RLD, dropout)
+
+    def add(
+        self,
+        x_RLD: Array,
+        normed_RLD: Array,
+        attended_RLD: Array,
+        dropout: Dropout | None = None,
+    ) -> Array:
+        """Return the block's output: everything that follows attention.
+
+        Args:
+          x_RLD: the block's input.
+          normed_RLD: the input of its attention.
+          attended_RLD: the output of its attention.
+          dropout: dropout of the block (None: no dropout).
+        """
         if self.attention_post_norm is not None:
             attended_RLD = self.attention_post_norm(attended_RLD)
         if dropout is not None:
-            dropout = dropout if slots_RQ is None else dropout.at(slots_RQ)
             attended_RLD = dropout.within(0)(attended_RLD)
         after_RLD = x_RLD + attended_RLD
         if self.config.parallel_residual:

@@ -158,6 +158,17 @@ class Attention(nnx.Module):
         slots_RQ: Array | None = None,
     ) -> Array:
         """Return the projected attention output at all slots, or at `slots_RQ`."""
+        projected = self.project(x_RLD, positions_RL, reach, slots_RQ)
+        return self.mix(*projected, segment_ids_RL, reach, slots_RQ)
+
+    def project(
+        self,
+        x_RLD: Array,
+        positions_RL: Array,
+        reach: Reach,
+        slots_RQ: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Return queries (at all slots or at `slots_RQ`), keys and values, after rotation."""
         q_RLHE = self.query(x_RLD if slots_RQ is None else at_slots(x_RLD, slots_RQ))
         k_RLKE, v_RLKE = self.key(x_RLD), self.value(x_RLD)
         if self.query_norm is not None and self.key_norm is not None:
@@ -166,7 +177,18 @@ class Attention(nnx.Module):
             asked = positions_RL if slots_RQ is None else at_slots(positions_RL, slots_RQ)
             q_RLHE = rotary(q_RLHE, asked, reach.frequency_E)
             k_RLKE = rotary(k_RLKE, positions_RL, reach.frequency_E)
-        scalar = self.config.query_scalar
+        return q_RLHE, k_RLKE, v_RLKE
+
+    def mix(
+        self,
+        q_RLHE: Array,
+        k_RLKE: Array,
+        v_RLKE: Array,
+        segment_ids_RL: Array,
+        reach: Reach,
+        slots_RQ: Array | None = None,
+    ) -> Array:
+        """Return the projected attention output of the queries, given what `project` returns."""
         mix = functools.partial(attention, first_keys=reach.first_keys)
         if slots_RQ is not None:
             mix = functools.partial(attention_at, slots_RQ)
@@ -176,11 +198,16 @@ class Attention(nnx.Module):
             v_RLKE,
             segment_ids_RL,
             window=reach.window,
-            scale=scalar**-0.5 if scalar else None,
+            scale=self.scale,
             softcap=self.config.attention_softcap,
             causal=not self.config.bidirectional,
         )
         return self.out(mixed_RLHE)
+
+    @property
+    def scale(self) -> float | None:
+        """The factor of the scores (None: 1 / sqrt(head_dim))."""
+        return self.config.query_scalar**-0.5 if self.config.query_scalar else None
 
 
 class MLP(nnx.Module):

@@ -137,7 +137,8 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         # A part was trained with the base in that dtype, whatever `dtype` is requested.
         param_dtype=dtype if dtype and adapt == "full" else own_dtype,
     )
-    has_head = record.get("head", record["kind"] != "pretrain")
+    generates = record["kind"] == "pretrain" or "completion" in spec
+    has_head = record.get("head", not generates)
     num_texts = spec.get("texts", 1) if has_head else None
     if train.adapt == "full":
         target = adapting.abstract_params(train, config, mesh, num_texts)
@@ -154,7 +155,7 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         target = adapting.abstract_trained(train, config, mesh, num_texts)
         trained = trees.load_tree(final_of(folder), target)
         base = _base(record["base"], folder, config.without_adapters(), mesh, own_dtype)
-        tree = {"backbone": base, "head": trained["head"]}
+        tree = {"backbone": base} | {k: v for k, v in trained.items() if k == "head"}
         params = adapting.join(trained, adapting.split(train, config, tree)[1])
         params["backbone"] = adapting.cast(params["backbone"], dtype or own_dtype)
     tokenizer = folder / "tokenizer"

@@ -43,7 +43,7 @@ def _module(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
 
 
 @functools.lru_cache(maxsize=64)
-def _graphdef(config: ModelConfig) -> nnx.GraphDef:
+def graphdef(config: ModelConfig) -> nnx.GraphDef:
     """Return the structure of a model, without creating arrays."""
     with nnx.use_eager_sharding(False):
         return nnx.split(nnx.eval_shape(lambda: _module(config, nnx.Rngs(0))))[0]
@@ -105,7 +105,7 @@ def forward(
         positions_RL = segment_positions(segment_ids_RL)
     stacks = [params[name] for name in STACKS if name in params]
     rest = {name: value for name, value in params.items() if name not in STACKS}
-    model = nnx.merge(_graphdef(config), rest | {"blocks": stacks[0]})
+    model = nnx.merge(graphdef(config), rest | {"blocks": stacks[0]})
     return model(
         tokens_RL.astype(jnp.int32),
         segment_ids_RL,

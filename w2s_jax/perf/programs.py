@@ -16,11 +16,12 @@ from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.perf.measuring import Record, Run
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.training.batch_sources import ResidentBatches, compile_for, put_batches
 from w2s_jax.training.optimizer import make_optimizer
-from w2s_jax.training.prediction import Predictor, fits_on_one_device
+from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import TrainState, init_state
 from w2s_jax.training.vocabulary import occurring

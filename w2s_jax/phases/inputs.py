@@ -10,19 +10,28 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings
 from w2s_jax.data import packing
+from w2s_jax.data.completions import prompts_only, weighted_by_document
+from w2s_jax.data.documents import distinct_ids
 from w2s_jax.data.prompts import with_suffix
 from w2s_jax.data.stream import stream_batches
 from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.models.attention import row_preferences
+from w2s_jax.models.inference import fits_on_one_device
+from w2s_jax.phases import completed
 from w2s_jax.phases.context import Context
+from w2s_jax.phases.parameters import Parameters
+from w2s_jax.planning.generation import completion_lengths
 from w2s_jax.planning.phase import Phase
 from w2s_jax.store import artifacts
+from w2s_jax.training import sequences
+from w2s_jax.training.answer_scores import completion_logprobs
 from w2s_jax.training.batch_sources import (
     ResidentBatches,
     StreamedBatches,
     put_batches,
     put_feature_batches,
 )
+from w2s_jax.training.batches import Preferences
 from w2s_jax.training.population import shared_program
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.vocabulary import Vocabulary, occurring
@@ -45,17 +54,35 @@ class TrainingInputs:
         """
         phase, context, split = self.phase, self.context, self.phase.inputs["train"]
         documents = split_documents(phase, context, split)
+        if phase.pairs:
+            return self._pairs[0]
+        documents = self._labelled(documents)
+        if phase.targets == "tokens":
+            documents = completed.completed_documents(phase, context, split, documents)
+            if phase.train.token_weighting == "document":
+                documents = weighted_by_document(documents)
+        return documents
+
+    @cached_property
+    def _pairs(self) -> tuple[TokenizedDocuments, np.ndarray]:
+        """Pairs of completions, and P(the first is better), float32 [N]."""
+        split = self.phase.inputs["train"]
+        documents = split_documents(self.phase, self.context, split)
+        return completed.paired_documents(self.phase, self.context, split, documents)
+
+    def _labelled(self, documents: TokenizedDocuments) -> TokenizedDocuments:
+        """Return the documents that have labels; all, where the phase says nothing else."""
+        phase, context, split = self.phase, self.context, self.phase.inputs["train"]
         if phase.subset is None:
             return documents
         labels = context.folder(phase.parents["labels"])
-        row_of = {int(id_): n for n, id_ in enumerate(documents.ids_N)}
-        chosen = [row_of[int(id_)] for id_ in artifacts.labelled_ids(labels, split)]
-        return documents.select(np.array(chosen, np.int64))
+        ids_N = artifacts.labelled_ids(labels, split)
+        return documents.select(documents.rows_of(ids_N))
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """The tokens to which a classifier's embedding is reduced; None if it is not."""
-        if self.phase.loss is None:
+        if not self.phase.classifies:
             return None
         return occurring(self.documents, self.phase.model, self.phase.train)
 
@@ -67,8 +94,11 @@ class TrainingInputs:
     @cached_property
     def order_SB(self) -> np.ndarray:
         """Row indices of the documents of each batch, int32."""
+        ids_N = self.documents.ids_N
+        if self.phase.targets != "class":
+            ids_N = distinct_ids(ids_N)
         return packing.training_order(
-            self.documents.ids_N,
+            ids_N,
             batch_size=self.phase.train.batch_size,
             num_steps=self.phase.total_steps,
             seed=self.phase.seed,
@@ -94,7 +124,7 @@ class TrainingInputs:
         what their seeds initialise in trained parameters.
         """
         phase, train = self.phase, self.phase.train
-        if phase.loss is None:
+        if not phase.classifies:
             return None
         start: Any = phase.parents.get("features") or phase.parents.get("init")
         if start is None and self.context.data(phase).source is None:
@@ -118,19 +148,59 @@ class TrainingInputs:
 
     def loss_state(self) -> Any:
         """Return the initial state of the loss; () if it has none."""
-        return () if self.phase.loss is None else self.spec.loss_state(self.targets_NC)
+        return self.spec.loss_state(self.targets_NC) if self.phase.classifies else ()
 
-    def features(self, mesh: Mesh) -> dict[str, Any]:
-        """Return a probe's features, which are its frozen parameters; {} for other phases."""
-        phase = self.phase
-        if phase.train.adapt != "probe":
+    def tables(self, mesh: Mesh) -> dict[str, Any]:
+        """Return what the step looks up by document or token, as frozen parameters.
+
+        They are the features of a probe, or the supervisor's distributions; {} for other phases.
+        """
+        phase, split = self.phase, self.phase.inputs["train"]
+        if phase.train.adapt == "probe":
+            features_NKD = split_features(phase, self.context, split, self.documents)
+            return {"features_NKD": sharding.put(features_NKD, sharding.replicated(mesh))}
+        if not self.spec.extras.rows:
             return {}
-        split = phase.inputs["train"]
-        features_NKD = split_features(phase, self.context, split, self.documents)
-        return {"features_NKD": sharding.put(features_NKD, sharding.replicated(mesh))}
+        labels = completed.token_labels_of(phase, self.context, split, self.documents)
+        assert labels is not None and labels.top_ids_NTk is not None
+        assert labels.top_logprobs_NTk is not None
+        counts_N = completion_lengths(self.documents)
+        kept_NT = np.arange(labels.top_ids_NTk.shape[1]) < counts_N[:, None]
+        return sequences.distributions(
+            self.documents, labels.top_ids_NTk[kept_NT], labels.top_logprobs_NTk[kept_NT], mesh
+        )
 
-    def batches(self, mesh: Mesh) -> tuple[ResidentBatches | StreamedBatches, Callable[[], float]]:
-        """Return the batches, and a function that returns the share of slots with a token."""
+    def preferences(self, start: Parameters, mesh: Mesh) -> Preferences | None:
+        """Return the labels of pairs, with the reference: the parameters that the phase starts from.
+
+        None for other phases.
+        """
+        phase = self.phase
+        if not phase.pairs:
+            return None
+        documents, preference_N = self._pairs
+        if not self.spec.extras.reference:
+            return Preferences(preference_N)
+        params = start.joined()
+        reference_N2, _ = completion_logprobs(
+            phase.model,
+            params,
+            documents,
+            mesh,
+            compute_dtype=phase.train.compute_dtype,
+            per_device=fits_on_one_device(params["backbone"], phase.train.compute_dtype),
+        )
+        return Preferences(preference_N, reference_N2)
+
+    def batches(
+        self, mesh: Mesh, start: Parameters
+    ) -> tuple[ResidentBatches | StreamedBatches, Callable[[], float]]:
+        """Return the batches, and a function that returns the share of slots with a token.
+
+        Args:
+          mesh: the mesh.
+          start: what the phase starts from.
+        """
         phase, train = self.phase, self.phase.train
         data, split = self.context.data(phase), phase.inputs["train"]
         if split in data.streams:
@@ -154,10 +224,12 @@ class TrainingInputs:
             num_microbatches=self.num_microbatches,
             row_multiple=sharding.row_shards(mesh),
             max_shapes=train.max_shapes,
+            numbers_T=sequences.target_numbers(self.documents) if self.spec.extras.rows else None,
             **row_preferences(phase.model),
         )
-        targets_NC = None if phase.loss is None else self.targets_NC
-        batches = put_batches(packed, targets_NC, mesh, self.spec.extras)
+        targets_NC = self.targets_NC if phase.classifies else None
+        preferences = self.preferences(start, mesh)
+        batches = put_batches(packed, targets_NC, mesh, self.spec.extras, preferences)
         return batches, lambda: packed.real_token_share
 
 
@@ -182,6 +254,7 @@ def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
         loss=None if phase.loss is None else (phase.loss.kind, phase.loss.options),
         num_texts=phase.num_texts,
         seed=phase.seed,
+        targets=phase.targets,
     )
 
 
@@ -194,6 +267,9 @@ def split_documents(phase: Phase, context: Context, split: str) -> TokenizedDocu
     """Return a split as the phase's model reads it."""
     data = context.data(phase)
     documents = data.splits[split]
+    if phase.loss is None and documents.prompt_lengths_P is not None:
+        # Next-token training reads the prompts alone: their completions are what is to be labelled.
+        return prompts_only(documents)
     if not phase.suffixed:
         return documents
     labels = context.folder(phase.parents["labels"])

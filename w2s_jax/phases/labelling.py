@@ -5,31 +5,40 @@ Which function makes them is declared with the methods: `MethodSpec.label_makers
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from w2s_jax.config import METHODS
-from w2s_jax.data.external_labels import join_labels, read_external_labels
+from w2s_jax.data.external_labels import (
+    join_labels,
+    join_texts,
+    read_external_labels,
+    read_external_texts,
+)
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
 from w2s_jax.metrics import classification
 from w2s_jax.models import heads
-from w2s_jax.phases import parameters, prediction
+from w2s_jax.models.inference import fits_on_one_device
+from w2s_jax.phases import completed, completions, kept_batches, parameters, prediction
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import RoleInput
 from w2s_jax.profiling import compilation
-from w2s_jax.store import artifacts
+from w2s_jax.store import artifacts, token_labels
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training.prediction import Predictor, fits_on_one_device, probabilities
+from w2s_jax.store.token_labels import Pairs, TokenLabels
+from w2s_jax.training.prediction import Predictor, probabilities
 
 #: split -> (ids_N uint64, soft labels float32 [N, 2]): what students learn, and predictions where
 #: the split is validation or test.
 Labels = dict[str, tuple[np.ndarray, np.ndarray]]
+#: The same in a generation task: completions, or pairs of them.
+CompletionLabels = dict[str, TokenLabels] | dict[str, Pairs]
 #: (work, **options of the phase) -> labels.
-LabelMaker = Callable[..., Labels]
+LabelMaker = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,43 @@ class LabelWork:
     def of_some(self, split: str, keep_N: np.ndarray) -> Labels:
         """The parent's labels of the documents of a split in a keep mask."""
         return {split: (self.documents(split).ids_N[keep_N], self.labels(split)[keep_N])}
+
+    def token_labels(self, split: str, parent: str = "labels") -> TokenLabels:
+        """A parent's completions of a split's documents."""
+        folder = self.context.folder(self.phase.parents[parent])
+        return token_labels.load(folder, split, self.documents(split).ids_N)
+
+    def targets(self, split: str) -> TokenLabels:
+        """The targets of a split's documents, as completions."""
+        ids_N = self.documents(split).ids_N
+        documents = completions.documents_of(self.context, split, ids_N)
+        return self.given(ids_N, [document.target or "" for document in documents])
+
+    def given(self, ids_N: np.ndarray, texts: Sequence[str]) -> TokenLabels:
+        """Texts as completions of documents; their log-probabilities are unknown (NaN)."""
+        tokens = completed.encoded(self.phase, self.context, texts)
+        lengths_N = np.array([len(tokens_T) for tokens_T in tokens], np.int32)
+        # One token more than the longest, as all have an end.
+        tokens_NT = np.zeros((len(tokens), int(lengths_N.max(initial=0)) + 1), np.int32)
+        for n, tokens_T in enumerate(tokens):
+            tokens_NT[n, : len(tokens_T)] = tokens_T
+        unknown_NT1 = np.full((len(tokens), tokens_NT.shape[1] + 1), np.nan, np.float32)
+        return TokenLabels(ids_N, list(texts), tokens_NT, lengths_N, unknown_NT1)
+
+    def answers(self, labels: TokenLabels) -> list[str]:
+        """The answers in completions."""
+        return completions.answers_of(self.context, labels.texts)
+
+    def sampled(self, split: str, **sampling: Any) -> TokenLabels:
+        """Completions of a split by the phase's model (see `completions.complete`)."""
+        return completions.complete(
+            self.phase,
+            self.context,
+            {"backbone": self._backbone},
+            split,
+            keep=self.context.folder(self.phase.name).path / "completions",
+            **sampling,
+        )
 
     @property
     def max_length(self) -> int | None:
@@ -130,11 +176,14 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
     assert phase.method is not None
     kind, options = phase.method
     labels = _label_maker(kind)(LabelWork(phase, context), **dict(options))
+    if phase.completion is not None:
+        result = _store_completions(phase, context, folder, labels)
+        return result | _seconds(started, compiled)
     for split, (_, soft_NC) in labels.items():
         prediction.check_finite(phase, soft_NC, f"labels of {split}")
     artifacts.save_labels(folder, labels)
     sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
-    result: dict[str, Any] = {"labels": {"kind": "class", "splits": sizes}}
+    result = {"labels": {"kind": "class", "splits": sizes}}
     evaluated = {split: labels[split][1] for split in phase.inputs}
     result |= prediction.store(phase, context, folder, evaluated)
     for split, (ids_N, soft_NC) in labels.items():
@@ -143,10 +192,38 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
         result.setdefault("label_accuracy", {})[split] = classification.classification_metrics(
             soft_NC[known_N, 1], truth_N[known_N]
         )["accuracy"]
-    return result | {
+    return result | _seconds(started, compiled)
+
+
+def _seconds(started: float, compiled: float) -> dict[str, float]:
+    return {
         "seconds": time.monotonic() - started,
         "compile_seconds": compilation.compile_clock().seconds - compiled,
     }
+
+
+def _store_completions(
+    phase: Phase, context: Context, folder: PhaseFolder, labels: CompletionLabels
+) -> dict[str, Any]:
+    """Store completions, or pairs of them, with predictions of validation and test."""
+    pairs = {split: found for split, found in labels.items() if isinstance(found, Pairs)}
+    made = {split: found for split, found in labels.items() if isinstance(found, TokenLabels)}
+    if pairs:
+        token_labels.save_pairs(folder, pairs)
+        result: dict[str, Any] = {"labels": token_labels.record_of_pairs(pairs)}
+    else:
+        token_labels.save(folder, made)
+        result = {"labels": token_labels.record(made)}
+        evaluated = {split: made[split] for split in phase.inputs}
+        result |= completions.store(phase, context, folder, evaluated)
+        result["label_accuracy"] = {}
+        for split, found in made.items():
+            documents = completions.documents_of(context, split, found.ids_N)
+            answers = completions.answers_of(context, found.texts)
+            right = completions.right(context, answers, documents)
+            result["label_accuracy"][split] = float(np.mean(right)) if right else None
+    kept_batches.discard(folder.path / "completions")
+    return result
 
 
 def _label_maker(kind: str) -> LabelMaker:
@@ -162,10 +239,17 @@ def _truth_of(phase: Phase, context: Context, split: str, ids_N: np.ndarray) -> 
     return np.array([truth[id_] for id_ in ids_N.tolist()], np.float32)
 
 
-def _external(work: LabelWork) -> Labels:
+def _external(work: LabelWork) -> Labels | CompletionLabels:
     """Labels from the file `weak.labels` (people, a judge)."""
     path = work.context.settings.weak.labels
     assert path is not None
+    if work.phase.completion is not None:
+        texts = read_external_texts(path)
+        ids = {split: work.documents(split).ids_N for split in work.phase.label_splits}
+        return {
+            split: work.given(ids_N, join_texts(texts, ids_N, f"{path}: {split}"))
+            for split, ids_N in ids.items()
+        }
     found = read_external_labels(path)
     made: Labels = {}
     for split in work.phase.label_splits:

@@ -94,7 +94,7 @@ def initial(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -
         return Parameters({"head": _head(phase, None, store, mesh)}, {})
     params = backbone(phase, source, store, mesh)
     tree = {"backbone": params}
-    if phase.loss is not None:
+    if phase.classifies:
         tree["head"] = _head(phase, params, store, mesh)
     if phase.model.lora_rank:
         tree["backbone"] = lora.add(phase.model, params, phase.seed, mesh)

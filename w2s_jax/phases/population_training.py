@@ -52,7 +52,7 @@ def train_together(group: Group, context: Context) -> dict[str, errors.TrainingF
     start, states = _starts(data, context)
     cut, whole = training.cut_and_whole(data[0].vocabulary, start.trained)
     shardings = jax.tree.map(lambda x: x.sharding, cut)
-    frozen = start.frozen | data[0].features(mesh)
+    frozen = start.frozen | data[0].tables(mesh)
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     specs = [of_member.spec for of_member in data]
 
@@ -116,7 +116,7 @@ def _batches(
         batches = population.put_feature_batches(order_PSB, targets_PNC, mesh)
         return batches, [1.0] * len(data)
     documents, extras = first.renumbered_documents(), first.spec.extras
-    options: dict[str, int] = {
+    options: dict[str, Any] = {
         "num_microbatches": first.num_microbatches,
         "max_shapes": first.phase.train.max_shapes,
         **row_preferences(first.phase.model),

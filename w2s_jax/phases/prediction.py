@@ -11,6 +11,7 @@ import numpy as np
 from w2s_jax.core import errors, processes
 from w2s_jax.data.tokenize import hard_labels
 from w2s_jax.metrics import classification
+from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import parameters
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.inputs import split_documents, split_features, targets_of
@@ -19,12 +20,7 @@ from w2s_jax.planning.phase import Phase
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training.prediction import (
-    Predictor,
-    fits_on_one_device,
-    logits_of_features,
-    probabilities,
-)
+from w2s_jax.training.prediction import Predictor, logits_of_features, probabilities
 
 
 def predictor(

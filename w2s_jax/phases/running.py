@@ -10,6 +10,7 @@ import jax
 from w2s_jax.core import processes
 from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
 from w2s_jax.data.tasks import TASKS
+from w2s_jax.data.tokenizers import BUILT_IN
 from w2s_jax.phases import parameters, training
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.parameters import Parameters
@@ -83,6 +84,7 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
             "spec": phase.spec,
             **parameters.record(phase, source, context.store),
             **_label_names(phase, context),
+            **_tokenizer(phase, context),
             "execution": _execution(phase, context, population),
             **_code(phase, context),
         },
@@ -92,9 +94,17 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
 def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
     """Return the names of the classes of a phase with a head, if its task names them."""
     task = TASKS.get(context.settings.task.name)
-    if phase.loss is None or phase.num_texts > 1 or task is None or task.label_names is None:
+    if not phase.classifies or phase.num_texts > 1 or task is None or task.label_names is None:
         return {}
     return {"label_names": list(task.label_names)}
+
+
+def _tokenizer(phase: Phase, context: Context) -> dict[str, str]:
+    """Return the name of a tokenizer without files, of models that generate text."""
+    tokenizer = context.data(phase).tokenizer
+    if phase.classifies or tokenizer is None or tokenizer.name not in BUILT_IN:
+        return {}
+    return {"tokenizer": tokenizer.name}
 
 
 def _code(phase: Phase, context: Context) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from w2s_jax import sharding
 from w2s_jax.core import errors, processes
 from w2s_jax.data.tokenize import hard_labels
-from w2s_jax.phases import inputs, prediction
+from w2s_jax.phases import completions, inputs, prediction
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.logs import NoProfiler, PhaseLog, ProcessLog
 from w2s_jax.phases.parameters import Parameters
@@ -35,7 +35,7 @@ def train(
 ) -> tuple[Parameters, dict[str, Any]]:
     """Train a phase from `start`; return the resulting parameters, and a `record` of training."""
     mesh, data = context.mesh, inputs.inputs_of(phase, context)
-    batches, real_token_share = data.batches(mesh)
+    batches, real_token_share = data.batches(mesh, start)
     params, whole = cut_and_whole(data.vocabulary, start.trained)
     state = init_state(
         params,
@@ -45,7 +45,7 @@ def train(
         average=phase.train.ema > 0,
         loss_state=data.loss_state(),
     )
-    frozen = start.frozen | data.features(mesh)
+    frozen = start.frozen | data.tables(mesh)
     program = compile_for(batches, data.spec, mesh, frozen)
     if context.dump_hlo and processes.is_first():
         program = hlo.dumping(program, folder.path / "hlo")
@@ -199,6 +199,8 @@ def evaluators(
     first = phases[0]
     if first.eval_every is None or first.loss is None or "validation" not in first.inputs:
         return []
+    if first.completion is not None:
+        return [completions.evaluator(phase, context, parameters_of) for phase in phases]
     split = first.inputs["validation"]
     documents = context.data(first).splits[split]
     truth_N = hard_labels(documents.labels_N)

@@ -78,6 +78,18 @@ def train_spec(train: TrainSettings) -> dict[str, Any]:
     return {name: getattr(train, name) for name in sorted(fields - skipped)}
 
 
+def completion_spec(phase: Phase) -> dict[str, Any]:
+    """Return what a phase's spec says of completions; {} in a task with classes."""
+    if phase.completion is None:
+        return {}
+    found: dict[str, Any] = {"completion": dataclasses.asdict(phase.completion)}
+    if phase.label_top_k:
+        found["label_top_k"] = phase.label_top_k
+    if phase.pairs:
+        found["pairs"] = True
+    return found
+
+
 def model_spec(phase: Phase, starts: Iterable[str] = ("init",)) -> dict[str, Any]:
     """Return a phase's model, and the digest of its weights unless a parent has them.
 

@@ -1,16 +1,17 @@
 """The code of a user's own extensions that enters the result of a phase. Imports no JAX.
 
 Fingerprints do not cover it, so a phase's record has a hash of it, which is compared before the
-phase is used again. Built-in extensions have semantics versions instead, and the code of a task
-shows in the digests of its documents.
+phase is used again. Built-in extensions have semantics versions instead, and how a task makes
+documents shows in their digests.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from w2s_jax.config.declarations import LOSSES, METHODS
+from w2s_jax.config.declarations import METHODS, LossSpec, loss_named
 from w2s_jax.core.code import code_sha256, users_code
+from w2s_jax.data.tasks import TASKS
 from w2s_jax.models.families import FAMILIES
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
@@ -19,7 +20,8 @@ from w2s_jax.planning.phase import Phase
 def phase_code(phase: Phase) -> dict[str, str]:
     """Return name -> SHA-256 of the code of each of the user's extensions that a phase runs.
 
-    These are its loss, its model's family, what makes its labels, and its kind. Extensions of one
+    These are its loss, its model's family, what judges its completions, what makes its labels, and
+    its kind. Extensions of one
     name count as one.
     """
     found: dict[str, list[str]] = {}
@@ -53,11 +55,18 @@ def code_with_parents(phase: Phase, phases: Mapping[str, Phase]) -> dict[str, st
 
 def _extensions(phase: Phase) -> Iterator[tuple[str, tuple[Any, ...]]]:
     if phase.loss is not None:
-        loss = LOSSES[phase.loss.kind]
-        yield loss.name, (loss.fn, loss.init_state, loss.update)
+        loss = loss_named(phase.loss.kind, "loss")
+        if isinstance(loss, LossSpec):
+            on_tokens = () if loss.on_tokens is None else (loss.on_tokens,)
+            yield loss.name, (loss.fn, loss.init_state, loss.update, *on_tokens)
+        else:
+            yield loss.name, (loss.fn, loss.margin)
     if phase.model.family in FAMILIES:
         family = FAMILIES[phase.model.family]
         yield family.name, (family.to_config, family.views)
+    if phase.task in TASKS:
+        task = TASKS[phase.task]
+        yield task.name, (task.answer, task.correct, *task.scores.values())
     if phase.method is not None:
         for method in METHODS.values():
             if phase.method[0] in method.label_makers:

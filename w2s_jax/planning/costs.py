@@ -70,6 +70,12 @@ def forward_flops(phase: Phase, resolved: Resolved) -> dict[str, float]:
 
 
 def _forward(phase: Phase, documents: TokenizedDocuments) -> float:
+    if phase.completion is not None:
+        # A prompt, and each token of a completion, once; completions count as the longest.
+        assert documents.prompt_lengths_P is not None
+        mean = float(documents.prompt_lengths_P.mean()) + phase.completion.max_new_tokens
+        per_token = budget.flops_per_token(phase.model, int(mean), last_only=False)
+        return len(documents) * mean * per_token
     lengths_V, counts_V = _lengths(documents)
     return sum(
         count * length * budget.flops_per_token(phase.model, length, last_only=True)
@@ -78,7 +84,7 @@ def _forward(phase: Phase, documents: TokenizedDocuments) -> float:
 
 
 def _training_flops_per_token(phase: Phase, length: int) -> float:
-    model, is_classifier = phase.model, phase.loss is not None
+    model, is_classifier = phase.model, phase.classifies
     return budget.train_flops_per_token(
         model,
         length,

@@ -55,7 +55,7 @@ def training_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
             lora_rank=model.lora_rank,
             lora_targets=model.lora_targets,
             last_layers=train.last_layers,
-            logits=phase.loss is None,
+            logits=not phase.classifies,
         ),
         param_dtype=train.param_dtype or "float32",
         compute_dtype=train.compute_dtype,
@@ -63,7 +63,7 @@ def training_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
         tokens=(train.microbatch_size or batch) * mean_length,
         longest=longest,
         remat=train.remat,
-        logits=phase.loss is None,
+        logits=not phase.classifies,
         last_layers=train.last_layers,
         average=train.ema > 0,
     )

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from w2s_jax.config import LossSettings, TrainSettings
 from w2s_jax.models.config import ModelConfig
@@ -18,10 +18,23 @@ from w2s_jax.planning.kinds import PHASE_KINDS, kind_title
 
 
 @dataclass(frozen=True)
+class Completion:
+    """How a role's model completes prompts.
+
+    Attributes:
+      end: id of the token that ends a completion.
+      max_new_tokens: most tokens of a completion, its end included.
+    """
+
+    end: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
 class Phase:
     """One unit of work: a model, the documents it is trained on, and what it then predicts.
 
-    Which fields are hashed is up to the kind (`PhaseKind.spec`). `role`, `label` and
+    Which fields are hashed is up to the kind (`PhaseKind.spec`). `role`, `label`, `task` and
     `label_sources` never are.
 
     Attributes:
@@ -53,6 +66,10 @@ class Phase:
       data_digests: split -> sha256 of its tokenised contents, of those that matter.
       weights_digest: sha256 of the pretrained weights of the role's model, or None.
       labels_digest: sha256 of the file of external labels, if the phase reads it.
+      completion: how the model completes prompts; None of tasks with classes.
+      label_top_k: most probable tokens that are stored with each token of its completions.
+      pairs: whether it learns which of two completions is better, of labels that are pairs.
+      task: name of the task, whose functions judge its completions; '' of tasks with classes.
       label_sources: split -> the phase with the weak labels that this one learns and is evaluated
         by on the split; splits that are not listed have ground truth.
     """
@@ -80,7 +97,23 @@ class Phase:
     data_digests: Mapping[str, str] = field(default_factory=dict)
     weights_digest: str | None = None
     labels_digest: str | None = None
+    completion: Completion | None = None
+    label_top_k: int = 0
+    pairs: bool = False
+    task: str = ""
     label_sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def classifies(self) -> bool:
+        """True if it trains a classifier, which has a head."""
+        return self.loss is not None and self.completion is None
+
+    @property
+    def targets(self) -> Literal["class", "tokens", "pairs"]:
+        """What its training documents ask for (see `training.spec.StepSpec`)."""
+        if self.completion is None or self.loss is None:
+            return "class"
+        return "pairs" if self.pairs else "tokens"
 
     @property
     def spec(self) -> dict[str, Any]:

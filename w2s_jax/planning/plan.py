@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.config import METHODS, LossSettings, Settings
+from w2s_jax.config import METHODS, PREFERENCES, LossSettings, Settings
 from w2s_jax.planning.build import ceiling_slice
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase as Phase
@@ -185,6 +185,7 @@ def base(builder: PlanBuilder) -> Plan:
             ceiling,
         )
         for loss in settings.losses
+        if loss.kind not in PREFERENCES
     }
     return Plan(tuple(builder.phases.values()), weak, ceiling, students)
 
@@ -212,7 +213,14 @@ class MethodPlanner:
     @property
     def losses(self) -> tuple[LossSettings, ...]:
         """The losses that a method trains its students with."""
-        return self.builder.settings.method_losses
+        losses = self.builder.settings.method_losses
+        return tuple(loss for loss in losses if loss.kind not in PREFERENCES)
+
+    @property
+    def pair_losses(self) -> tuple[LossSettings, ...]:
+        """The losses that a method trains its students with on pairs of completions."""
+        losses = self.builder.settings.method_losses
+        return tuple(loss for loss in losses if loss.kind in PREFERENCES)
 
     @property
     def label_splits(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ anything is written or compiled.
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,12 @@ from w2s_jax.core import errors
 from w2s_jax.core.files import sha256
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
-from w2s_jax.data.external_labels import join_labels, read_external_labels
+from w2s_jax.data.external_labels import (
+    join_labels,
+    join_texts,
+    read_external_labels,
+    read_external_texts,
+)
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
@@ -27,6 +32,8 @@ from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
+from w2s_jax.planning import generation
+from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.role_settings import check_model, with_defaults
 from w2s_jax.planning.tokenized_splits import Reader, tokenized_splits, without_overlong
@@ -48,6 +55,7 @@ class RoleInput:
       splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
       streams: 'pretrain' -> text that is read while it is used.
       digests: split or stream -> sha256 of its tokenised contents.
+      completion: how it completes prompts; None of tasks with classes.
     """
 
     model: ModelConfig
@@ -60,6 +68,7 @@ class RoleInput:
     splits: Mapping[str, TokenizedDocuments]
     streams: Mapping[str, Corpus]
     digests: Mapping[str, str]
+    completion: Completion | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,16 @@ class Resolved:
       roles: 'weak', 'strong' -> model and data.
       notes: facts about data and models for the user: counts, over-long documents.
       outside: sha256 of the file with the supervisor's labels, if these are external.
+      task: the task.
+      documents: split -> its documents, of generation tasks: answers are compared with them.
     """
 
     settings: Settings
     roles: Mapping[str, RoleInput]
     notes: tuple[str, ...]
     outside: str | None = None
+    task: Task | None = None
+    documents: Mapping[str, list[Document]] = field(default_factory=dict)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -119,7 +132,11 @@ def resolve(settings: Settings) -> Resolved:
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles:
         check_model(role, found[role], settings)
-        _check_generates(role, found[role], task)
+    generation.check_methods(task, settings)
+    if task.generates:
+        generation.check(
+            task, settings, {role: _config(role, found[role], settings) for role in found}
+        )
     readers = {role: _reader(role, loaded, found[role], settings, notes) for role in settings.roles}
     different = {reader.key: reader for reader in readers.values()}
     documents: Mapping[str, list[Document]] = loaded.documents
@@ -144,10 +161,34 @@ def resolve(settings: Settings) -> Resolved:
     settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
     for role, data in roles.items():
         _check(role, data, settings)
+    if task.generates:
+        generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
     outside = None
     if settings.weak.labels is not None:
-        outside = _check_outside(settings.weak.labels, roles["weak"], notes)
-    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside)
+        check = _check_texts if task.generates else _check_outside
+        outside = check(settings.weak.labels, roles["weak"], notes)
+    kept = {name: docs for name, docs in raw.items() if task.generates and name != "pretrain"}
+    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept)
+
+
+def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelConfig:
+    """Return a role's model, before its vocabulary and its positions are known."""
+    if source is not None:
+        return source.config
+    return embedded_model(settings.roles[role].model, vocab_size=1, max_positions=1)
+
+
+def _check_texts(path: str, data: RoleInput, notes: list[str]) -> str:
+    """Return the sha256 of a file of completions, after checking that it has all needed ones."""
+    del notes
+    try:
+        found = read_external_texts(path)
+    except errors.InputError as error:
+        raise errors.InputError(f"weak.labels: {error}") from error
+    for split, documents in data.splits.items():
+        if split not in ("slice1", "pretrain"):
+            join_texts(found, documents.ids_N, f"weak.labels: {path}: {split}")
+    return sha256(Path(path))
 
 
 def _check_outside(path: str, data: RoleInput, notes: list[str]) -> str:
@@ -237,15 +278,6 @@ def _tokenizer(
         raise errors.InputError(f"{role}.tokenizer: {reason}") from error
 
 
-def _check_generates(role: str, source: ModelSource | None, task: Task) -> None:
-    """Check that a model is a decoder where the task asks for completions."""
-    if task.generates and source is not None and source.config.bidirectional:
-        raise errors.InputError(
-            f"{role}.model: {source.given} is an encoder, which cannot generate the completions "
-            f"that task {task.name!r} asks for; allowed: a decoder"
-        )
-
-
 def _check_vocabulary(role: str, task: Task, source: ModelSource) -> None:
     """Check that a model has all tokens of a task whose documents are tokens."""
     assert task.token_space is not None
@@ -274,22 +306,28 @@ def _role_input(
         splits["pretrain"] = read_chunks(own.pretrain, raw, reader, settings.task, notes)
     vocabulary = reader.task.token_space or tokenizer
     assert vocabulary is not None
+    completion = None
+    if reader.task.generates:
+        assert tokenizer is not None
+        completion = generation.completion_of(tokenizer, splits, settings.task.max_new_tokens)
     if source is None:
         model = embedded_model(
             own.model,
             vocab_size=vocabulary.vocab_size,
-            max_positions=_longest(own, settings, splits),
+            max_positions=_longest(own, settings, splits, completion),
         )
     else:
         model = dataclasses.replace(source.config, name=source.name)
     if own.read_out is not None:
         model = dataclasses.replace(model, read_out=own.read_out)
-    head_init = settings.protocol.head_init
-    if model.bidirectional and head_init != "zeros":
+    head_init = settings.protocol.head_init if completion is None else ""
+    if completion is not None:
+        generation.check_room(role, model, splits, completion)
+    elif model.bidirectional and head_init != "zeros":
         notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
         head_init = "zeros"
     label_tokens: tuple[int, ...] = ()
-    if not model.bidirectional and not reader.task.generates:
+    if completion is None and not model.bidirectional:
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
         with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
             label_tokens = vocabulary.label_tokens
@@ -313,16 +351,24 @@ def _role_input(
         splits,
         streams,
         digests,
+        completion,
     )
 
 
-def _longest(own: Role, settings: Settings, splits: Mapping[str, TokenizedDocuments]) -> int:
+def _longest(
+    own: Role,
+    settings: Settings,
+    splits: Mapping[str, TokenizedDocuments],
+    completion: Completion | None,
+) -> int:
     """Return the number of positions of an embedded model, enough for documents and chunks.
 
     With `task.max_length` it does not depend on which documents were drawn, so that runs can share
     pretrained models with learned positions.
     """
     longest = settings.task.max_length or 0
+    if completion is not None:
+        longest = max(longest, generation.longest_completed(splits, completion))
     if own.pretrain.source is not None and own.pretrain.streaming:
         longest = max(longest, own.pretrain.chunk_length)
     for name, documents in splits.items():
@@ -341,8 +387,8 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for name in (*slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
-        if splits[name].prompt_lengths_P is not None:
-            continue  # completions have no classes
+        if data.completion is not None:
+            continue
         labels_N = hard_labels(splits[name].labels_N)
         classes = np.unique(labels_N[~np.isnan(labels_N)]).tolist()
         if len(classes) < 2:

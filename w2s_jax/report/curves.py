@@ -49,6 +49,8 @@ def calibration_rows(settings: Sequence[Setting]) -> list[dict[str, Any]]:
         for (role, label), entries in setting.entries.items():
             phases = dict.fromkeys(str(e.get("phase")) for e in entries)
             found = [predictions[p] for p in phases if p in predictions]
+            # Answers have no probability of being right.
+            found = [columns for columns in found if "answer" not in columns]
             if not found:
                 continue
             p_N = np.concatenate([f["p"] for f in found])

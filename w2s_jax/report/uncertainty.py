@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.metrics import crossed, intervals
+from w2s_jax.metrics.answers import same_answers
 from w2s_jax.report.results import (
     LEVEL,
     Entry,
@@ -321,7 +322,10 @@ def _columns(
         other = predictions.get(str(supervisor))
         if other is None or not np.array_equal(other["id"], own["id"]):
             continue
-        same_N = (own["p"] > 0.5) == (other["p"] > 0.5)
+        if "answer" in own:
+            same_N = same_answers(own["answer"], other["answer"])
+        else:
+            same_N = (own["p"] > 0.5) == (other["p"] > 0.5)
         right_N = (other["p"] > 0.5) == truth_N
         subsets = (judged_N, judged_N & right_N, judged_N & ~right_N)
         for name, subset_N in zip(AGREEMENTS, subsets, strict=True):

@@ -152,7 +152,13 @@ def stored_labels(folder: PhaseFolder) -> dict[str, tuple[np.ndarray, np.ndarray
 
 def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:
     """Return the ids of the labelled documents of a split as stored, uint64 [N]."""
-    n = read_json(folder.result)["labels"]["splits"][split]
+    record = read_json(folder.result)["labels"]
+    n = record["splits"][split]
+    if record["kind"] != "class":
+        from w2s_jax.store.trees import load_part
+
+        target = {split: {"ids": np.zeros((n, 2), np.uint32)}}
+        return as_ids(load_part(folder.labels, target)[split]["ids"])
     return _stored_by_id(folder.labels, "soft", n, (2,), split)[0]
 
 
@@ -200,10 +206,8 @@ def _save_by_id(
 ) -> None:
     from w2s_jax.store.trees import save_tree
 
-    # Ids as pairs of uint32, because Orbax may pass them through JAX, which truncates 64 bits.
-
     tree = {
-        split: {"ids": ids_N.view(np.uint32).reshape(-1, 2), name: value.astype(np.float32)}
+        split: {"ids": as_pairs(ids_N), name: value.astype(np.float32)}
         for split, (ids_N, value) in values.items()
     }
     save_tree(path, tree | more)
@@ -236,8 +240,17 @@ def _stored_by_id(
 
     target = {"ids": np.zeros((n, 2), np.uint32), name: np.zeros((n, *shape), np.float32)}
     stored = load_part(path, {split: target})[split]
-    ids_N = np.ascontiguousarray(stored["ids"], np.uint32).view(np.uint64).reshape(-1)
-    return ids_N, np.asarray(stored[name])
+    return as_ids(stored["ids"]), np.asarray(stored[name])
+
+
+def as_pairs(ids_N: np.ndarray) -> np.ndarray:
+    """Return ids as uint32 [N, 2]: Orbax may pass arrays through JAX, which truncates 64 bits."""
+    return np.ascontiguousarray(ids_N, np.uint64).view(np.uint32).reshape(-1, 2)
+
+
+def as_ids(pairs_N2: Any) -> np.ndarray:
+    """Return the ids of `as_pairs`, uint64 [N]."""
+    return np.ascontiguousarray(pairs_N2, np.uint32).view(np.uint64).reshape(-1)
 
 
 def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]]) -> None:
@@ -264,11 +277,42 @@ def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]])
         pq.write_table(pa.table(arrays), file)
 
 
+#: Columns of predictions.parquet in generation tasks.
+ANSWER_COLUMNS = ("id", "split", "text", "answer", "target", "correct", "logprob")
+
+
+def write_answers(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    """Write predictions.parquet of a generation task, one row per document.
+
+    Args:
+      path: the file.
+      columns: `ANSWER_COLUMNS`: `text`, the completion; the `answer` in it; the document's
+        `target`; `correct`, whether the answer is right; `logprob`, that of the completion.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"id": pa.uint64(), "correct": pa.bool_(), "logprob": pa.float32()}
+    arrays = {
+        name: pa.array(columns[name], type=types.get(name, pa.string())) for name in ANSWER_COLUMNS
+    }
+    with atomic_write(path) as file:
+        pq.write_table(pa.table(arrays), file)
+
+
 def read_predictions(path: Path, split: str) -> dict[str, np.ndarray]:
-    """Return the columns of one split of predictions.parquet, in document order."""
+    """Return the columns of one split of predictions.parquet, in document order.
+
+    Answers also have `p`, 1 for a right one and 0 for others, and `ground_truth`, always 1, so that
+    whether a prediction is right is read alike in all tasks.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     table = table.filter(pc.equal(table["split"], split))
-    return {name: table[name].to_numpy() for name in ("id", "p", "label", "ground_truth")}
+    if "answer" not in table.column_names:
+        return {name: table[name].to_numpy() for name in ("id", "p", "label", "ground_truth")}
+    columns = {name: table[name].to_numpy() for name in ANSWER_COLUMNS if name != "split"}
+    right_N = columns["correct"].astype(np.float32)
+    return columns | {"p": right_N, "ground_truth": np.ones_like(right_N)}

@@ -229,8 +229,9 @@ def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Pro
 
 def _computes_twice(key: StepSpec, phase: Phase) -> bool:
     """Return whether a first pass computes all logits (see `step.coupled_gradient`)."""
-    if key.loss is None or num_microbatches(phase) == 1:
+    if key.head_texts is None or num_microbatches(phase) == 1:
         return False
+    assert key.loss is not None
     chosen = LOSSES[key.loss[0]]
     return chosen.coupled or chosen.init_state is not None
 
@@ -359,8 +360,8 @@ def _label_passes(
     params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
     if not features:
         params = adapting.join(*adapting.split(phase.train, phase.model, params))
-    # As `prediction.fits_on_one_device` decides on each host.
-    needed = prediction.bytes_on_one_device(params, phase.train.compute_dtype)
+    # As `inference.fits_on_one_device` decides on each host.
+    needed = inference.bytes_on_one_device(params, phase.train.compute_dtype)
     alone = needed <= memory / 2 and len(host) > 1
     data = resolved.roles[phase.role]
     names = [s for s in ("validation", "test") if s in phase.inputs.values()]

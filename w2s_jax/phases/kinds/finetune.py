@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_jax.config import LossSettings, TrainSettings
 from w2s_jax.planning.build import (
+    completion_spec,
     model_spec,
     num_steps,
     require_a_batch,
@@ -47,6 +48,7 @@ def build(
     seed: int | None = None,
     select: str | None = None,
     suffixed: bool = False,
+    pairs: bool = False,
     train: TrainSettings | None = None,
 ) -> Phase:
     """Return the phase that finetunes a role's model on one split.
@@ -58,7 +60,7 @@ def build(
       parents: as `Phase.parents`; it learns the labels of parent 'labels', or ground truth.
       kind: 'weak', 'student', 'ceiling' or 'probe'.
       loss: the loss; None for plain cross-entropy.
-      label_splits, label, subset, suffixed: as in `Phase`.
+      label_splits, label, subset, suffixed, pairs: as in `Phase`.
       probe: train just a head, on the features of parent 'features'.
       purpose: of a probe that precedes another phase: the kind of that phase.
       seed: None for the run's.
@@ -106,11 +108,15 @@ def build(
         eval_every=eval_every,
         subset=subset,
         suffixed=suffixed,
-        num_texts=data.splits[split].num_texts,
+        num_texts=2 if pairs else data.splits[split].num_texts,
         head_init=data.head_init,
         label_tokens=data.label_tokens,
         data_digests={name: data.digests[name] for name in {*inputs.values(), *label_splits}},
         weights_digest=weights_digest(data),
+        completion=data.completion,
+        task=settings.task.name if data.completion else "",
+        label_top_k=settings.task.label_top_k if data.completion and label_splits else 0,
+        pairs=pairs,
     )
 
 
@@ -137,15 +143,16 @@ def spec(phase: Phase) -> dict[str, Any]:
         found["subset"] = True
     if phase.suffixed:
         found["suffixed"] = True
-    return found
+    return found | completion_spec(phase)
 
 
 def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, Any]:
     """Train the model, predict validation and test documents, and store weak labels."""
-    from w2s_jax.phases import prediction, running
+    from w2s_jax.phases import completions, prediction, running
 
     params, record = running.trained(phase, context, folder)
-    return record | prediction.predict(phase, context, folder, params)
+    predict = prediction.predict if phase.completion is None else completions.predict
+    return record | predict(phase, context, folder, params)
 
 
 def memory(phase: Phase, resolved: Resolved) -> dict[str, int]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from w2s_jax.planning.build import model_spec, weights_digest
+from w2s_jax.planning.build import completion_spec, model_spec, weights_digest
 from w2s_jax.planning.costs import no_flops
 from w2s_jax.planning.kinds import PhaseKind, register_kind
 from w2s_jax.planning.memory import forward_memory
@@ -53,6 +53,8 @@ def build(
         data_digests={name: data.digests[name] for name in {*splits, "slice1", "slice2"}},
         weights_digest=weights_digest(data),
         labels_digest=resolved.outside if method == "outside" else None,
+        completion=data.completion,
+        task=settings.task.name if data.completion else "",
     )
 
 
@@ -72,7 +74,7 @@ def spec(phase: Phase) -> dict[str, Any]:
     }
     if phase.labels_digest is not None:
         found["file"] = phase.labels_digest
-    return found
+    return found | completion_spec(phase)
 
 
 def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""Batches of completions that a label pass has finished, kept until all are stored.
+
+A label pass of a large model takes hours. Each finished batch is a file, so that an attempt that
+was killed continues after the last one. The files of another pass over the same split, with other
+batches, are not used: a name tells what a batch was made from.
+"""
+
+import hashlib
+import io
+import logging
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from w2s_jax.core import processes
+from w2s_jax.core.files import atomic_write, remove_folder
+
+log = logging.getLogger(__name__)
+
+
+class KeptBatches:
+    """The finished batches of one split.
+
+    Args:
+      folder: where they are kept; shared by the splits of a phase.
+      split: the split.
+      key: everything that decides what a batch of a number is.
+    """
+
+    def __init__(self, folder: Path, split: str, key: str):
+        self.folder = folder
+        self.prefix = f"{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}-"
+
+    def found(self) -> dict[int, dict[str, np.ndarray]]:
+        """Return number -> arrays of the batches that are kept; those that are damaged are removed.
+
+        All of several processes read what the first one found whole.
+        """
+        numbers = processes.on_first("kept batches", self._whole)
+        return {number: _read(self._path(number)) for number in numbers}
+
+    def _whole(self) -> list[int]:
+        numbers = []
+        for path in sorted(self.folder.glob(f"{self.prefix}*.npz")):
+            try:
+                _read(path)
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+                log.warning("%s is damaged; its documents are completed again", path)
+                path.unlink()
+            else:
+                numbers.append(int(path.stem.rpartition("-")[2]))
+        return numbers
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{self.prefix}{number:06d}.npz"
+
+    def keep(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a finished batch; of several processes the first one does."""
+        if not processes.is_first():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        with atomic_write(self._path(number)) as file:
+            file.write(buffer.getvalue())
+
+
+def discard(folder: Path) -> None:
+    """Remove all kept batches of a phase."""
+    processes.on_first("discard batches", lambda: remove_folder(folder))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
