@@ -46,7 +46,7 @@ def contains(texts, wanted):
 
 
 def test_all_tasks_are_registered():
-    assert set(ROWS) == set(TASKS) - {"digits_even"} and len(ROWS) == 32
+    assert set(ROWS) == set(TASKS) - {"digits_even"} and len(ROWS) == 33
     for name in ROWS:
         task = get_task(name)
         assert task.name == name and task.kind in KINDS
@@ -63,6 +63,7 @@ def test_all_tasks_are_registered():
         "hh_rlhf_harmless",
         "summarize_from_feedback",
     }
+    assert {n for n in ROWS if get_task(n).kind == "generation"} == {"gsm8k"}
     assert get_task("gsm8k_verification").folder == "gsm8k"
 
 

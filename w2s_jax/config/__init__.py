@@ -1,6 +1,16 @@
 """The fields of a config, their checks, and the declarations of losses and methods. No JAX."""
 
-from w2s_jax.config.declarations import LOSS_OPTIONS, LOSSES, METHODS, LossSpec, MethodSpec
+from w2s_jax.config.declarations import (
+    LOSS_OPTIONS,
+    LOSSES,
+    METHODS,
+    PREFERENCES,
+    LossSpec,
+    MethodSpec,
+    PreferenceSpec,
+    loss_named,
+    token_losses,
+)
 from w2s_jax.config.loss_labels import add_loss, with_labels
 from w2s_jax.config.options import Option
 from w2s_jax.config.schema import (
@@ -43,6 +53,7 @@ __all__ = [
     "METHODS",
     "OPTIMIZERS",
     "OVERLONG",
+    "PREFERENCES",
     "PROTOCOLS",
     "READ_OUTS",
     "REMATS",
@@ -58,6 +69,7 @@ __all__ = [
     "MethodSettings",
     "MethodSpec",
     "Option",
+    "PreferenceSpec",
     "PretrainSettings",
     "ProbeSettings",
     "Protocol",
@@ -68,5 +80,7 @@ __all__ = [
     "add_loss",
     "default_config",
     "flatten",
+    "loss_named",
+    "token_losses",
     "with_labels",
 ]

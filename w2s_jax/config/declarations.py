@@ -4,6 +4,7 @@
 planning, training and the tables of the documentation read these declarations.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,11 @@ class LossSpec:
         left out have their defaults, in `init_state` too.
       summary: the definition in one line of Markdown.
       source: the paper or code that it is from.
+      on_tokens: the loss of completions, (logits_RQV, targets_RQ, step_fraction, **options) ->
+        float32 [R, Q], the term of each target token; it takes those of `options` that apply to
+        tokens, as keywords. None: not defined on tokens.
+      top_k_labels: whether `on_tokens` also takes the supervisor's distributions, `top_ids_RQk`
+        (int32) and `top_logprobs_RQk` (float32), as keywords.
     """
 
     name: str
@@ -54,11 +60,45 @@ class LossSpec:
     update: Callable[..., Any] | None = None
     summary: str = ""
     source: str = ""
+    on_tokens: LossFn | None = None
+    top_k_labels: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Option -> default."""
         return defaults(self.options)
+
+    @property
+    def token_options(self) -> tuple[str, ...]:
+        """The options that apply to completions."""
+        if self.on_tokens is None:
+            return ()
+        taken = inspect.signature(self.on_tokens).parameters
+        return tuple(option for option in self.options if option in taken)
+
+    def require_on_tokens(self, label: str, options: Mapping[str, Any]) -> None:
+        """Refuse completions as labels of this loss if it is not defined on tokens.
+
+        Args:
+          label: the label of the loss in the config.
+          options: option -> value.
+
+        Raises:
+          InputError: if it is not, or for an option that does not apply to tokens and has another
+            value than its default.
+        """
+        if self.on_tokens is None:
+            raise errors.InputError(
+                f"loss.{label}.kind: {self.name!r} is defined on classes only, and the task asks "
+                f"for completions; allowed: {', '.join(token_losses())}"
+            )
+        for option, value in options.items():
+            default = self.defaults[option]
+            if option not in self.token_options and value != default:
+                raise errors.InputError(
+                    f"loss.{label}.{option}: {value!r} does not apply to a task that asks for "
+                    f"completions; leave it at {default!r}"
+                )
 
     def __call__(
         self,
@@ -97,6 +137,74 @@ class LossSpec:
 
 
 @dataclass(frozen=True)
+class PreferenceSpec:
+    """A registered loss of pairs of completions; call it as the function that it wraps.
+
+    It is a mean over documents, each a pair of texts (a prompt and a completion each), whose terms
+    do not depend on each other.
+
+    Attributes:
+      name: its kind, as `loss.<label>.kind` names it.
+      fn: (logp_B2, reference_B2, lengths_B2, preference_B, *, weights_B, **options) -> float32
+        scalar.
+      margin: (logp_B2, reference_B2, lengths_B2) -> float32 [B]: positive where the model takes the
+        first completion for the better one.
+      options: name -> `Option`.
+      traced: options that may be arrays; programs are shared between their values.
+      uses_reference: whether it reads `reference_B2`.
+      summary: the definition in one line of Markdown.
+      source: the paper or code that it is from.
+    """
+
+    name: str
+    fn: LossFn
+    margin: LossFn
+    options: Mapping[str, Option] = field(default_factory=dict)
+    traced: tuple[str, ...] = ()
+    uses_reference: bool = False
+    summary: str = ""
+    source: str = ""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Option -> default."""
+        return defaults(self.options)
+
+    def __call__(
+        self,
+        logp_B2: "Array",
+        reference_B2: "Array | None",
+        lengths_B2: "Array",
+        preference_B: "Array",
+        *,
+        weights_B: "Array | None" = None,
+        **options: Any,
+    ) -> "Array":
+        """Return the loss of a batch.
+
+        Args:
+          logp_B2: summed log-probabilities of the target tokens of each completion.
+          reference_B2: the same under the reference model; None only if `uses_reference` is False.
+          lengths_B2: number of target tokens of each completion.
+          preference_B: w in [0, 1], P(the first completion is the better one).
+          weights_B: non-negative weights of the documents; None: all 1.
+          **options: instead of their defaults.
+
+        Returns:
+          The weighted mean of the documents' terms, a float32 scalar.
+
+        Raises:
+          InputError: for a missing reference.
+        """
+        if self.uses_reference and reference_B2 is None:
+            raise errors.InputError(f"loss {self.name!r} needs reference_B2")
+        options = self.defaults | options
+        return self.fn(
+            logp_B2, reference_B2, lengths_B2, preference_B, weights_B=weights_B, **options
+        )
+
+
+@dataclass(frozen=True)
 class MethodSpec:
     """A registered method: what it adds to a run with a naive student for each loss.
 
@@ -109,6 +217,7 @@ class MethodSpec:
         `phases.labelling.LabelWork`. The kinds are part of fingerprints.
       middle_models: the option that lists models between the weak and the strong one; '': none.
       kinds: the kinds of tasks that it works with.
+      pairs: whether its students learn from pairs of completions, by a loss of `PREFERENCES`.
       students: the keys of its students, in Markdown.
       summary: what it does, in one line of Markdown.
       source: the paper that it is from.
@@ -120,6 +229,7 @@ class MethodSpec:
     label_makers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     middle_models: str = ""
     kinds: tuple[str, ...] = ("classification", "preference")
+    pairs: bool = False
     students: str = ""
     summary: str = ""
     source: str = ""
@@ -131,20 +241,42 @@ class MethodSpec:
 
 
 LOSSES: Table[LossSpec] = Table("loss")
+PREFERENCES: Table[PreferenceSpec] = Table("preference loss")
 METHODS: Table[MethodSpec] = Table("method")
 
 
+def loss_kinds() -> tuple[str, ...]:
+    """Return the kinds that `loss.<label>.kind` may name: of `LOSSES` and of `PREFERENCES`."""
+    return (*LOSSES, *PREFERENCES)
+
+
+def loss_named(kind: str, field: str) -> LossSpec | PreferenceSpec:
+    """Return the declaration of a kind of loss.
+
+    Raises:
+      InputError: if there is none; with `field`, the nearest name, and all names.
+    """
+    if not isinstance(kind, str) or kind not in loss_kinds():
+        raise errors.unknown(field, kind, loss_kinds())
+    return PREFERENCES[kind] if kind in PREFERENCES else LOSSES[kind]
+
+
+def token_losses() -> tuple[str, ...]:
+    """Return the kinds of losses that are defined on the tokens of completions."""
+    return tuple(kind for kind, spec in LOSSES.items() if spec.on_tokens is not None)
+
+
 class _Defaults(Mapping[str, dict[str, Any]]):
-    """A view of `LOSSES`: kind -> {option: default}."""
+    """A view of `LOSSES` and `PREFERENCES`: kind -> {option: default}."""
 
     def __getitem__(self, kind: str) -> dict[str, Any]:
-        return LOSSES[kind].defaults
+        return (PREFERENCES[kind] if kind in PREFERENCES else LOSSES[kind]).defaults
 
     def __iter__(self) -> Iterator[str]:
-        return iter(LOSSES)
+        return iter(loss_kinds())
 
     def __len__(self) -> int:
-        return len(LOSSES)
+        return len(loss_kinds())
 
 
 #: Kind of a loss -> its options with their defaults; None is the default of an optional float.

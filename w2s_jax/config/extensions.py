@@ -15,6 +15,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.losses.adaptive",
         "w2s_jax.losses.generalized",
     ),
+    "preference loss": ("w2s_jax.losses.preferences",),
     "method": (
         "w2s_jax.methods.bootstrapping",
         "w2s_jax.methods.strong_to_strong",

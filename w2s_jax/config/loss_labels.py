@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax.config.declarations import LOSSES
+from w2s_jax.config.declarations import LOSS_OPTIONS, loss_kinds, loss_named
 from w2s_jax.core import errors
 
 
@@ -16,7 +16,7 @@ def add_loss(config: config_dict.ConfigDict, label: str, kind: str, **options: A
     Raises:
       InputError: for an unknown kind. `validation.validate` checks the options.
     """
-    LOSSES.named(kind, f"loss.{label}.kind")
+    loss_named(kind, f"loss.{label}.kind")
     with config.unlocked():
         config.loss[label] = loss_section(kind, options)
     config.losses = (*config.losses, label)
@@ -25,7 +25,7 @@ def add_loss(config: config_dict.ConfigDict, label: str, kind: str, **options: A
 def loss_section(kind: str, options: Mapping[str, Any]) -> config_dict.ConfigDict:
     """Return the entry of `config.loss` with `options`, the others at their defaults."""
     section = config_dict.ConfigDict({"kind": kind})
-    for option, value in (LOSSES[kind].defaults | dict(options)).items():
+    for option, value in (LOSS_OPTIONS[kind] | dict(options)).items():
         section[option] = config_dict.placeholder(float) if value is None else value
     return section
 
@@ -60,9 +60,11 @@ def _add_entry(config: config_dict.ConfigDict, field: str, entry: dict[str, Any]
     """Add a mapping among `losses` to `config.loss`, and return its label."""
     options = {name: value for name, value in entry.items() if name not in ("kind", "label")}
     if "kind" not in entry:
-        raise errors.InputError(f"{field}: {entry!r} has no 'kind'; allowed: {', '.join(LOSSES)}")
+        raise errors.InputError(
+            f"{field}: {entry!r} has no 'kind'; allowed: {', '.join(loss_kinds())}"
+        )
     kind = entry["kind"]
-    known = LOSSES.named(kind, f"{field}.kind").options
+    known = loss_named(kind, f"{field}.kind").options
     for option in options:
         if option not in known:
             raise errors.unknown(field, option, ["kind", "label", *known])

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax.config.declarations import LOSSES, METHODS
+from w2s_jax.config.declarations import METHODS, loss_kinds
 from w2s_jax.config.loss_labels import loss_section
 from w2s_jax.config.options import Option, options_of
 from w2s_jax.config.sections import (
@@ -147,7 +147,7 @@ def default_config() -> config_dict.ConfigDict:
     config = _section(_options())
     # Labels such as 'confidence(alpha_max=0.75)' have a dot.
     config.loss = config_dict.ConfigDict(
-        {kind: loss_section(kind, {}) for kind in LOSSES}, allow_dotted_keys=True
+        {kind: loss_section(kind, {}) for kind in loss_kinds()}, allow_dotted_keys=True
     )
     config.lock()
     return config

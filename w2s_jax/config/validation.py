@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax.config.declarations import LOSSES, METHODS
+from w2s_jax.config.declarations import METHODS, PREFERENCES, loss_named
 from w2s_jax.config.mesh_shapes import MESH_AXES, divisors, nearest_divisor
 from w2s_jax.config.options import Option, choice, split
 from w2s_jax.config.schema import (
@@ -49,6 +49,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
         loss_settings(label, entry.to_dict())
     weak, strong = _role(config, "weak"), _role(config, "strong")
     methods, losses = _methods(config), _losses(config)
+    _check_pairs(losses, methods)
     return Settings(
         name=config.name,
         seed=config.seed,
@@ -128,6 +129,20 @@ def _losses(config: config_dict.ConfigDict) -> tuple[LossSettings, ...]:
     return tuple(settings)
 
 
+def _check_pairs(losses: tuple[LossSettings, ...], methods: tuple[MethodSettings, ...]) -> None:
+    """Refuse losses of pairs of completions where no method makes pairs."""
+    if any(METHODS[method.kind].pairs for method in methods):
+        return
+    makers = ", ".join(name for name, spec in METHODS.items() if spec.pairs)
+    for loss in losses:
+        if loss.kind in PREFERENCES:
+            raise errors.InputError(
+                f"losses: {loss.label!r} compares two completions of a prompt, and method.name="
+                f"{','.join(method.kind for method in methods) or 'naive'} makes no such pairs"
+                + (f"; methods that do: {makers}" if makers else "")
+            )
+
+
 def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
     """Check an entry of `config.loss`: {'kind': ..., option: value, ...}.
 
@@ -135,7 +150,7 @@ def loss_settings(label: str, entry: Mapping[str, Any]) -> LossSettings:
       InputError: for an unknown kind or option, or an option of a wrong type or out of range.
     """
     given = dict(entry)
-    spec = LOSSES.named(given.pop("kind", label), f"loss.{label}.kind")
+    spec = loss_named(given.pop("kind", label), f"loss.{label}.kind")
     options = _checked(f"loss.{label}", spec.options, given)
     return LossSettings(label, spec.name, options)
 

@@ -52,6 +52,8 @@ class PackedBucket:
         batches; causal attention of the chunk needs no earlier keys. () without a `chunk`.
       loss_weights_SMRL: float32 weight of predicting the token in each slot, or None (weight 1 for
         every token that follows another of its document).
+      numbers_SMRL: int32, the number that `pack` was given for the token in each slot; None if it
+        was not given any.
     """
 
     steps_S: np.ndarray
@@ -61,6 +63,7 @@ class PackedBucket:
     slots_SMRQ: np.ndarray
     first_keys: tuple[int, ...]
     loss_weights_SMRL: np.ndarray | None
+    numbers_SMRL: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def pack(
     attention_length: int = ATTENTION_LENGTH,
     chunk: int | None = None,
     length_multiple: int = 1,
+    numbers_T: np.ndarray | None = None,
 ) -> PackedBatches:
     """Pack the documents of `order_SB` into batches of at most `max_shapes` shapes.
 
@@ -199,6 +203,8 @@ def pack(
       attention_length: see above.
       chunk: slots of a row for which attention is computed at a time; None: all.
       length_multiple: L is a multiple of this.
+      numbers_T: int32, a number for each token of the documents to be carried to its slot, such as
+        the token's row in a table.
 
     Raises:
       InputError: if a microbatch has more documents than segment ids can distinguish.
@@ -240,6 +246,7 @@ def pack(
             int(length),
             shape,
             chunk,
+            numbers_T,
         )
         for length in np.unique(length_S)
     )
@@ -391,6 +398,7 @@ def _bucket(
     length: int,
     shape: tuple[int, int, int, int],
     chunk: int | None,
+    numbers_T: np.ndarray | None,
 ) -> PackedBucket:
     """Pack the batches of `steps_S` into rows of `length` slots; `shape` is (S, M, m, K)."""
     _, num_micro, per_micro, num_texts = shape
@@ -434,6 +442,11 @@ def _bucket(
         loss_weights = np.zeros(slots, np.float32)
         loss_weights[to_T] = documents.loss_weights_T[from_T]
         loss_weights = loss_weights.reshape(full)
+    numbers = None
+    if numbers_T is not None:
+        numbers = np.zeros(slots, np.int32)
+        numbers[to_T] = numbers_T[from_T]
+        numbers = numbers.reshape(full)
     return PackedBucket(
         steps_S=steps_S.astype(np.int32),
         tokens_SMRL=tokens.reshape(full),
@@ -442,4 +455,5 @@ def _bucket(
         slots_SMRQ=slots_GRQ.reshape(*full[:3], -1),
         first_keys=first_keys,
         loss_weights_SMRL=loss_weights,
+        numbers_SMRL=numbers,
     )

@@ -13,9 +13,13 @@ two classes. Values and gradients are finite for finite logits and labels in [0,
 Letters in names: B documents of a batch, C = 2 classes, N documents of the training set, Q entries
 of a buffer. `LOSSES` is the table of all losses, `register` adds one, and a loss is also an
 attribute of this package (`losses.xent`). Importing it imports no JAX.
+
+Of completions, a loss is a mean over target tokens (`tokens`, `token_losses`). `PREFERENCE_LOSSES`
+compare two completions of a prompt (`preferences`); `register_preference` adds one.
 """
 
-from w2s_jax.config.declarations import LOSSES, LossFn
+from w2s_jax.config.declarations import LOSSES, LossFn, PreferenceSpec, token_losses
+from w2s_jax.config.declarations import PREFERENCES as PREFERENCE_LOSSES
 from w2s_jax.config.declarations import LossSpec as Loss
 from w2s_jax.losses.common import (
     hardened_share,
@@ -25,25 +29,32 @@ from w2s_jax.losses.common import (
     soft_cross_entropy,
     weighted_mean,
 )
-from w2s_jax.losses.registry import register
+from w2s_jax.losses.registry import register, register_preference
 
 __all__ = [
     "LOSSES",
+    "PREFERENCE_LOSSES",
     "Loss",
     "LossFn",
+    "PreferenceSpec",
     "hardened_share",
     "linear_warmup",
     "log_probabilities",
     "quantile",
     "register",
+    "register_preference",
     "soft_cross_entropy",
+    "token_losses",
     "weighted_mean",
 ]
 
 LOSSES.load()
+PREFERENCE_LOSSES.load()
 
 
-def __getattr__(name: str) -> Loss:
+def __getattr__(name: str) -> Loss | PreferenceSpec:
+    if name in PREFERENCE_LOSSES:
+        return PREFERENCE_LOSSES[name]
     if name in LOSSES:
         return LOSSES[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ w is at least 1e-7, as hard labels would make it infinite.
 
 from w2s_jax.config.options import Option
 from w2s_jax.core.lazy import Array, jax, jnp
+from w2s_jax.losses import tokens
 from w2s_jax.losses.common import log_probabilities, weighted_mean
 from w2s_jax.losses.registry import register
 
@@ -38,6 +39,8 @@ def _smoothed(targets_BC: Array, label_smoothing: Array | float) -> Array:
     coupled=False,
     summary="KL(w, f) = CE(f, w) - H(w)",
     source="EleutherAI/w2s, 'kl'",
+    on_tokens=tokens.kl,
+    top_k_labels=True,
 )
 def kl(
     logits_BC: Array,
@@ -62,6 +65,8 @@ def kl(
     traced=("label_smoothing",),
     summary="KL(f, w)",
     source="reverse KL under noisy labels",
+    on_tokens=tokens.reverse_kl,
+    top_k_labels=True,
     label_smoothing=_SMOOTHING,
 )
 def reverse_kl(

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from w2s_jax.config.declarations import LOSSES, LossFn, LossSpec
+from w2s_jax.config.declarations import LOSSES, PREFERENCES, LossFn, LossSpec, PreferenceSpec
 from w2s_jax.config.options import declared, defaults
 from w2s_jax.core import errors
 
@@ -19,6 +19,8 @@ def register(
     update: Callable[..., Any] | None = None,
     summary: str = "",
     source: str = "",
+    on_tokens: LossFn | None = None,
+    top_k_labels: bool = False,
     **options: Any,
 ) -> Callable[[LossFn], LossSpec]:
     """Return a decorator that registers a loss function under `name`.
@@ -35,6 +37,9 @@ def register(
       update: the state after a step; None: it never changes.
       summary: the definition, for the documentation; '': the first line of the docstring.
       source: the paper or code that it is from.
+      on_tokens: the loss of completions, the terms of target tokens (see `LossSpec`); the first
+        line of its docstring is its definition in the documentation.
+      top_k_labels: whether `on_tokens` takes the supervisor's distributions.
       **options: an `Option`, or just the default, of each keyword option. A default of None makes
         an optional float.
 
@@ -42,9 +47,7 @@ def register(
       InputError: if the name is taken, if `traced` names no option, or for `update` without
         `init_state`.
     """
-    for option in traced:
-        if option not in options:
-            raise errors.unknown(f"losses.register: {name!r}: traced", option, options)
+    _check_traced(name, traced, options)
     if update is not None and init_state is None:
         raise errors.InputError(
             f"losses.register: {name!r} has update but no init_state; give both, init_state alone, "
@@ -67,7 +70,59 @@ def register(
                 update=None if update is None else functools.partial(update, **given),
                 summary=summary or (fn.__doc__ or "").partition("\n")[0],
                 source=source,
+                on_tokens=on_tokens,
+                top_k_labels=top_k_labels,
             )
         )
 
     return wrap
+
+
+def register_preference(
+    name: str,
+    *,
+    margin: LossFn,
+    traced: tuple[str, ...] = (),
+    uses_reference: bool = False,
+    summary: str = "",
+    source: str = "",
+    **options: Any,
+) -> Callable[[LossFn], PreferenceSpec]:
+    """Return a decorator that registers a loss of pairs of completions under `name`.
+
+    Args:
+      name: the kind, as `loss.<label>.kind` names it; no other loss has it.
+      margin: see `PreferenceSpec`.
+      traced: as of `register`.
+      uses_reference: whether the loss reads log-probabilities under a reference model.
+      summary: the definition, for the documentation; '': the first line of the docstring.
+      source: the paper or code that it is from.
+      **options: an `Option`, or just the default, of each keyword option.
+
+    Raises:
+      InputError: if the name is taken, or if `traced` names no option.
+    """
+    _check_traced(name, traced, options)
+
+    def wrap(fn: LossFn) -> PreferenceSpec:
+        return PREFERENCES.add(
+            PreferenceSpec(
+                name=name,
+                fn=fn,
+                margin=margin,
+                options=declared(options),
+                traced=traced,
+                uses_reference=uses_reference,
+                summary=summary or (fn.__doc__ or "").partition("\n")[0],
+                source=source,
+            )
+        )
+
+    return wrap
+
+
+def _check_traced(name: str, traced: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Refuse names in `traced` that are no options."""
+    for option in traced:
+        if option not in options:
+            raise errors.unknown(f"losses.register: {name!r}: traced", option, options)

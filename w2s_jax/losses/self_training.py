@@ -5,6 +5,7 @@ f is the student's distribution over the two classes, w the soft label.
 
 from w2s_jax.config.options import Option
 from w2s_jax.core.lazy import Array, jax, jnp
+from w2s_jax.losses import tokens
 from w2s_jax.losses.common import (
     hardened_share,
     linear_warmup,
@@ -25,6 +26,7 @@ from w2s_jax.losses.registry import register
     summary="CE(f, (1 - a) w + a f_t), f_t = sg(1[f > t]), a = alpha_max * ramp; the threshold t "
     "makes half of the batch positive, or the share of the mean weak label",
     source="Burns et al. 2023, section 4.3.1, appendix A.4 (0.75 for the largest students)",
+    on_tokens=tokens.confidence,
     alpha_max=own_weight(0.5),
     warmup_fraction=warmup(0.2),
     threshold=Option(

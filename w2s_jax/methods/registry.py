@@ -22,6 +22,7 @@ def register(
     label_makers: "Mapping[str, LabelMaker] | None" = None,
     middle_models: str = "",
     kinds: tuple[str, ...] = ("classification", "preference"),
+    pairs: bool = False,
     students: str = "",
     summary: str = "",
     source: str = "",
@@ -40,6 +41,7 @@ def register(
       middle_models: the option that lists models between the weak and the strong one, whose roles
         are then 'middle1', ...; there is one more slice for each. '': none.
       kinds: the kinds of tasks that it works with.
+      pairs: whether its students learn from pairs of completions, by `dpo` or `orpo`.
       students: the keys of its students, for the documentation.
       summary: what it does, for the documentation; '': the first line of the docstring.
       source: the paper that it is from.
@@ -62,6 +64,7 @@ def register(
                 label_makers=makers,
                 middle_models=middle_models,
                 kinds=kinds,
+                pairs=pairs,
                 students=students,
                 summary=summary or (plan.__doc__ or "").partition("\n")[0],
                 source=source,

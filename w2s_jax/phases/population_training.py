@@ -116,7 +116,7 @@ def _batches(
         batches = population.put_feature_batches(order_PSB, targets_PNC, mesh)
         return batches, [1.0] * len(data)
     documents, extras = first.renumbered_documents(), first.spec.extras
-    options: dict[str, int] = {
+    options: dict[str, Any] = {
         "num_microbatches": first.num_microbatches,
         "max_shapes": first.phase.train.max_shapes,
         **row_preferences(first.phase.model),

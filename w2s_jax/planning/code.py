@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from w2s_jax.config.declarations import LOSSES, METHODS
+from w2s_jax.config.declarations import METHODS, LossSpec, loss_named
 from w2s_jax.core.code import code_sha256, users_code
 from w2s_jax.data.tasks import TASKS
 from w2s_jax.models.families import FAMILIES
@@ -55,8 +55,12 @@ def code_with_parents(phase: Phase, phases: Mapping[str, Phase]) -> dict[str, st
 
 def _extensions(phase: Phase) -> Iterator[tuple[str, tuple[Any, ...]]]:
     if phase.loss is not None:
-        loss = LOSSES[phase.loss.kind]
-        yield loss.name, (loss.fn, loss.init_state, loss.update)
+        loss = loss_named(phase.loss.kind, "loss")
+        if isinstance(loss, LossSpec):
+            on_tokens = () if loss.on_tokens is None else (loss.on_tokens,)
+            yield loss.name, (loss.fn, loss.init_state, loss.update, *on_tokens)
+        else:
+            yield loss.name, (loss.fn, loss.margin)
     if phase.model.family in FAMILIES:
         family = FAMILIES[phase.model.family]
         yield family.name, (family.to_config, family.views)

@@ -293,7 +293,7 @@ def context_key(phase: Phase, resolved: Resolved) -> Any:
         None if data.tokenizer is None else data.tokenizer.digest,
         data.label_tokens,
         data.head_init,
-        (data.prefix, data.suffix),
+        (data.prefix, data.suffix, data.completion),
         tuple(sorted(data.digests.items())),
         settings.weak.labels,
         (settings.mesh, settings.checkpoint, settings.log),

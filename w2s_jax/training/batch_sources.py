@@ -18,6 +18,7 @@ from w2s_jax.training.batches import (
     BatchExtras,
     Bucket,
     Microbatch,
+    Preferences,
     bucket_shardings,
     feature_bucket,
     packed_buckets,
@@ -162,16 +163,21 @@ def put_batches(
     targets_NC: np.ndarray | None,
     mesh: Mesh,
     extras: BatchExtras = NO_EXTRAS,
+    preferences: Preferences | None = None,
 ) -> ResidentBatches:
     """Place all batches on the mesh.
 
     Args:
-      packed: the batches.
-      targets_NC: float32 soft labels by document; None for language models.
+      packed: the batches; where `extras.rows`, packed with `sequences.target_numbers`.
+      targets_NC: float32 soft labels by document; None for language models and for completions.
       mesh: the mesh, over whose batch axes rows are sharded.
-      extras: the optional arrays to include.
+      extras: what the batches need to have.
+      preferences: the labels of pairs of completions.
+
+    Raises:
+      InputError: for completions without a target token, or pairs without labels.
     """
-    buckets = packed_buckets(packed, targets_NC, extras)
+    buckets = packed_buckets(packed, targets_NC, extras, preferences)
     placed = tuple(sharding.put(bucket, bucket_shardings(bucket, mesh)) for bucket in buckets)
     return _resident(placed, padded(packed.bucket_S), mesh)
 

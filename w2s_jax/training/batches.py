@@ -17,8 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from w2s_jax import sharding
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.packing import PackedBatches, PackedBucket
 from w2s_jax.models.dropout import Dropout, make_key, slot_keys
+from w2s_jax.training.sequences import TokenTargets, of_texts, target_tokens
 from w2s_jax.training.state import rounded_up
 
 #: Folded into the dropout key in place of a step's number, which it never equals.
@@ -38,6 +40,7 @@ class Microbatch:
         language models.
       loss_weights_RL: float32 weight of predicting the token in each slot; None: all 1.
       text_ids_RL: int32 ids that distinguish texts, for dropout; None without dropout.
+      targets: the target tokens of completions; None of class labels and of language models.
       dropout: the dropout of each slot, which the step computes from `text_ids_RL`; or None.
       first_keys: see `attention_cpu.attention`; programs are specialised for it.
     """
@@ -48,6 +51,7 @@ class Microbatch:
     read_outs_mK: Any = None
     loss_weights_RL: Any = None
     text_ids_RL: Any = None
+    targets: TokenTargets | None = None
     dropout: Dropout | None = None
     first_keys: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
@@ -61,6 +65,7 @@ class Microbatch:
             read_outs_mK=whole,
             loss_weights_RL=rows,
             text_ids_RL=rows,
+            targets=jax.tree.map(lambda _: rows, self.targets),
         )
 
 
@@ -81,18 +86,27 @@ class FeatureMicrobatch:
 class Batch:
     """One batch; the fields other than `microbatches` are None for language models.
 
+    Of completions, all are None too: their targets are in the microbatches. Pairs of completions
+    have `weights_B`, `preference_B`, and perhaps `reference_B2`.
+
     Attributes:
       microbatches: the documents, with a leading axis M.
       targets_BC: float32 soft labels; column 1 is P(label 1).
       weights_B: float32 document weights.
       update_order_B: int32, the order in which a loss's `update` sees the documents, which does
         not depend on the microbatches; None for losses without `update`.
+      preference_B: float32, P(the first of the two completions is the better one). (Column 1 of
+        `targets_BC`, in tasks of that kind, is P(the second is better).)
+      reference_B2: float32 summed log-probabilities of the completions under the reference model;
+        None for losses that need none.
     """
 
     microbatches: Microbatch | FeatureMicrobatch
     targets_BC: Any = None
     weights_B: Any = None
     update_order_B: Any = None
+    preference_B: Any = None
+    reference_B2: Any = None
 
     @property
     def num_microbatches(self) -> int:
@@ -134,26 +148,57 @@ class Bucket:
 
 
 class BatchExtras(NamedTuple):
-    """The optional arrays of batches that a step needs (see `StepSpec.extras`)."""
+    """What batches need to have for a step (see `StepSpec.extras`).
+
+    Attributes:
+      text_ids: whether they have `Microbatch.text_ids_RL`.
+      update_order: whether they have `Batch.update_order_B`.
+      targets: as `StepSpec.targets`: what the labels are.
+      rows: whether target tokens have rows in a table of distributions.
+      reference: whether pairs have log-probabilities under a reference model.
+    """
 
     text_ids: bool = False
     update_order: bool = False
+    targets: str = "class"
+    rows: bool = False
+    reference: bool = False
 
 
 NO_EXTRAS = BatchExtras()
+
+
+@dataclass(frozen=True, eq=False)
+class Preferences:
+    """The labels of pairs of completions.
+
+    Attributes:
+      preference_N: float32 in [0, 1], P(the first completion is the better one).
+      reference_N2: float32, summed log-probabilities of the completions under the reference model
+        (`answer_scores.completion_logprobs`); None for losses that need none.
+    """
+
+    preference_N: np.ndarray
+    reference_N2: np.ndarray | None = None
 
 
 def packed_buckets(
     packed: PackedBatches,
     targets_NC: np.ndarray | None,
     extras: BatchExtras = NO_EXTRAS,
+    preferences: Preferences | None = None,
 ) -> tuple[Bucket, ...]:
     """Return the buckets of packed batches, as numpy arrays.
 
     Args:
-      packed: the batches.
-      targets_NC: float32 soft labels by document; None for language models.
-      extras: the optional arrays to include.
+      packed: the batches; where `extras.rows`, packed with `sequences.target_numbers`.
+      targets_NC: float32 soft labels by document; None for language models and for completions,
+        whose labels are their tokens.
+      extras: what the batches need to have.
+      preferences: the labels of pairs of completions.
+
+    Raises:
+      InputError: for completions without a target token, or pairs without labels.
     """
     index_S = padded(packed.index_S)
     buckets = []
@@ -165,7 +210,9 @@ def packed_buckets(
             text_ids_RL=_text_ids(bucket, documents_SB) if extras.text_ids else None,
             first_keys=bucket.first_keys,
         )
-        if targets_NC is None:
+        if extras.targets != "class":
+            batches = _completions(packed, bucket, micro, extras, preferences)
+        elif targets_NC is None:
             batches = Batch(dataclasses.replace(micro, loss_weights_RL=bucket.loss_weights_SMRL))
         else:
             batches = Batch(
@@ -177,7 +224,47 @@ def packed_buckets(
                 update_order_B=_update_order(documents_SB) if extras.update_order else None,
             )
         buckets.append(Bucket(jax.tree.map(padded, batches), index_S))
+    if extras.targets != "class" and not any(_has_targets(bucket) for bucket in buckets):
+        raise InputError("documents: no token has a loss weight above 0, so there is no target")
     return tuple(buckets)
+
+
+def _completions(
+    packed: PackedBatches,
+    bucket: PackedBucket,
+    micro: Microbatch,
+    extras: BatchExtras,
+    preferences: Preferences | None,
+) -> Batch:
+    """Return the batches of a bucket of completions, or of pairs of them."""
+    pairs = extras.targets == "pairs"
+    documents_SB = packed.documents_SB[bucket.steps_S]
+    targets = target_tokens(bucket, documents_SB, by_text=pairs, with_rows=extras.rows)
+    micro = dataclasses.replace(micro, targets=targets)
+    if not pairs:
+        return Batch(micro)
+    if preferences is None or (extras.reference and preferences.reference_N2 is None):
+        raise InputError(
+            "preferences: pairs of completions need a preference of each document"
+            + (", and log-probabilities under the reference model" if extras.reference else "")
+        )
+    reference_N2 = preferences.reference_N2 if extras.reference else None
+
+    def by_batch(values_N: np.ndarray) -> np.ndarray:
+        return packed.per_document(np.asarray(values_N, np.float32))[bucket.steps_S]
+
+    return Batch(
+        micro,
+        weights_B=packed.weights_SB[bucket.steps_S],
+        preference_B=by_batch(preferences.preference_N),
+        reference_B2=None if reference_N2 is None else by_batch(reference_N2),
+    )
+
+
+def _has_targets(bucket: Bucket) -> bool:
+    micro = bucket.batches.microbatches
+    assert isinstance(micro, Microbatch) and micro.targets is not None
+    return bool(micro.targets.weights_RQ.any())
 
 
 def feature_bucket(order_SB: np.ndarray, targets_NC: np.ndarray) -> Bucket:
@@ -201,7 +288,7 @@ def bucket_shardings(bucket: Bucket, mesh: Mesh) -> Bucket:
     rows, whole = sharding.rows(mesh, leading=2), sharding.replicated(mesh)
     micro: Any = bucket.batches.microbatches
     micro = micro.shardings(rows, whole) if isinstance(micro, Microbatch) else whole
-    return Bucket(Batch(micro, whole, whole, whole), whole)
+    return Bucket(Batch(micro, whole, whole, whole, whole, whole), whole)
 
 
 def padded(x_S: np.ndarray) -> np.ndarray:
@@ -213,20 +300,11 @@ def padded(x_S: np.ndarray) -> np.ndarray:
 def _text_ids(bucket: PackedBucket, documents_SB: np.ndarray) -> np.ndarray:
     """Return the text of each slot, int32 [S, M, R, L]: K n + k for text k of document n.
 
-    Padding has 0. In names: G microbatches of all batches, P texts of all of them.
+    Padding has 0.
     """
-    num_rows, length = bucket.segment_ids_SMRL.shape[2:]
     num_texts = bucket.read_outs_SMmK.shape[3]
-    segments_GRL = bucket.segment_ids_SMRL.reshape(-1, num_rows, length)
-    row_P, slot_P = np.divmod(bucket.read_outs_SMmK.ravel(), length)
-    group_P = np.repeat(np.arange(len(segments_GRL)), len(row_P) // len(segments_GRL))
     text_P = (documents_SB.reshape(-1, 1) * num_texts + np.arange(num_texts)).ravel()
-    real_P = np.repeat(documents_SB.ravel() >= 0, num_texts)
-    group_P, row_P, slot_P, text_P = (x[real_P] for x in (group_P, row_P, slot_P, text_P))
-    of_segment = np.zeros((*segments_GRL.shape[:2], int(segments_GRL.max()) + 1), np.int32)
-    of_segment[group_P, row_P, segments_GRL[group_P, row_P, slot_P]] = text_P
-    text_ids_GRL = np.take_along_axis(of_segment, segments_GRL.astype(np.int64), axis=2)
-    return text_ids_GRL.reshape(bucket.segment_ids_SMRL.shape)
+    return of_texts(bucket, documents_SB, text_P)
 
 
 def _update_order(documents_SB: np.ndarray) -> np.ndarray:

@@ -93,9 +93,14 @@ def require_shared_program(specs: Sequence[StepSpec]) -> None:
     """Refuse members that cannot be trained by one program.
 
     Raises:
-      InputError: if `program_key()` or `total_steps` is not the same for all.
+      InputError: if `program_key()` or `total_steps` is not the same for all, or if a member is
+        not a classifier.
     """
     for number, spec in enumerate(specs):
+        if not may_share(spec):
+            raise errors.InputError(
+                f"population: member {number} learns tokens; members learn soft labels of classes"
+            )
         if shared_program(spec) != shared_program(specs[0]):
             raise errors.InputError(
                 f"population: member {number} does not share a program with member 0; members may "
@@ -103,6 +108,11 @@ def require_shared_program(specs: Sequence[StepSpec]) -> None:
                 "seed, data order, targets and numeric options of the loss, and need the same "
                 "number of steps"
             )
+
+
+def may_share(spec: StepSpec) -> bool:
+    """Return whether a phase may be a member of a population: classifiers only."""
+    return spec.head_texts is not None
 
 
 def shared_program(spec: StepSpec) -> Any:

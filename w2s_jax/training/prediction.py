@@ -1,4 +1,4 @@
-"""The label pass and evaluation: class logits, or features, of documents in batches.
+"""The label pass and evaluation: class logits, features or log-probabilities of documents.
 
 If the model fits on one device, `jax.pmap` runs one batch on each device, and each of several
 processes computes documents of its own. A larger model runs as a sharded jit program on the
@@ -6,6 +6,7 @@ training mesh. Shapes in names: R rows, L slots, m documents of a batch, K texts
 width, N documents, B documents of the batches of one dispatch, C classes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -24,23 +25,35 @@ from w2s_jax.models import heads
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.batches import Microbatch
-from w2s_jax.training.step import class_features, class_logits
+from w2s_jax.training.forward import class_features, class_logits, text_log_probabilities
+from w2s_jax.training.sequences import target_counts, target_tokens
 
 Array = jax.Array
 #: Largest number of documents per device and dispatch; on CPUs, larger batches leave the cache.
 CPU_BATCH_SIZE, BATCH_SIZE = 64, 1_024
 #: Largest mean number of tokens per device and dispatch (but at least one document).
 BATCH_TOKENS = 16_384
+#: Largest mean number of logits of target tokens per device and dispatch, of completions.
+BATCH_LOGITS = 2**26
 
 
 @functools.lru_cache(maxsize=64)
-def label_pass(model: ModelConfig, compute_dtype: str, features: bool) -> Callable[..., Array]:
+def label_pass(
+    model: ModelConfig, compute_dtype: str, features: bool, completions: bool = False
+) -> Callable[..., Array]:
     """Return the function (parameters, batch) -> class logits, float32 [m, 2].
 
-    With `features` it returns the inputs of a class head instead, float32 [m, K, D].
+    With `features` it returns the inputs of a class head instead, float32 [m, K, D], and with
+    `completions` the summed log-probability of the target tokens of each text, float32 [m, K].
     """
 
     def run(params: Any, batch: Microbatch) -> Array:
+        if completions:
+            shape = batch.read_outs_mK.shape
+            logp = text_log_probabilities(
+                model, params, batch, shape[0] * shape[1], compute_dtype=compute_dtype
+            )
+            return logp.reshape(shape)
         if features:
             found_mKD = class_features(model, params, batch, compute_dtype=compute_dtype)
             return found_mKD.astype(jnp.float32)
@@ -51,14 +64,14 @@ def label_pass(model: ModelConfig, compute_dtype: str, features: bool) -> Callab
 
 @functools.lru_cache(maxsize=32)
 def _programs(
-    model: ModelConfig, compute_dtype: str, features: bool, mesh: Mesh | None
+    model: ModelConfig, compute_dtype: str, features: bool, completions: bool, mesh: Mesh | None
 ) -> tuple[Callable, Callable]:
     """Return `label_pass` compiled by (pmap over devices, jit).
 
     With a `mesh`, the second program replicates its result on it, so that each of several processes
     has it. None: there is one process.
     """
-    run = label_pass(model, compute_dtype, features)
+    run = label_pass(model, compute_dtype, features, completions)
     if mesh is None:
         return jax.pmap(run, in_axes=(None, 0)), jax.jit(run)
     pmapped = jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
@@ -66,12 +79,14 @@ def _programs(
 
 
 class Predictor:
-    """Class logits, or features, of a fixed set of documents under changing parameters.
+    """Logits, features or log-probabilities of a fixed set of documents under changing parameters.
 
     The documents are packed and placed on the devices once, in groups of similar length. A call
     with parameters ({'backbone', 'head'}) returns class logits, float32 [N, 2], in the order of the
-    documents. With `features` it returns the inputs of a class head, float32 [N, K, D], and needs
-    no head. Of several processes, all must make and call it, and each gets all results.
+    documents. Without a head, it returns with `features` the inputs of a class head, float32 [N, K,
+    D], and with `completions` the summed log-probability of each text's target tokens, float32
+    [N, K] (see `sequences`). Of several processes, all must make and call it, and each gets all
+    results.
 
     Args:
       model: the model.
@@ -81,6 +96,7 @@ class Predictor:
       batch_size: largest number of documents per device and dispatch (None: by the device).
       per_device: run a batch with all parameters on each device, instead of a sharded program.
       features: see above.
+      completions: see above.
     """
 
     def __init__(
@@ -93,6 +109,7 @@ class Predictor:
         batch_size: int | None = None,
         per_device: bool = True,
         features: bool = False,
+        completions: bool = False,
     ):
         self.num_documents = len(documents)
         if batch_size is None:
@@ -102,7 +119,7 @@ class Predictor:
         per_device = per_device and jax.device_count() > 1
         self.per_device, self.mesh = per_device, mesh
         self.pmapped, self.jitted = _programs(
-            model, compute_dtype, features, mesh if several else None
+            model, compute_dtype, features, completions, mesh if several else None
         )
         devices = jax.local_devices() if per_device else []
         local = Mesh(np.array(devices), ("device",)) if per_device else mesh
@@ -115,6 +132,7 @@ class Predictor:
         attention_length = preferences["attention_length"]
         self.dispatches: list[tuple[np.ndarray, Microbatch]] = []
         self.slots = self.tokens = 0
+        vocabulary = model.vocab_size if completions else None
         for group_N in packing.length_groups(documents, attention_length=attention_length):
             order_SB, batches = pack_group(
                 documents,
@@ -122,6 +140,7 @@ class Predictor:
                 batch_size,
                 count=jax.device_count() if per_device else 1,
                 row_multiple=1 if per_device else sharding.row_shards(mesh),
+                vocabulary=vocabulary,
                 **preferences,
             )
             self.slots += batches.segment_ids_RL.size
@@ -188,6 +207,7 @@ def pack_group(
     *,
     count: int,
     row_multiple: int,
+    vocabulary: int | None = None,
     **preferences: Any,
 ) -> tuple[np.ndarray, Microbatch]:
     """Pack a group of documents into batches of one shape.
@@ -198,6 +218,7 @@ def pack_group(
       batch_size: largest number of documents of a batch.
       count: the number of batches is a multiple of it.
       row_multiple: the number of rows of a batch is a multiple of it.
+      vocabulary: number of logits of a target token; None: batches have no targets.
       **preferences: of rows; see `packing.pack`.
 
     Returns:
@@ -206,6 +227,9 @@ def pack_group(
     """
     lengths_N = documents.lengths_N[group_N]
     by_tokens = int(BATCH_TOKENS / lengths_N.mean())
+    if vocabulary is not None:
+        targets_N = target_counts(documents).sum(1)[group_N]
+        by_tokens = min(by_tokens, int(BATCH_LOGITS / max(1, vocabulary * targets_N.mean())))
     # A few documents are spread over all devices rather than batched on the first ones.
     batch_size = max(1, min(batch_size, by_tokens, -(-len(group_N) // count)))
     order_SB = packing.evaluation_order(lengths_N, batch_size=batch_size)
@@ -228,6 +252,9 @@ def pack_group(
         bucket.read_outs_SMmK[:, 0],
         first_keys=bucket.first_keys,
     )
+    if vocabulary is not None:
+        targets = target_tokens(bucket, packed.documents_SB, by_text=True, with_rows=False)
+        batches = dataclasses.replace(batches, targets=jax.tree.map(lambda x: x[:, 0], targets))
     return packed.documents_SB, batches
 
 

@@ -39,8 +39,8 @@ def programs(key: StepSpec, mesh: Mesh) -> Programs:
         return step_fn(hyperparameters, frozen, state, state.step, (bucket,), 0)
 
     # Without out-shardings the compiler might move a moment or replicate it.
-    num_texts = None if key.loss is None else key.num_texts
-    shardings = state_shardings(key.model, key.train, make_optimizer(key.train), mesh, num_texts)
+    optimizer = make_optimizer(key.train)
+    shardings = state_shardings(key.model, key.train, optimizer, mesh, key.head_texts)
     compiled = functools.partial(jax.jit, donate_argnums=2, out_shardings=shardings)
     return Programs(compiled(step), compiled(functools.partial(train_block, step_fn)))
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from w2s_jax import config as config_lib
-from w2s_jax.config import TrainSettings
-from w2s_jax.losses import LOSSES
+from w2s_jax.config import LossSpec, PreferenceSpec, TrainSettings
+from w2s_jax.losses import LOSSES, PREFERENCE_LOSSES
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.batches import BatchExtras
 from w2s_jax.training.optimizer import decoupled_weight_decay, learning_rates
@@ -43,8 +43,11 @@ class StepSpec:
       model: the model, with the vocabulary on which it is trained.
       train: optimiser, dtypes, and what of the model is trained.
       total_steps: number of steps.
-      loss: (kind, options) of a classifier's loss; None for language-model training.
+      loss: (kind, options) of the loss; None for language-model training.
       num_texts: K, texts per document.
+      targets: what the loss is of: 'class' (soft labels of two classes), 'tokens' (completions:
+        the target tokens of documents) or 'pairs' (pairs of completions, by a loss of
+        `PREFERENCE_LOSSES`).
       seed: seed of everything random within a step.
     """
 
@@ -54,6 +57,17 @@ class StepSpec:
     loss: tuple[str, tuple[tuple[str, Any], ...]] | None
     num_texts: int = 1
     seed: int = 0
+    targets: str = "class"
+
+    @property
+    def head_texts(self) -> int | None:
+        """K of the class head; None of models without one, which predict tokens."""
+        return None if self.loss is None or self.targets != "class" else self.num_texts
+
+    @property
+    def declaration(self) -> LossSpec | PreferenceSpec | None:
+        """The declaration of the loss as it is computed; None for language-model training."""
+        return None if self.loss is None else self._declared(self._loss(traced=False)[0])
 
     def program_key(self) -> "StepSpec":
         """Return the part of the spec that a program is compiled for: equal keys, one program."""
@@ -94,9 +108,13 @@ class StepSpec:
 
     @property
     def extras(self) -> BatchExtras:
-        """The optional arrays of batches that the step needs."""
-        updates = self.loss is not None and LOSSES[self._loss(traced=False)[0]].update is not None
-        return BatchExtras(text_ids=self.train.dropout > 0, update_order=updates)
+        """What batches need to have for the step."""
+        text_ids, loss = self.train.dropout > 0, self.declaration
+        if isinstance(loss, PreferenceSpec):
+            return BatchExtras(text_ids, targets=self.targets, reference=loss.uses_reference)
+        if loss is not None and self.targets == "tokens":
+            return BatchExtras(text_ids, targets=self.targets, rows=loss.top_k_labels)
+        return BatchExtras(text_ids, update_order=loss is not None and loss.update is not None)
 
     def loss_state(self, targets_NC: np.ndarray) -> Any:
         """Return the initial state of the loss; () if it has none.
@@ -104,7 +122,7 @@ class StepSpec:
         Args:
           targets_NC: float32 soft labels of all training documents.
         """
-        if self.loss is None:
+        if self.loss is None or self.targets != "class":
             return ()
         kind, static = self._loss(traced=False)
         init_state = LOSSES[kind].init_state
@@ -119,13 +137,25 @@ class StepSpec:
         """
         assert self.loss is not None
         kind, options = self.loss[0], dict(self.loss[1])
+        if self.targets == "class":
+            kind, options = self._general(kind, options)
+        declared = self._declared(kind)
+        options = config_lib.LOSS_OPTIONS[kind] | options
+        if isinstance(declared, LossSpec) and self.targets == "tokens":
+            options = {name: options[name] for name in declared.token_options}
+        chosen = {k: v for k, v in options.items() if (k in declared.traced) == traced}
+        return kind, tuple(sorted(chosen.items()))
+
+    def _general(self, kind: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the loss of classes as which a loss is computed."""
         micro = self.train.microbatch_size or self.train.batch_size
         case_of = LOSSES[kind].case_of
         if case_of is not None and micro == self.train.batch_size:
-            kind, options = case_of[0], dict(case_of[1])
-        options = config_lib.LOSS_OPTIONS[kind] | options
-        chosen = {k: v for k, v in options.items() if (k in LOSSES[kind].traced) == traced}
-        return kind, tuple(sorted(chosen.items()))
+            return case_of[0], dict(case_of[1])
+        return kind, options
+
+    def _declared(self, kind: str) -> LossSpec | PreferenceSpec:
+        return PREFERENCE_LOSSES[kind] if self.targets == "pairs" else LOSSES[kind]
 
 
 def average_weights(decay: float, total_steps: int) -> np.ndarray:

@@ -2,15 +2,14 @@
 
 The file reads from top to bottom:
 
-  forward    hidden_states, class_features, class_logits
-  loss       class_loss, next_token_loss, accuracy, updated_loss_state
-  gradient   loss_and_gradient: whole_, additive_, coupled_ or next_token_gradient
+  loss       class_loss, next_token_loss, token_loss, pair_loss, accuracy, updated_loss_state
+  gradient   loss_and_gradient: whole_, additive_, coupled_, next_token_, token_ or pair_gradient
   update     apply_update
   step       train_step, train_block
 
-`programs` compiles them. Shapes in names: S steps, M microbatches, R rows, L slots, Q some slots,
-m documents per microbatch, K texts per document, B = M * m documents per batch, C classes, D width,
-V vocabulary.
+`forward` has the forward pass, and `programs` compiles them. Shapes in names: S steps, M
+microbatches, R rows, L slots, Q target tokens of a row, m documents per microbatch, K texts per
+document, B = M * m documents per batch, C classes, D width, V vocabulary.
 """
 
 import functools
@@ -22,61 +21,22 @@ import jax.numpy as jnp
 import optax
 
 from w2s_jax import sharding
-from w2s_jax.losses import LOSSES
-from w2s_jax.models import adapting, heads, network
+from w2s_jax.losses import LOSSES, PREFERENCE_LOSSES
+from w2s_jax.models import adapting, heads
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.batches import Batch, Bucket, FeatureMicrobatch, Microbatch
+from w2s_jax.training.forward import (
+    class_logits,
+    hidden_states,
+    per_text,
+    target_logits,
+    text_log_probabilities,
+)
 from w2s_jax.training.optimizer import make_optimizer, round_stochastically
 from w2s_jax.training.spec import Hyperparameters, StepSpec
 from w2s_jax.training.state import TrainState, float32
 
 Array = jax.Array
-
-# --- forward -------------------------------------------------------------------------------------
-
-
-def hidden_states(
-    model: ModelConfig,
-    params: Any,
-    micro: Microbatch,
-    slots_RQ: Array | None = None,
-    /,
-    *,
-    compute_dtype: str,
-    remat: str = "none",
-) -> Array:
-    """Return hidden states of a microbatch, [R, L, D], or at some slots, [R, Q, D]."""
-    return network.forward(
-        model,
-        params["backbone"],
-        micro.tokens_RL,
-        micro.segment_ids_RL,
-        slots_RQ=slots_RQ,
-        dropout=micro.dropout,
-        compute_dtype=jnp.dtype(compute_dtype),
-        remat=remat,
-        first_keys=micro.first_keys,
-    )
-
-
-def class_features(model: ModelConfig, params: Any, micro: Microbatch, **how: str) -> Array:
-    """Return the inputs of the class head, [m, K, D]; `how` as in `hidden_states`."""
-    slots_RQ = heads.seen_slots(model, micro.segment_ids_RL, micro.slots_RQ)
-    hidden = hidden_states(model, params, micro, slots_RQ, **how)
-    read_out = heads.read_out if slots_RQ is None else heads.read_out_of_seen
-    return read_out(model, params["backbone"], hidden, micro.segment_ids_RL, micro.read_outs_mK)
-
-
-def class_logits(
-    model: ModelConfig, params: Any, micro: Microbatch | FeatureMicrobatch, **how: str
-) -> Array:
-    """Return class logits of a microbatch, float32 [m, C]; of a probe, from `features_NKD`."""
-    if isinstance(micro, FeatureMicrobatch):
-        features_mKD = params["features_NKD"][micro.documents_m]
-    else:
-        features_mKD = class_features(model, params, micro, **how)
-    return heads.class_logits(params["head"], features_mKD)
-
 
 # --- loss ----------------------------------------------------------------------------------------
 
@@ -120,6 +80,60 @@ def next_token_weights(microbatches: Microbatch) -> Array:
     if weights_MRL is None:
         return same_MRL.astype(jnp.float32)
     return same_MRL * jnp.pad(weights_MRL[..., 1:], ((0, 0), (0, 0), (0, 1)))
+
+
+def token_loss(
+    spec: StepSpec, options: dict[str, Any], step_fraction: Array, params: Any, micro: Microbatch
+) -> tuple[Array, Array]:
+    """Return the weighted sums over target tokens of a loss and of correct predictions."""
+    assert spec.loss is not None and micro.targets is not None
+    loss, targets = LOSSES[spec.loss[0]], micro.targets
+    assert loss.on_tokens is not None
+    logits_RQV = target_logits(spec.model, params, micro, **_how(spec))
+    tokens_RQ = targets.tokens_RQ.astype(jnp.int32)
+    if loss.top_k_labels:
+        rows_RQ = targets.rows_RQ
+        options = options | {
+            "top_ids_RQk": params["top_ids_Uk"][rows_RQ],
+            "top_logprobs_RQk": params["top_logprobs_Uk"][rows_RQ],
+        }
+    with jax.named_scope("loss"):
+        terms_RQ = loss.on_tokens(logits_RQV, tokens_RQ, step_fraction, **options)
+        right_RQ = jnp.argmax(logits_RQV, axis=-1) == tokens_RQ
+        weights_RQ = targets.weights_RQ
+        return jnp.sum(weights_RQ * terms_RQ), jnp.sum(weights_RQ * right_RQ)
+
+
+def pair_loss(
+    spec: StepSpec,
+    options: dict[str, Any],
+    params: Any,
+    micro: Microbatch,
+    preference_m: Array,
+    reference_m2: Array | None,
+    weights_m: Array,
+) -> tuple[Array, Array]:
+    """Return the weighted means over pairs of a loss and of pairs that are ranked as labelled."""
+    assert spec.loss is not None and micro.targets is not None
+    loss, texts = PREFERENCE_LOSSES[spec.loss[0]], 2 * len(preference_m)
+    logp_m2, lengths_m2 = (
+        x.reshape(-1, 2)
+        for x in (
+            text_log_probabilities(spec.model, params, micro, texts, **_how(spec)),
+            per_text(micro.targets.weights_RQ, micro.targets.texts_RQ, texts),
+        )
+    )
+    compared = (logp_m2, reference_m2, lengths_m2)
+    with jax.named_scope("loss"):
+        value = loss(*compared, preference_m, weights_B=weights_m, **options)
+        right_m = (loss.margin(*compared) > 0) == (preference_m > 0.5)
+        right = jnp.sum(right_m * weights_m) / jnp.maximum(jnp.sum(weights_m), 1e-9)
+        return value, right
+
+
+def _how(spec: StepSpec) -> dict[str, str]:
+    """Return the settings of the forward pass."""
+    return {"compute_dtype": spec.train.compute_dtype, "remat": spec.train.remat}
 
 
 def accuracy(logits_BC: Array, targets_BC: Array, weights_B: Array) -> Array:
@@ -180,11 +194,16 @@ def loss_and_gradient(
       step_fraction: the step over the total number of steps.
       loss_state: state of the loss before the batch.
     """
-    how = {"compute_dtype": spec.train.compute_dtype, "remat": spec.train.remat}
+    how = _how(spec)
     if spec.loss is None:
         return Gradient(*next_token_gradient(spec.model, how, params, frozen, batch), loss_state)
     kind, static_options = spec.loss
-    loss, options = LOSSES[kind], dict(static_options) | loss_options
+    options = dict(static_options) | loss_options
+    if spec.targets != "class":
+        of_targets = token_gradient if spec.targets == "tokens" else pair_gradient
+        terms = of_targets(spec, options, step_fraction, params, frozen, batch)
+        return Gradient(*terms, loss_state)
+    loss = LOSSES[kind]
 
     def logits_fn(params: Any, micro: Microbatch | FeatureMicrobatch) -> Array:
         return class_logits(spec.model, adapting.join(params, frozen), micro, **how)
@@ -274,12 +293,68 @@ def next_token_gradient(
         loss, right = next_token_loss(model, params, micro, weights_RL, **how)
         return loss / total, right / total
 
-    if batch.num_microbatches == 1:
-        arguments = (_first(microbatches), weights_MRL[0])
-        (loss, right), grads = jax.value_and_grad(term, has_aux=True)(params, *arguments)
-    else:
-        (loss, right), grads = _summed(term, params, microbatches, weights_MRL)
+    (loss, right), grads = _over_microbatches(term, params, microbatches, weights_MRL)
     return loss, grads, right
+
+
+def token_gradient(
+    spec: StepSpec,
+    options: dict[str, Any],
+    step_fraction: Array,
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+) -> tuple[Array, Any, Array]:
+    """Return loss, gradients and accuracy of the target tokens of completions.
+
+    Loss and accuracy are means over the weight of all targets of the batch.
+    """
+    microbatches = batch.microbatches
+    assert isinstance(microbatches, Microbatch) and microbatches.targets is not None
+    total = jnp.maximum(jnp.sum(microbatches.targets.weights_RQ), 1e-9)
+
+    def term(params: Any, micro: Microbatch) -> tuple[Array, Array]:
+        params = adapting.join(params, frozen)
+        loss, right = token_loss(spec, options, step_fraction, params, micro)
+        return loss / total, right / total
+
+    (loss, right), grads = _over_microbatches(term, params, microbatches)
+    return loss, grads, right
+
+
+def pair_gradient(
+    spec: StepSpec,
+    options: dict[str, Any],
+    step_fraction: Array,
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+) -> tuple[Array, Any, Array]:
+    """Return loss, gradients and accuracy of pairs of completions, means over the documents."""
+    del step_fraction
+    total = jnp.maximum(jnp.sum(batch.weights_B), 1e-9)
+    labels = jax.tree.map(
+        lambda x: x.reshape(batch.num_microbatches, -1, *x.shape[1:]),
+        (batch.preference_B, batch.reference_B2, batch.weights_B),
+    )
+
+    def term(params: Any, micro: Microbatch, labels_m: tuple[Array, ...]) -> tuple[Array, Array]:
+        params = adapting.join(params, frozen)
+        share = jnp.sum(labels_m[-1]) / total
+        loss, right = pair_loss(spec, options, params, micro, *labels_m)
+        return share * loss, share * right
+
+    (loss, right), grads = _over_microbatches(term, params, batch.microbatches, labels)
+    return loss, grads, right
+
+
+def _over_microbatches(
+    term: Callable, params: Any, *microbatches: Any
+) -> tuple[tuple[Array, Array], Any]:
+    """Sum as `_summed`; a single microbatch needs no loop."""
+    if len(jax.tree.leaves(microbatches)[0]) == 1:
+        return jax.value_and_grad(term, has_aux=True)(params, *_first(microbatches))
+    return _summed(term, params, *microbatches)
 
 
 def _summed(term: Callable, params: Any, *microbatches: Any) -> tuple[tuple[Array, Array], Any]:

@@ -229,8 +229,9 @@ def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Pro
 
 def _computes_twice(key: StepSpec, phase: Phase) -> bool:
     """Return whether a first pass computes all logits (see `step.coupled_gradient`)."""
-    if key.loss is None or num_microbatches(phase) == 1:
+    if key.head_texts is None or num_microbatches(phase) == 1:
         return False
+    assert key.loss is not None
     chosen = LOSSES[key.loss[0]]
     return chosen.coupled or chosen.init_state is not None
 
