@@ -14,6 +14,7 @@ import numpy as np
 from w2s_jax.data.documents import hash_keys
 from w2s_jax.report.results import (
     MAX_STUDENTS,
+    Entry,
     Key,
     has_answers,
     join,
@@ -104,19 +105,12 @@ def answer_sheet(setting: Setting, count: int = CASES) -> AnswerSheet | None:
     first student answer differently come first, and within both groups the order is that of a hash
     of their ids: a fixed choice that does not depend on which answers are right.
     """
-    for seeds, entries in setting.seeds.items():
-        students = [key for key in entries if key[0] == "student"]
-        wanted = [WEAK, *students[:MAX_STUDENTS], ("ceiling", "ceiling")]
-        wanted = [key for key in wanted if key in entries]
-        tables = {}
-        for key in wanted:
-            columns = setting.predictions.get(str(entries[key].get("phase")))
-            if columns is not None and "answer" in columns:
-                tables[key] = _by_id(columns)
-        if tables:
-            break
-    else:
+    sought = ((seeds, *_tables(setting, entries)) for seeds, entries in setting.seeds.items())
+    chosen = next((found for found in sought if found[2]), None)
+    if chosen is None:
         return None
+    seeds, wanted, tables = chosen
+    students = [key for key in setting.seeds[seeds] if key[0] == "student"]
     documents = next(iter(tables.values()))
     ids_N = np.array(list(documents), np.uint64)
     differs_N = np.zeros(len(ids_N), bool)
@@ -128,8 +122,8 @@ def answer_sheet(setting: Setting, count: int = CASES) -> AnswerSheet | None:
     order_N = np.lexsort((hash_keys(ids_N, "answers in a report"), ~differs_N))
     cases = []
     for i in ids_N[order_N[:count]].tolist():
-        found = [table.get(i) for table in tables.values()]
-        cases.append(Case(i, documents[i][0], [None if f is None else f[1] for f in found]))
+        rows = [table.get(i) for table in tables.values()]
+        cases.append(Case(i, documents[i][0], [None if row is None else row[1] for row in rows]))
     run = next(run for run in setting.runs if seeds_of(run) == seeds)
     return AnswerSheet(
         setting=setting.title,
@@ -145,12 +139,23 @@ def answer_sheet(setting: Setting, count: int = CASES) -> AnswerSheet | None:
     )
 
 
+def _tables(
+    setting: Setting, entries: Mapping[Key, Entry]
+) -> tuple[list[Key], dict[Key, dict[int, tuple[str, Answer]]]]:
+    """Return the models of a seed that are shown, and the answers of those that have them."""
+    students = [key for key in entries if key[0] == "student"]
+    wanted = [WEAK, *students[:MAX_STUDENTS], ("ceiling", "ceiling")]
+    wanted = [key for key in wanted if key in entries]
+    found = {key: setting.predictions.get(str(entries[key].get("phase"))) for key in wanted}
+    return wanted, {k: _by_id(p) for k, p in found.items() if p is not None and "answer" in p}
+
+
 def _by_id(columns: Predictions) -> dict[int, tuple[str, Answer]]:
     """Return id -> target and answer of each document."""
     names = ("id", "target", "answer", "correct", "logprob", "text")
     rows = zip(*(columns[name].tolist() for name in names), strict=True)
     return {
-        int(i): (str(target or ""), Answer(answer or "", bool(correct), number(logprob), text or ""))
+        int(i): (target, Answer(answer, correct, number(logprob), text))
         for i, target, answer, correct, logprob, text in rows
     }
 
@@ -193,7 +198,9 @@ def answers_table(run_dirs: Sequence[Path | str], count: int = CASES) -> list[di
     runs, _ = load_runs([Path(folder) for folder in run_dirs])
     for setting in settings_of(runs):
         sheet = answer_sheet(setting, count)
-        for case in sheet.cases if sheet is not None else []:
+        if sheet is None:
+            continue
+        for case in sheet.cases:
             row = {"setting": setting.title, "seed": sheet.seed, "id": case.id}
             row["target"] = case.target
             for (_, label), found in zip(sheet.columns, case.answers, strict=True):
@@ -249,9 +256,7 @@ def score_table(setting: Setting) -> ScoreTable | None:
     return ScoreTable(setting.title, names, rows)
 
 
-def _mean_score(
-    scores: Sequence[Mapping[str, Any]], name: str
-) -> tuple[float, float, int] | None:
+def _mean_score(scores: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, int] | None:
     mean, error, seeds = mean_and_error([{"score": found.get(name)} for found in scores], "score")
     return (mean, error, seeds) if seeds else None
 
