@@ -138,9 +138,9 @@ def test_ten_answers_are_side_by_side_each_marked_right_or_wrong(report):
     rights = 0
     for cells in rows:
         shown = [Page(cell).text.strip() for cell in cells]
-        place = targets.index(shown[1])
-        assert len(shown) == 2 + len(LABELS)
-        for label, cell, html in zip(LABELS, shown[2:], cells[2:], strict=True):
+        place = targets.index(shown[0].split()[0])
+        assert len(shown) == 1 + len(LABELS)
+        for label, cell, html in zip(LABELS, shown[1:], cells[1:], strict=True):
             answer = answers[label][place]
             right = answer == targets[place]
             rights += right
@@ -240,7 +240,7 @@ def test_scores_are_means_over_seeds(tmp_path, without_figures):
     assert "Scores of the task model legal <b>mates weak model" in text
     # The standard error of .5 and .7 is .1414 / √2; one seed has no mates.
     for name in ("weak model", *LABELS[1:]):
-        assert f"{name} 0.600 ± 0.100 n = 2 0.250" in text
+        assert f"{name} 0.600 ± 0.100, n = 2 0.250" in text
     # Both seeds answer the same: the mean accuracy is that of either, over the same documents.
     assert "Means over n seeds, with 95% intervals over seeds and documents" in text
     assert "0.433" in text and "chance" not in source
