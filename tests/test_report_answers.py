@@ -53,22 +53,30 @@ def write_answered(folder, seed=0, order=None, **more):
     return answered_run(folder, answers, targets, seed=seed, texts=texts, **more)
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("answers")
-    page = write_report([write_answered(folder / "run")], folder / "out")
-    return page, page.read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def without_figures(monkeypatch):
-    """Leaves out the figures, whose drawing takes nearly all of a report's time."""
+def draw_only(monkeypatch, *kept):
+    """Leaves out other figures, whose drawing takes nearly all of a report's time."""
     for module, names in (
         (charts, ("ladder_panels", "gap_panels", "accuracy_panels")),
         (agreement, ("agreement_panels",)),
     ):
         for name in names:
-            monkeypatch.setattr(module, name, lambda settings: [])
+            if name not in kept:
+                monkeypatch.setattr(module, name, lambda settings: [])
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    draw_only(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    run = write_answered(folder / "run")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        draw_only(monkeypatch, "accuracy_panels")
+        page = write_report([run], folder / "out")
+    return page, page.read_text(encoding="utf-8")
 
 
 def test_numbers_are_those_counted_by_hand(report):

@@ -118,7 +118,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         "training": curves.training_panels(phases),
     }
     sheets = answers.answer_sheets(settings)
-    page = _render_page(settings, panels, rows, sheets, [p.name for p in unfinished], out)
+    page = _render_page(settings, panels, rows, [p.name for p in unfinished], out, sheets)
     files = {
         "table.csv": tables.to_csv(tables.TABLE_COLUMNS, rows),
         "curves.csv": tables.to_csv(tables.CURVE_COLUMNS, tables.curve_rows(phases)),
@@ -240,9 +240,9 @@ def _render_page(
     settings: list[Setting],
     panels: dict[str, list[Panel]],
     rows: list[dict[str, Any]],
-    sheets: list[AnswerSheet],
     unfinished: list[str],
     out: Path,
+    sheets: Sequence[AnswerSheet] = (),
 ) -> str:
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
