@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -217,19 +217,37 @@ class HuggingFaceTokenizer:
         return str(_engine(self).encoder.decode(tokens_L.tolist(), skip_special_tokens=False))
 
 
+# Tokenizers of tasks, by name.
+_REGISTERED: dict[str, Callable[[], Tokenizer]] = {}
+
+
+def register_tokenizer(name: str, factory: Callable[[], Tokenizer]) -> None:
+    """Register a tokenizer under a name that `task.tokenizer` and `Task.tokenizer` may have.
+
+    Raises:
+      InputError: the name is taken.
+    """
+    if name == "bytes" or name in _REGISTERED:
+        raise InputError(f"task.tokenizer: tokenizer {name!r} is already registered")
+    _REGISTERED[name] = factory
+
+
 def load_tokenizer(path_or_id: str) -> Tokenizer:
     """Load the tokenizer of `task.tokenizer`.
 
     Args:
-      path_or_id: 'bytes'; a folder in the layout of Hugging Face (tokenizer.json, optionally
-        tokenizer_config.json, config.json, special_tokens_map.json); a tokenizer.json; or a hub id.
-        Code of a tokenizer's repository is never run.
+      path_or_id: 'bytes'; a name given to `register_tokenizer`; a folder in the layout of Hugging
+        Face (tokenizer.json, optionally tokenizer_config.json, config.json,
+        special_tokens_map.json); a tokenizer.json; or a hub id. Code of a tokenizer's repository is
+        never run.
 
     Raises:
       InputError: there is no such tokenizer, it cannot be read, or it is not a fast one.
     """
     if path_or_id == "bytes":
         return ByteTokenizer()
+    if path_or_id in _REGISTERED:
+        return _REGISTERED[path_or_id]()
     path = Path(os.path.expanduser(path_or_id))
     if path.is_file() and path.name == "tokenizer.json" and is_described(path.parent):
         path = path.parent
