@@ -46,7 +46,8 @@ def contains(texts, wanted):
 
 
 def test_all_tasks_are_registered():
-    assert set(ROWS) == set(TASKS) - {"digits_even"} and len(ROWS) == 32
+    classes = {name for name, task in TASKS.items() if not task.generates}
+    assert set(ROWS) == classes - {"digits_even"} and len(ROWS) == 32
     for name in ROWS:
         task = get_task(name)
         assert task.name == name and task.kind in KINDS

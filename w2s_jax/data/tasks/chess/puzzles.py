@@ -42,7 +42,7 @@ def expand_puzzle(record: Mapping[str, Any], where: str) -> list[Candidate]:
         ) from error
     problems = board.status()
     if problems:
-        names = str(problems).rpartition(".")[2].lower().replace("_", " ")
+        names = problems.name.lower().replace("_", " ").replace("|", ", ")
         raise InputError(f"{where}: field 'FEN': {shown(fen)} is not a legal position ({names})")
     answer = _answer(board, moves, where)
     return [
