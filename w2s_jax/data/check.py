@@ -21,8 +21,9 @@ class SplitFacts:
       groups: distinct groups; documents without a group count as one each.
       largest_group: documents of the largest group.
       duplicates: documents whose words occurred before (see `splits.normalised_text`).
-      conflicts: distinct texts that occur with both labels.
+      conflicts: distinct texts that occur with both labels, or with different targets.
       lengths_N: tokens of each document (of pairs: both texts together), int64 [N].
+      targets_N: tokens of each target with its end, int64 [N]; None without targets.
     """
 
     documents: int
@@ -32,6 +33,7 @@ class SplitFacts:
     duplicates: int
     conflicts: int
     lengths_N: np.ndarray
+    targets_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,17 @@ class Overlap:
     groups: int
 
 
-def split_facts(documents: Sequence[Document], lengths_N: np.ndarray) -> SplitFacts:
+def split_facts(
+    documents: Sequence[Document], lengths_N: np.ndarray, targets_N: np.ndarray | None = None
+) -> SplitFacts:
     """Return the statistics of one split; `lengths_N` is the number of tokens of each document."""
-    labels: dict[str, set[int]] = {}
+    labels: dict[str, set[int | str]] = {}
     duplicates = 0
     for document in documents:
         text = _content(document)
         duplicates += text in labels
-        label = document.hard_label
+        target = document.target
+        label = document.hard_label if target is None else target.strip()
         labels.setdefault(text, set()).update(() if label is None else (label,))
     known = [d.hard_label for d in documents if d.hard_label is not None]
     groups = Counter(d.group if d.group is not None else d.id for d in documents)
@@ -67,8 +72,9 @@ def split_facts(documents: Sequence[Document], lengths_N: np.ndarray) -> SplitFa
         groups=len(groups),
         largest_group=max(groups.values(), default=0),
         duplicates=duplicates,
-        conflicts=sum(len(both) == 2 for both in labels.values()),
+        conflicts=sum(len(found) > 1 for found in labels.values()),
         lengths_N=lengths_N,
+        targets_N=targets_N,
     )
 
 

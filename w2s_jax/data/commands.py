@@ -1,6 +1,6 @@
 """The commands `w2s data list | show | check | prepare`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data import check, records
+from w2s_jax.data.completions import tokenize_completions
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.task import Task
@@ -28,7 +29,8 @@ def list_tasks(console: Console) -> None:
     console.print(table)
     console.print(
         f"{len(TASKS)} tasks; any folder of files with text and label (or text_a, text_b and "
-        "label) under task.data_dir also works; `w2s data list TASK` shows the fields of a task",
+        "label, or prompt and target) under task.data_dir also works; `w2s data list TASK` shows "
+        "the fields of a task",
         highlight=False,
     )
 
@@ -55,6 +57,8 @@ def list_task(name: str, console: Console, *, data_dir: str | None = None) -> No
         if set(LABEL_FIELDS) <= set(optional):
             rows["required fields"] += f"; {' or '.join(LABEL_FIELDS)}"
             optional = [name for name in optional if name not in LABEL_FIELDS]
+        if task.tokenizer:
+            rows["tokenizer"] = f"{task.tokenizer}, of embedded models"
         if optional:
             rows["optional fields"] = ", ".join(optional)
         rows["local files"] = records.LAYOUT.replace("<data_dir>/<task>", folder)
@@ -110,7 +114,8 @@ def _on_training(loaded: LoadedTask, wanted: str | None) -> list[str]:
 
 def _tokenizer(loaded: LoadedTask, name: str) -> Tokenizer | None:
     if loaded.task.token_space is None:
-        return load_tokenizer(name)
+        own = loaded.task.tokenizer if name == "bytes" else None
+        return load_tokenizer(own or name)
     if name != "bytes":
         raise InputError(f"--tokenizer: {name!r}, but the documents of this task are tokens")
     return None
@@ -147,7 +152,8 @@ def show_task(
     order_N = hash_order(np.array([d.id for d in documents], np.uint64), "show")[:n]
     picked = [documents[i] for i in order_N]
     tokenizer = _tokenizer(loaded, tokenizer_name)
-    tokens, _ = tokenize(
+    convert = tokenize_completions if loaded.task.generates else tokenize
+    tokens, _ = convert(
         picked,
         tokenizer,
         max_length=max_length,
@@ -161,10 +167,8 @@ def show_task(
         if number is None:
             console.print("dropped: longer than --max_length", highlight=False)
             continue
-        for k in range(tokens.num_texts):
-            console.print(
-                _words(tokens, number, k, tokenizer), highlight=False, markup=False, soft_wrap=True
-            )
+        for line in _lines(tokens, number, tokenizer):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.rule(style="dim")
 
 
@@ -175,7 +179,7 @@ def _title(document: Document, split: str) -> str:
         parts.append(f"label {document.label}{better}")
     if document.soft_label is not None:
         parts.append(f"soft label {document.soft_label}")
-    if document.label is None and document.soft_label is None:
+    if document.label is None and document.soft_label is None and document.target is None:
         parts.append("no label")
     if document.group is not None:
         group = " ".join(document.group.split())
@@ -183,9 +187,19 @@ def _title(document: Document, split: str) -> str:
     return ", ".join(parts)
 
 
-def _words(tokens: TokenizedDocuments, number: int, text: int, tokenizer: Tokenizer | None) -> str:
-    tokens_L = tokens.document(number, text)
-    which = f"text {text + 1}, " if tokens.num_texts > 1 else ""
+def _lines(tokens: TokenizedDocuments, number: int, tokenizer: Tokenizer | None) -> Iterator[str]:
+    """Yield the texts of a document: its text, both of a pair, or the prompt and the target."""
+    if tokens.prompt_lengths_P is not None:
+        tokens_L, length = tokens.document(number), int(tokens.prompt_lengths_P[number])
+        yield _words(tokens_L[:length], "prompt, ", tokenizer)
+        yield _words(tokens_L[length:], "target, ", tokenizer)
+        return
+    for k in range(tokens.num_texts):
+        which = f"text {k + 1}, " if tokens.num_texts > 1 else ""
+        yield _words(tokens.document(number, k), which, tokenizer)
+
+
+def _words(tokens_L: np.ndarray, which: str, tokenizer: Tokenizer | None) -> str:
     body = " ".join(map(str, tokens_L)) if tokenizer is None else tokenizer.decode(tokens_L)
     return f"({which}{len(tokens_L)} tokens) {body}"
 
@@ -210,31 +224,39 @@ def check_task(
     loaded = _load(name, source, data_dir, item_expansion, seed, console, empty, train_split)
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
+    convert = tokenize_completions if loaded.task.generates else tokenize
     for split, documents in loaded.documents.items():
-        tokens, _ = tokenize(
+        tokens, _ = convert(
             documents, tokenizer, max_length=None, overlong="error", empty=loaded.empty
         )
-        facts[split] = check.split_facts(documents, tokens.lengths_N)
-    console.print(_facts_table(facts))
+        lengths_N, targets_N = tokens.lengths_N, None
+        if tokens.prompt_lengths_P is not None:
+            targets_N = lengths_N - tokens.prompt_lengths_P
+        facts[split] = check.split_facts(documents, lengths_N, targets_N)
+    console.print(_facts_table(facts, generates=loaded.task.generates))
     unit = "tokens" if tokenizer is None else f"tokens ({tokenizer.name})"
     for split, found in facts.items():
-        _print_histogram(split, found.lengths_N, unit, console)
+        _print_histogram(f"{split}: {unit} per document", found.lengths_N, console)
+        if found.targets_N is not None:
+            _print_histogram(f"{split}: {unit} per target", found.targets_N, console)
     _print_overlaps(check.overlaps(loaded.documents), console)
 
 
-def _facts_table(facts: dict[str, check.SplitFacts]) -> Table:
+def _facts_table(facts: dict[str, check.SplitFacts], *, generates: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("split")
-    columns = ("documents", "label 1", "share", "groups", "largest", "duplicates")
-    for column in (*columns, "conflicting labels"):
+    classes = () if generates else ("label 1", "share")
+    last = "prompts with different targets" if generates else "conflicting labels"
+    for column in ("documents", *classes, "groups", "largest", "duplicates", last):
         table.add_column(column, justify="right")
     for split, found in facts.items():
-        share = "-" if found.positive is None else f"{found.positive / found.documents:.3f}"
+        cells: tuple[str, ...] = ("-", "-")
+        if found.positive is not None:
+            cells = f"{found.positive:,}", f"{found.positive / found.documents:.3f}"
         table.add_row(
             split,
             f"{found.documents:,}",
-            "-" if found.positive is None else f"{found.positive:,}",
-            share,
+            *(() if generates else cells),
             f"{found.groups:,}",
             f"{found.largest_group:,}",
             f"{found.duplicates:,}",
@@ -243,11 +265,10 @@ def _facts_table(facts: dict[str, check.SplitFacts]) -> Table:
     return table
 
 
-def _print_histogram(split: str, lengths_N: np.ndarray, unit: str, console: Console) -> None:
+def _print_histogram(title: str, lengths_N: np.ndarray, console: Console) -> None:
     mean, middle = lengths_N.mean(), np.median(lengths_N)
     console.print(
-        f"\n{split}: {unit} per document, mean {mean:.1f}, median {middle:.0f}, "
-        f"longest {lengths_N.max():,}",
+        f"\n{title}, mean {mean:.1f}, median {middle:.0f}, longest {lengths_N.max():,}",
         highlight=False,
     )
     rows = check.length_histogram(lengths_N)

@@ -1,18 +1,22 @@
 """External labels (from people, a judge, another system) as a supervisor.
 
 A file of rows with an `id`, the document's 64-bit id, and either `p`, P(label 1), or `label`, 0 or
-1; other columns are ignored. Rows are joined by id, never by their order.
+1; of tasks that ask for completions, `text`. Other columns are ignored. Rows are joined by id,
+never by their order.
 """
 
 import os
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from w2s_jax.core.errors import InputError, listed, nearest, shown
 from w2s_jax.data.records import read_records
 from w2s_jax.data.values import parse_label, probability
+
+_Value = TypeVar("_Value")
 
 _DECIMAL, _HEX = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9a-fA-F]{1,16}")
 _DOUBLE = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]+)?")
@@ -40,19 +44,36 @@ def read_external_labels(path: str | os.PathLike[str]) -> dict[int, float]:
         as NaN). Names the file and the row.
     """
     records = read_records(path, ("id", "p", "label"))
-    rows = [(where, _id(row, where), _p(row, where)) for where, row in records]
+    return _by_id([(where, _id(row, where), _p(row, where)) for where, row in records])
+
+
+def read_external_texts(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Read completions by document id from a file of records with `id` and `text`.
+
+    Ids are those of `read_external_labels`. A text may be empty; it is not stripped.
+
+    Raises:
+      InputError: an unreadable file; a row with a bad or repeated id; a row without a text. Names
+        the file and the row.
+    """
+    records = read_records(path, ("id", "text"))
+    return _by_id([(where, _id(row, where), _text(row, where)) for where, row in records])
+
+
+def _by_id(rows: Sequence[tuple[str, int | str, _Value]]) -> dict[int, _Value]:
+    """Return values by id, from (place, id or its digits, value)."""
     base = 10
     if any(isinstance(id_, str) and not _DECIMAL.fullmatch(id_) for _, id_, _ in rows):
         base = 16
-    found: dict[int, float] = {}
-    for where, raw, p in rows:
+    found: dict[int, _Value] = {}
+    for where, raw, value in rows:
         id_ = raw if isinstance(raw, int) else int(raw, base)
         if not -(2**63) <= id_ < 2**64:
             raise InputError(f"{where}: id {shown(raw)} has more than 64 bits; allowed: {_IDS}")
         id_ %= 2**64
         if id_ in found:
             raise InputError(f"{where}: id {raw!r} occurs twice; use one row per document")
-        found[id_] = p
+        found[id_] = value
     return found
 
 
@@ -70,6 +91,25 @@ def join_labels(found: dict[int, float], ids_N: np.ndarray, subject: str) -> np.
     Raises:
       InputError: documents without a label.
     """
+    p_N = np.array(_joined(found, ids_N, subject), np.float32)
+    return np.stack([1 - p_N, p_N], axis=1)
+
+
+def join_texts(found: dict[int, str], ids_N: np.ndarray, subject: str) -> list[str]:
+    """Return the completions of the documents `ids_N`, in their order; others are ignored.
+
+    Args:
+      found: texts by id, from `read_external_texts`.
+      ids_N: uint64 document ids.
+      subject: what the error begins with.
+
+    Raises:
+      InputError: documents without a text.
+    """
+    return _joined(found, ids_N, subject)
+
+
+def _joined(found: dict[int, _Value], ids_N: np.ndarray, subject: str) -> list[_Value]:
     ids = [int(id_) for id_ in ids_N]
     missing = [id_ for id_ in ids if id_ not in found]
     if missing:
@@ -77,11 +117,10 @@ def join_labels(found: dict[int, float], ids_N: np.ndarray, subject: str) -> np.
             f"{subject}: no label for {len(missing)} of {len(ids)} documents (the first: id "
             f"{missing[0]}, in hexadecimal {missing[0]:016x}); {_why_missing(found, missing)}"
         )
-    p_N = np.array([found[id_] for id_ in ids], np.float32)
-    return np.stack([1 - p_N, p_N], axis=1)
+    return [found[id_] for id_ in ids]
 
 
-def _why_missing(found: dict[int, float], missing: list[int]) -> str:
+def _why_missing(found: dict[int, _Value], missing: list[int]) -> str:
     """Return the end of an error: the ids of the file look rounded, or documents are missing."""
     missing_M, found_N = np.array(missing, np.uint64), np.sort(np.array([*found], np.uint64))
     if not len(found_N):
@@ -132,6 +171,16 @@ def _id(row: dict[str, Any], where: str) -> int | str:
     if isinstance(value, float) or (isinstance(value, str) and _DOUBLE.fullmatch(value.strip())):
         raise InputError(f"{where}: id {shown(value)} is a double: {_AS_TEXT}")
     raise InputError(f"{where}: id {shown(value)}; allowed: {_IDS}")
+
+
+def _text(row: dict[str, Any], where: str) -> str:
+    """Return the text of a row."""
+    text = row.get("text")
+    if "text" not in row:
+        raise InputError(f"{where}: no 'text'{_columns(row, 'text')}")
+    if not isinstance(text, str):
+        raise InputError(f"{where}: 'text' is not text: {shown(text)}")
+    return text
 
 
 def _p(row: dict[str, Any], where: str) -> float:

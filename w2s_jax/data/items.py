@@ -1,6 +1,7 @@
 """Read the records of a split: check their fields, texts and labels; the task makes candidates."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ class Items:
       items: the records with candidates.
       notes: counts of the others.
       unlabelled: the first record without a label: its place, and what it has instead.
+      fields: of the first record and its candidates' `meta`.
     """
 
     task: Task
@@ -30,6 +32,7 @@ class Items:
     items: list[Item]
     notes: list[str]
     unlabelled: tuple[str, str] | None
+    fields: tuple[str, ...] = ()
 
     def labels(self) -> list[list[int | None]]:
         """Return the labels of all candidates, None for those with a soft label only.
@@ -37,6 +40,8 @@ class Items:
         Raises:
           InputError: a bad label, or values of different types in one file.
         """
+        if self.task.generates:
+            return [[UNLABELLED]] * len(self.items)
         types: dict[str, tuple[str, Any]] = {}
         labels = []
         for where, candidates in self.items:
@@ -56,6 +61,8 @@ class Items:
         Raises:
           InputError: some documents have labels and others have none.
         """
+        if self.task.generates:
+            return ""
         flat = [label == UNLABELLED for record in labels for label in record]
         if not any(flat) or (all(flat) and self.split not in OFFICIAL_SPLITS):
             return ""
@@ -68,7 +75,9 @@ class Items:
         )
 
 
-def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> Items:
+def read_items(
+    task: Task, split: str, reader: Reader, *, skip_empty: bool, keep: Collection[str] = ()
+) -> Items:
     """Read a split.
 
     Args:
@@ -76,18 +85,21 @@ def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> I
       split: name of the split.
       reader: of its records.
       skip_empty: leave out records with an empty text, and count them.
+      keep: fields of records that are added to the candidates' `meta`, where they exist.
 
     Raises:
       InputError: a bad record; an empty text unless `skip_empty`; a record of train or validation
-        without a label; no record left.
+        without a label; in a generation task a record without a target; no record left.
     """
     if task.expand is None:
         raise ValueError(f"task {task.name!r} has no expand")
     items: list[Item] = []
     unused = empty = 0
     unlabelled: tuple[str, str] | None = None
+    fields: tuple[str, ...] = ()
     for where, record in reader():
-        no_label = "" if task.label_field in record else _missing(task.label_field, record)
+        has_label = task.generates or task.label_field in record
+        no_label = "" if has_label else _missing(task.label_field, record)
         try:
             candidates = _expanded(task, record, where, no_label)
             for candidate in candidates:
@@ -104,14 +116,18 @@ def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> I
         if not candidates:
             unused += 1
             continue
-        if unlabelled is None and any(map(_lacks_label, candidates)):
+        if not items:
+            fields = tuple(dict.fromkeys([*record, *(k for c in candidates for k in c.meta)]))
+        if task.generates:
+            _check_target(task, candidates, where)
+        elif unlabelled is None and any(map(_lacks_label, candidates)):
             what = no_label or f"field {task.label_field!r}: {shown(record[task.label_field])}"
             unlabelled = where, what
             if split in ("train", "validation"):
                 raise InputError(
                     f"{where}: {what}; records of {split!r} need labels, this one is unlabelled"
                 )
-        items.append((where, candidates))
+        items.append((where, _keeping(candidates, record, keep)))
     reasons = {"that the task does not use": unused, "with an empty text": empty}
     notes = [
         f"{split}: skipped {count:,} record{'' if count == 1 else 's'} {reason}"
@@ -123,7 +139,38 @@ def read_items(task: Task, split: str, reader: Reader, *, skip_empty: bool) -> I
         raise InputError(
             f"task {task.name!r}, split {split!r}: the task uses none of the records{skipped}"
         )
-    return Items(task, split, items, notes, unlabelled)
+    return Items(task, split, items, notes, unlabelled, fields)
+
+
+def _check_target(task: Task, candidates: Sequence[Candidate], where: str) -> None:
+    """Check what a record of a generation task became: one text with a target, without label."""
+    if len(candidates) > 1:
+        raise InputError(
+            f"{where}: `expand` of task {task.name!r} returns {len(candidates)} candidates; a "
+            "generation task makes one of each record"
+        )
+    (candidate,) = candidates
+    target = candidate.target
+    if not isinstance(candidate.text, str):
+        raise InputError(f"{where}: a generation task has one text as its prompt, not a pair")
+    if not _lacks_label(candidate):
+        raise InputError(f"{where}: a generation task has a target, not a label")
+    if target is None:
+        raise InputError(f"{where}: the record needs a target: the completion of its prompt")
+    if not isinstance(target, str) or not target.strip():
+        problem = "empty target" if isinstance(target, str) else "the target is not text"
+        field = "field 'target': " if "target" in task.fields else ""
+        raise InputError(f"{where}: {field}{problem}: {shown(target)}")
+
+
+def _keeping(
+    candidates: list[Candidate], record: Mapping[str, Any], keep: Collection[str]
+) -> list[Candidate]:
+    """Return the candidates with fields of their record in `meta`, unless they are there."""
+    own = {name: record[name] for name in keep if name in record}
+    if not own:
+        return candidates
+    return [dataclasses.replace(c, meta={**own, **c.meta}) for c in candidates]
 
 
 def _missing(name: str, record: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.data.conditions import Conditions, kept_documents
 from w2s_jax.data.documents import Document, hash_keys, stable_id
 from w2s_jax.data.items import Item, read_items
 from w2s_jax.data.records import OFFICIAL_SPLITS
@@ -138,11 +139,18 @@ def load(
     split_seed: int = 0,
     empty: str | None = None,
     used: Collection[str] | None = None,
+    where: str | None = None,
+    test_where: str | None = None,
+    train_split: str | None = None,
 ) -> LoadedTask:
     """Load a task as `load_task` does, and return its source and notes too.
 
     Only the splits in `used` are read (None: all): no run fails on a file that it does not need.
+    Of training and validation only documents that meet the condition `where` are kept, of test
+    those that meet `test_where` (see `conditions.kept_documents`). Their ids are the same with
+    and without conditions.
     """
+    conditions = Conditions.parse(where, test_where)
     if source not in SOURCES:
         raise unknown("task.source", source, SOURCES)
     if item_expansion not in ITEM_EXPANSION.values():
@@ -160,14 +168,22 @@ def load(
         )
     if task.load is not None and source in ("auto", "embedded"):
         documents = task.load(split_seed=split_seed)
+        documents = kept_documents(documents, conditions, train_split, {}, notes)
         return LoadedTask(task, documents, "embedded", "this package", tuple(notes), empty)
 
     opened = open_records(task, source, data_dir)
-    documents, unlabelled = {}, ""
+    documents, fields, unlabelled = {}, {}, ""
     for split in _official_first(opened.splits):
         if used is not None and split not in used:
             continue
-        found = read_items(task, split, opened.splits[split], skip_empty=empty == "skip")
+        found = read_items(
+            task,
+            split,
+            opened.splits[split],
+            skip_empty=empty == "skip",
+            keep=conditions.fields,
+        )
+        fields[split] = found.fields
         notes += found.notes
         labels = found.labels()
         unlabelled = found.without_labels(labels)
@@ -178,11 +194,13 @@ def load(
         documents[split] = _documents(task, split, found.items, labels, chosen)
         if split == "train":
             refuse_one_class(documents[split])
+        notes += _several_targets(split, documents[split])
     if not documents and unlabelled:
         raise InputError(
             f"{opened.location}, split test: field {task.label_field!r}: the only split is "
             f"unlabelled: {unlabelled}"
         )
+    documents = kept_documents(documents, conditions, train_split, fields, notes)
     return LoadedTask(
         task,
         documents,
@@ -213,6 +231,22 @@ def refuse_one_class(documents: Sequence[Document]) -> None:
             f"{path}: field 'label': all {len(documents)} documents of the "
             f"training split have label {documents[0].label}; both labels are needed"
         )
+
+
+def _several_targets(split: str, documents: Sequence[Document]) -> list[str]:
+    """Return a note on prompts that occur with different targets, if there are such."""
+    targets: dict[str, set[str]] = {}
+    for document in documents:
+        if document.target is not None:
+            targets.setdefault(document.text or "", set()).add(document.target.strip())
+    several = {text for text, found in targets.items() if len(found) > 1}
+    if not several:
+        return []
+    count = sum(document.text in several for document in documents)
+    return [
+        f"{split}: {len(several):,} {'prompt occurs' if len(several) == 1 else 'prompts occur'} "
+        f"with different targets, in {count:,} documents"
+    ]
 
 
 def _choose(
@@ -301,6 +335,7 @@ def _documents(
                     texts=None if isinstance(candidate.text, str) else candidate.text,
                     label=None if label == UNLABELLED else label,
                     soft_label=None if soft is None else parse_soft_label(soft, where),
+                    target=candidate.target,
                     group=_group(candidate, where),
                     meta=candidate.meta,
                     where=where,
@@ -317,5 +352,11 @@ def _group(candidate: Candidate, where: str) -> str | None:
 
 
 def _label_part(candidate: Candidate, label: int | None, where: str) -> str | int:
-    """Return the label's part of an id; soft labels as numbers, however the file writes them."""
+    """Return the label's part of an id; soft labels as numbers, however the file writes them.
+
+    That of a document with a target is the target, so that ids of one prompt with several targets
+    do not depend on the order of the records.
+    """
+    if candidate.target is not None:
+        return f"target {candidate.target}"
     return f"soft {parse_soft_label(candidate.soft_label, where)!r}" if label is None else label

@@ -305,6 +305,17 @@ def corpus_texts(corpus: CorpusFiles) -> list[str]:
     return texts
 
 
+def corpus_records(corpus: CorpusFiles) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, record) for each record of a corpus, whatever its fields.
+
+    Raises:
+      InputError: a .txt file, an unreadable file, or a malformed record.
+    """
+    if corpus.split is not None:
+        return tfds.open_prepared(corpus.path)[corpus.split]()
+    return records.read_records(corpus.path)
+
+
 def _corpus_folder(source: str, path: Path, data_dir: str | None) -> Path:
     """Return the folder of a corpus: a prepared one, or one of files."""
     with records.reaching(path):

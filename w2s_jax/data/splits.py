@@ -56,6 +56,8 @@ def make_splits(
     Ties (`Document.is_tie`) have no right answer, so they are never test or validation documents.
     Training documents may be ties, which belong to neither class.
 
+    Documents with a target have no classes, so `balance` and `balance_test` do not apply to them.
+
     Args:
       documents: by split, as `load_task` returns them.
       train_docs: training documents of all slices together, after balancing; None: all. A smaller
@@ -87,6 +89,8 @@ def make_splits(
         raise ValueError(f"num_slices must be at least 1, got {num_slices}")
     balance_test = balance if balance_test is None else balance_test
     train, test, validation = roles(documents, train_split)
+    if any(document.target is not None for document in documents[train]):
+        balance = balance_test = False
     if validation_docs == 0:
         validation = None
     names = [name for name in (train, test, validation) if name]
@@ -151,8 +155,11 @@ def _naming_removed(removed: Mapping[str, int]) -> Iterator[None]:
 def normalised_text(document: Document) -> str | None:
     """Return the words of a document (of a pair: of both texts), without case and punctuation.
 
-    None if it has no text. A text without words is returned unchanged.
+    None if it has no text. A text without words is returned unchanged, and so is a prompt, except
+    white space: the position of a board may be all signs, and 2 + 2 is not 2 - 2.
     """
+    if document.target is not None and document.text is not None:
+        return " ".join(document.text.split()) or None
     texts = document.texts or (() if document.text is None else (document.text,))
     words = (re.sub(r"\W+", " ", text.casefold()).strip() or text for text in texts)
     return "\0".join(words) or None

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from w2s_jax.core.errors import InputError, first_line
 
-# Values of `task.tokenizer` besides 'bytes'.
+# Tokenizers without files, by name; `tokenizers.register_tokenizer` fills it.
+BUILT_IN: dict[str, Callable[[], Any]] = {}
+# Values of `task.tokenizer` besides those.
 OTHERS = (
     "a folder in Hugging Face's layout",
     "a tokenizer.json file",
@@ -71,7 +74,7 @@ def _auto_tokenizer() -> Any:
 def refused(name: str, reason: str) -> InputError:
     """Return the error for a `task.tokenizer` that cannot be used."""
     return InputError(
-        f"task.tokenizer: {name!r}: {reason}; allowed: {', '.join(('bytes', *OTHERS))}"
+        f"task.tokenizer: {name!r}: {reason}; allowed: {', '.join((*BUILT_IN, *OTHERS))}"
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from w2s_jax.core import hf_hub
 from w2s_jax.core.errors import InputError, first_line, nearest, unknown
 from w2s_jax.data.tokenizer_files import (
+    BUILT_IN,
     OTHERS,
     begins_inside,
     ends,
@@ -217,45 +218,49 @@ class HuggingFaceTokenizer:
         return str(_engine(self).encoder.decode(tokens_L.tolist(), skip_special_tokens=False))
 
 
-# Tokenizers of tasks, by name.
-_REGISTERED: dict[str, Callable[[], Tokenizer]] = {}
-
-
 def register_tokenizer(name: str, factory: Callable[[], Tokenizer]) -> None:
-    """Register a tokenizer under a name that `task.tokenizer` and `Task.tokenizer` may have.
+    """Register a tokenizer without files, as a value of `task.tokenizer`.
+
+    Args:
+      name: of letters, digits, '_' and '-'.
+      factory: returns it; its `name` must be `name`, and its `digest` must change when its tokens
+        do.
 
     Raises:
-      InputError: the name is taken.
+      InputError: the name is taken, or has other characters.
     """
-    if name == "bytes" or name in _REGISTERED:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"task.tokenizer: {name!r}; allowed: letters, digits, '_' and '-'")
+    if name in BUILT_IN:
         raise InputError(f"task.tokenizer: tokenizer {name!r} is already registered")
-    _REGISTERED[name] = factory
+    BUILT_IN[name] = factory
+
+
+register_tokenizer("bytes", ByteTokenizer)
 
 
 def load_tokenizer(path_or_id: str) -> Tokenizer:
     """Load the tokenizer of `task.tokenizer`.
 
     Args:
-      path_or_id: 'bytes'; a name given to `register_tokenizer`; a folder in the layout of Hugging
-        Face (tokenizer.json, optionally tokenizer_config.json, config.json,
-        special_tokens_map.json); a tokenizer.json; or a hub id. Code of a tokenizer's repository is
-        never run.
+      path_or_id: 'bytes', or another registered name; a folder in the layout of Hugging Face
+        (tokenizer.json, optionally tokenizer_config.json, config.json, special_tokens_map.json); a
+        tokenizer.json; or a hub id. Code of a tokenizer's repository is never run.
 
     Raises:
       InputError: there is no such tokenizer, it cannot be read, or it is not a fast one.
     """
-    if path_or_id == "bytes":
-        return ByteTokenizer()
-    if path_or_id in _REGISTERED:
-        return _REGISTERED[path_or_id]()
+    if path_or_id in BUILT_IN:
+        built_in: Tokenizer = BUILT_IN[path_or_id]()
+        return built_in
     path = Path(os.path.expanduser(path_or_id))
     if path.is_file() and path.name == "tokenizer.json" and is_described(path.parent):
         path = path.parent
     if path_or_id and path.exists():
         return _load(path_or_id, str(path.absolute()))
-    misspelt = "/" not in path_or_id and nearest(path_or_id.lower(), ["bytes"])
+    misspelt = "/" not in path_or_id and nearest(path_or_id.lower(), BUILT_IN)
     if misspelt:
-        raise unknown("task.tokenizer", path_or_id, ["bytes", *OTHERS])
+        raise unknown("task.tokenizer", path_or_id, [*BUILT_IN, *OTHERS])
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path_or_id) or path.suffix == ".json":
         raise refused(path_or_id, "no such file or folder")
     return _load(path_or_id, path_or_id, local_only=not hf_hub.answers("model", path_or_id))

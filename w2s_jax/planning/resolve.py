@@ -109,6 +109,9 @@ def resolve(settings: Settings) -> Resolved:
         split_seed=task_settings.split_seed,
         empty=task_settings.empty,
         used=(*OFFICIAL_SPLITS, "pretrain"),
+        where=task_settings.where,
+        test_where=task_settings.test_where,
+        train_split=task_settings.train_split,
     )
     task = loaded.task
     notes = [*loaded.notes]
@@ -216,7 +219,9 @@ def _tokenizer(
             )
         return None
     if given is None and source is None:
-        return load_tokenizer(settings.task.tokenizer)
+        name = settings.task.tokenizer
+        own = task.tokenizer if name == TaskSettings.tokenizer else None
+        return load_tokenizer(own or name)
     if given is None and source is not None and source.tokenizer is not None:
         given = str(source.tokenizer)
     if given is None:
@@ -254,9 +259,9 @@ def _role_input(
     own = settings.roles[role]
     splits, streams, tokenizer = dict(splits), {}, reader.tokenizer
     if own.pretrain.source is not None and own.pretrain.streaming:
-        streams["pretrain"] = open_stream(own.pretrain, tokenizer, settings.task, notes)
+        streams["pretrain"] = open_stream(own.pretrain, reader, settings.task, notes)
     elif own.pretrain.source is not None:
-        splits["pretrain"] = read_chunks(own.pretrain, raw, tokenizer, settings.task, notes)
+        splits["pretrain"] = read_chunks(own.pretrain, raw, reader, settings.task, notes)
     vocabulary = reader.task.token_space or tokenizer
     assert vocabulary is not None
     if source is None:
@@ -270,11 +275,17 @@ def _role_input(
     if own.read_out is not None:
         model = dataclasses.replace(model, read_out=own.read_out)
     head_init = settings.protocol.head_init
+    generates = reader.task.generates
+    if generates and model.bidirectional:
+        raise errors.InputError(
+            f"{role}.model: {own.model} is an encoder, which cannot generate the completions that "
+            f"task {reader.task.name!r} asks for; allowed: decoders"
+        )
     if model.bidirectional and head_init != "zeros":
         notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
         head_init = "zeros"
     label_tokens: tuple[int, ...] = ()
-    if not model.bidirectional:
+    if not model.bidirectional and not generates:
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
         with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
             label_tokens = vocabulary.label_tokens

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from w2s_jax.config import Settings
+from w2s_jax.data.completions import tokenize_completions
 from w2s_jax.data.documents import Document
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
@@ -124,7 +125,8 @@ def tokenized_splits(
 def _tokenize_split(
     name: str, documents: list[Document], reader: Reader, notes: list[str]
 ) -> TokenizedDocuments:
-    tokenized, counts = tokenize(
+    convert = tokenize_completions if reader.task.generates else tokenize
+    tokenized, counts = convert(
         documents,
         reader.tokenizer,
         max_length=reader.limit,

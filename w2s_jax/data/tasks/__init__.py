@@ -7,8 +7,9 @@ documents; finding the records is the job of `data/sources.py`, choosing documen
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 
-from w2s_jax.core.errors import InputError, did_you_mean, unknown
+from w2s_jax.core.errors import InputError, did_you_mean, shown, unknown
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import KINDS, Task
 from w2s_jax.data.tasks.local import local_task
@@ -34,8 +35,8 @@ def register_task(task: Task) -> Task:
     """Register `task` under its name, and return it.
 
     Raises:
-      InputError: the name is taken, the kind is unknown, or the task has neither `expand` nor
-        `load`.
+      InputError: the name is taken, the kind is unknown, the task has neither `expand` nor `load`,
+        or an attribute does not belong to its kind.
     """
     if task.name in TASKS:
         raise InputError(f"task.name: task {task.name!r} is already registered")
@@ -43,8 +44,36 @@ def register_task(task: Task) -> Task:
         raise unknown("task.kind", task.kind, KINDS)
     if task.expand is None and task.load is None:
         raise InputError(f"task.name: task {task.name!r} has neither `expand` nor `load`")
+    _check_kind(task)
     TASKS[task.name] = task
     return task
+
+
+def _check_kind(task: Task) -> None:
+    """Refuse attributes that the task's kind does not have, and those of another type."""
+    of_answers = ("answer", "correct", "scores", "tokenizer", "pretraining")
+    of_classes = ("orders", "token_space", "label_names")
+    others = of_classes if task.generates else of_answers
+    for name in others:
+        if getattr(task, name):
+            kinds = "of classes" if task.generates else "of kind 'generation'"
+            raise InputError(
+                f"task.name: task {task.name!r} is of kind {task.kind!r}, but has `{name}`, which "
+                f"belongs to tasks {kinds}"
+            )
+    for name in ("answer", "correct"):
+        value = getattr(task, name)
+        if value is not None and not callable(value):
+            raise InputError(
+                f"task.name: task {task.name!r}: `{name}` is {shown(value)}, not a function"
+            )
+    for name in ("scores", "pretraining"):
+        functions = getattr(task, name)
+        if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
+            raise InputError(
+                f"task.name: task {task.name!r}: `{name}` is {shown(functions)}, not a dict of "
+                "functions by name"
+            )
 
 
 def get_task(name: str, data_dir: str | None = None) -> Task:

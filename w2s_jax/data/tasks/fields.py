@@ -38,6 +38,18 @@ def text_of(
     return text
 
 
+def verbatim(record: Mapping[str, Any], field_name: str, where: str) -> str:
+    """Return the text in a field of a record as it is, which may be blank; '' if it is missing.
+
+    Raises:
+      InputError: the field is not text.
+    """
+    value = record[field_name]
+    if not isinstance(value, str) and not is_missing(value):
+        raise InputError(f"{where}: field {field_name!r}: not text: {shown(value)}")
+    return "" if is_missing(value) else value
+
+
 def one_of(
     record: Mapping[str, Any], field_name: str, where: str, values: Mapping[str, int]
 ) -> int:

@@ -2,6 +2,7 @@
 
 text, label                  classification, label 0 or 1
 text_a, text_b, label        which of two texts is better (1: text_b)
+prompt, target               generation: the completion of a prompt, both kept as they are
 ... soft_label               P(label 1) from people or a judge, with or without label
 ... group                    records of one group stay on one side of every split
 """
@@ -13,28 +14,47 @@ from typing import Any
 from w2s_jax.core.errors import InputError
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import Candidate, Task
-from w2s_jax.data.tasks.fields import text_of
+from w2s_jax.data.tasks.fields import text_of, verbatim
 from w2s_jax.data.values import group_key
 
 LABEL_FIELDS = ("label", "soft_label")
+_FIELDS = ("text", "text_a", "text_b", "prompt", "target")
 
 
 def local_task(name: str, data_dir: str | None, prepared: Path | None = None) -> Task:
     """Return the task of a folder; the fields of its first record decide its kind.
 
     Raises:
-      InputError: the first record has the fields of both kinds.
+      InputError: the first record has the fields of two kinds.
     """
     if prepared is not None:
         where, first = next(next(iter(tfds.open_prepared(prepared).values()))())
     else:
         path = records.task_files(name, data_dir).first
-        where, first = next(records.read_records(path, ("text", "text_a", "text_b")))
+        where, first = next(records.read_records(path, _FIELDS))
     pair = "text_a" in first or "text_b" in first
     if pair and "text" in first:
         raise InputError(
             f"{where}: the record has both 'text' and 'text_a' or 'text_b'; use text, or text_a "
             "and text_b"
+        )
+    asks = "prompt" in first
+    if asks and (pair or "text" in first):
+        if "target" in first:
+            raise InputError(
+                f"{where}: the record has both 'prompt' and 'target' and "
+                f"{'text_a or text_b' if pair else 'text'!r}; use prompt and target, or the others"
+            )
+        asks = False
+    if asks:
+        return Task(
+            name=name,
+            description="A task without code: files with a prompt and its target.",
+            licence="not stated",
+            fields=("prompt", "target"),
+            expand=expand_prompt,
+            kind="generation",
+            optional_fields=("group",),
         )
     texts = ("text_a", "text_b") if pair else ("text",)
     return Task(
@@ -58,6 +78,13 @@ def expand_pair(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """Return the candidate of a record with two texts."""
     pair = text_of(record, "text_a", where), text_of(record, "text_b", where)
     return [_candidate(pair, record, where)]
+
+
+def expand_prompt(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Return the candidate of a record with a prompt and a target, which are not stripped."""
+    prompt, target = (verbatim(record, name, where) for name in ("prompt", "target"))
+    group = group_key(record.get("group"), where)
+    return [Candidate(prompt, None, group=group, target=target)]
 
 
 def _candidate(text: str | tuple[str, str], record: Mapping[str, Any], where: str) -> Candidate:

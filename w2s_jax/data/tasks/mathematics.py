@@ -1,4 +1,4 @@
-"""Is the worked answer to a word problem right? Label 1: yes."""
+"""Word problems: is a worked answer right (label 1: yes), and the worked answers themselves."""
 
 import re
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ FINAL = "####"
 # Calculator annotations in the answers.
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 FINAL_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+FINAL_ANSWER = re.compile(rf"{FINAL}\s*\$?({FINAL_NUMBER.pattern})")
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+")
 
 # The urns from which new digits are drawn: the only digit of a number, the first one, a later one.
@@ -96,15 +97,40 @@ def corrupted(steps: str, final: str, key: int) -> tuple[str, str]:
     return head + newline + NUMBER.sub(replace, last), _put(final, power, digit)
 
 
-def expand_gsm8k(record: Mapping[str, Any], where: str) -> list[Candidate]:
-    """The right answer and a wrong one, which depends only on the question."""
+def _parts(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
+    """Return the question, the steps without annotations, and the final number of a record."""
     question, answer = (text_of(record, name, where) for name in ("question", "answer"))
     steps, mark, final = (part.strip() for part in answer.rpartition(FINAL))
     if not mark or not FINAL_NUMBER.fullmatch(final):
         raise InputError(
             f"{where}: field 'answer': must end with {FINAL} and a number, found {answer[-40:]!r}"
         )
-    steps = ANNOTATION.sub("", steps)
+    return question, ANNOTATION.sub("", steps), final
+
+
+def expand_gsm8k_answers(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """The question and a new line as the prompt; its steps and final number as the target."""
+    question, steps, final = _parts(record, where)
+    target = f"{steps}\n{FINAL} {final}"
+    return [Candidate(f"{question}\n", None, target=target, meta={"answer": plain_number(final)})]
+
+
+def plain_number(number: str) -> str:
+    """Return a number without commas, leading zeros and zeros at the end of its decimals."""
+    text = f"{_value(number):f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+def final_number(text: str) -> str:
+    """Return the number after the last #### of a completion, as `plain_number` writes it, or ''."""
+    found = FINAL_ANSWER.findall(text)
+    return plain_number(found[-1]) if found else ""
+
+
+def expand_gsm8k(record: Mapping[str, Any], where: str) -> list[Candidate]:
+    """The right answer and a wrong one, which depends only on the question."""
+    question, steps, final = _parts(record, where)
     key = stable_id("gsm8k_verification", question)
     return [
         Candidate(
@@ -121,18 +147,32 @@ def expand_gsm8k(record: Mapping[str, Any], where: str) -> list[Candidate]:
 # TFDS has a second version of each split, with a small question for each step.
 SPLITS = {"train": "train", "test": "test"}
 
+# The same records for both.
+_SOURCES: dict[str, Any] = {
+    "licence": "MIT",
+    "fields": ("question", "answer"),
+    "folder": "gsm8k",
+    "hub": Origin("openai/gsm8k", config="main"),
+    "tfds": Origin("gsm8k", splits=SPLITS),
+    "truncate": "start",
+}
+
 TASKS: tuple[Task, ...] = (
+    Task(
+        name="gsm8k",
+        description="Grade-school word problems, answered step by step; the answer is the number "
+        "after #### (GSM8K).",
+        kind="generation",
+        expand=expand_gsm8k_answers,
+        answer=final_number,
+        **_SOURCES,
+    ),
     Task(
         name="gsm8k_verification",
         description="Grade-school word problems with a worked answer, right or with a wrong final "
         "number (GSM8K).",
-        licence="MIT",
-        fields=("question", "answer"),
         expand=expand_gsm8k,
-        folder="gsm8k",
-        hub=Origin("openai/gsm8k", config="main"),
-        tfds=Origin("gsm8k", splits=SPLITS),
-        truncate="start",
+        **_SOURCES,
         warning="the final numbers alone tell right from wrong in about 57% of cases (gradient "
         "boosting on their digits); compare with that, not with 50%",
     ),
