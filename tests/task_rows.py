@@ -365,6 +365,21 @@ ROWS = {
         skipped=[{"less_pleasant": "I had tea. it was hot. "}],
         bad=[({"baseline": ""}, EMPTY), ({"less_pleasant": 0}, "field 'less_pleasant': not text")],
     ),
+    "gsm8k": Row(
+        {"question": "Two and two?", "answer": "So 2 + 2 = <<2+2=4>>4 apples.\n#### 4"},
+        [("Two and two?", None)],
+        "?",
+        tfds={
+            "question": " Two and two?",
+            "answer": "So 2 + 2 = <<2+2=4>>4 apples.\n#### 4",
+            "annotation": "",
+            "short_answer": "4",
+        },
+        bad=[
+            ({"answer": "So 4."}, "field 'answer': must end with #### and a number"),
+            ({"answer": "#### four"}, "field 'answer': must end with #### and a number"),
+        ],
+    ),
     "gsm8k_verification": Row(
         {"question": "Two and two?", "answer": "So 2 + 2 = <<2+2=4>>4 apples.\n#### 4"},
         [(("So 2 + 2 = 4 apples.\n", ": 4\n"), 1), ("So 2 + 2 = ", 0)],

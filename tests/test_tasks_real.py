@@ -85,6 +85,7 @@ RAW = {
     "ethics_justice": lambda r: ([r["label"]], ...),
     "ethics_virtue": lambda r: ([r["label"]], sentence_of(r["scenario"])),
     "ethics_utilitarianism": lambda r: (["either"], ...),
+    "gsm8k": lambda r: ([None], None),
     "gsm8k_verification": lambda r: ([1, 0], r["question"].strip()),
     "hh_rlhf_helpful": pair,
     "anthropic_hh": single,

@@ -56,8 +56,6 @@ def make_splits(
     Ties (`Document.is_tie`) have no right answer, so they are never test or validation documents.
     Training documents may be ties, which belong to neither class.
 
-    Documents with a target have no classes, so `balance` and `balance_test` do not apply to them.
-
     Args:
       documents: by split, as `load_task` returns them.
       train_docs: training documents of all slices together, after balancing; None: all. A smaller
@@ -65,7 +63,8 @@ def make_splits(
       test_docs, validation_docs: number of documents; None: all of an official split. With
         `balance_test`, odd numbers are reduced by one.
       num_slices: number of slices.
-      balance: cut training documents to equal classes if one class exceeds 55%.
+      balance: cut training documents to equal classes if one class exceeds 55%; an error without
+        classes.
       balance_test: test and validation have equally many documents of both classes; None: the value
         of `balance`.
       grouping: see above.
@@ -89,8 +88,6 @@ def make_splits(
         raise ValueError(f"num_slices must be at least 1, got {num_slices}")
     balance_test = balance if balance_test is None else balance_test
     train, test, validation = roles(documents, train_split)
-    if any(document.target is not None for document in documents[train]):
-        balance = balance_test = False
     if validation_docs == 0:
         validation = None
     names = [name for name in (train, test, validation) if name]

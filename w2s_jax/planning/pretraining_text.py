@@ -144,7 +144,8 @@ def _drawn(documents: Iterable[Document], count: int | None, seed: int) -> list[
     if count is None:
         return list(documents)
     kept: list[Document] = []
-    for more in itertools.batched(documents, _DRAWN_AT_ONCE):
+    rest = iter(documents)
+    while more := list(itertools.islice(rest, _DRAWN_AT_ONCE)):
         kept += more
         ids_N = np.array([document.id for document in kept], np.uint64)
         first = hash_order(ids_N, "pretraining documents", seed)[:count]

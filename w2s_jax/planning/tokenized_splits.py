@@ -80,14 +80,16 @@ def tokenized_splits(
     """
     task, protocol = settings.task, settings.protocol
     ties: dict[str, int] = {}
+    # Documents with targets have no classes to balance.
+    classes = not readers[0].task.generates
     raw = make_splits(
         documents,
         train_docs=task.train_docs,
         test_docs=task.test_docs,
         validation_docs=task.validation_docs,
         num_slices=settings.num_slices,
-        balance=protocol.balance,
-        balance_test=protocol.balance_test,
+        balance=protocol.balance and classes,
+        balance_test=protocol.balance_test and classes,
         grouping=protocol.grouping,
         split_seed=task.split_seed,
         train_split=train_split,

@@ -109,10 +109,10 @@ def _parts(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
 
 
 def expand_gsm8k_answers(record: Mapping[str, Any], where: str) -> list[Candidate]:
-    """The question and a new line as the prompt; its steps and final number as the target."""
+    """The question as the prompt; the steps and the final number as the target."""
     question, steps, final = _parts(record, where)
     target = f"{steps}\n{FINAL} {final}"
-    return [Candidate(f"{question}\n", None, target=target, meta={"answer": plain_number(final)})]
+    return [Candidate(question, None, target=target, meta={"answer": plain_number(final)})]
 
 
 def plain_number(number: str) -> str:
