@@ -1,43 +1,27 @@
-"""Chess: positions against python-chess, puzzles by hand, scores, transcripts, games."""
+"""Chess: puzzles by hand, answers and scores, transcripts, loading, without the package, real."""
 
 import gzip
 import io
 import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import chess.pgn
 import pytest
+from chess_games import GAMES, OPERA, expected_prompt, follow
 
+from w2s_jax.config.recipes import load_config
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document
+from w2s_jax.data.loading import load
 from w2s_jax.data.tasks import get_task
 from w2s_jax.data.tasks.chess import games, notation, puzzles, transcripts
-from w2s_jax.data.tasks.chess.position import Position
-from w2s_jax.data.tokenizers import load_tokenizer, register_tokenizer
-from w2s_jax.data.word_tokenizer import word_tokenizer
+from w2s_jax.data.tokenizers import load_tokenizer
+from w2s_jax.models.config import EMBEDDED_MODELS
 
-chess = pytest.importorskip("chess")
-
-OPERA = (
-    "e2e4 e7e5 g1f3 d7d6 d2d4 c8g4 d4e5 g4f3 d1f3 d6e5 f1c4 g8f6 f3b3 d8e7 b1c3 c7c6 c1g5 b7b5 "
-    "c3b5 c6b5 c4b5 b8d7 e1c1 a8d8 d1d7 d8d7 h1d1 e7e6 b5d7 f6d7 b3b8 d7b8 d1d8"
-)
-IMMORTAL = (
-    "e2e4 e7e5 f2f4 e5f4 f1c4 d8h4 e1f1 b7b5 c4b5 g8f6 g1f3 h4h6 d2d3 f6h5 f3h4 h6g5 h4f5 c7c6 "
-    "g2g4 h5f6 h1g1 c6b5 h2h4 g5g6 h4h5 g6g5 d1f3 f6g8 c1f4 g5f6 b1c3 f8c5 c3d5 f6b2 f4d6 c5g1 "
-    "e4e5 b2a1 f1e2 b8a6 f5g7 e8d8 f3f6 g8f6 d6e7"
-)
-# En passant by both sides, promotions to a knight and a rook, rooks lost in the corner.
-ODD = (
-    "e2e4 a7a6 e4e5 d7d5 e5d6 h7h5 d6c7 h5h4 g2g4 h4g3 c7b8n g3h2 b8d7 h2g1r h1h8 c8d7 h8g8 g1f1 "
-    "e1f1 d8b8"
-)
-GAMES = (OPERA, IMMORTAL, ODD)
 RECORD = {
     "PuzzleId": "A1",
     "FEN": "6k1/5ppp/8/8/8/8/5PPP/R3R1K1 b - - 0 1",
@@ -50,197 +34,6 @@ def puzzle(**changes):
     """The document of a puzzle, as the loader makes it."""
     (candidate,) = puzzles.expand_puzzle(RECORD | changes, "here")
     return Document(id=0, text=candidate.text, target=candidate.target, meta=candidate.meta)
-
-
-def expected_prompt(board):
-    """A position in words, square by square, from what python-chess knows of it."""
-    squares = []
-    for rank, file in itertools.product(range(7, -1, -1), range(8)):
-        piece = board.piece_at(chess.square(file, rank))
-        squares.append(piece.symbol() if piece else ".")
-    rights = [
-        letter
-        for letter, has in zip(
-            "KQkq",
-            (
-                board.has_kingside_castling_rights(chess.WHITE),
-                board.has_queenside_castling_rights(chess.WHITE),
-                board.has_kingside_castling_rights(chess.BLACK),
-                board.has_queenside_castling_rights(chess.BLACK),
-            ),
-            strict=True,
-        )
-        if has
-    ]
-    taken = [chess.square_name(m.to_square) for m in board.legal_moves if board.is_en_passant(m)]
-    castling = f"castling:{''.join(rights) or '-'}"
-    side = "white" if board.turn else "black"
-    return " ".join([*squares, side, castling, taken[0] if taken else "-"])
-
-
-def position_of(fen):
-    placement, side, castling, *_ = fen.split()
-    position = Position()
-    position.squares = list("".join(c if not c.isdigit() else "." * int(c) for c in placement))
-    position.squares = [c for c in position.squares if c != "/"]
-    position.white, position.castling = side == "w", castling
-    return position
-
-
-def follow(moves):
-    """Play moves on both boards, which must agree after each."""
-    board, position = chess.Board(), Position()
-    assert position.prompt() == expected_prompt(board)
-    for uci in moves:
-        board.push(board.parse_uci(uci))
-        position.push(uci)
-        assert position.prompt() == expected_prompt(board), uci
-    return board
-
-
-# The tokenizer
-
-
-def test_words_are_tokens():
-    tokenizer = word_tokenizer("abc", ["a", "bc", "é"])
-    assert (tokenizer.vocab_size, tokenizer.text_vocab_size) == (6, 6)
-    assert (tokenizer.prefix, tokenizer.suffix, tokenizer.end_of_text) == ((1,), (), 2)
-    texts = ["a bc", "", " é  a", "bc"] * 6000  # more than one batch
-    tokens_T, lengths_N = tokenizer.encode_batch(texts)
-    assert tokens_T.dtype == np.int32 and lengths_N.dtype == np.int64
-    np.testing.assert_array_equal(tokens_T, [3, 4, 5, 3, 4] * 6000)
-    np.testing.assert_array_equal(lengths_N, [2, 0, 2, 1] * 6000)
-    assert [len(array) for array in tokenizer.encode_batch([])] == [0, 0]
-    assert tokenizer.decode(np.array([1, 4, 3, 2, 0])) == "[BOS] bc a [EOS] [PAD]"
-    assert tokenizer.decode(np.array([5, 6])) == "é [6]"
-    assert (tokenizer.cut(np.arange(5), 3), tokenizer.cut(np.arange(5), 9)) == (3, 5)
-
-
-def test_what_words_cannot_do():
-    tokenizer = word_tokenizer("abc", ["a", "bc"])
-    with pytest.raises(InputError, match=r"'abc' does not know the word 'b' \(did you mean 'bc'"):
-        tokenizer.encode_batch(["a", "a b"])
-    # Text is never control.
-    with pytest.raises(InputError, match=r"the word '\[EOS\]'"):
-        tokenizer.encode_batch(["a [EOS]"])
-    with pytest.raises(InputError, match="'abc' has no tokens for the labels '0' and '1'"):
-        tokenizer.label_tokens  # noqa: B018
-    for words in (["a", "a"], ["a b"], [""], ["[PAD]"]):
-        with pytest.raises(ValueError, match="must be different"):
-            word_tokenizer("bad", words)
-    assert word_tokenizer("x", ["a", "bc"]).digest == tokenizer.digest
-    assert word_tokenizer("abc", ["bc", "a"]).digest != tokenizer.digest
-
-
-def test_tokenizer_of_the_board():
-    tokenizer = load_tokenizer("chess_board")
-    assert get_task("chess_puzzles").tokenizer == tokenizer.name == "chess_board"
-    assert tokenizer.vocab_size == 103
-    # Trained models depend on it.
-    assert tokenizer.digest.startswith(FROZEN_DIGEST)
-    for text in (Position().prompt(), "a7 a8 =q", "h1 a8"):
-        tokens_T, _ = tokenizer.encode_batch([text])
-        assert tokenizer.decode(tokens_T) == text
-    with pytest.raises(InputError, match="'chess_board' is already registered"):
-        register_tokenizer("chess_board", notation.board_tokenizer)
-
-
-FROZEN_DIGEST = "a2e757c2133b8842"
-
-
-# Positions
-
-
-def test_first_position_in_words():
-    assert Position().prompt() == (
-        "r n b q k b n r p p p p p p p p " + ". " * 32 + "P P P P P P P P R N B Q K B N R "
-        "white castling:KQkq -"
-    )
-    assert notation.prompt_of_fen(chess.STARTING_FEN) == Position().prompt()
-    assert len(notation.WORDS) == len(set(notation.WORDS)) == 100
-
-
-@pytest.mark.parametrize("game", GAMES)
-def test_positions_of_games(game):
-    follow(game.split())
-
-
-def test_positions_of_random_games():
-    """Random games have what people's have not: odd promotions, rooks taken in their corner."""
-    draw = random.Random(7)
-    seen = dict.fromkeys(("en passant", "promotion", "castling"), 0)
-    for _ in range(16):
-        board, position = chess.Board(), Position()
-        for _ in range(150):
-            moves = list(board.legal_moves)
-            if not moves:
-                break
-            special = [m for m in moves if board.is_castling(m) or board.is_en_passant(m)]
-            pawns = [m for m in moves if board.piece_type_at(m.from_square) == chess.PAWN]
-            move = draw.choice(special or (pawns if draw.random() < 0.5 else []) or moves)
-            seen["en passant"] += board.is_en_passant(move)
-            seen["castling"] += board.is_castling(move)
-            seen["promotion"] += move.promotion is not None
-            board.push(move)
-            position.push(move.uci())
-            assert position.prompt() == expected_prompt(board), board.fen()
-    assert min(seen.values()) > 3, seen
-
-
-@pytest.mark.parametrize(
-    ("fen", "move", "square"),
-    [
-        ("4k3/8/8/8/3p4/8/4P3/4K3 w - - 0 1", "e2e4", "e3"),
-        ("4k3/8/8/8/8/8/4P3/4K3 w - - 0 1", "e2e4", "-"),  # nothing can take it
-        ("4k3/8/8/8/3P4/8/4P3/4K3 w - - 0 1", "e2e4", "-"),
-        ("8/8/8/8/k2p3R/8/4P3/4K3 w - - 0 1", "e2e4", "-"),  # both pawns leave the king's row
-        ("8/8/8/8/k2pp2R/8/5P2/4K3 w - - 0 1", "f2f4", "f3"),  # one stays
-        ("3k4/8/8/8/3p4/8/4P3/3RK3 w - - 0 1", "e2e4", "-"),  # pinned in its column
-        ("6k1/8/8/8/3p4/2B5/4P3/B3K3 w - - 0 1", "e2e4", "e3"),
-        ("8/8/5k2/8/3p4/8/1B2P3/4K3 w - - 0 1", "e2e4", "-"),  # pinned on a diagonal
-        ("8/8/8/k7/3p1p2/8/4P3/K3B3 w - - 0 1", "e2e4", "-"),  # a discovered check
-        ("8/8/8/3k4/3p1p2/8/4P3/4K3 w - - 0 1", "e2e4", "e3"),  # the pawn itself gives check
-        ("4k3/2p5/8/3P4/8/8/8/4K3 b - - 0 1", "c7c5", "c6"),
-        ("4k3/7p/8/P7/8/8/8/4K3 b - - 0 1", "h7h5", "-"),  # not around the edge
-        ("4k3/p7/8/7P/8/8/8/4K3 b - - 0 1", "a7a5", "-"),
-        ("4k3/2p5/8/KP5r/8/8/8/8 b - - 0 1", "c7c5", "-"),
-    ],
-)
-def test_en_passant_only_where_it_is_legal(fen, move, square):
-    board, position = chess.Board(fen), position_of(fen)
-    assert position.prompt() == expected_prompt(board)
-    board.push(board.parse_uci(move))
-    position.push(move)
-    assert position.prompt() == expected_prompt(board)
-    assert position.prompt() == notation.prompt_of_fen(board.fen())
-    assert position.en_passant == square
-
-
-def test_words_back_to_a_position():
-    for game in GAMES:
-        board = follow(game.split())
-        fen = notation.fen_of_prompt(expected_prompt(board))
-        assert fen.split()[:4] == board.fen().split()[:4]
-    prompt = Position().prompt()
-    for bad in ("", prompt + " -", prompt.replace("white", "w"), prompt.replace("castling:", "")):
-        with pytest.raises(ValueError, match="not a chess position"):
-            notation.fen_of_prompt(bad)
-
-
-@pytest.mark.parametrize(
-    ("move", "message"),
-    [
-        ("e2", "not a move in UCI"),
-        ("e2e4k", "not a move in UCI"),
-        ("e2e9", "not a move in UCI"),
-        ("e4e5", "white has no piece on e4"),
-        ("e7e5", "white has no piece on e7"),
-        ("e1h1", "white has a piece on h1"),
-    ],
-)
-def test_moves_that_cannot_be_played(move, message):
-    with pytest.raises(ValueError, match=message):
-        Position().push(move)
 
 
 # Puzzles
@@ -435,7 +228,7 @@ def test_a_transcript_that_cannot_be_replayed():
 @pytest.mark.parametrize("game", GAMES)
 def test_transcript_of_a_game(game):
     text = transcripts.transcript_of(game.split())
-    read = __import__("chess.pgn").pgn.read_game(io.StringIO(text))
+    read = chess.pgn.read_game(io.StringIO(text))
     assert not read.errors
     assert [move.uci() for move in read.mainline_moves()] == game.split()
     assert text.startswith("1. e4 1... ") and "2... " in text
@@ -443,73 +236,46 @@ def test_transcript_of_a_game(game):
     assert transcripts._fen_after(text) == follow(game.split()).fen()
 
 
-# Games
+# Loading, and a run's text
 
 
-def rows(*moves):
-    return [(f"f, line {i}", {"moves_uci": game}) for i, game in enumerate(moves, 1)]
+def write(root, name, records):
+    path = root / name / "train.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
 
 
-def test_positions_to_pretrain_on():
-    tokenizer = load_tokenizer("chess_board")
-    fn = get_task("chess_puzzles").pretraining["chess_games"]
-    documents = fn(iter(rows(*GAMES)), tokenizer, max_docs=None)
-    expected = []
-    for game in GAMES:
-        board = chess.Board()
-        for uci in game.split():
-            move = f"{uci[:2]} {uci[2:4]}" + (f" ={uci[4]}" if uci[4:] else "")
-            expected.append(f"[BOS] {expected_prompt(board)} {move} [EOS]")
-            board.push_uci(uci)
-    assert [tokenizer.decode(np.array(d.tokens)) for d in documents] == expected
-    assert len({d.id for d in documents}) == len(documents)
-    for document in documents:
-        words = len(document.tokens) - 68
-        assert document.loss_weights == (0.0,) * 68 + (1.0,) * words
-        assert words in (3, 4)
+def test_puzzles_of_a_file(tmp_path):
+    promotion = {"FEN": "8/P6k/8/8/8/8/7K/8 b - - 0 1", "Moves": "h7g7 a7a8q h2h3"}
+    records = [RECORD, RECORD | promotion | {"PuzzleId": "B2", "Rating": 1900}]
+    write(tmp_path, "lichess_puzzles", records)
+    (first, second) = load("chess_puzzles", data_dir=str(tmp_path)).documents["train"]
+    assert (first.target, second.target) == ("a1 a8", "a7 a8 =q")
+    assert second.meta == {"PuzzleId": "B2", "Rating": 1900} and second.label is None
+    easy = load("chess_puzzles", data_dir=str(tmp_path), where="Rating<1500").documents
+    assert easy == {"train": [first]}
+    bad = tmp_path / "bad"
+    path = write(bad, "lichess_puzzles", [RECORD, RECORD | {"Moves": "g8h8 a1h8"}])
+    with pytest.raises(InputError, match=f"^{path}, line 2: puzzle 'A1': field 'Moves': move 2"):
+        load("chess_puzzles", data_dir=str(bad))
 
 
-def test_positions_are_drawn_evenly_and_by_a_hash():
-    tokenizer = load_tokenizer("chess_board")
-    records = rows(*GAMES, *(f"{game} " for game in GAMES))  # equal games have distinct ids
-    everything = games.position_documents(records, tokenizer)
-    plies = 2 * sum(len(game.split()) for game in GAMES)
-    assert len({d.id for d in everything}) == len(everything) == plies
-    drawn = games.position_documents(records, tokenizer, max_docs=60)
-    by_id = {d.id: d for d in everything}
-    assert len(drawn) == 60 and all(by_id[d.id] == d for d in drawn)
-    again = games.position_documents(records[::-1], tokenizer, max_docs=60)
-    assert {d.id for d in again} == {d.id for d in drawn}
-    more = games.position_documents(records, tokenizer, max_docs=100)
-    assert {d.id for d in drawn} < {d.id for d in more}
-    assert games.position_documents(records, tokenizer, max_docs=plies) == everything
-    # A third of the positions: of 400 games alike, a third of each ply, standard deviation .024.
-    many = games.position_documents(rows(*[ODD] * 400), tokenizer, max_docs=400 * 20 // 3)
-    first = [d for d in many if d.tokens[:68] == everything[0].tokens[:68]]
-    last = [d for d in many if tokenizer.decode(np.array(d.tokens[68:])) == "d8 b8 [EOS]"]
-    assert abs(len(first) / 400 - 1 / 3) < 0.1 and abs(len(last) / 400 - 1 / 3) < 0.1
+def test_transcripts_of_a_file(tmp_path):
+    write(tmp_path, "chess_pgn", [FOOLS])
+    (document,) = load("chess_pgn", data_dir=str(tmp_path)).documents["train"]
+    assert (document.text, document.target) == (FOOLS["ctx"], " Qh4#")
+    assert document.meta == {"id": "x"}
 
 
-def test_transcripts_to_pretrain_on():
-    fn = get_task("chess_pgn").pretraining["chess_games"]
-    documents = fn(iter(rows(*GAMES)), None, max_docs=None)
-    assert [d.text for d in documents] == [transcripts.transcript_of(g.split()) for g in GAMES]
-    drawn = fn(iter(rows(*GAMES)), None, max_docs=2)
-    assert len(drawn) == 2 and all(document in documents for document in drawn)
-
-
-def test_bad_games():
-    tokenizer = load_tokenizer("chess_board")
-    board, pgn_fn = games.position_documents, games.transcript_documents
-    for fn in (board, pgn_fn):
-        with pytest.raises(InputError, match=r"^f, line 2: field 'moves_uci' is missing; .*: text"):
-            fn([*rows(OPERA), ("f, line 2", {"text": "x"})], tokenizer)
-        with pytest.raises(InputError, match="^f, line 1: field 'moves_uci': empty document"):
-            fn(rows(" "), tokenizer)
-        with pytest.raises(InputError, match=r"^f, line 1: field 'moves_uci': move 2, 'e2e4'[:,]"):
-            fn(rows("e2e4 e2e4"), tokenizer)
-    with pytest.raises(InputError, match="move 1, 'e2e5', is illegal"):
-        pgn_fn(rows("e2e5"), tokenizer)
+def test_recipe():
+    config = load_config(str(Path(__file__).parents[1] / "configs" / "chess.py") + ":3,1500", [])
+    assert (config.seed, config.task.split_seed, config.pretrain.seed) == (3, 3, 0)
+    assert config.task.where == "Rating<1500" and config.name == "chess-3-below-1500"
+    names = [config.weak.model, *config.method.bootstrapping.models, config.strong.model]
+    widths = [EMBEDDED_MODELS[name]["d_model"] for name in names]
+    assert len(widths) >= 3 and widths == sorted(set(widths))
+    assert config.pretrain.chunk_length >= 72  # of the longest position with its move
 
 
 # The package
@@ -526,7 +292,7 @@ def test_without_the_package(monkeypatch):
             call()
         assert "\n" not in str(error.value)
     # Positions to pretrain on need no rules.
-    assert games.position_documents(rows(OPERA), load_tokenizer("chess_board"))
+    assert games.position_documents([("here", {"moves_uci": OPERA})], load_tokenizer("chess_board"))
 
 
 def test_the_package_is_imported_by_tasks_of_chess_only():
