@@ -319,6 +319,12 @@ def test_an_encoder_starts_from_a_zero_head_and_predicts_no_next_token(places):
     assert mean.ceiling != plan(resolved).ceiling and mean.weak == plan(resolved).weak
     config.strong.pretrain.source, config.strong.pretrain.steps = "corpus", 2
     assert "encoder" in error(resolve, validate(config))
+    folder = places[0] / "questions"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"prompt": "w0", "target": "w1"}\n')
+    config.strong.pretrain.source, config.task.name = None, "questions"
+    message = error(resolve, validate(config))
+    assert message.startswith("strong.model: ") and "is an encoder, which cannot gen" in message
 
 
 def test_fingerprints_know_weights_and_not_where_they_lie(tmp_path, places):

@@ -119,6 +119,7 @@ def resolve(settings: Settings) -> Resolved:
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles:
         check_model(role, found[role], settings)
+        _check_generates(role, found[role], task)
     readers = {role: _reader(role, loaded, found[role], settings, notes) for role in settings.roles}
     different = {reader.key: reader for reader in readers.values()}
     documents: Mapping[str, list[Document]] = loaded.documents
@@ -236,6 +237,15 @@ def _tokenizer(
         raise errors.InputError(f"{role}.tokenizer: {reason}") from error
 
 
+def _check_generates(role: str, source: ModelSource | None, task: Task) -> None:
+    """Check that a model is a decoder where the task asks for completions."""
+    if task.generates and source is not None and source.config.bidirectional:
+        raise errors.InputError(
+            f"{role}.model: {source.given} is an encoder, which cannot generate the completions "
+            f"that task {task.name!r} asks for; allowed: a decoder"
+        )
+
+
 def _check_vocabulary(role: str, task: Task, source: ModelSource) -> None:
     """Check that a model has all tokens of a task whose documents are tokens."""
     assert task.token_space is not None
@@ -275,17 +285,11 @@ def _role_input(
     if own.read_out is not None:
         model = dataclasses.replace(model, read_out=own.read_out)
     head_init = settings.protocol.head_init
-    generates = reader.task.generates
-    if generates and model.bidirectional:
-        raise errors.InputError(
-            f"{role}.model: {own.model} is an encoder, which cannot generate the completions that "
-            f"task {reader.task.name!r} asks for; allowed: decoders"
-        )
     if model.bidirectional and head_init != "zeros":
         notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
         head_init = "zeros"
     label_tokens: tuple[int, ...] = ()
-    if not model.bidirectional and not generates:
+    if not model.bidirectional and not reader.task.generates:
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
         with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
             label_tokens = vocabulary.label_tokens
@@ -337,6 +341,8 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for name in (*slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
+        if splits[name].prompt_lengths_P is not None:
+            continue  # completions have no classes
         labels_N = hard_labels(splits[name].labels_N)
         classes = np.unique(labels_N[~np.isnan(labels_N)]).tolist()
         if len(classes) < 2:
