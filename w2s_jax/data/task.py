@@ -112,9 +112,10 @@ class Task:
       tokenizer: name of the tokenizer of embedded models, in place of the config's default: a task
         may bring its own.
       pretraining: (records, tokenizer, *, max_docs) -> documents to pretrain on, by the name of a
-        `pretrain.source` whose records the task converts itself. `records` yields (where, record);
-        of more than `max_docs` documents (None: no limit) so many are drawn by a hash. They are
-        tokens (with the tokenizer's special ones) or texts.
+        `pretrain.source` whose records the task converts itself. `records` yields (where, record).
+        The documents are tokens, with the tokenizer's special ones, or texts. If there would be
+        more than `max_docs` (None: no limit), so many are drawn by a hash: by the function, where
+        it need not make the others, else from what it returns.
     """
 
     name: str

@@ -102,7 +102,7 @@ def _documents_of_task(
     start = f"pretrain.source: {source!r}"
     try:
         function = reader.task.pretraining[source]
-        # It draws them itself, as it may make them far faster than all.
+        # It may draw documents itself, to make no others; if it does not, they are drawn here.
         made = function(corpus_records(corpus), reader.tokenizer, max_docs=pretrain.max_docs)
         documents = _drawn(made, pretrain.max_docs, task.split_seed)
     except errors.InputError as error:
