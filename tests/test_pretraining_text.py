@@ -36,8 +36,9 @@ def expand(record, where):
     return [Candidate(record["q"], None, target=record["a"])]
 
 
-def games(records, tokenizer):
+def games(records, tokenizer, *, max_docs):
     """Each move of a game as a document: the move is learnt, and not what stands before it."""
+    del max_docs  # the caller draws
     for where, record in records:
         for n, move in enumerate(record["moves"]):
             if move == "bad":
@@ -55,9 +56,13 @@ TASK = Task(
     "moves", "", "", ("q", "a"), expand, kind="generation", tokenizer="other",
     pretraining={
         "games": games,
-        "none": lambda records, tokenizer: [],
-        "texts": lambda records, tokenizer: [Document(id=1, text="a", where="f, line 1")],
-        "large": lambda records, tokenizer: [Document(id=1, tokens=(1, 259), where="f, line 1")],
+        "none": lambda records, tokenizer, max_docs: [],
+        "empty": lambda records, tokenizer, max_docs: [
+            Document(id=1, tokens=(), where="f, line 1")
+        ],
+        "large": lambda records, tokenizer, max_docs: [
+            Document(id=1, tokens=(1, 259), where="f, line 1")
+        ],
     },
 )  # fmt: skip
 
@@ -66,7 +71,7 @@ TASK = Task(
 def folder(tmp_path):
     rows = [{"id": n, "moves": [f"m{n}", "x", "yy"]} for n in range(40)]
     write(tmp_path / "games" / "train.jsonl", rows)
-    for name in ("none", "texts", "large"):
+    for name in ("none", "empty", "large"):
         write(tmp_path / name / "train.jsonl", rows)
     write(tmp_path / "books" / "train.jsonl", [{"text": f"book {n}"} for n in range(100)])
     return tmp_path
@@ -124,7 +129,7 @@ def test_pretraining_on_the_tasks_own_texts_has_their_targets(folder):
 def test_sources_that_are_refused(folder, tmp_path):
     assert error(read, tmp_path / "empty", "games").startswith("pretrain.source: 'games' is not a")
     assert error(read, folder, "none").endswith("task 'moves' makes no document of it")
-    assert "made a document without tokens (f, line 1)" in error(read, folder, "texts")
+    assert "made a document without text or tokens (f, line 1)" in error(read, folder, "empty")
     assert "f, line 1 has the token 259; allowed: 0 to 258" in error(read, folder, "large")
     message = error(read, folder, "games", chunk_length=3)
     assert message.startswith("pretrain.chunk_length: 3 is less than the 5 tokens")
@@ -185,6 +190,6 @@ def test_resolving_a_task_with_its_own_tokenizer(folder):
     assert answers == [*range(120), *range(150, 200)]
     # A tokenizer that was chosen is used.
     config.task.tokenizer = "nothing"
-    assert "allowed: bytes, other," in error(resolve, validate(config))
+    assert "allowed: bytes, chess_board, other," in error(resolve, validate(config))
     config.weak.tokenizer = config.strong.tokenizer = "bytes"
     assert resolve(validate(config)).roles["weak"].tokenizer.name == "bytes"
