@@ -5,11 +5,13 @@ vocabulary, k most probable tokens.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 
 from w2s_jax import sharding
@@ -39,11 +41,11 @@ class Rows:
       used_R: bool; other rows fill the batch.
     """
 
-    tokens_RP: Array
-    lengths_R: Array
-    ids_R2: Array
-    samples_R: Array
-    used_R: Array
+    tokens_RP: Array | np.ndarray
+    lengths_R: Array | np.ndarray
+    ids_R2: Array | np.ndarray
+    samples_R: Array | np.ndarray
+    used_R: Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -58,10 +60,10 @@ class Knobs:
       top_p: float32.
     """
 
-    seed: Array
-    eos: Array
-    temperature: Array
-    top_p: Array
+    seed: Array | np.number
+    eos: Array | np.number
+    temperature: Array | np.number
+    top_p: Array | np.number
 
 
 @jax.tree_util.register_dataclass
@@ -103,6 +105,21 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
     """
     stacks = [params[name] for name in network.STACKS if name in params]
     rest = {name: value for name, value in params.items() if name not in network.STACKS}
+    # Layers are not split over devices, so that a part of a stack is sharded like the whole.
+    of_stack = jax.tree.map(lambda x: x.sharding, stacks[0])
+    where = {
+        "layers": of_stack if scan else (of_stack,) * config.num_layers,
+        "rest": jax.tree.map(lambda x: x.sharding, rest),
+    }
+    leaves, treedef = jax.tree.flatten(where)
+    return _preparing(jnp.dtype(compute_dtype), scan, treedef, tuple(leaves))(stacks, rest)
+
+
+@functools.lru_cache(maxsize=32)
+def _preparing(
+    compute_dtype: Any, scan: bool, treedef: Any, shardings: tuple[Any, ...]
+) -> Callable[[list[Any], Any], Any]:
+    """Return the program of `prepare`, given the shardings of its result."""
 
     def cast(tree: Any) -> Any:
         flat = traverse_util.flatten_dict(tree)
@@ -121,13 +138,7 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
             )
         return {"layers": layers, "rest": cast(rest)}
 
-    # Layers are not split over devices, so that a part of a stack is sharded like the whole.
-    of_stack = jax.tree.map(lambda x: x.sharding, stacks[0])
-    where = {
-        "layers": of_stack if scan else (of_stack,) * config.num_layers,
-        "rest": jax.tree.map(lambda x: x.sharding, rest),
-    }
-    return jax.jit(run, out_shardings=where)(stacks, rest)
+    return jax.jit(run, out_shardings=jax.tree.unflatten(treedef, shardings))
 
 
 def _model(config: ModelConfig, prepared: Any) -> tuple[Any, nnx.GraphDef]:
