@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx, traverse_util
 
 from w2s_jax import sharding
@@ -41,11 +40,11 @@ class Rows:
       used_R: bool; other rows fill the batch.
     """
 
-    tokens_RP: Array | np.ndarray
-    lengths_R: Array | np.ndarray
-    ids_R2: Array | np.ndarray
-    samples_R: Array | np.ndarray
-    used_R: Array | np.ndarray
+    tokens_RP: Any
+    lengths_R: Any
+    ids_R2: Any
+    samples_R: Any
+    used_R: Any
 
 
 @jax.tree_util.register_dataclass
@@ -60,10 +59,10 @@ class Knobs:
       top_p: float32.
     """
 
-    seed: Array | np.number
-    eos: Array | np.number
-    temperature: Array | np.number
-    top_p: Array | np.number
+    seed: Any
+    eos: Any
+    temperature: Any
+    top_p: Any
 
 
 @jax.tree_util.register_dataclass
@@ -264,7 +263,7 @@ def step(
         else:
             owns = jax.tree.map(lambda *x: jnp.stack(x), *varied) if varied else None
             (x_R1D, cache), _ = jax.lax.scan(
-                lambda carry, xs: (layer(*carry, *xs), None),
+                lambda carry, xs: (layer(carry[0], carry[1], *xs), None),
                 (x_R1D, cache),
                 (layers, owns, jnp.arange(config.num_layers, dtype=jnp.int32)),
             )
