@@ -87,6 +87,15 @@ class Written:
     top_logprobs_RTk: Array | None
 
 
+def arithmetic_dtype(compute_dtype: Any) -> Any:
+    """Return the dtype in which the programs compute: on CPUs, float32 in place of bfloat16.
+
+    XLA's CPU programs multiply bfloat16 numbers by converting them, here all weights for each
+    token. So weights are rounded to bfloat16 but kept as float32, and activations are not rounded.
+    """
+    return jnp.dtype("float32" if sharding.target_device().platform == "cpu" else compute_dtype)
+
+
 def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) -> Any:
     """Return parameters as the programs want them: cast, and layers stacked or apart.
 
@@ -96,7 +105,8 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
     Args:
       config: the model.
       params: its parameters, on devices.
-      compute_dtype: dtype of activations.
+      compute_dtype: the dtype to which weights are rounded, before they are cast to the
+        `arithmetic_dtype`.
       scan: whether the programs scan over layers.
 
     Returns:
@@ -111,19 +121,28 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
         "rest": jax.tree.map(lambda x: x.sharding, rest),
     }
     leaves, treedef = jax.tree.flatten(where)
-    return _preparing(jnp.dtype(compute_dtype), scan, treedef, tuple(leaves))(stacks, rest)
+    dtypes = jnp.dtype(compute_dtype), arithmetic_dtype(compute_dtype)
+    return _preparing(*dtypes, scan, treedef, tuple(leaves))(stacks, rest)
 
 
 @functools.lru_cache(maxsize=32)
 def _preparing(
-    compute_dtype: Any, scan: bool, treedef: Any, shardings: tuple[Any, ...]
+    rounded: Any, dtype: Any, scan: bool, treedef: Any, shardings: tuple[Any, ...]
 ) -> Callable[[list[Any], Any], Any]:
     """Return the program of `prepare`, given the shardings of its result."""
 
+    def cast_one(x: Array) -> Array:
+        x = x.astype(dtype)
+        if jnp.finfo(rounded).nmant >= jnp.finfo(dtype).nmant:
+            return x
+        # The compiler may drop a cast to a narrower dtype and back.
+        return jax.lax.reduce_precision(x, jnp.finfo(rounded).nexp, jnp.finfo(rounded).nmant)
+
     def cast(tree: Any) -> Any:
         flat = traverse_util.flatten_dict(tree)
-        cast = {p: x.astype(compute_dtype) if p[-1] in _CAST else x for p, x in flat.items()}
-        return traverse_util.unflatten_dict(cast)
+        return traverse_util.unflatten_dict(
+            {path: cast_one(x) if path[-1] in _CAST else x for path, x in flat.items()}
+        )
 
     def run(stacks: list[Any], rest: Any) -> Any:
         stacks = [cast(stack) for stack in stacks]
@@ -159,7 +178,7 @@ def prefill(
 
     Args:
       config: the model.
-      compute_dtype: dtype of activations and cache.
+      compute_dtype: the `arithmetic_dtype`, that of activations and cache.
       slots: S, slots of the cache.
       prepared: the result of `prepare`.
       rows: the batch.
