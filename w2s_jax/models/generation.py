@@ -119,7 +119,8 @@ class Generator:
       num_samples: completions of each prompt.
       seed: seed of the random bits, below 2**32.
       top_k: number of most probable tokens to record at each position (0: none).
-      compute_dtype: dtype of activations and cache.
+      compute_dtype: dtype of weights, activations and cache; on CPUs, 'bfloat16' rounds weights
+        only (see `decoding.arithmetic_dtype`).
       per_device: run a batch with all parameters on each device, instead of a sharded program.
       batch_size: largest number of rows per device (None: by the device and its memory).
       logprobs: whether to compute log-probabilities; else they are 0.
@@ -160,9 +161,11 @@ class Generator:
         # A single device needs no `pmap`, and a part of the devices is a user's choice.
         self.per_device = per_device and mesh.size == jax.device_count() > 1
         self.choice = Choice(temperature == 0, top_p < 1, logprobs, int(top_k))
+        with sharding.over(mesh):
+            self._arithmetic = str(decoding.arithmetic_dtype(compute_dtype))
         self._prefill, self._decode = _programs(
             config,
-            self.compute_dtype,
+            self._arithmetic,
             self.max_new_tokens,
             self.choice,
             self.per_device,
@@ -196,7 +199,7 @@ class Generator:
         # Processes must make the same batches.
         bound = processes.first_says("bytes for the cache", bound)
         tensor = 1 if self.per_device else self.mesh.shape["tensor"]
-        width = jnp.dtype(self.compute_dtype).itemsize
+        width = jnp.dtype(self._arithmetic).itemsize
         shards = jax.device_count() if self.per_device else sharding.row_shards(self.mesh)
         # Logits, noise and what sorting and softmax of them take.
         row_bytes = 4 * (4 if self.choice.greedy else 8) * self.config.vocab_size
@@ -361,7 +364,7 @@ def generate(
 ) -> Any:
     """Complete prompts.
 
-    Activations and cache have the dtype of the parameters.
+    Activations and cache have the dtype of the parameters; on CPUs, always float32.
 
     Args:
       config: the model, a decoder.
