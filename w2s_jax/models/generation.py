@@ -207,7 +207,9 @@ class Generator:
         return BatchLimits(batch_size, bound, slot_bytes, row_bytes, shards)
 
     def plan(
-        self, prompts: Sequence[Sequence[int] | np.ndarray], ids: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        ids: Sequence[int] | np.ndarray | None = None,
     ) -> list[Dispatch]:
         """Return the batches in which `batches` completes the prompts.
 
