@@ -26,7 +26,8 @@ def test_what_words_cannot_do():
     tokenizer = word_tokenizer("abc", ["a", "bc"])
     with pytest.raises(InputError, match=r"'abc' does not know the word 'b' \(did you mean 'bc'"):
         tokenizer.encode_batch(["a", "a b"])
-    # Text is never control.
+    # No text ends itself, but a completion of a model may have the other special tokens.
+    assert tokenizer.encode_batch(["[BOS] a [PAD]"])[0].tolist() == [1, 3, 0]
     with pytest.raises(InputError, match=r"the word '\[EOS\]'"):
         tokenizer.encode_batch(["a [EOS]"])
     with pytest.raises(InputError, match="'abc' has no tokens for the labels '0' and '1'"):

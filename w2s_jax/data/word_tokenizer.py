@@ -64,6 +64,9 @@ class WordTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return concatenated tokens of the texts, int32 [T], and their lengths, int64 [N].
 
+        '[PAD]' and '[BOS]', as `decode` spells those that a model has generated, are encoded as
+        these tokens, so that a student can learn from any completion; '[EOS]' is refused.
+
         Raises:
           InputError: a word is not in the vocabulary.
         """
@@ -125,4 +128,6 @@ def word_tokenizer(name: str, words: Iterable[str]) -> WordTokenizer:
 
 @functools.cache
 def _ids(words: tuple[str, ...]) -> dict[str, int]:
-    return {word: len(_SPECIAL) + i for i, word in enumerate(words)}
+    # A poor model may write the first two special tokens; its completions must be encodable.
+    special = {_SPECIAL[PAD]: PAD, _SPECIAL[BOS]: BOS}
+    return special | {word: len(_SPECIAL) + i for i, word in enumerate(words)}
