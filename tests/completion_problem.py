@@ -14,8 +14,8 @@ from w2s_jax.data.tokenized import offsets_of
 from w2s_jax.models import heads, network
 from w2s_jax.training import sequences
 from w2s_jax.training.batches import packed_buckets
+from w2s_jax.training.gradient import loss_and_gradient
 from w2s_jax.training.spec import StepSpec
-from w2s_jax.training.step import loss_and_gradient
 
 VOCABULARY = 32
 DOCUMENTS = 16

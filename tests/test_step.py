@@ -24,6 +24,7 @@ from w2s_jax.training import programs
 from w2s_jax.training import step as step_module
 from w2s_jax.training.batch_sources import put_batches, put_feature_batches
 from w2s_jax.training.batches import Batch
+from w2s_jax.training.gradient import loss_and_gradient
 from w2s_jax.training.optimizer import learning_rates, make_optimizer
 from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.programs import compile_step
@@ -253,7 +254,7 @@ def exact_gradient(kind, micro_size, shards, accumulate=False):
 
     def whole(params, batch):
         half = jnp.float32(0.5)
-        return step_module.loss_and_gradient(spec, {}, params, {}, batch, half, ()).grads
+        return loss_and_gradient(spec, {}, params, {}, batch, half, ()).grads
 
     def gradient(params, batch):
         if not accumulate:
