@@ -291,7 +291,7 @@ class Generator:
         self, prepared: Any, prompts: list[np.ndarray], ids_N: np.ndarray, dispatch: Dispatch
     ) -> Written:
         """Dispatch a batch to the devices of this process."""
-        rows = _rows(prompts, ids_N, dispatch)
+        rows = generation_plan.rows_of(prompts, ids_N, dispatch)
         if self.per_device:
             count, own = jax.local_device_count(), jax.process_index() * jax.local_device_count()
             rows = jax.tree.map(
@@ -332,21 +332,6 @@ class Generator:
             host.top_ids_RTk,
             host.top_logprobs_RTk,
         )
-
-
-def _rows(prompts: list[np.ndarray], ids_N: np.ndarray, dispatch: Dispatch) -> Rows:
-    """Return the rows of a batch, as numpy arrays; one that fills it has a prompt of one token."""
-    size = len(dispatch.rows_B)
-    tokens_BP = np.zeros((size, dispatch.slots), np.int32)
-    lengths_B, ids_B2 = np.ones(size, np.int32), np.zeros((size, 2), np.uint32)
-    for i, row in enumerate(dispatch.rows_B):
-        if row != generation_plan.FILL:
-            prompt = prompts[row]
-            tokens_BP[i, dispatch.slots - len(prompt) :] = prompt
-            lengths_B[i] = len(prompt)
-            ids_B2[i] = int(ids_N[row]) & 0xFFFFFFFF, int(ids_N[row]) >> 32
-    used_B = dispatch.rows_B != generation_plan.FILL
-    return Rows(tokens_BP, lengths_B, ids_B2, dispatch.sample_B, used_B)
 
 
 def generate(
