@@ -288,6 +288,8 @@ def _bench(options: argparse.Namespace, overrides: list[str]) -> int:
         documents=options.documents,
         repeats=options.repeats,
         peer=options.peer,
+        prompt_tokens=bench.as_counts("--prompt_tokens", options.prompt_tokens),
+        new_tokens=bench.as_counts("--new_tokens", options.new_tokens),
         **({} if options.mix is None else {"mixes": (options.mix,)}),
     )
     config = None if options.config is None else load_config(options.config, overrides)

@@ -286,11 +286,14 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "what",
         metavar="WHAT",
-        choices=("train", "label", "data", "population", "compile", "checkpoint", "all"),
-        help="train: the train step; label: the label pass; data: tokenising and packing; "
-        "population: several seeds, one after another and together; compile: from process start "
-        "to the first step, cold and warm; checkpoint: how long a save stalls training; all: a "
-        "quick run of all of these",
+        choices=(
+            *("train", "label", "generate", "data", "population", "compile", "checkpoint"),
+            "all",
+        ),
+        help="train: the train step; label: the label pass; generate: completions; "
+        "data: tokenising and packing; population: several seeds, one after another and together; "
+        "compile: from process start to the first step, cold and warm; checkpoint: how long "
+        "a save stalls training; all: a quick run of all of these",
     )
     bench.add_argument("--config", metavar="FILE", help="measure the model and task of this recipe")
     bench.add_argument("--json", metavar="FILE", help="also write the records to this file")
@@ -308,16 +311,30 @@ def _add_bench(commands: Any) -> None:
         "--documents",
         type=int,
         metavar="N",
-        help="documents per repetition (default: about one second's worth)",
+        help="documents per repetition (default: about one second's worth), or prompts for "
+        "generate (default: 32)",
     )
     bench.add_argument(
-        "--repeats", type=int, metavar="N", help="repetitions (default: 7; 3 for all)"
+        "--repeats",
+        type=int,
+        metavar="N",
+        help="repetitions (default: 7; 3 for generate and all)",
+    )
+    bench.add_argument(
+        "--prompt_tokens",
+        metavar="N,N",
+        help="generate: lengths of prompts (default: 64,512; 64 for all)",
+    )
+    bench.add_argument(
+        "--new_tokens",
+        metavar="N,N",
+        help="generate: new tokens after each prompt (default: 32,256; 32 for all)",
     )
     bench.add_argument(
         "--peer",
         metavar="PEER",
-        help="compare with PyTorch: torch (the fastest variant) or torch-released (the code "
-        "released with the paper)",
+        help="compare with PyTorch: torch (the fastest variant; for generate, transformers) or "
+        "torch-released (the code released with the paper)",
     )
 
 

@@ -38,6 +38,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return dict(zip(names, map(float, quantiles), strict=True))
 
 
+def with_quartiles(values: dict[str, float], digits: int) -> str:
+    """Return the median and the quartiles of a `spread` as text."""
+    low, middle, high = (values[k] for k in ("lower_quartile", "median", "upper_quartile"))
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
 def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Record:
     """Return our throughput relative to the peer's, from the times of adjacent repetitions.
 

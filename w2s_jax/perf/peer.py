@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flax import traverse_util
@@ -107,23 +108,25 @@ def write_job(path: Path, bench: str, peer: str, workload: Workload, program: Pr
     np.savez(path, **arrays)
 
 
-class Peer:
-    """A child process that runs the peer; a context manager that ends it on exit.
+class Child:
+    """A child process that runs a peer; a context manager that ends it on exit.
+
+    Subclasses write the job before it is entered.
 
     Args:
-      bench: 'train' or 'label'.
-      peer: one of `PEERS`.
-      workload, program: what our side runs.
+      name: name of the peer.
     """
 
-    def __init__(self, bench: str, peer: str, workload: Workload, program: Program):
+    #: The file or folder with the job, in a temporary folder.
+    job_name = "job.npz"
+
+    def __init__(self, name: str):
         self.temporary = tempfile.TemporaryDirectory(prefix="w2s-bench-")
         self.folder = Path(self.temporary.name)
-        self.job = self.folder / "job.npz"
-        write_job(self.job, bench, peer, workload, program)
-        self.name = peer
+        self.job = self.folder / self.job_name
+        self.name = name
 
-    def __enter__(self) -> "Peer":
+    def __enter__(self) -> Self:
         self.errors = (self.folder / "stderr").open("w+")
         self.child = subprocess.Popen(
             [sys.executable, "-m", "w2s_jax.perf.torch_peer"],
@@ -137,7 +140,10 @@ class Peer:
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        self.job.unlink()
+        if self.job.is_dir():
+            shutil.rmtree(self.job)
+        else:
+            self.job.unlink()
         return self
 
     def __exit__(
@@ -179,3 +185,17 @@ class Peer:
         path = self.folder / "outputs.npy"
         memory = self.ask("outputs", to=str(path))["peak_memory"]
         return np.load(path), memory
+
+
+class Peer(Child):
+    """A peer that trains or labels.
+
+    Args:
+      bench: 'train' or 'label'.
+      peer: one of `PEERS`.
+      workload, program: what our side runs.
+    """
+
+    def __init__(self, bench: str, peer: str, workload: Workload, program: Program):
+        super().__init__(peer)
+        write_job(self.job, bench, peer, workload, program)

@@ -167,17 +167,12 @@ def _cells(record: Record) -> list[str]:
         record["mix"],
         f"{record['tokens_per_second']:,.0f}",
         f"{record['documents_per_second']:,.1f}",
-        _with_quartiles(record["seconds"], 3),
+        measuring.with_quartiles(record["seconds"], 3),
         f"{record['padding_share']:.1%}",
         f"{record['tflops']:,.3f}",
         "n/a" if mfu is None else f"{mfu:.1%}",
         f"{record['compile_seconds']:.1f}",
     ]
     if "ratio" in record:
-        cells += [_with_quartiles(record["ratio_spread"], 2), record["peer"]["variant"]]
+        cells += [measuring.with_quartiles(record["ratio_spread"], 2), record["peer"]["variant"]]
     return cells
-
-
-def _with_quartiles(values: dict[str, float], digits: int) -> str:
-    low, middle, high = (values[k] for k in ("lower_quartile", "median", "upper_quartile"))
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"

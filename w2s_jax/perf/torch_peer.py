@@ -1,6 +1,7 @@
 """The child process in which a PyTorch peer runs. It reads and writes one line of JSON at a time.
 
-    {"command": "prepare", "job": FILE.npz}        -> {"variant": ..., "trials": ...}
+    {"command": "prepare", "job": FILE.npz}        -> {"variant": ..., "trials": ...}; of a folder,
+                                                      generation, also "prefill_seconds"
     {"command": "run"}                             -> {"seconds": 1.25}
     {"command": "outputs", "to": FILE.npy}         -> {"peak_memory": ...}; writes the last outputs
 
@@ -10,6 +11,7 @@ whole machine.
 
 import json
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -42,8 +44,19 @@ def _prepare(path: str) -> tuple[Any, dict[str, Any]]:
     if torch.cuda.is_available():
         # XLA's default.
         torch.set_float32_matmul_precision("high")
-    program, variant, trials = torch_programs.make_program(read_job(path))
+    more: dict[str, Any] = {}
+    program: Any
+    if Path(path).is_dir():
+        from w2s_jax.perf import torch_generation
+
+        program, variant, trials = torch_generation.make_program(
+            torch_generation.read_job(Path(path))
+        )
+        more["prefill_seconds"] = torch_generation.prefill_seconds(program)
+    else:
+        program, variant, trials = torch_programs.make_program(read_job(path))
     return program, {
+        **more,
         "variant": variant,
         "trials": {name: seconds for name, seconds in trials.items() if seconds < float("inf")},
         "torch": torch.__version__,
