@@ -163,11 +163,12 @@ def test_all_runs_every_benchmark_quickly(monkeypatch):
     monkeypatch.setattr(throughput, "measure", measure)
     monkeypatch.setattr(throughput, "print_records", lambda *_: None)
     monkeypatch.setattr(data, "bench", lambda *_: [{"bench": "data"}])
+    monkeypatch.setattr(bench, "_generate", lambda *_: [{"bench": "generate"}])
     monkeypatch.setattr(bench, "_compile", lambda *_: [{"bench": "compile"}])
     monkeypatch.setattr(bench, "_population", lambda *_: [{"bench": "population"}])
     monkeypatch.setattr(bench, "_checkpoint", lambda *_: [{"bench": "checkpoint"}])
     records = bench.run("all", bench.Options(), Console())
-    others = ["data", "population", "compile", "checkpoint"]
+    others = ["generate", "data", "population", "compile", "checkpoint"]
     assert [r["bench"] for r in records] == ["train"] * 2 + ["label"] * 2 + others
     assert calls[0] == ("train", "short", bench.QUICK_DOCUMENTS, bench.QUICK_REPEATS)
 

@@ -64,7 +64,7 @@ def test_a_record_is_what_is_printed(capsys, tmp_path):
     median = record["seconds"]["median"]
     assert record["prompts_per_second"] == pytest.approx(64 / median)
     assert record["new_tokens_per_second"] == pytest.approx(192 / median)
-    assert f"{192 / median:,.0f}" in out and "gpt-d8" in out and "ratio" not in out
+    assert f"{192 / median:,.0f}" in out and "gpt-d8" in out and "peer" not in out
     # Two batches of two steps after the prefill.
     steps = 4 * record["step_seconds"]
     assert record["prefill_seconds"] + steps == pytest.approx(

@@ -5,17 +5,18 @@ import functools
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from w2s_jax import sharding
 from w2s_jax.cli.main import main
 from w2s_jax.core import errors
-from w2s_jax.perf import peer, programs, throughput, workloads
+from w2s_jax.perf import generating, peer, programs, throughput, workloads
 
 torch = pytest.importorskip("torch")
 
-from w2s_jax.perf import torch_gpt2, torch_peer, torch_programs  # noqa: E402
+from w2s_jax.perf import torch_generation, torch_gpt2, torch_peer, torch_programs  # noqa: E402
 
 
 @functools.cache
@@ -181,3 +182,57 @@ def test_bench_with_a_peer_writes_a_ratio(capsys, tmp_path):
     assert f"{record['ratio']:.2f} (" in out
     assert record["peer"]["name"] == "torch-released" and record["peer"]["dtype"] == "float32"
     assert record["peer"]["first_loss_difference"] < 1e-4
+
+
+def generation_job(dtype, folder):
+    """Return a small job of generation, our tokens, and the job as the peer reads it."""
+    small = dataclasses.replace(workloads.find_model("gpt-d8"), vocab_size=300, max_positions=64)
+    job = generating.Job(small, dtype, 33, 6, 5)
+    params = generating.random_params(job)
+    # Larger weights, so that completions are more than repetitions of the last token.
+    params = {**params, "blocks": jax.tree.map(lambda x: 6 * x, params["blocks"])}
+    completer = generating.Completer(job, params)
+    completer.run()
+    generating.write_job(folder, job, params)
+    return job, completer.tokens_NT, torch_generation.read_job(folder)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_completions_are_those_of_transformers(tmp_path, attention):
+    _, ours_NT, handed = generation_job("float32", tmp_path)
+    program = torch_generation.Completer(handed, torch_generation.Variant("float32", attention))
+    seconds, theirs_NT = program.run()
+    np.testing.assert_array_equal(ours_NT, theirs_NT)
+    assert len(np.unique(theirs_NT)) > 20 and seconds > 0
+    np.testing.assert_array_equal(program.run(2)[1], theirs_NT[:, :2])
+
+
+def test_weights_are_rounded_alike_and_the_fastest_variant_generates(tmp_path, monkeypatch):
+    job, ours_NT, handed = generation_job("bfloat16", tmp_path)
+    times = {"bfloat16, sdpa": 2.0, "float32, sdpa": 1.0, "float32, eager": 3.0}
+
+    def tried(_, variant, trials):
+        trials[variant.name] = times[variant.name]
+        return trials[variant.name]
+
+    monkeypatch.setattr(torch_generation, "_try", tried)
+    program, variant, trials = torch_generation.make_program(handed)
+    assert (variant, trials) == ("float32, sdpa", times)
+    found = generating.agreement(job, ours_NT, program.run()[1])
+    # On CPUs, ours rounds the weights only, like this variant.
+    assert found["same_tokens"] > 0.9
+
+
+def test_bench_generate_with_a_peer_writes_a_ratio(capsys, tmp_path):
+    path = tmp_path / "bench.json"
+    arguments = ["--model=gpt-d8", "--prompt_tokens=5", "--new_tokens=3", "--repeats=2"]
+    assert main(["bench", "generate", *arguments, "--peer=torch", f"--json={path}"]) == 0
+    out = capsys.readouterr().out
+    (record,) = json.loads(path.read_text())["records"]
+    spread, other = record["ratio_spread"], record["peer"]
+    assert spread["min"] <= record["ratio"] <= spread["max"]
+    assert f"{record['ratio']:.2f} (" in out and other["variant"] in out
+    assert other["name"] == "torch" and {"bfloat16, sdpa", "float32, sdpa"} < set(other["trials"])
+    assert other["variant"] in other["trials"] and other["same_first_tokens"] >= 0.5
+    assert other["new_tokens_per_second"] == pytest.approx(96 / other["seconds"]["median"])
+    assert other["prefill_seconds"] > 0
