@@ -255,15 +255,15 @@ def split_rows(x: jax.Array) -> jax.Array:
     return _constrained(x, P(BATCH_AXES))
 
 
-def split_rows_and_heads(x_nRK: jax.Array) -> jax.Array:
-    """Constrain a stack's rows and key/value heads, its second and third axes, to be sharded.
+def split_rows_and_heads(x_RKSE: jax.Array) -> jax.Array:
+    """Constrain rows and key/value heads to be sharded: the first two of the last four axes.
 
     Heads are not split if `tensor` does not divide them.
     """
-    mesh = current_mesh()
-    if mesh is not None and x_nRK.shape[2] % mesh.shape["tensor"]:
-        return _constrained(x_nRK, P(None, BATCH_AXES))
-    return _constrained(x_nRK, P(None, BATCH_AXES, "tensor"))
+    mesh, before = current_mesh(), (None,) * (x_RKSE.ndim - 4)
+    if mesh is not None and x_RKSE.shape[-3] % mesh.shape["tensor"]:
+        return _constrained(x_RKSE, P(*before, BATCH_AXES))
+    return _constrained(x_RKSE, P(*before, BATCH_AXES, "tensor"))
 
 
 def look_up(table_VD: jax.Array, index_RL: jax.Array) -> jax.Array:

@@ -24,28 +24,36 @@ _MASKED = -1e30
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of a stack of layers, each [n, R, K, S, E] in the compute dtype."""
+    """Keys and values of a stack of layers, each [n, R, K, S, E] in the compute dtype.
+
+    Those of a layer apart have no axis n. With one, XLA's CPU programs write a slot twice, once
+    with the axis for the next token and once without it for attention, and so copy the whole cache
+    for each token.
+    """
 
     k_nRKSE: Array
     v_nRKSE: Array
 
 
 def of_prompt(k_nRPKE: Array, v_nRPKE: Array, slots: int) -> Cache:
-    """Return a cache of `slots` slots, the first of which hold the keys and values of prompts."""
+    """Return a cache of `slots` slots, the first of which hold the keys and values of prompts.
+
+    Of a layer apart, they have no axis n.
+    """
 
     def padded(x_nRPKE: Array) -> Array:
-        x_nRKPE = x_nRPKE.transpose(0, 1, 3, 2, 4)
-        free = slots - x_nRKPE.shape[3]
-        x_nRKSE = jnp.pad(x_nRKPE, ((0, 0), (0, 0), (0, 0), (0, free), (0, 0)))
+        x_nRKPE = jnp.swapaxes(x_nRPKE, -3, -2)
+        free = slots - x_nRKPE.shape[-2]
+        x_nRKSE = jnp.pad(x_nRKPE, [(0, 0)] * (x_nRKPE.ndim - 2) + [(0, free), (0, 0)])
         return sharding.split_rows_and_heads(x_nRKSE)
 
     return Cache(padded(k_nRPKE), padded(v_nRPKE))
 
 
 def append(
-    cache: Cache, layer: Array | int, slot: Array, k_RKE: Array, v_RKE: Array
+    cache: Cache, layer: Array | None, slot: Array, k_RKE: Array, v_RKE: Array
 ) -> tuple[Cache, Array, Array]:
-    """Write the keys and values of one slot of a layer.
+    """Write the keys and values of one slot of a layer; None: the cache is of a layer apart.
 
     Returns:
       The cache, which XLA updates in place, and the layer's keys and values, [R, K, S, E].
@@ -53,10 +61,14 @@ def append(
 
     def put(x_nRKSE: Array, new_RKE: Array) -> Array:
         zero = jnp.int32(0)
-        where = (jnp.int32(layer), zero, zero, slot, zero)
+        if layer is None:
+            return jax.lax.dynamic_update_slice_in_dim(x_nRKSE, new_RKE[:, :, None], slot, 2)
+        where = (layer, zero, zero, slot, zero)
         return jax.lax.dynamic_update_slice(x_nRKSE, new_RKE[None, :, :, None], where)
 
     k_nRKSE, v_nRKSE = put(cache.k_nRKSE, k_RKE), put(cache.v_nRKSE, v_RKE)
+    if layer is None:
+        return Cache(k_nRKSE, v_nRKSE), k_nRKSE, v_nRKSE
     k_RKSE, v_RKSE = (
         jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (k_nRKSE, v_nRKSE)
     )

@@ -211,7 +211,7 @@ def prefill(
             for i, stacked in enumerate(layers):
                 own, here = varied[i] if varied else None, last_R1 if i == len(layers) - 1 else None
                 x_RPD, (k, v) = layer(x_RPD, _at(stacked, 0), own, here)
-                cache.append(caches.of_prompt(k[None], v[None], slots))
+                cache.append(caches.of_prompt(k, v, slots))
             cache = tuple(cache)
         else:
             owns = jax.tree.map(lambda *x: jnp.stack(x), *varied) if varied else None
@@ -248,10 +248,10 @@ def step(
     layers = prepared["layers"]
     positions_R1 = (slot - first_R)[:, None]
     whole = cache[0] if isinstance(cache, tuple) else cache
-    shared, varied = reaches(config, whole.k_nRKSE.shape[3])
+    shared, varied = reaches(config, whole.k_nRKSE.shape[-2])
 
     def layer(
-        x_R1D: Array, own_cache: Cache, params: Any, own: Reach | None, number: Array | int
+        x_R1D: Array, own_cache: Cache, params: Any, own: Reach | None, number: Array | None
     ) -> tuple[Array, Cache]:
         block, reach = nnx.merge(graphdef, params), own or shared
         normed_R1D = block.attention_norm(x_R1D)
@@ -276,7 +276,7 @@ def step(
             after = []
             for i, stacked in enumerate(layers):
                 own = varied[i] if varied else None
-                x_R1D, own_cache = layer(x_R1D, cache[i], _at(stacked, 0), own, 0)
+                x_R1D, own_cache = layer(x_R1D, cache[i], _at(stacked, 0), own, None)
                 after.append(own_cache)
             cache = tuple(after)
         else:
