@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, processes, signals
 from w2s_jax.data.completions import prompts_of
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -80,7 +80,7 @@ def complete(
             kept.keep(number, batches[-1])
             # Nothing is lost: what is kept is not computed again.
             if context.should_stop():
-                raise errors.Interrupted(f"{phase.title}: stopped while completing {split}")
+                raise signals.interruption(f"while {phase.title} completes {split}")
     labels = _joined(batches, ids_N)
     assert len(labels["ids"]) == len(ids_N) * sampling.get("num_samples", 1)
     prediction.check_finite(phase, labels["logprobs"], f"completions of {split}")
