@@ -44,9 +44,7 @@ def test_the_most_probable_share_is_kept():
 def test_preference_pairs_follow_the_paper(answers, weak, expected):
     given = ["" if letter == "-" else letter for letter in answers]
     texts = [f"{number}{letter}" for number, letter in enumerate(answers)]
-    found = preference_pair(
-        weak, "weak", given, texts, key=0, confidence=0.6, reversal=0.8
-    )
+    found = preference_pair(weak, "weak", given, texts, key=0, confidence=0.6, reversal=0.8)
     assert found == expected
 
 
@@ -86,7 +84,9 @@ def test_metrics_of_answers():
     assert found["accuracy_se"] == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
     assert found["auroc"] is None and found["ece"] is None
     assert found["scores"] == {"legal": pytest.approx(2 / 3), "none": None}
-    agreement = answer_agreement(["a", "b", "", "d"], ["a", "c", "", "d"], [True, True, False, False])
+    agreement = answer_agreement(
+        ["a", "b", "", "d"], ["a", "c", "", "d"], [True, True, False, False]
+    )
     assert agreement == {
         "agreement": 0.5, "agreement_when_correct": 0.5, "agreement_when_wrong": 0.5,
         "misfit": None,

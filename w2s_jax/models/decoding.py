@@ -5,6 +5,7 @@ vocabulary, k most probable tokens.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,15 +102,37 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
     Returns:
       {'layers': a stack of all layers, or a tuple of stacks of one layer, 'rest': the others}.
     """
-    stacks = [params[name] for name in network.STACKS if name in params]
-    rest = {name: value for name, value in params.items() if name not in network.STACKS}
+    run, where = _preparation(config, params, compute_dtype, scan)
+    return jax.jit(run, out_shardings=where)(params)
+
+
+def abstract_prepared(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) -> Any:
+    """Return shapes, dtypes and shardings of the result of `prepare`.
+
+    Args:
+      config, compute_dtype, scan: as of `prepare`.
+      params: the model's parameters, as `jax.ShapeDtypeStruct` with shardings.
+    """
+    run, where = _preparation(config, params, compute_dtype, scan)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(run, params),
+        where,
+    )
+
+
+def _preparation(
+    config: ModelConfig, params: Any, compute_dtype: Any, scan: bool
+) -> tuple[Callable[[Any], Any], Any]:
+    """Return what `prepare` does with the parameters, and the shardings of its result."""
 
     def cast(tree: Any) -> Any:
         flat = traverse_util.flatten_dict(tree)
         cast = {p: x.astype(compute_dtype) if p[-1] in _CAST else x for p, x in flat.items()}
         return traverse_util.unflatten_dict(cast)
 
-    def run(stacks: list[Any], rest: Any) -> Any:
+    def run(params: Any) -> Any:
+        stacks, rest = _stacks_and_rest(params)
         stacks = [cast(stack) for stack in stacks]
         if scan:
             layers = jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks)
@@ -121,13 +144,19 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
             )
         return {"layers": layers, "rest": cast(rest)}
 
+    stacks, rest = _stacks_and_rest(params)
     # Layers are not split over devices, so that a part of a stack is sharded like the whole.
     of_stack = jax.tree.map(lambda x: x.sharding, stacks[0])
-    where = {
+    return run, {
         "layers": of_stack if scan else (of_stack,) * config.num_layers,
         "rest": jax.tree.map(lambda x: x.sharding, rest),
     }
-    return jax.jit(run, out_shardings=where)(stacks, rest)
+
+
+def _stacks_and_rest(params: Any) -> tuple[list[Any], Any]:
+    """Return the stacks of layers, and the other parameters."""
+    stacks = [params[name] for name in network.STACKS if name in params]
+    return stacks, {name: x for name, x in params.items() if name not in network.STACKS}
 
 
 def _model(config: ModelConfig, prepared: Any) -> tuple[Any, nnx.GraphDef]:
