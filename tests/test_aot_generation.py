@@ -103,7 +103,7 @@ def test_a_model_that_fits_on_a_chip_completes_a_batch_on_each():
 def test_a_model_that_does_not_fit_is_split_over_the_mesh():
     # 8 billion parameters, twice in bfloat16, exceed half of a chip.
     settings = settings_of("Llama-3.1-8B")
-    found, mesh = programs_of(settings, MeshSettings(fsdp=4, tensor=2))
+    found, _ = programs_of(settings, MeshSettings(fsdp=4, tensor=2))
     decode = named(found, "decode")
     assert decode.chips == 8
     model = ladders.find("Llama-3.1-8B").config()
@@ -183,10 +183,9 @@ def test_pairs_have_two_completions_and_their_reference():
     from w2s_jax.perf.aot import programs
     from w2s_jax.planning.plan import plan
 
-    resolved = inputs.find_inputs(settings_of("gpt-d8"), 1000, TOKENS)
-    phase = next(p for p in plan(resolved).phases if p.kind == "student")
-    loss = dataclasses.replace(phase.loss, kind="dpo", options=())
-    phase = dataclasses.replace(phase, pairs=True, num_texts=2, loss=loss)
+    settings = settings_of("gpt-d8", losses=("xent", "dpo"), method__name="preference_pairs")
+    resolved = inputs.find_inputs(settings, 1000, TOKENS)
+    (phase,) = (p for p in plan(resolved).phases if p.pairs)
     documents = programs.training_documents(phase, resolved)
     assert documents.num_texts == 2 and set(documents.piece_lengths_P) == {TOKENS}
     np.testing.assert_array_equal(documents.document(3, 0), documents.document(3, 1))
