@@ -37,25 +37,40 @@ def settings_of(model, **fields):
     return validate(config)
 
 
-def programs_of(settings, mesh=None, memory=16 * GIB, tokens=TOKENS):
-    """Return the programs of a run on eight CPU devices, as only shapes and shardings matter."""
+def resolved_on(settings, mesh=None):
+    """Return a run and a mesh of the CPU devices, as only shapes and shardings matter."""
     import jax
 
     from w2s_jax import sharding
+
+    resolved = inputs.find_inputs(settings, 1000, TOKENS)
+    return resolved, sharding.make_mesh(mesh or MeshSettings(fsdp=4), jax.devices())
+
+
+def programs_of(settings):
+    """Return all programs of a run."""
     from w2s_jax.perf.aot import programs
     from w2s_jax.planning.plan import plan
 
-    resolved = inputs.find_inputs(settings, 1000, tokens)
-    made = sharding.make_mesh(mesh or MeshSettings(fsdp=4), jax.devices())
-    found, left_out = programs.programs_of(
-        plan(resolved), resolved, made, memory, list(made.devices.flat)
-    )
+    resolved, mesh = resolved_on(settings)
+    host = list(mesh.devices.flat)
+    found, left_out = programs.programs_of(plan(resolved), resolved, mesh, 16 * GIB, host)
     assert left_out == []
-    return found, made
+    return found, mesh
 
 
-def named(found, ending):
-    return next(p for p in found if p.title.endswith(ending))
+def completing(settings, mesh=None, memory=16 * GIB):
+    """Return prefill and decode of a run's weak model, and the mesh."""
+    from w2s_jax import sharding
+    from w2s_jax.perf.aot import generation
+    from w2s_jax.planning.plan import plan
+
+    resolved, mesh = resolved_on(settings, mesh)
+    phase = plan(resolved).phases[0]
+    with sharding.over(mesh):
+        made = generation.completing(phase, resolved, mesh, memory, list(mesh.devices.flat))
+    assert [p.title for p in made] == ["weak: prefill", "weak: decode"]
+    return *made, mesh
 
 
 def test_synthetic_prompts_and_completions_add_up_to_the_documents():
@@ -76,9 +91,7 @@ def test_synthetic_prompts_and_completions_add_up_to_the_documents():
 
 
 def test_a_model_that_fits_on_a_chip_completes_a_batch_on_each():
-    found, _ = programs_of(settings_of("gpt2"))
-    assert all(p.title.split(": ")[-1] in ("prefill", "decode") for p in found if not p.trains)
-    prefill, decode = named(found, "prefill"), named(found, "decode")
+    prefill, decode, _ = completing(settings_of("gpt2"))
     model = ladders.find("gpt2").config()
     # 256 rows, the most of a batch: 1,000 prompts on 8 devices are 125 rows each.
     rows, slots = 125, TOKENS
@@ -103,8 +116,7 @@ def test_a_model_that_fits_on_a_chip_completes_a_batch_on_each():
 def test_a_model_that_does_not_fit_is_split_over_the_mesh():
     # 8 billion parameters, twice in bfloat16, exceed half of a chip.
     settings = settings_of("Llama-3.1-8B")
-    found, _ = programs_of(settings, MeshSettings(fsdp=4, tensor=2))
-    decode = named(found, "decode")
+    _, decode, _ = completing(settings, MeshSettings(fsdp=4, tensor=2))
     assert decode.chips == 8
     model = ladders.find("Llama-3.1-8B").config()
     # A quarter of the memory of a chip holds the cache, and what logits take four times.
@@ -120,8 +132,9 @@ def test_a_model_that_does_not_fit_is_split_over_the_mesh():
     # Parameters are bfloat16 already: nothing is copied, and training shares them.
     assert decode.beside == {}
     assert decode.parts["parameters"] == pytest.approx(2 * model.num_parameters() / 8, rel=0.01)
-    alone, _ = programs_of(settings, MeshSettings(fsdp=4, tensor=2), memory=96 * GIB)
-    assert named(alone, "decode").chips == 1
+    _, alone, _ = completing(settings, MeshSettings(fsdp=4, tensor=2), memory=96 * GIB)
+    assert alone.chips == 1
+    assert alone.parts["parameters"] == pytest.approx(2 * model.num_parameters(), rel=1e-3)
 
 
 def test_the_programs_lower_with_the_cache_that_prefill_returns():
@@ -130,9 +143,8 @@ def test_the_programs_lower_with_the_cache_that_prefill_returns():
     from w2s_jax import sharding
 
     for mesh in (MeshSettings(fsdp=4, tensor=2), MeshSettings()):
-        settings = settings_of("gpt-d8")
-        found, made = programs_of(settings, mesh, memory=GIB if mesh.tensor == 1 else 0)
-        prefill, decode = named(found, "prefill"), named(found, "decode")
+        memory = GIB if mesh.tensor == 1 else 0
+        prefill, decode, made = completing(settings_of("gpt-d8"), mesh, memory)
         assert prefill.chips == (1 if mesh.tensor == 1 else 8)
         with sharding.over(made):
             lowered = prefill.function.lower(*prefill.args)
@@ -238,5 +250,4 @@ def test_a_tiny_model_completes_prompts_on_four_chips(tmp_path):
     records = json.loads((tmp_path / "out.json").read_text())["programs"]
     assert len(records) == 2
     decode = next(record for record in records if record["title"].endswith("decode"))
-    # A step for each token after the first.
-    assert {"embed", "projections", "mlp", "read-out and head"} <= set(decode["parts"])
+    assert {"projections", "mlp", "attention kernel", "read-out and head"} <= set(decode["parts"])

@@ -121,12 +121,12 @@ def _completing(program: Program, shape: Shape) -> dict[str, int]:
     layer = budget.block_parameters(model) // tensor if fsdp > 1 else 0
     found = {"gathered layers": 2 * layer * computed}
     if program.new_tokens:
-        scores = 2 * 4 * model.num_heads * length
-        each = _forward_bytes(model, computed) + 3 * 4 * model.vocab_size + scores
+        scores = 2 * 4 * model.num_heads // tensor * length
+        each = _forward_bytes(model, computed, tensor) + 3 * 4 * model.vocab_size + scores
         return found | {"activations": rows * each}
     slots = generation_plan.cache_slot_bytes(model, computed, tensor)
     found["keys and values of the prompts"] = rows * length * slots
-    return found | {"activations": _forward_bytes(model, computed) * rows * length}
+    return found | {"activations": _forward_bytes(model, computed, tensor) * rows * length}
 
 
 def _table_parameters(program: Program) -> int:
@@ -137,12 +137,13 @@ def _table_parameters(program: Program) -> int:
     return tables * model.vocab_size * model.d_model
 
 
-def _forward_bytes(model: ModelConfig, computed: int) -> int:
+def _forward_bytes(model: ModelConfig, computed: int, tensor: int = 1) -> int:
     """Return the bytes per token of a forward pass: 2 D + F in the compute dtype and in float32.
 
-    They hold the residual stream and a layer's output, a norm, and the MLP.
+    They hold the residual stream and a layer's output, a norm, and the MLP, which may be split over
+    `tensor` chips.
     """
-    return (computed + 4) * (2 * model.d_model + model.d_mlp)
+    return (computed + 4) * (2 * model.d_model + model.d_mlp // tensor)
 
 
 @dataclass(frozen=True)

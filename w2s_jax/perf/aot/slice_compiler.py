@@ -64,8 +64,8 @@ class SliceCompiler:
         )
         if self.only is not None:
             found = [program for program in found if program.trains == (self.only == "steps")]
-        if not found:
-            raise errors.InputError(f"--only: {self.only!r}, but the run has no such program")
+            if not found:
+                raise errors.InputError(f"--only: {self.only!r}, but the run has no such program")
         return MeshPrograms(resolved, mesh, found, left_out)
 
     def compiled(self, program: Program, run: MeshPrograms) -> tuple[Any, float]:
