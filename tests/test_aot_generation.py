@@ -137,20 +137,57 @@ def test_a_model_that_does_not_fit_is_split_over_the_mesh():
     assert alone.parts["parameters"] == pytest.approx(2 * model.num_parameters(), rel=1e-3)
 
 
-def test_the_programs_lower_with_the_cache_that_prefill_returns():
+def test_the_programs_fit_together_as_in_a_run():
+    """Prefill's results, as compiled for CPUs, are decode's arguments, shardings included."""
     import jax
+    import jax.numpy as jnp
 
     from w2s_jax import sharding
+    from w2s_jax.models import decoding, network
 
-    for mesh in (MeshSettings(fsdp=4, tensor=2), MeshSettings()):
-        memory = GIB if mesh.tensor == 1 else 0
-        prefill, decode, made = completing(settings_of("gpt-d8"), mesh, memory)
-        assert prefill.chips == (1 if mesh.tensor == 1 else 8)
-        with sharding.over(made):
+    for shape in (MeshSettings(fsdp=4, tensor=2), MeshSettings()):
+        memory = GIB if shape.tensor == 1 else 0
+        settings = settings_of("rotary-d32", task__max_new_tokens=8)
+        prefill, decode, mesh = completing(settings, shape, memory)
+        assert prefill.chips == (1 if shape.tensor == 1 else 8)
+        with sharding.over(mesh):
             lowered = prefill.function.lower(*prefill.args)
             decode.function.lower(*decode.args)
         given = jax.tree.map(lambda x: (x.shape, x.dtype), decode.args[1:3])
         assert jax.tree.map(lambda x: (x.shape, x.dtype), tuple(lowered.out_info)) == given
+        if shape.tensor > 1:
+            made = jax.tree.leaves(lowered.compile().output_shardings[0])
+            for array, where in zip(jax.tree.leaves(decode.args[1]), made, strict=True):
+                assert where.is_equivalent_to(array.sharding, len(array.shape))
+            params = network.init_params(prefill.model, 0, mesh)
+            real = decoding.prepare(prefill.model, params, jnp.bfloat16, scan=False)
+            assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), real) == jax.tree.map(
+                lambda x: (x.shape, x.dtype, x.sharding), prefill.args[1]
+            )
+
+
+def test_the_largest_batch_is_that_of_a_generator(monkeypatch):
+    """On devices with 32 MiB, which are none of CPUs."""
+    import jax
+
+    from w2s_jax.data.completions import prompts_of
+    from w2s_jax.models import generation, generation_plan, inference
+
+    memory = 2**25
+    settings = settings_of("gpt-d64", train__compute_dtype="float32")
+    _, decode, mesh = completing(settings, MeshSettings(fsdp=4), memory)
+    splits = resolved_on(settings)[0].roles["weak"].splits
+    monkeypatch.setattr(inference, "memory_limit", lambda: memory)
+    monkeypatch.setattr(generation_plan, "CPU_BATCH_SIZE", generation_plan.BATCH_SIZE)
+    generator = generation.Generator(decode.model, mesh, max_new_tokens=NEW, eos=0)
+    planned = [
+        dispatch
+        for split in ("validation", "test", "slice2")
+        for dispatch in generator.plan(prompts_of(splits[split]), splits[split].ids_N)
+    ]
+    # The cache bounds it: 1,000 prompts would be 125 for each device.
+    rows = max(len(dispatch.rows_B) for dispatch in planned) // jax.device_count()
+    assert decode.chips == 1 and decode.shape == (1, rows, TOKENS) and rows < 125
 
 
 def test_evaluations_complete_prompts_and_labels_may_have_distributions():
