@@ -24,16 +24,24 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-#: The files that take longest. They come first, so that no worker is left with one at the end.
+#: The files that take longest, with any option -m. They come first, so that no worker is left with
+#: one at the end.
 LONGEST = (
+    "test_run_methods.py",
+    "test_interruptions.py",
+    "test_processes_run.py",
+    "test_sweep_run.py",
     "test_run_pretrained.py",
+    "test_run.py",
+    "test_run_population.py",
     "test_loss_state.py",
     "test_step.py",
     "test_vocabulary.py",
     "test_frozen_step.py",
-    "test_run.py",
-    "test_sweep_run.py",
     "test_population.py",
+    "test_sharding.py",
+    "test_attention.py",
+    "test_families_torch.py",
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,6 +51,12 @@ GOLDEN = Path(__file__).parent / "golden"
 def golden() -> Path:
     """Numbers from the PyTorch peers (tests/golden/README.md says how they were made)."""
     return GOLDEN
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs whose report does not matter: it takes most of the time of one that resumes."""
+    monkeypatch.setattr("w2s_jax.execution.execute.write_report", lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from w2s_jax.data.documents import stable_id
 from w2s_jax.metrics import classification, intervals
+from w2s_jax.metrics.answers import answer_agreement, answer_metrics
 from w2s_jax.report.runs import FinishedRun
+from w2s_jax.store.artifacts import write_answers
 
 
 def entry(accuracy, auroc, ece, model, **more):
@@ -139,3 +142,49 @@ def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, 
             )
         )  # fmt: skip
     return runs
+
+
+def answered_run(folder, answers, targets, *, seed=0, scores=None, texts=None):
+    """A folder of a finished run of a generation task, with the numbers of given answers.
+
+    Args:
+        folder: the run's folder.
+        answers: label -> answers; `weak`, those of students, `ceiling`.
+        targets: the right answers, all different.
+        seed: its seed.
+        scores: label -> scores of the task.
+        texts: label -> completions, where they are more than the answers.
+    """
+    ids = [stable_id("answered", target) for target in targets]
+    entries, right = {}, {}
+    for label, own in answers.items():
+        phase = f"{'student' if label not in ('weak', 'ceiling') else label}-{label}{seed}"
+        right[label] = np.array([a == t for a, t in zip(own, targets, strict=True)])
+        columns = {"id": ids, "split": ["test"] * len(ids), "answer": own, "target": targets,
+                   "text": (texts or {}).get(label, own), "correct": right[label].tolist(),
+                   "logprob": [-0.5] * len(ids)}  # fmt: skip
+        (folder / "phases" / phase).mkdir(parents=True)
+        write_answers(folder / "phases" / phase / "predictions.parquet", columns)
+        model = "made-up-weak" if label == "weak" else "made-up-strong"
+        entries[label] = {"model": model, "phase": phase}
+        entries[label] |= answer_metrics(right[label])
+        if scores:
+            entries[label]["scores"] = scores[label]
+    weak, ceiling = entries.pop("weak"), entries.pop("ceiling")
+    for label, entry_of in entries.items():
+        pgr, note = classification.performance_gap_recovered(
+            weak["accuracy"], entry_of["accuracy"], ceiling["accuracy"]
+        )
+        found = intervals.pgr_interval(
+            right["weak"], right[label], right["ceiling"], np.ones(len(ids))
+        )
+        entry_of |= {"pgr": pgr, "pgr_low": found["low"], "pgr_high": found["high"],
+                     "gap_low": found["gap_low"], "gap_high": found["gap_high"],
+                     "loss": label, "method": "naive"}  # fmt: skip
+        entry_of |= {} if note is None else {"pgr_note": note}
+        entry_of |= answer_agreement(answers[label], answers["weak"], right["weak"])
+    result = {"name": "answered", "task": "made_up_questions", "seed": seed, "protocol": "paper"}
+    result |= {"weak": weak, "ceiling": ceiling, "students": entries, "stages": []}
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config.json").write_text(json.dumps({"config": {"seed": seed}}))
+    return folder

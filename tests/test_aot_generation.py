@@ -59,6 +59,14 @@ def programs_of(settings):
     return found, mesh
 
 
+@pytest.fixture
+def as_on_accelerators(monkeypatch):
+    """Let decode compute in bfloat16, which on CPUs it does not."""
+    from w2s_jax.models import decoding
+
+    monkeypatch.setattr(decoding, "arithmetic_dtype", lambda dtype: np.dtype(dtype))
+
+
 def completing(settings, mesh=None, memory=16 * GIB):
     """Return prefill and decode of a run's weak model, and the mesh."""
     from w2s_jax import sharding
@@ -90,7 +98,7 @@ def test_synthetic_prompts_and_completions_add_up_to_the_documents():
         inputs.find_inputs(settings_of("gpt2", strong__model="all-MiniLM-L6-v2"), 1000, 64)
 
 
-def test_a_model_that_fits_on_a_chip_completes_a_batch_on_each():
+def test_a_model_that_fits_on_a_chip_completes_a_batch_on_each(as_on_accelerators):
     prefill, decode, _ = completing(settings_of("gpt2"))
     model = ladders.find("gpt2").config()
     # 256 rows, the most of a batch: 1,000 prompts on 8 devices are 125 rows each.
@@ -113,7 +121,7 @@ def test_a_model_that_fits_on_a_chip_completes_a_batch_on_each():
     assert decode.tokens == rows * NEW
 
 
-def test_a_model_that_does_not_fit_is_split_over_the_mesh():
+def test_a_model_that_does_not_fit_is_split_over_the_mesh(as_on_accelerators):
     # 8 billion parameters, twice in bfloat16, exceed half of a chip.
     settings = settings_of("Llama-3.1-8B")
     _, decode, _ = completing(settings, MeshSettings(fsdp=4, tensor=2))
@@ -137,7 +145,7 @@ def test_a_model_that_does_not_fit_is_split_over_the_mesh():
     assert alone.parts["parameters"] == pytest.approx(2 * model.num_parameters(), rel=1e-3)
 
 
-def test_the_programs_fit_together_as_in_a_run():
+def test_the_programs_fit_together_as_in_a_run(as_on_accelerators):
     """Prefill's results, as compiled for CPUs, are decode's arguments, shardings included."""
     import jax
     import jax.numpy as jnp

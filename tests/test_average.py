@@ -149,6 +149,7 @@ def test_smoothed_labels_have_their_closed_form():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
 def test_a_run_takes_them_all_and_labels_and_evaluates_without_them(tmp_path):
     """What a phase predicts is what its stored parameters predict, against unsmoothed labels."""
     config = testing.tiny_config(testing.write_tiny_task(tmp_path / "data"))

@@ -223,7 +223,13 @@ def phase(register, tmp_path):
     settings = validation.loss_settings("of_code", {"kind": "of_code"})
     model = types.SimpleNamespace(family="")
     phase = types.SimpleNamespace(
-        loss=settings, model=model, method=None, kind="student", name="student-0", parents={}
+        task="",
+        loss=settings,
+        model=model,
+        method=None,
+        kind="student",
+        name="student-0",
+        parents={},
     )
     return phase, PhaseFolder(tmp_path / "student-0")
 
@@ -269,7 +275,7 @@ def test_the_code_of_each_extension_that_a_phase_runs_is_recorded(monkeypatch):
 
     def names(family="", method=None, kind="labels"):
         model = types.SimpleNamespace(family=family)
-        phase = types.SimpleNamespace(loss=None, model=model, method=method, kind=kind)
+        phase = types.SimpleNamespace(loss=None, model=model, method=method, kind=kind, task="")
         return list(phase_code(phase))
 
     assert names() == [] and names(family="llama") == []
@@ -302,7 +308,7 @@ def test_the_code_of_parents_counts(tmp_path, monkeypatch):
         model = types.SimpleNamespace(family="")
         kind = name.partition("-")[0]
         more = {"loss": None, "model": model, "method": method, "kind": kind}
-        return types.SimpleNamespace(name=name, parents=parents, **more)
+        return types.SimpleNamespace(name=name, parents=parents, task="", **more)
 
     labels = phase("labels-0", {"labels": "weak-0"}, ("noisy", ()))
     student = phase("student-0", {"labels": labels.name})

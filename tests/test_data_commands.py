@@ -266,3 +266,30 @@ def test_bad_records_are_not_prepared(capsys, folder, tmp_path, row, message):
     to = tmp_path / "prepared"
     status, _, err = run(capsys, "prepare", "mine", f"--to={to}", f"--data_dir={folder}")
     assert status == 2 and re.search(message, err) and not to.exists()
+
+
+def test_show_and_check_of_prompts_and_targets(capsys, tmp_path):
+    rows = [{"prompt": f"say {i}", "target": "12345"[: 1 + i % 5]} for i in range(20)]
+    rows.append({"prompt": "say  0", "target": "no"})
+    write(tmp_path / "say" / "train.jsonl", rows)
+    status, out, _ = run(capsys, "show", "say", "--n=1", f"--data_dir={tmp_path}")
+    shown = re.search(
+        r"\((prompt), (\d+) tokens\) \[BOS\](.*)\n\((target), (\d+) tokens\) (.*)\n", out
+    )
+    assert status == 0 and "no label" not in out and shown[6].endswith("[EOS]")
+    row = {"prompt": shown[3], "target": shown[6].removesuffix("[EOS]")}
+    assert row in rows
+    assert (int(shown[2]), int(shown[5])) == (1 + len(row["prompt"]), 1 + len(row["target"]))
+    status, out, _ = run(capsys, "check", "say", f"--data_dir={tmp_path}")
+    assert status == 0 and "label 1" not in out and "prompts with different targets" in out
+    # documents, groups, the largest group, duplicates, prompts with different targets
+    assert re.search(r"train +21 +21 +1 +1 +1\n", out)
+    assert "train: tokens (bytes) per target, mean 4.0, median 4, longest 6" in out
+    longest = max(2 + len(r["prompt"]) + len(r["target"]) for r in rows)
+    assert f"longest {longest}\n" in out
+    status, out, _ = run(capsys, "list", "say", f"--data_dir={tmp_path}")
+    assert status == 0 and re.search(r"required fields +prompt, target *\n", out)
+    status, out, err = run(
+        capsys, "show", "say", f"--data_dir={tmp_path}", "--max_length=4", "--n=99"
+    )
+    assert status == 2 and "which leave no room for its prompt" in err and err.count("\n") == 1

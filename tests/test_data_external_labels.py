@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.data.external_labels import join_labels, read_external_labels
+from w2s_jax.data.external_labels import (
+    join_labels,
+    join_texts,
+    read_external_labels,
+    read_external_texts,
+)
 
 IDS = [5, 2**63 + 11, 2**64 - 1]
 
@@ -167,3 +172,36 @@ def test_rounded_ids_are_explained(tmp_path, tool):
     for given in (found, {1: 0.5}, {}):
         with pytest.raises(InputError, match="every document needs a label"):
             join_labels(given, others_N, "labels.csv")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv", ".parquet"])
+def test_texts_by_id(tmp_path, suffix):
+    texts = [" so it is 5 ", "", "日"]
+    found_rows = [
+        {"id": f"{i:#x}", "text": t, "split": "s"} for i, t in zip(IDS, texts, strict=True)
+    ]
+    found = read_external_texts(write(tmp_path / f"texts{suffix}", found_rows))
+    assert found == dict(zip(IDS, texts, strict=True))
+    assert join_texts(found, np.array([IDS[2], IDS[0]], np.uint64), "x") == ["日", " so it is 5 "]
+    with pytest.raises(InputError) as caught:
+        join_texts(found, np.array([IDS[0], 255], np.uint64), "weak.labels: f: slice2")
+    assert str(caught.value) == (
+        "weak.labels: f: slice2: no label for 1 of 2 documents (the first: id 255, in hexadecimal "
+        "00000000000000ff); every document needs a label"
+    )
+
+
+def test_texts_that_are_refused(tmp_path):
+    bad = {
+        "line 1: no 'text' (should 'txt' be 'text'?); its columns: id, txt": [
+            {"id": 1, "txt": "a"}
+        ],
+        "line 2: 'text' is not text: None": [{"id": 1, "text": "a"}, {"id": 2, "text": None}],
+        "line 1: 'text' is not text: 5": [{"id": 1, "text": 5}],
+        "line 2: id 1 occurs twice": [{"id": 1, "text": "a"}, {"id": 1, "text": "b"}],
+        "line 1: no 'id'": [{"text": "a"}],
+    }
+    for message, found_rows in bad.items():
+        with pytest.raises(InputError) as caught:
+            read_external_texts(write(tmp_path / "t.jsonl", found_rows))
+        assert message in str(caught.value), message

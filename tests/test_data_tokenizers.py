@@ -348,7 +348,7 @@ def refusal(source):
         load_tokenizer(str(source))
     message = str(caught.value)
     assert "\n" not in message and message.startswith("task.tokenizer: ")
-    assert repr(str(source)) in message and "allowed: bytes, a folder" in message
+    assert repr(str(source)) in message and "allowed: bytes, chess_board, a folder" in message
     return message
 
 

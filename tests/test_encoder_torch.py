@@ -64,7 +64,7 @@ def run(config, params, tokens, segments, scan):
 
 # More of them run with the slow tests.
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10))]
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
 )
 @pytest.mark.parametrize("name", STEMS)
 def test_a_random_configuration_agrees_with_pytorch(name, seed, tmp_path):

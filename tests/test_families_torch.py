@@ -156,7 +156,7 @@ def test_every_family_is_compared():
 
 # More of them run with the slow tests.
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10))]
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
 )
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_random_configuration_agrees_with_pytorch(name, seed, tmp_path):

@@ -271,6 +271,7 @@ def test_the_command_lists_and_removes_only_with_yes(run, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
 def test_a_run_is_as_whole_after_as_before(tmp_path):
     """Its result is printed without training; a loss can be added, whose start is still there."""
     config = testing.tiny_config(testing.write_tiny_task(tmp_path / "data"))

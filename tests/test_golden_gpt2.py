@@ -22,12 +22,12 @@ from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import tokenize
 from w2s_jax.models import families
 from w2s_jax.training.batch_sources import put_batches
+from w2s_jax.training.gradient import loss_and_gradient
 from w2s_jax.training.optimizer import make_optimizer
 from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.programs import compile_step
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import init_state
-from w2s_jax.training.step import loss_and_gradient
 
 SETTINGS = TrainSettings(learning_rate=1e-3, schedule="constant", batch_size=6)
 

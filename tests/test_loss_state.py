@@ -26,6 +26,7 @@ from w2s_jax.data import packing
 from w2s_jax.models import heads, network
 from w2s_jax.training import loop, population
 from w2s_jax.training.batch_sources import compile_for, put_feature_batches
+from w2s_jax.training.batches import NO_EXTRAS
 from w2s_jax.training.checkpoints import Checkpoints
 
 __all__ = ["descent"]
@@ -151,7 +152,7 @@ def test_a_state_that_is_never_updated_stays_and_one_is_refused_where_there_is_n
 
     try:
         mesh, spec = sharding.mesh_of((1, 1, 1)), make_spec(("toy_prior", ()), adapt="probe")
-        assert spec.extras == (False, False)
+        assert spec.extras == NO_EXTRAS
         rng = np.random.default_rng(0)
         features = rng.normal(size=(24, 1, 16)).astype("f4")
         frozen = {"features_NKD": jax.device_put(features, sharding.replicated(mesh))}
@@ -258,6 +259,6 @@ def test_a_population_of_two_equals_each_alone(descent, how, own_order):
 def test_losses_with_a_state_share_programs_and_need_no_more_than_they_must():
     specs = [make_spec(("toy", (("pull", 1.0 + i),)), seed=i) for i in range(2)]
     assert specs[0].program_key() == specs[1].program_key()
-    assert specs[0].extras.update_order and make_spec().extras == (False, False)
+    assert specs[0].extras.update_order and make_spec().extras == NO_EXTRAS
     state = fresh(make_spec(), sharding.mesh_of((1, 1, 1)))
     assert state.loss_state == state.average == ()

@@ -123,7 +123,6 @@ def flat(tree):
     "how,devices,own_order,max_shapes",
     [
         ("vmap", 1, False, 1),
-        pytest.param("loop", 1, True, 2, marks=pytest.mark.slow),
         ("vmap", 2, True, 2),
         pytest.param("loop", 8, False, 1, marks=pytest.mark.slow),
     ],
@@ -276,8 +275,7 @@ def test_members_that_need_other_programs_are_refused():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("shared_order", [True, False])
+@pytest.mark.parametrize("devices,shared_order", [(1, True), (8, False)])
 def test_probes_of_many_settings_are_one_program(devices, shared_order):
     """Regularisation, losses and seeds of 12 heads, against each of them alone."""
     rng = np.random.default_rng(0)

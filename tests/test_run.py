@@ -1,19 +1,20 @@
-"""Whole runs on the tiny task: the contract, resuming, adding losses, refusing, interrupting."""
+"""Whole runs on the tiny task: the contract, resuming, adding losses, refusing, interrupting.
+
+Processes that are killed or terminated are in test_interruptions.
+"""
 
 import dataclasses
 import json
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import threading
-import time
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from interrupting import interrupted_run
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
@@ -32,7 +33,6 @@ from w2s_jax.report import write_report
 from w2s_jax.report.runs import load_runs
 from w2s_jax.report.settings import settings_of
 from w2s_jax.store import artifacts, trees
-from w2s_jax.training import loop
 
 QUIET = Console(quiet=True)
 
@@ -202,6 +202,7 @@ def test_a_finished_run_is_not_run_again(workdir, data_dir, monkeypatch, capsys)
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("no_report")
 def test_more_losses_add_their_students_only(workdir, data_dir, finished, monkeypatch):
     ran = []
     original = phases.run_phase
@@ -252,6 +253,7 @@ def test_a_foreign_folder_is_refused(tmp_path, data_dir):
         execute.run(testing.tiny_config(data_dir), tmp_path, console=QUIET)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_kill_in_the_very_first_write_leaves_a_folder_that_runs(tmp_path, data_dir, finished):
     workdir = tmp_path / "run"
     workdir.mkdir()
@@ -285,6 +287,7 @@ def test_damaged_predictions_are_refused_by_name(workdir, data_dir, finished):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
 def test_runs_that_differ_in_seeds_are_one_group_of_a_report(workdir, data_dir, finished, tmp_path):
     config = testing.tiny_config(data_dir)
     config.seed = config.task.split_seed = 1
@@ -330,44 +333,17 @@ def remove_phase(workdir, kind):
     (workdir / "result.json").unlink()
 
 
-class StopAfter:
-    """A `should_stop` that says yes at its n-th question, once."""
-
-    def __init__(self, count):
-        self.left = count
-
-    def __call__(self):
-        self.left -= 1
-        return self.left == 0
-
-
-def interrupted_run(monkeypatch, config, workdir, questions):
-    """Runs until the n-th block boundary, where a stop is asked for."""
-    stop = StopAfter(questions)
-    original = phases.Context.__init__
-
-    def with_stop(self, *args, **kwargs):
-        original(self, *args, **(kwargs | {"should_stop": stop}))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(phases.Context, "__init__", with_stop)
-        patch.setattr(loop, "_next_boundary", lambda done, *_: done + 5)
-        with pytest.raises(errors.Interrupted):
-            execute.run(config, workdir, console=QUIET)
-
-
 @pytest.mark.medium
 @pytest.mark.parametrize("questions", [2, 3])
-def test_an_interrupted_student_resumes_bit_for_bit(
-    workdir, data_dir, finished, monkeypatch, questions
-):
+@pytest.mark.usefixtures("no_report")
+def test_an_interrupted_student_resumes_bit_for_bit(workdir, data_dir, finished, questions):
     """Stopped at step 10 or 15 of 20 (before and after an evaluation that is the best so far)."""
     confidence = finished[1]["stages"][-1]["phase"]
     undisturbed = (workdir / "phases" / confidence / "metrics.jsonl").read_text()
     predictions = (workdir / "phases" / confidence / "predictions.parquet").read_bytes()
     shutil.rmtree(workdir / "phases" / confidence)
     config = testing.tiny_config(data_dir)
-    interrupted_run(monkeypatch, config, workdir, questions)
+    interrupted_run(config, workdir, questions)
     folder = workdir / "phases" / confidence
     assert not (folder / "result.json").exists()
     saved = [p.name for p in (folder / "checkpoints" / "steps").iterdir() if p.is_dir()]
@@ -380,15 +356,14 @@ def test_an_interrupted_student_resumes_bit_for_bit(
 
 
 @pytest.mark.medium
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    workdir, data_dir, finished, monkeypatch, caplog
-):
+@pytest.mark.usefixtures("no_report")
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(workdir, data_dir, finished, caplog):
     name = finished[1]["stages"][-1]["phase"]
     folder = workdir / "phases" / name
     shutil.rmtree(folder)
     config = testing.tiny_config(data_dir)
     config.checkpoint.every_minutes = 0.0
-    interrupted_run(monkeypatch, config, workdir, 3)
+    interrupted_run(config, workdir, 3)
     steps = folder / "checkpoints" / "steps"
     assert sorted(p.name for p in steps.iterdir() if p.is_dir()) == ["10", "15"]
     victim = max(
@@ -403,6 +378,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("no_report")
 def test_damaged_final_parameters_are_made_again(workdir, data_dir, finished, caplog):
     folder = phase_folders(workdir)["ceiling"]
     (folder / "result.json").unlink()
@@ -422,6 +398,7 @@ def test_damaged_pretrained_parameters_are_one_clear_error(workdir, data_dir, fi
         execute.run(testing.tiny_config(data_dir), workdir, console=QUIET)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_failure_while_labelling_does_not_train_again(workdir, data_dir, finished, monkeypatch):
     folder = phase_folders(workdir)["ceiling"]
     (folder / "result.json").unlink()
@@ -430,6 +407,7 @@ def test_a_failure_while_labelling_does_not_train_again(workdir, data_dir, finis
     assert comparable(result) == comparable(finished[1])
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     workdir, data_dir, finished, monkeypatch
 ):
@@ -493,6 +471,7 @@ def test_a_claimed_phase_is_waited_for(tmp_path):
         pytest.fail("the phase was claimed twice")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_phases_in_a_store_are_shared_between_runs(tmp_path, data_dir, finished, monkeypatch):
     workdir, result = finished
     store = shutil.copytree(workdir / "phases", tmp_path / "store")
@@ -599,84 +578,3 @@ def test_the_table_is_printed_although_the_disk_is_full(
     out = capsys.readouterr().out
     assert "ceiling" in out and f"{finished[1]['ceiling']['accuracy']:.3f}" in out
     assert ("result: " in out) == (unwritten == "report") and "report: " not in out
-
-
-# --- whole processes: killed, terminated ---------------------------------------------------------
-
-
-def command(data_dir, workdir, recipe):
-    recipe.write_text(
-        "from w2s_jax.testing import tiny_config\n"
-        "def get_config():\n"
-        f"    config = tiny_config({str(data_dir)!r})\n"
-        "    config.pretrain.steps = config.train.steps = 300\n"
-        "    config.checkpoint.every_minutes = 0.005\n"
-        "    return config\n"
-    )
-    return [
-        sys.executable,
-        "-m",
-        "w2s_jax.cli.main",
-        "run",
-        f"--config={recipe}",
-        f"--workdir={workdir}",
-    ]
-
-
-#: What must have appeared since the start for a kill to fall at a telling moment.
-MOMENTS = [
-    "config.json",  # nothing trained yet
-    "phases/pretrain-*/checkpoints/steps/*tmp*",  # in mid-save
-    "phases/pretrain-*/checkpoints/steps/*.manifest.json",  # a checkpoint is complete
-    "phases/*/checkpoints/final*tmp*",  # saving the final parameters
-    "phases/weak-*/checkpoints/trained.json",  # before labels and predictions
-    "phases/weak-*/labels*",  # in labelling
-    "phases/student-*/metrics.jsonl",
-    "phases/student-*/checkpoints/steps/*.manifest.json",
-    "phases/student-*/result.json",
-    "result.json",  # before the report
-]
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_bits(tmp_path, data_dir):
-    """kill -9 at telling moments, and the same command again, gives the undisturbed numbers."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    plain = command(data_dir, tmp_path / "plain", tmp_path / "recipe.py")
-    subprocess.run(plain, check=True, **quiet)
-    killed = tmp_path / "killed"
-    again = command(data_dir, killed, tmp_path / "recipe.py")
-    landed = []
-    for pattern in MOMENTS:
-        before = set(killed.glob(pattern))
-        process = subprocess.Popen(again, **quiet)
-        while process.poll() is None and not set(killed.glob(pattern)) - before:
-            time.sleep(0.001)
-        process.kill()
-        landed.append(process.wait() == -signal.SIGKILL)
-    assert sum(landed) >= 8, list(zip(MOMENTS, landed, strict=True))
-    subprocess.run(again, check=True, **quiet)
-    results = [json.loads((d / "result.json").read_text()) for d in (tmp_path / "plain", killed)]
-    assert comparable(results[0]) == comparable(results[1])
-    assert (killed / "report" / "report.html").exists()
-    for stage in results[0]["stages"]:
-        for name in ("metrics.jsonl", "predictions.parquet"):
-            files = [d / "phases" / stage["phase"] / name for d in (tmp_path / "plain", killed)]
-            if files[0].exists():
-                assert files[0].read_bytes() == files[1].read_bytes(), (stage, name)
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_exits_with_75(tmp_path, data_dir):
-    run = command(data_dir, tmp_path / "run", tmp_path / "recipe.py")
-    process = subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "run").glob("phases/*/metrics.jsonl")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(2)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 75, stderr
-    assert "resume" in stderr and "Traceback" not in stderr
-    assert subprocess.run(run, capture_output=True, check=False).returncode == 0

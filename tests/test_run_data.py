@@ -24,6 +24,8 @@ from w2s_jax.planning.pretraining_text import stream_digest
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.store import trees
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 QUIET = Console(quiet=True)
 
 
@@ -44,15 +46,20 @@ def pair_rows(count, seed=0):
     return rows
 
 
+def config_of(folder, name, rows, loss):
+    """A run on a task of 140 documents for training and the others for the test."""
+    write(folder / name / "train.jsonl", rows[:140])
+    write(folder / name / "test.jsonl", rows[140:])
+    config = testing.tiny_config(folder)
+    config.task.name, config.task.validation_docs = name, 20
+    config.pretrain.source = None
+    config.losses = (loss,)
+    return config
+
+
 @pytest.mark.slow
 def test_preference_pairs_from_file_to_result(tmp_path):
-    rows = pair_rows(200)
-    write(tmp_path / "data" / "pairs" / "train.jsonl", rows[:140])
-    write(tmp_path / "data" / "pairs" / "test.jsonl", rows[140:])
-    config = testing.tiny_config(tmp_path / "data")
-    config.task.name, config.task.validation_docs = "pairs", 20
-    config.pretrain.source = None
-    config.losses = ("confidence",)
+    config = config_of(tmp_path / "data", "pairs", pair_rows(200), "confidence")
     workdir = tmp_path / "run"
     result = execute.run(config, workdir, console=QUIET)
     assert result["students"]["confidence"]["n"] == result["weak"]["n"]
@@ -82,12 +89,7 @@ def test_soft_labels_are_learnt_from_and_judged_by_their_half(tmp_path):
         {"text": r["text"], "soft_label": 0.9 if r["label"] else 0.3}
         for r in testing.tiny_records(200)
     ]
-    write(tmp_path / "data" / "judged" / "train.jsonl", rows[:140])
-    write(tmp_path / "data" / "judged" / "test.jsonl", rows[140:])
-    config = testing.tiny_config(tmp_path / "data")
-    config.task.name, config.task.validation_docs = "judged", 20
-    config.pretrain.source = None
-    config.losses = ("xent",)
+    config = config_of(tmp_path / "data", "judged", rows, "xent")
     result = execute.run(config, tmp_path / "run", console=QUIET)
     folder = tmp_path / "run" / "phases" / result["stages"][0]["phase"]
     table = pq.read_table(folder / "predictions.parquet").to_pandas()

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from interrupting import interrupted_run
 from rich.console import Console
 
 from w2s_jax import phases, sharding, testing
@@ -107,27 +108,6 @@ def assert_same_bits(a, b):
         assert mine == theirs
 
 
-def stopped_run(monkeypatch, config, workdir, questions):
-    """Runs to the n-th look for a stop, one each 5 steps and after each phase, and stops there."""
-    asked = []
-    original = phases.Context.__init__
-
-    def stop():
-        asked.append(1)
-        return len(asked) >= questions
-
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            phases.Context,
-            "__init__",
-            lambda self, *a, **k: original(self, *a, **(k | {"should_stop": stop})),
-        )
-        patch.setattr(loop, "_next_boundary", lambda done, *_: done + 5)
-        with pytest.raises(errors.Interrupted) as stopped:
-            execute.run(config, workdir, console=QUIET)
-    return str(stopped.value)
-
-
 @pytest.mark.medium
 def test_phases_together_give_what_they_give_alone(alone, together):
     (_, result), (_, other) = alone, together
@@ -179,7 +159,7 @@ def test_an_interrupted_population_resumes_bit_for_bit_whatever_is_asked_for_now
     alone, together, data_dir, tmp_path, monkeypatch
 ):
     workdir = begun(alone[0], tmp_path / "run")
-    message = stopped_run(monkeypatch, config_of(data_dir, 4), workdir, 2)
+    message = interrupted_run(config_of(data_dir, 4), workdir, 2)
     assert message.startswith(", ".join(TOGETHER)) and "step 10 of 20" in message
     (folder,) = [
         f for f in map(artifacts.PhaseFolder, (workdir / "phases").iterdir()) if f.steps.exists()
@@ -190,7 +170,7 @@ def test_an_interrupted_population_resumes_bit_for_bit_whatever_is_asked_for_now
     assert record == {"mode": "loop", "members": names, "devices": 4}
     # After that once more, between the results of two members.
     monkeypatch.setattr(grouping, "choose_mode", lambda *_: "vmap")
-    stopped_run(monkeypatch, config_of(data_dir, 1), workdir, 3)
+    interrupted_run(config_of(data_dir, 1), workdir, 3)
     assert (workdir / "phases" / names[0] / "result.json").exists()
     assert not (workdir / "phases" / names[1] / "result.json").exists()
     monkeypatch.setattr(phases, "train_together", lambda *_: pytest.fail("trained again"))
@@ -385,7 +365,7 @@ def test_probes_are_one_program_and_resume_in_the_recorded_mode(data_dir, tmp_pa
         together = workdir, execute.run(config, workdir, console=QUIET)
         halved = begun(alone[0], tmp_path / "halved")
         # After the ceiling with its 8 looks for a stop, and one behind it.
-        message = stopped_run(monkeypatch, config, halved, 8 + 2 + 3)
+        message = interrupted_run(config, halved, 8 + 2 + 3)
     assert message.startswith(", ".join(TOGETHER[1:])) and "step 15 of 40" in message
     config.mesh.population = 1
     assert_same_bits((halved, execute.run(config, halved, console=QUIET)), together)

@@ -1,6 +1,5 @@
 """Runs with pretrained models, and with a part of a model trained."""
 
-import itertools
 import json
 import shutil
 
@@ -28,6 +27,8 @@ from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.training.optimizer import round_stochastically
 from w2s_jax.training.prediction import Predictor
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 QUIET = Console(quiet=True)
 
@@ -108,19 +109,24 @@ ADAPTS = {
 }
 
 
-#: The other pairs are slow tests.
-QUICK = {("lora", "llama")}
+#: Each way once, and each of the models.
 PAIRS = [
-    pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
-    for pair in itertools.product(ADAPTS, ("gpt2", "llama", "bert"))
+    ("lora", "llama"),
+    *(
+        pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in (
+            ("full", "bert"),
+            ("last_layers", "llama"),
+            ("probe", "gpt2"),
+            ("probe_then_full", "llama"),
+        )
+    ),
 ]
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("adapt,model_type", PAIRS)
 def test_a_run_trains_what_it_should_and_its_models_load(tmp_path, places, model_type, adapt):
-    if model_type != "llama" and adapt in ("probe_then_full", "last_layers"):
-        pytest.skip("as with the others")
     config = config_of(places, model_type, strong__train__adapt=adapt, **ADAPTS[adapt])
     result = run(config, tmp_path)
     assert result["ceiling"]["model"] == model_type and result["weak"]["model"] == "gpt-d8"
@@ -319,6 +325,12 @@ def test_an_encoder_starts_from_a_zero_head_and_predicts_no_next_token(places):
     assert mean.ceiling != plan(resolved).ceiling and mean.weak == plan(resolved).weak
     config.strong.pretrain.source, config.strong.pretrain.steps = "corpus", 2
     assert "encoder" in error(resolve, validate(config))
+    folder = places[0] / "questions"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"prompt": "w0", "target": "w1"}\n')
+    config.strong.pretrain.source, config.task.name = None, "questions"
+    message = error(resolve, validate(config))
+    assert message.startswith("strong.model: ") and "is an encoder, which generates" in message
 
 
 def test_fingerprints_know_weights_and_not_where_they_lie(tmp_path, places):

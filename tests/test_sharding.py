@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from interrupting import interrupted_run
 from rich.console import Console
 from training_problem import (
     BATCH,
@@ -24,7 +25,7 @@ from training_problem import (
     relative,
 )
 
-from w2s_jax import phases, sharding, testing
+from w2s_jax import sharding, testing
 from w2s_jax.config import MeshSettings, mesh_shapes, validation
 from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
@@ -36,13 +37,15 @@ from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.sharding import RULES, ShardingRules
 from w2s_jax.store.artifacts import PhaseFolder
-from w2s_jax.training import loop, optimizer, programs
+from w2s_jax.training import optimizer, programs
 from w2s_jax.training import state as state_module
 from w2s_jax.training.checkpoints import Checkpoints
 from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.state import init_state
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(autouse=True)
@@ -431,11 +434,12 @@ def test_a_tensor_axis_that_splits_nothing_is_refused(data_dir):
 
 
 @pytest.mark.slow
-def test_a_run_on_three_axes_agrees_with_one_on_data(data_dir, tmp_path, monkeypatch):
+def test_a_run_on_three_axes_agrees_with_one_on_data(data_dir, tmp_path):
     """Accuracies within one standard error; so does a phase begun on data=8, ended on fsdp=8."""
     results = {}
     for name, fields in {"data": {"data": 8}, "all": dict(data=2, fsdp=2, tensor=2)}.items():
         config = testing.tiny_config(data_dir)
+        config.losses = ("xent",)
         config.mesh.update(fields)
         results[name] = execute.run(config, tmp_path / name, console=Console(quiet=True))
     for role in ("weak", "ceiling"):
@@ -454,20 +458,10 @@ def test_a_run_on_three_axes_agrees_with_one_on_data(data_dir, tmp_path, monkeyp
     ceiling = PhaseFolder(tmp_path / "data" / "phases" / results["data"]["ceiling"]["phase"])
     shutil.rmtree(ceiling.path)
     config.mesh.update(dict(data=8, fsdp=1, tensor=1))
-    with monkeypatch.context() as patch:
-        questions = iter([False, True])
-        made = functools.partial(phases.Context, should_stop=lambda: next(questions))
-        patch.setattr(phases, "Context", lambda **fields: made(**without_stop(fields)))
-        patch.setattr(loop, "_next_boundary", lambda done, *_: done + 5)
-        with pytest.raises(errors.Interrupted):
-            execute.run(config, tmp_path / "data", console=Console(quiet=True))
+    interrupted_run(config, tmp_path / "data", 2)
     assert [p.name for p in ceiling.steps.iterdir() if p.is_dir()] == ["10"]
     config.mesh.update(dict(data=1, fsdp=8))
     again = execute.run(config, tmp_path / "data", console=Console(quiet=True))["ceiling"]
     wanted = results["data"]["ceiling"]
     assert abs(again["accuracy"] - wanted["accuracy"]) <= wanted["accuracy_se"]
     assert read_json(ceiling.result)["execution"]["mesh"]["fsdp"] == 8
-
-
-def without_stop(fields):
-    return {name: value for name, value in fields.items() if name != "should_stop"}

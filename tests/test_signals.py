@@ -253,7 +253,7 @@ LINE = re.compile(
 
 
 @pytest.mark.slow
-def test_no_signal_is_lost_at_any_of_fifty_moments(tmp_path):
+def test_no_signal_is_lost_at_any_of_25_moments(tmp_path):
     """Of a run that is longer; most moments are in the seconds before it trains."""
     data_dir = testing.write_tiny_task(tmp_path / "data")
     recipe = tmp_path / "recipe.py"
@@ -266,7 +266,7 @@ def test_no_signal_is_lost_at_any_of_fifty_moments(tmp_path):
     )
     rng = random.Random(0)
     # Python itself takes a moment to start: before that any program ends by the signal.
-    moments = [(rng.uniform(0.0, 2.0 if i < 40 else 5.0), rng.choice(SIGNALS)) for i in range(50)]
+    moments = [(rng.uniform(0.0, 2.0 if i < 20 else 5.0), rng.choice(SIGNALS)) for i in range(25)]
 
     def strike(number):
         moment, sent = moments[number]
@@ -291,5 +291,5 @@ def test_no_signal_is_lost_at_any_of_fifty_moments(tmp_path):
         return f"{moment:.2f} s, {sent.name}: {process.returncode} {err}"
 
     with futures.ThreadPoolExecutor(2) as pool:
-        wrong = [each for each in pool.map(strike, range(50)) if each]
+        wrong = [each for each in pool.map(strike, range(25)) if each]
     assert not wrong, "\n".join(wrong)

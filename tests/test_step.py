@@ -24,6 +24,7 @@ from w2s_jax.training import programs
 from w2s_jax.training import step as step_module
 from w2s_jax.training.batch_sources import put_batches, put_feature_batches
 from w2s_jax.training.batches import Batch
+from w2s_jax.training.gradient import loss_and_gradient
 from w2s_jax.training.optimizer import learning_rates, make_optimizer
 from w2s_jax.training.prediction import Predictor
 from w2s_jax.training.programs import compile_step
@@ -54,8 +55,6 @@ def on_mesh(params, mesh):
     "kind,mesh_shape,num_microbatches,max_shapes",
     [
         ("xent", (1, 1, 1), 1, 3),
-        pytest.param("xent", (8, 1, 1), 1, 1, marks=pytest.mark.slow),
-        pytest.param("logconf", (1, 1, 1), 4, 1, marks=pytest.mark.slow),
         ("logconf", (8, 1, 1), 4, 1),
         pytest.param("product", (8, 1, 1), 4, 1, marks=pytest.mark.slow),
     ],
@@ -217,20 +216,12 @@ def test_a_pair_is_judged_by_the_difference_of_its_rewards(monkeypatch):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(
-    "kind,variants",
-    [
-        ("confidence", [((2, 2, 2), 4)]),
-        ("xent", [((1, 1, 1), 4)]),
-    ],
-)
-def test_microbatches_and_shards_change_no_gradient(monkeypatch, kind, variants):
-    loss = (kind, ())
-    value, whole = gradient_of_one_step(monkeypatch, loss)
-    for mesh_shape, micro in variants:
-        other_value, other = gradient_of_one_step(monkeypatch, loss, mesh_shape, micro)
-        assert other_value == pytest.approx(value, rel=1e-5), (mesh_shape, micro)
-        assert relative(other, whole) < 1e-5, (mesh_shape, micro)
+def test_microbatches_change_no_gradient(monkeypatch):
+    """Of a loss that is a sum over documents; of others see the next test, and test_sharding."""
+    value, whole = gradient_of_one_step(monkeypatch, XENT)
+    other_value, other = gradient_of_one_step(monkeypatch, XENT, micro=4)
+    assert other_value == pytest.approx(value, rel=1e-5)
+    assert relative(other, whole) < 1e-5
 
 
 @functools.cache
@@ -263,7 +254,7 @@ def exact_gradient(kind, micro_size, shards, accumulate=False):
 
     def whole(params, batch):
         half = jnp.float32(0.5)
-        return step_module.loss_and_gradient(spec, {}, params, {}, batch, half, ()).grads
+        return loss_and_gradient(spec, {}, params, {}, batch, half, ()).grads
 
     def gradient(params, batch):
         if not accumulate:
@@ -282,14 +273,13 @@ def exact_gradient(kind, micro_size, shards, accumulate=False):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("kind", ["confidence", pytest.param("logconf", marks=pytest.mark.slow)])
-def test_the_gradient_is_exact_at_any_microbatch_and_mesh(kind):
-    """1e-6 of its norm; and plain accumulation, which is wrong for these losses, is far off."""
-    whole = exact_gradient(kind, 32, 1)
-    for micro_size, shards in ((1, 1), (4, 8), (32, 8), (1, 8)):
-        other = exact_gradient(kind, micro_size, shards)
+def test_the_gradient_is_exact_at_any_microbatch_and_mesh():
+    """1e-6 of its norm; and plain accumulation, which is wrong for this loss, is far off."""
+    whole = exact_gradient("confidence", 32, 1)
+    for micro_size, shards in ((4, 8), (1, 8)):
+        other = exact_gradient("confidence", micro_size, shards)
         assert relative(other, whole) < 1e-6, (micro_size, shards)
-    assert relative(exact_gradient(kind, 4, 1, accumulate=True), whole) > 1e-2
+    assert relative(exact_gradient("confidence", 4, 1, accumulate=True), whole) > 1e-2
 
 
 @pytest.mark.medium
@@ -349,10 +339,10 @@ def run_steps(settings, steps, poison_step=None):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adafactor"])
-def test_each_optimizer_learns_the_batch(optimizer):
+def test_adafactor_learns_the_batch():
+    """All parameters of a model; the next test has numbers for each optimizer, of a probe."""
     settings = TrainSettings(
-        optimizer=optimizer, learning_rate=1e-2, batch_size=16, warmup=0.2, schedule="linear"
+        optimizer="adafactor", learning_rate=1e-2, batch_size=16, warmup=0.2, schedule="linear"
     )
     history = run_steps(settings, 30)[-1].history
     assert history[-5:, 0].mean() < history[:3, 0].mean() - 0.05

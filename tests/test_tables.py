@@ -28,7 +28,10 @@ def test_the_order_of_a_table_does_not_depend_on_what_is_imported_first(first):
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     names = done.stdout.split()
-    assert names[:2] == ["xent", "confidence"] and names[-2:] == ["controls", "imitation"]
+    assert names[:2] == ["xent", "confidence"] and names[-2:] == [
+        "answer_agreement",
+        "preference_pairs",
+    ]
 
 
 def test_every_listed_module_adds_to_its_table():

@@ -8,10 +8,11 @@ import pytest
 from task_rows import ROWS
 
 from w2s_jax.core.errors import InputError
+from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load
 from w2s_jax.data.task import KINDS
 from w2s_jax.data.tasks import TASKS, get_task
-from w2s_jax.data.tasks.mathematics import change_of, corrupted
+from w2s_jax.data.tasks.mathematics import change_of, corrupted, final_number, plain_number
 
 # Tasks of which a catalogue has nothing. All others have an origin in both.
 NOT_ON_THE_HUB = {"amazon_blitzer"}
@@ -46,7 +47,8 @@ def contains(texts, wanted):
 
 
 def test_all_tasks_are_registered():
-    assert set(ROWS) == set(TASKS) - {"digits_even"} and len(ROWS) == 33
+    elsewhere = {"digits_even", "chess_puzzles", "chess_pgn"}  # with tests of their own
+    assert set(ROWS) == set(TASKS) - elsewhere and len(ROWS) == 33
     for name in ROWS:
         task = get_task(name)
         assert task.name == name and task.kind in KINDS
@@ -249,3 +251,24 @@ def test_corrupted_numbers_in_other_forms_and_lines():
     expand, record = get_task("gsm8k_verification").expand, ROWS["gsm8k_verification"].record
     assert expand(record, "a") == expand(dict(reversed(record.items())), "b")
     assert expand(record, "a")[1].meta == {"answer": "8"}  # frozen
+
+
+def test_final_numbers_in_several_forms():
+    forms = {
+        "1,200": "1200", "1,200.0": "1200", "3.50": "3.5", "007": "7", "-0": "0", "-.5": "-0.5",
+        "100": "100", "1" + 40 * "0" + "3": "1" + 40 * "0" + "3",
+    }  # fmt: skip
+    for number, plain in forms.items():
+        assert plain_number(number) == plain
+        assert final_number(f"#### 5, so\n#### {number}") == plain
+        assert final_number(f"It is ####${number}.") == plain
+    assert [final_number(text) for text in ("", "It is 5.", "#### five", "### 5")] == [""] * 4
+
+
+def test_answers_to_word_problems():
+    row, task = ROWS["gsm8k"], get_task("gsm8k")
+    (found,) = task.expand(row.record, "here")
+    assert found.target == "So 2 + 2 = 4 apples.\n#### 4" and found.meta == {"answer": "4"}
+    document = Document(id=1, text=found.text, target=found.target)
+    assert task.is_correct(task.answer_in("Two each.\n#### 4.0"), document)
+    assert not task.is_correct(task.answer_in("4"), document)

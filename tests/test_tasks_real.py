@@ -282,6 +282,21 @@ def test_corrupted_solutions():
     assert total == 7319 and inside > 0.995 * total
 
 
+def test_answers_of_word_problems():
+    """On all records: the target ends in the number, and the answer in it is that number."""
+    task = get_task("gsm8k")
+    for split, records in raw("gsm8k").items():
+        for record, document in zip(records, loaded("gsm8k").documents[split], strict=True):
+            steps, number = record["answer"].split("\n#### ")
+            assert document.text == record["question"].strip()
+            assert document.target.splitlines()[-1] == f"#### {number.strip()}"
+            plain = re.sub(r"<<[^>]*>>", "", steps).split()
+            assert document.target.split()[:-2] == plain
+            answer = task.answer_in(document.target)
+            assert float(answer) == float(number.replace(",", ""))
+            assert task.is_correct(answer, document) and answer == document.meta["answer"]
+
+
 def test_the_number_alone_does_not_tell_right_from_wrong():
     """A guess from length, first and second digit, zeros at the end, counted in one split."""
 

@@ -25,6 +25,7 @@ def get_config(seed: str = "0") -> config_dict.ConfigDict:
     config.name = f"comparison-{seed}"
     config.losses = tuple(LOSS_OPTIONS)
     apart = ("bootstrapping", "prompting")
-    config.method.name = ",".join(name for name in METHODS if name not in apart)
+    able = [name for name, spec in METHODS.items() if "classification" in spec.kinds]
+    config.method.name = ",".join(name for name in able if name not in apart)
     config.method.losses = ("xent",)
     return config

@@ -267,16 +267,16 @@ def token_losses() -> tuple[str, ...]:
 
 
 class _Defaults(Mapping[str, dict[str, Any]]):
-    """A view of `LOSSES` and `PREFERENCES`: kind -> {option: default}."""
+    """A view of `LOSSES`: kind -> {option: default}."""
 
     def __getitem__(self, kind: str) -> dict[str, Any]:
-        return (PREFERENCES[kind] if kind in PREFERENCES else LOSSES[kind]).defaults
+        return LOSSES[kind].defaults
 
     def __iter__(self) -> Iterator[str]:
-        return iter(loss_kinds())
+        return iter(LOSSES)
 
     def __len__(self) -> int:
-        return len(loss_kinds())
+        return len(LOSSES)
 
 
 #: Kind of a loss -> its options with their defaults; None is the default of an optional float.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.config.declarations import LOSSES, METHODS
+from w2s_jax.config.declarations import LOSSES, METHODS, PREFERENCES
 from w2s_jax.config.options import Option
 from w2s_jax.config.schema import config_options
 
@@ -35,6 +35,31 @@ def methods() -> str:
 def loss_options() -> str:
     """Return the table of the options of losses."""
     return _options("loss", {name: spec.options for name, spec in LOSSES.items()})
+
+
+def token_losses() -> str:
+    """Return the table of losses of completions: name, definition, options that apply."""
+    rows = [
+        (
+            f"`{spec.name}`",
+            (spec.on_tokens.__doc__ or "").partition("\n")[0].rstrip("."),
+            ", ".join(f"`{option}`" for option in spec.token_options) or "none",
+        )
+        for spec in LOSSES.values()
+        if spec.on_tokens is not None
+    ]
+    return _table(("name", "term of a target token", "options that apply"), rows)
+
+
+def preference_losses() -> str:
+    """Return the table of losses of pairs of completions: name, definition, source."""
+    rows = [(f"`{spec.name}`", spec.summary, spec.source) for spec in PREFERENCES.values()]
+    return _table(("name", "definition", "source"), rows)
+
+
+def preference_options() -> str:
+    """Return the table of the options of losses of pairs."""
+    return _options("loss", {name: spec.options for name, spec in PREFERENCES.items()})
 
 
 def method_options() -> str:
@@ -65,6 +90,9 @@ def fields() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "options of losses": loss_options,
+    "token losses": token_losses,
+    "preference losses": preference_losses,
+    "options of preference losses": preference_options,
     "methods": methods,
     "options of methods": method_options,
     "config fields": fields,

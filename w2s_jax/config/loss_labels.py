@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from w2s_jax.config.declarations import LOSS_OPTIONS, loss_kinds, loss_named
+from w2s_jax.config.declarations import loss_kinds, loss_named
 from w2s_jax.core import errors
 
 
@@ -25,7 +25,7 @@ def add_loss(config: config_dict.ConfigDict, label: str, kind: str, **options: A
 def loss_section(kind: str, options: Mapping[str, Any]) -> config_dict.ConfigDict:
     """Return the entry of `config.loss` with `options`, the others at their defaults."""
     section = config_dict.ConfigDict({"kind": kind})
-    for option, value in (LOSS_OPTIONS[kind] | dict(options)).items():
+    for option, value in (loss_named(kind, "kind").defaults | dict(options)).items():
         section[option] = config_dict.placeholder(float) if value is None else value
     return section
 

@@ -107,12 +107,15 @@ class Task:
         without spaces around it. Only of generation tasks, as all that follow.
       correct: (answer, document) -> whether it is right. None: it equals the answer in the
         document's target.
-      scores: name -> (answer, document) -> a number or a boolean; their means are reported beside
-        the accuracy.
+      scores: name -> (answer, document) -> a number or a boolean, or None where the score does not
+        apply to the document; the means of the others are reported beside the accuracy.
       tokenizer: name of the tokenizer of embedded models, in place of the config's default: a task
         may bring its own.
-      pretraining: (records, tokenizer) -> documents of tokens to pretrain on, by the name of a
-        `pretrain.source` that the task reads itself.
+      pretraining: (records, tokenizer, *, max_docs) -> documents to pretrain on, by the name of a
+        `pretrain.source` whose records the task converts itself. `records` yields (where, record).
+        The documents are tokens, with the tokenizer's special ones, or texts. If there would be
+        more than `max_docs` (None: no limit), so many are drawn by a hash: by the function, where
+        it need not make the others, else from what it returns.
     """
 
     name: str
@@ -136,7 +139,7 @@ class Task:
     empty: str = "error"
     answer: Callable[[str], str] | None = None
     correct: Callable[[str, Document], bool] | None = None
-    scores: Mapping[str, Callable[[str, Document], float]] = field(default_factory=dict)
+    scores: Mapping[str, Callable[[str, Document], float | None]] = field(default_factory=dict)
     tokenizer: str | None = None
     pretraining: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, shown
 from w2s_jax.core.files import atomic_write, read_json
 from w2s_jax.data.formats import read_json_lines
-from w2s_jax.data.tasks.fields import text_of
 from w2s_jax.data.tokenized import offsets_of
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -43,8 +42,11 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"--prompts: there is no file {path}")
     rows = []
     for where, record in read_json_lines(path):
+        prompt = record.get("prompt")
+        if not isinstance(prompt, str) or not prompt:
+            raise InputError(f"{where}: field 'prompt': {shown(prompt)}; it must be a text")
         row = {"id": record["id"]} if record.get("id") is not None else {}
-        rows.append(row | {"prompt": text_of(record, "prompt", where)})
+        rows.append(row | {"prompt": prompt})
     if not rows:
         raise InputError(f"--prompts: {path} has no rows")
     return rows

@@ -7,7 +7,7 @@ to any task whose completions end in an answer.
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -265,7 +265,7 @@ def preference_pair(
     ),
 )
 def preference_pairs(
-    planner: MethodPlanner, *, epochs: float, learning_rate: float | None, **options: float
+    planner: MethodPlanner, *, epochs: float, learning_rate: float | None, **options: Any
 ) -> Students:
     """Students that learn preferences between completions after the supervisor's completions."""
     builder, weak = planner.builder, planner.naive.weak

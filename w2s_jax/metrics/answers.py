@@ -4,7 +4,7 @@ The predictions of a generation task are texts; an answer is read from each, and
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 
 def answer_metrics(
-    correct_N: ArrayLike, scores: dict[str, Sequence[float | bool | None]] | None = None
+    correct_N: ArrayLike, scores: Mapping[str, Sequence[float | bool | None]] | None = None
 ) -> dict[str, Any]:
     """Return the share of right answers, with its standard error, and the means of scores.
 
@@ -51,7 +51,7 @@ def _mean(values: Sequence[float | bool | None]) -> float | None:
 
 
 def answer_agreement(
-    student: Sequence[str], supervisor: Sequence[str], supervisor_correct_N: ArrayLike
+    student: Iterable[str], supervisor: Iterable[str], supervisor_correct_N: ArrayLike
 ) -> dict[str, float | None]:
     """Return how often a student gives its supervisor's answer, on the same documents.
 
@@ -77,6 +77,6 @@ def answer_agreement(
     }
 
 
-def same_answers(first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+def same_answers(first: Iterable[str], second: Iterable[str]) -> np.ndarray:
     """Return where two lists have the same answer, bool [N]; an empty one equals nothing."""
     return np.array([a == b and a != "" for a, b in zip(first, second, strict=True)], bool)

@@ -40,11 +40,11 @@ class Rows:
       used_R: bool; other rows fill the batch.
     """
 
-    tokens_RP: Array
-    lengths_R: Array
-    ids_R2: Array
-    samples_R: Array
-    used_R: Array
+    tokens_RP: Any
+    lengths_R: Any
+    ids_R2: Any
+    samples_R: Any
+    used_R: Any
 
 
 @jax.tree_util.register_dataclass
@@ -59,10 +59,10 @@ class Knobs:
       top_p: float32.
     """
 
-    seed: Array
-    eos: Array
-    temperature: Array
-    top_p: Array
+    seed: Any
+    eos: Any
+    temperature: Any
+    top_p: Any
 
 
 @jax.tree_util.register_dataclass
@@ -87,6 +87,15 @@ class Written:
     top_logprobs_RTk: Array | None
 
 
+def arithmetic_dtype(compute_dtype: Any) -> Any:
+    """Return the dtype in which the programs compute: on CPUs, float32 in place of bfloat16.
+
+    XLA's CPU programs multiply bfloat16 numbers by converting them, here all weights for each
+    token. So weights are rounded to bfloat16 but kept as float32, and activations are not rounded.
+    """
+    return jnp.dtype("float32" if sharding.target_device().platform == "cpu" else compute_dtype)
+
+
 def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) -> Any:
     """Return parameters as the programs want them: cast, and layers stacked or apart.
 
@@ -96,43 +105,61 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
     Args:
       config: the model.
       params: its parameters, on devices.
-      compute_dtype: dtype of activations.
+      compute_dtype: the dtype to which weights are rounded, before they are cast to the
+        `arithmetic_dtype`.
       scan: whether the programs scan over layers.
 
     Returns:
       {'layers': a stack of all layers, or a tuple of stacks of one layer, 'rest': the others}.
     """
-    run, where = _preparation(config, params, compute_dtype, scan)
-    return jax.jit(run, out_shardings=where)(params)
+    program, given, _ = _preparation(config, params, compute_dtype, scan)
+    return program(*given)
 
 
 def abstract_prepared(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) -> Any:
-    """Return shapes, dtypes and shardings of the result of `prepare`.
-
-    Args:
-      config, compute_dtype, scan: as of `prepare`.
-      params: the model's parameters, as `jax.ShapeDtypeStruct` with shardings.
-    """
-    run, where = _preparation(config, params, compute_dtype, scan)
+    """Return the shapes and shardings of the result of `prepare`, given those of parameters."""
+    program, given, where = _preparation(config, params, compute_dtype, scan)
+    made = jax.eval_shape(program, *given)
     return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(run, params),
-        where,
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), made, where
     )
 
 
-def _preparation(
-    config: ModelConfig, params: Any, compute_dtype: Any, scan: bool
-) -> tuple[Callable[[Any], Any], Any]:
-    """Return what `prepare` does with the parameters, and the shardings of its result."""
+def _preparation(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) -> Any:
+    """Return the program of `prepare`, its arguments, and where it puts its result."""
+    stacks = [params[name] for name in network.STACKS if name in params]
+    rest = {name: value for name, value in params.items() if name not in network.STACKS}
+    # Layers are not split over devices, so that a part of a stack is sharded like the whole.
+    of_stack = jax.tree.map(lambda x: x.sharding, stacks[0])
+    where = {
+        "layers": of_stack if scan else (of_stack,) * config.num_layers,
+        "rest": jax.tree.map(lambda x: x.sharding, rest),
+    }
+    leaves, treedef = jax.tree.flatten(where)
+    dtypes = jnp.dtype(compute_dtype), arithmetic_dtype(compute_dtype)
+    return _preparing(*dtypes, scan, treedef, tuple(leaves)), (stacks, rest), where
+
+
+@functools.lru_cache(maxsize=32)
+def _preparing(
+    rounded: Any, dtype: Any, scan: bool, treedef: Any, shardings: tuple[Any, ...]
+) -> Callable[[list[Any], Any], Any]:
+    """Return the program of `prepare`, given the shardings of its result."""
+
+    def cast_one(x: Array) -> Array:
+        x = x.astype(dtype)
+        if jnp.finfo(rounded).nmant >= jnp.finfo(dtype).nmant:
+            return x
+        # The compiler may drop a cast to a narrower dtype and back.
+        return jax.lax.reduce_precision(x, jnp.finfo(rounded).nexp, jnp.finfo(rounded).nmant)
 
     def cast(tree: Any) -> Any:
         flat = traverse_util.flatten_dict(tree)
-        cast = {p: x.astype(compute_dtype) if p[-1] in _CAST else x for p, x in flat.items()}
-        return traverse_util.unflatten_dict(cast)
+        return traverse_util.unflatten_dict(
+            {path: cast_one(x) if path[-1] in _CAST else x for path, x in flat.items()}
+        )
 
-    def run(params: Any) -> Any:
-        stacks, rest = _stacks_and_rest(params)
+    def run(stacks: list[Any], rest: Any) -> Any:
         stacks = [cast(stack) for stack in stacks]
         if scan:
             layers = jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks)
@@ -144,19 +171,7 @@ def _preparation(
             )
         return {"layers": layers, "rest": cast(rest)}
 
-    stacks, rest = _stacks_and_rest(params)
-    # Layers are not split over devices, so that a part of a stack is sharded like the whole.
-    of_stack = jax.tree.map(lambda x: x.sharding, stacks[0])
-    return run, {
-        "layers": of_stack if scan else (of_stack,) * config.num_layers,
-        "rest": jax.tree.map(lambda x: x.sharding, rest),
-    }
-
-
-def _stacks_and_rest(params: Any) -> tuple[list[Any], Any]:
-    """Return the stacks of layers, and the other parameters."""
-    stacks = [params[name] for name in network.STACKS if name in params]
-    return stacks, {name: x for name, x in params.items() if name not in network.STACKS}
+    return jax.jit(run, out_shardings=jax.tree.unflatten(treedef, shardings))
 
 
 def _model(config: ModelConfig, prepared: Any) -> tuple[Any, nnx.GraphDef]:
@@ -178,7 +193,7 @@ def prefill(
 
     Args:
       config: the model.
-      compute_dtype: dtype of activations and cache.
+      compute_dtype: the `arithmetic_dtype`, that of activations and cache.
       slots: S, slots of the cache.
       prepared: the result of `prepare`.
       rows: the batch.
@@ -282,7 +297,7 @@ def step(
         else:
             owns = jax.tree.map(lambda *x: jnp.stack(x), *varied) if varied else None
             (x_R1D, cache), _ = jax.lax.scan(
-                lambda carry, xs: (layer(*carry, *xs), None),
+                lambda carry, xs: (layer(carry[0], carry[1], *xs), None),
                 (x_R1D, cache),
                 (layers, owns, jnp.arange(config.num_layers, dtype=jnp.int32)),
             )

@@ -20,7 +20,7 @@ from w2s_jax.core import processes, watchdog
 from w2s_jax.models import decoding, generation_plan, inference, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.decoding import Knobs, Rows, Written
+from w2s_jax.models.decoding import Knobs, Written
 from w2s_jax.models.generation_checks import as_ids, as_prompts, check_settings
 from w2s_jax.models.generation_plan import BatchLimits, Dispatch
 from w2s_jax.models.generation_programs import programs
@@ -79,7 +79,8 @@ class Generator:
       num_samples: completions of each prompt.
       seed: seed of the random bits, below 2**32.
       top_k: number of most probable tokens to record at each position (0: none).
-      compute_dtype: dtype of activations and cache.
+      compute_dtype: dtype of weights, activations and cache; on CPUs, 'bfloat16' rounds weights
+        only (see `decoding.arithmetic_dtype`).
       per_device: run a batch with all parameters on each device, instead of a sharded program.
       batch_size: largest number of rows per device (None: by the device and its memory).
       logprobs: whether to compute log-probabilities; else they are 0.
@@ -120,9 +121,11 @@ class Generator:
         # A single device needs no `pmap`, and a part of the devices is a user's choice.
         self.per_device = per_device and mesh.size == jax.device_count() > 1
         self.choice = Choice(temperature == 0, top_p < 1, logprobs, int(top_k))
+        with sharding.over(mesh):
+            self._arithmetic = str(decoding.arithmetic_dtype(compute_dtype))
         self._prefill, self._decode = programs(
             config,
-            self.compute_dtype,
+            self._arithmetic,
             self.max_new_tokens,
             self.choice,
             tuple(jax.local_devices()) if self.per_device else (),
@@ -160,13 +163,15 @@ class Generator:
             batch_size=batch_size,
             cache_bytes=bound,
             greedy=self.choice.greedy,
-            width=jnp.dtype(self.compute_dtype).itemsize,
+            width=jnp.dtype(self._arithmetic).itemsize,
             tensor=1 if self.per_device else self.mesh.shape["tensor"],
             shards=jax.device_count() if self.per_device else sharding.row_shards(self.mesh),
         )
 
     def plan(
-        self, prompts: Sequence[Sequence[int] | np.ndarray], ids: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        ids: Sequence[int] | np.ndarray | None = None,
     ) -> list[Dispatch]:
         """Return the batches in which `batches` completes the prompts.
 
@@ -248,7 +253,7 @@ class Generator:
         self, prepared: Any, prompts: list[np.ndarray], ids_N: np.ndarray, dispatch: Dispatch
     ) -> Written:
         """Dispatch a batch to the devices of this process."""
-        rows = _rows(prompts, ids_N, dispatch)
+        rows = generation_plan.rows_of(prompts, ids_N, dispatch)
         if self.per_device:
             count, own = jax.local_device_count(), jax.process_index() * jax.local_device_count()
             rows = jax.tree.map(
@@ -291,21 +296,6 @@ class Generator:
         )
 
 
-def _rows(prompts: list[np.ndarray], ids_N: np.ndarray, dispatch: Dispatch) -> Rows:
-    """Return the rows of a batch, as numpy arrays; one that fills it has a prompt of one token."""
-    size = len(dispatch.rows_B)
-    tokens_BP = np.zeros((size, dispatch.slots), np.int32)
-    lengths_B, ids_B2 = np.ones(size, np.int32), np.zeros((size, 2), np.uint32)
-    for i, row in enumerate(dispatch.rows_B):
-        if row != generation_plan.FILL:
-            prompt = prompts[row]
-            tokens_BP[i, dispatch.slots - len(prompt) :] = prompt
-            lengths_B[i] = len(prompt)
-            ids_B2[i] = int(ids_N[row]) & 0xFFFFFFFF, int(ids_N[row]) >> 32
-    used_B = dispatch.rows_B != generation_plan.FILL
-    return Rows(tokens_BP, lengths_B, ids_B2, dispatch.sample_B, used_B)
-
-
 def generate(
     config: ModelConfig,
     params: Any,
@@ -323,7 +313,7 @@ def generate(
 ) -> Any:
     """Complete prompts.
 
-    Activations and cache have the dtype of the parameters.
+    Activations and cache have the dtype of the parameters; on CPUs, always float32.
 
     Args:
       config: the model, a decoder.

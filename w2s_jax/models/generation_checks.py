@@ -101,9 +101,10 @@ def as_ids(ids: Sequence[int] | np.ndarray | None, count: int) -> np.ndarray:
     if ids is None:
         return np.arange(count, dtype=np.uint64)
     try:
-        array = np.asarray(ids) if len(ids) else np.zeros(0, np.uint64)
-        whole = np.issubdtype(array.dtype, np.integer) and not (array < 0).any()
-    except (TypeError, ValueError, OverflowError):
+        # numpy would make floats of a list with numbers on both sides of 2**63.
+        array = ids if isinstance(ids, np.ndarray) else np.array(ids, object)
+        whole = all(isinstance(x, int | np.integer) and 0 <= x < 2**64 for x in array.flat)
+    except (TypeError, ValueError):
         whole = False
     if not whole:
         raise InputError(f"ids: {errors.shown(ids)}; must be unsigned 64-bit integers")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.decoding import Rows
 
 #: The row of a batch that only fills it.
 FILL = -1
@@ -158,3 +159,18 @@ def plan(
         )
         start = stop
     return dispatches
+
+
+def rows_of(prompts: list[np.ndarray], ids_N: np.ndarray, dispatch: Dispatch) -> Rows:
+    """Return the rows of a batch, as numpy arrays; one that fills it has a prompt of one token."""
+    size = len(dispatch.rows_B)
+    tokens_BP = np.zeros((size, dispatch.slots), np.int32)
+    lengths_B, ids_B2 = np.ones(size, np.int32), np.zeros((size, 2), np.uint32)
+    for i, row in enumerate(dispatch.rows_B):
+        if row != FILL:
+            prompt = prompts[row]
+            tokens_BP[i, dispatch.slots - len(prompt) :] = prompt
+            lengths_B[i] = len(prompt)
+            ids_B2[i] = int(ids_N[row]) & 0xFFFFFFFF, int(ids_N[row]) >> 32
+    used_B = dispatch.rows_B != FILL
+    return Rows(tokens_BP, lengths_B, ids_B2, dispatch.sample_B, used_B)

@@ -171,9 +171,9 @@ class TrainingInputs:
         )
 
     def preferences(self, start: Parameters, mesh: Mesh) -> Preferences | None:
-        """Return the labels of pairs, with the reference: the parameters that the phase starts from.
+        """Return the labels of pairs, with the reference; None for other phases.
 
-        None for other phases.
+        The reference is what the phase starts from.
         """
         phase = self.phase
         if not phase.pairs:

@@ -34,9 +34,8 @@ class PhaseKind:
       keeps_parameters: whether other phases start from its parameters. They are then kept also
         with `checkpoint.keep_final=False` and after `w2s gc --finals`.
       forward: what its forward passes over documents compute: 'logits' of classes (completions, in
-        a generation task), 'features', or 'none' where it makes no such pass. None if that is not known
-        in advance; `w2s compile`
-        leaves its phases out.
+        a generation task), 'features', or 'none' where it makes no such pass. None if that is not
+        known in advance; `w2s compile` leaves its phases out.
       title: its name in the terminal and the report; '' for `name`.
     """
 

@@ -93,15 +93,17 @@ def _documents_of_task(
     """Return the documents that a task makes of the records of a source, and the source's name.
 
     Raises:
-      InputError: there is no such source, the task's function fails, or what it returns are not
-        documents of tokens of the role's tokenizer.
+      InputError: there is no such source, the task's function fails, or what it returns are neither
+        texts nor documents of tokens of the role's tokenizer.
     """
     source = pretrain.source
     assert source is not None
     corpus = find_corpus(source, task.data_dir, train_split=task.train_split)
     start = f"pretrain.source: {source!r}"
     try:
-        made = reader.task.pretraining[source](corpus_records(corpus), reader.tokenizer)
+        function = reader.task.pretraining[source]
+        # It may draw documents itself, to make no others; if it does not, they are drawn here.
+        made = function(corpus_records(corpus), reader.tokenizer, max_docs=pretrain.max_docs)
         documents = _drawn(made, pretrain.max_docs, task.split_seed)
     except errors.InputError as error:
         raise errors.InputError(f"{start}: {error}") from error
@@ -114,9 +116,11 @@ def _documents_of_task(
     vocabulary = reader.tokenizer or reader.task.token_space
     assert vocabulary is not None
     for document in documents:
+        if document.text is not None:
+            continue
         if not document.tokens:
             raise errors.InputError(
-                f"{start}: task {reader.task.name!r} made a document without tokens "
+                f"{start}: task {reader.task.name!r} made a document without text or tokens "
                 f"({document.name})"
             )
         least, largest = min(document.tokens), max(document.tokens)

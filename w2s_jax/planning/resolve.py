@@ -9,21 +9,14 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from w2s_jax.config import Role, Settings, TaskSettings, validation
 from w2s_jax.core import errors
-from w2s_jax.core.files import sha256
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
-from w2s_jax.data.external_labels import (
-    join_labels,
-    join_texts,
-    read_external_labels,
-    read_external_texts,
-)
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
@@ -33,6 +26,7 @@ from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning import generation
+from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.role_settings import check_model, with_defaults
@@ -151,8 +145,11 @@ def resolve(settings: Settings) -> Resolved:
     notes.insert(0, files)
     sizes = ", ".join(f"{k} {len(v)}" for k, v in raw.items())
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
+    chunks: dict[Any, TokenizedDocuments] = {}
     roles = {
-        role: _role_input(role, found[role], reader, tokenized[reader.key], raw, settings, notes)
+        role: _role_input(
+            role, found[role], reader, tokenized[reader.key], raw, settings, notes, chunks
+        )
         for role, reader in readers.items()
     }
     weak, *middle, strong = (
@@ -165,8 +162,9 @@ def resolve(settings: Settings) -> Resolved:
         generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
     outside = None
     if settings.weak.labels is not None:
-        check = _check_texts if task.generates else _check_outside
-        outside = check(settings.weak.labels, roles["weak"], notes)
+        outside = check_external(
+            settings.weak.labels, roles["weak"].splits, notes, texts=task.generates
+        )
     kept = {name: docs for name, docs in raw.items() if task.generates and name != "pretrain"}
     return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept)
 
@@ -176,37 +174,6 @@ def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelC
     if source is not None:
         return source.config
     return embedded_model(settings.roles[role].model, vocab_size=1, max_positions=1)
-
-
-def _check_texts(path: str, data: RoleInput, notes: list[str]) -> str:
-    """Return the sha256 of a file of completions, after checking that it has all needed ones."""
-    del notes
-    try:
-        found = read_external_texts(path)
-    except errors.InputError as error:
-        raise errors.InputError(f"weak.labels: {error}") from error
-    for split, documents in data.splits.items():
-        if split not in ("slice1", "pretrain"):
-            join_texts(found, documents.ids_N, f"weak.labels: {path}: {split}")
-    return sha256(Path(path))
-
-
-def _check_outside(path: str, data: RoleInput, notes: list[str]) -> str:
-    """Return the sha256 of a file of labels, after checking that it has all that are needed."""
-    try:
-        found = read_external_labels(path)
-    except errors.InputError as error:
-        raise errors.InputError(f"weak.labels: {error}") from error
-    for split, documents in data.splits.items():
-        if split in ("slice1", "pretrain"):
-            continue
-        soft_NC = join_labels(found, documents.ids_N, f"weak.labels: {path}: {split}")
-        undecided = int((soft_NC[:, 1] == 0.5).sum())
-        if undecided:
-            notes.append(
-                f"{split}: {undecided:,} external labels are 0.5; as predictions they count as 0"
-            )
-    return sha256(Path(path))
 
 
 def _source(role: str, settings: Settings) -> ModelSource | None:
@@ -296,14 +263,21 @@ def _role_input(
     raw: Mapping[str, list[Document]],
     settings: Settings,
     notes: list[str],
+    chunks: dict[Any, TokenizedDocuments],
 ) -> RoleInput:
-    """Return a role's model and its documents, with those for pretraining."""
+    """Return a role's model and its documents, with those for pretraining.
+
+    `chunks` has the pretraining documents of the roles before, which roles share.
+    """
     own = settings.roles[role]
     splits, streams, tokenizer = dict(splits), {}, reader.tokenizer
     if own.pretrain.source is not None and own.pretrain.streaming:
         streams["pretrain"] = open_stream(own.pretrain, reader, settings.task, notes)
     elif own.pretrain.source is not None:
-        splits["pretrain"] = read_chunks(own.pretrain, raw, reader, settings.task, notes)
+        key = (reader.key, own.pretrain.source, own.pretrain.max_docs, own.pretrain.chunk_length)
+        if key not in chunks:
+            chunks[key] = read_chunks(own.pretrain, raw, reader, settings.task, notes)
+        splits["pretrain"] = chunks[key]
     vocabulary = reader.task.token_space or tokenizer
     assert vocabulary is not None
     completion = None

@@ -8,6 +8,7 @@ from w2s_jax.report.results import (
     Entry,
     Result,
     gap,
+    has_answers,
     join,
     number,
     plural,
@@ -63,7 +64,9 @@ def setting_caveats(setting: Setting) -> list[tuple[str, str]]:
     lines = [("same model", text) for text in _same_model(setting.runs[0].result)]
     lines += _gap_caveats(setting, seeds) + _difference_caveats(setting, seeds)
     chance = []
-    for (_, label), found in setting.estimates.accuracy.items():
+    for (role, label), found in setting.estimates.accuracy.items():
+        if any(map(has_answers, setting.entries.get((role, label), []))):
+            continue
         if found.low is not None and found.high is not None and found.low <= 0.5 <= found.high:
             chance.append(label)
     if chance:
@@ -115,6 +118,8 @@ def _chance(labels: Iterable[str]) -> str:
 
 
 def _at_chance(entry: Entry) -> bool:
+    if has_answers(entry):
+        return False
     accuracy, se = number(entry.get("accuracy")), number(entry.get("accuracy_se"))
     return accuracy is not None and se is not None and abs(accuracy - 0.5) <= REACH * se
 

@@ -35,6 +35,7 @@ from w2s_jax.report.results import (
     defined_pgr,
     first_of,
     gap,
+    has_answers,
     mean_and_error,
     number,
     plural,
@@ -307,7 +308,8 @@ def _draw_accuracies(ax: "Axes", table: dict[Key, list[Entry]], labels: Sequence
     ax.set_xlim(low - pad, high + pad)
     ax.set_ylim(len(table) - 0.4, -0.6)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    if low - pad < 0.5 < high + pad:
+    classes = not any(has_answers(e) for entries in table.values() for e in entries)
+    if classes and low - pad < 0.5 < high + pad:
         ax.axvline(0.5, color=INK, ls=":", lw=1, zorder=0)
         # Above the first row, on the side that has more room.
         right = (low + high) / 2 < 0.5

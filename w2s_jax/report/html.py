@@ -11,7 +11,8 @@ from urllib.parse import quote
 from w2s_jax.core.errors import StorageError
 from w2s_jax.core.files import atomic_write
 from w2s_jax.planning.kinds import kind_title
-from w2s_jax.report import tables
+from w2s_jax.report import answers, tables
+from w2s_jax.report.answers import AnswerSheet
 from w2s_jax.report.comparison import compare_students
 from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
 from w2s_jax.report.results import Estimate, plural, show, show_interval
@@ -55,7 +56,7 @@ _SECTIONS = {
     ),
     "agreement": _Section(
         "Agreement with the supervisor",
-        "Share of test documents for which the student predicts the same class as its supervisor. A"
+        "Share of test documents for which the student gives the same answer as its supervisor. A"
         " student that imitates its supervisor also agrees where the supervisor is wrong. Error"
         " bars: ± 1 standard error over seeds, and over the test documents that they share.",
         "no agreement is recorded",
@@ -76,18 +77,21 @@ _SECTIONS = {
     ),
 }
 
+#: Why nothing is calibrated where all tasks ask for answers.
+_ANSWERS_NOT_CALIBRATED = "answers have no probabilities of being right"
+
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write `report.html`, figures as PNG and SVG, and CSV tables into a folder.
 
     The figures are `ladder`, `pgr`, `accuracy`, `agreement`, `calibration` and `training`, those
     that have data. The tables are `table.csv` (the metrics of every run), `curves.csv` and
-    `calibration.csv`.
+    `calibration.csv`; where a task asks for answers, also `answers.csv`, some of them side by side.
 
     Args:
         run_dirs: folders of finished runs, or of sweeps, whose finished runs are used.
-        out: the output folder, created if missing. Each file is replaced atomically. Figures of an
-            earlier report that no longer have data are removed.
+        out: the output folder, created if missing. Each file is replaced atomically. Figures and
+            answers of an earlier report that no longer have data are removed.
 
     Returns:
         The path of the page.
@@ -113,12 +117,16 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         "calibration": curves.calibration_panels(settings, bins),
         "training": curves.training_panels(phases),
     }
-    page = _render_page(settings, panels, rows, [p.name for p in unfinished], out)
+    sheets = answers.answer_sheets(settings)
+    page = _render_page(settings, panels, rows, [p.name for p in unfinished], out, sheets)
     files = {
         "table.csv": tables.to_csv(tables.TABLE_COLUMNS, rows),
         "curves.csv": tables.to_csv(tables.CURVE_COLUMNS, tables.curve_rows(phases)),
         "calibration.csv": tables.to_csv(tables.CALIBRATION_COLUMNS, bins),
     }
+    if sheets:
+        shown_answers = answers.answer_rows(sheets)
+        files["answers.csv"] = tables.to_csv(answers.ANSWER_COLUMNS, shown_answers)
     for name, shown in panels.items():
         if shown:
             figure = figure_of(shown[:MAX_PANELS])
@@ -130,7 +138,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         for name, content in files.items():
             with atomic_write(out / name) as file:
                 file.write(content)
-        for name in (f"{figure}.{kind}" for figure in panels for kind in ("png", "svg")):
+        figures = [f"{figure}.{kind}" for figure in panels for kind in ("png", "svg")]
+        for name in (*figures, "answers.csv"):
             if name not in files:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
@@ -152,6 +161,7 @@ def _figure_section(name: str, panels: list[Panel]) -> dict[str, Any]:
     return {
         "name": name,
         "text": _SECTIONS[name],
+        "no_data": _SECTIONS[name].no_data,
         "figures": figures,
         "omitted": len(panels) - len(shown),
     }
@@ -232,6 +242,7 @@ def _render_page(
     rows: list[dict[str, Any]],
     unfinished: list[str],
     out: Path,
+    sheets: Sequence[AnswerSheet] = (),
 ) -> str:
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
@@ -243,18 +254,24 @@ def _render_page(
         lstrip_blocks=True,
     )
     environment.filters.update(show=show, p_value=_p_value)
+    environment.filters.update(shortened=answers.shortened, printable=answers.printable)
     environment.globals.update(below=_below)
     # Only the output of svg_inline, which escapes texts, is inserted as markup.
     environment.filters["trusted_svg"] = Markup
     runs = [run for setting in settings for run in setting.runs]
     first = runs[0].result
     defaults = _default_fields()
+    sections = {name: _figure_section(name, found) for name, found in panels.items()}
+    shown_answers = answers.answers_context(settings, sheets)
+    if shown_answers["sheets"]:
+        sections["calibration"]["no_data"] = _ANSWERS_NOT_CALIBRATED
     return environment.get_template("report.html.j2").render(
         title=str(first.get("name", "run")) if len(runs) == 1 else plural(len(runs), "run"),
         first=first,
         overview=overview(settings),
         settings=[_setting_context(setting) for setting in settings],
-        sections={name: _figure_section(name, found) for name, found in panels.items()},
+        sections=sections,
+        answers=shown_answers,
         rows=rows,
         runs=[_run_context(i, run, defaults, out) for i, run in enumerate(runs)],
         unfinished=unfinished,

@@ -133,6 +133,14 @@ def roles(result: Result) -> list[tuple[str, str, Entry]]:
     return rows
 
 
+def has_answers(entry: Entry) -> bool:
+    """Return whether an entry is of a task that asks for answers, not of one with classes.
+
+    Answers have no probabilities: their `ece` is null, which it never is for classes.
+    """
+    return "ece" in entry and entry["ece"] is None
+
+
 def strong_model(result: Result) -> str:
     """Return the model of the students and the ceiling."""
     entries = [result.get("ceiling") or {}, *(result.get("students") or {}).values()]
@@ -186,9 +194,10 @@ def difference(
     Args:
         left: an entry of a result.
         right: another one.
-        agreement: the share of documents for which both models predict the same class. If given,
-            the standard error is the paired one. Otherwise the two errors are added in quadrature,
-            which is conservative for models evaluated on the same documents.
+        agreement: the share of documents for which both models are right or both are wrong (for
+            two classes, predict the same one). If given, the standard error is the paired one.
+            Otherwise the two errors are added in quadrature, which is conservative for models
+            evaluated on the same documents.
 
     Returns:
         The difference and its standard error; each is None if it cannot be computed.
@@ -207,10 +216,26 @@ def difference(
 
 def student_difference(result: Result, entry: Entry) -> Estimate:
     """Return a student's accuracy minus the weak model's, with its interval over documents."""
+    weak = result.get("weak") or {}
     # `agreement` refers to the supervisor, which is not always the weak model.
     agreement = None if entry.get("supervisor") else number(entry.get("agreement"))
-    found = difference(entry, result.get("weak") or {}, agreement)
-    return normal_estimate(*found, n=1, over="documents")
+    if agreement is not None and has_answers(entry):
+        agreement = _equally_right(entry, weak)
+    return normal_estimate(*difference(entry, weak, agreement), n=1, over="documents")
+
+
+def _equally_right(entry: Entry, weak: Entry) -> float | None:
+    """Return the share of documents where a student is right if its supervisor is, and only then.
+
+    Two different classes are never both wrong, but two answers may be: agreement is too small a
+    share. Where the supervisor is right, another answer is taken to be wrong; if a task accepts
+    several answers, the share is larger than this.
+    """
+    own, other = number(entry.get("accuracy")), number(weak.get("accuracy"))
+    if own is None or other is None:
+        return None
+    only_weak = other * (1 - (number(entry.get("agreement_when_correct")) or 0.0))
+    return 1 - (2 * only_weak + own - other)
 
 
 def gap(result: Result, entry: Entry) -> Estimate:

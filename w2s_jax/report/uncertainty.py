@@ -323,7 +323,7 @@ def _columns(
         if other is None or not np.array_equal(other["id"], own["id"]):
             continue
         if "answer" in own:
-            same_N = same_answers(own["answer"], other["answer"])
+            same_N = same_answers(own["answer"].tolist(), other["answer"].tolist())
         else:
             same_N = (own["p"] > 0.5) == (other["p"] > 0.5)
         right_N = (other["p"] > 0.5) == truth_N

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from w2s_jax import config as config_lib
 from w2s_jax.config import LossSpec, PreferenceSpec, TrainSettings
 from w2s_jax.losses import LOSSES, PREFERENCE_LOSSES
 from w2s_jax.models.config import ModelConfig
@@ -140,7 +139,7 @@ class StepSpec:
         if self.targets == "class":
             kind, options = self._general(kind, options)
         declared = self._declared(kind)
-        options = config_lib.LOSS_OPTIONS[kind] | options
+        options = declared.defaults | options
         if isinstance(declared, LossSpec) and self.targets == "tokens":
             options = {name: options[name] for name in declared.token_options}
         chosen = {k: v for k, v in options.items() if (k in declared.traced) == traced}

@@ -14,7 +14,7 @@ from w2s_jax.data import records, tfds
 from w2s_jax.data.task import KINDS, Task
 from w2s_jax.data.tasks.local import local_task
 
-# Files of this package with a tuple `TASKS`.
+# Files and packages of this package with a tuple `TASKS`.
 _FAMILIES = (
     "digits",
     "sentiment",
@@ -25,6 +25,7 @@ _FAMILIES = (
     "ethics",
     "mathematics",
     "preference",
+    "chess",
 )
 
 TASKS: dict[str, Task] = {}

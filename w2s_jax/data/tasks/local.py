@@ -41,9 +41,10 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
     asks = "prompt" in first
     if asks and (pair or "text" in first):
         if "target" in first:
+            others = "'text_a' or 'text_b'" if pair else "'text'"
             raise InputError(
-                f"{where}: the record has both 'prompt' and 'target' and "
-                f"{'text_a or text_b' if pair else 'text'!r}; use prompt and target, or the others"
+                f"{where}: the record has both 'prompt' and 'target' and {others}; use prompt and "
+                "target, or text and label, or text_a, text_b and label"
             )
         asks = False
     if asks:

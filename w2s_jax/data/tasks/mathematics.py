@@ -111,7 +111,7 @@ def _parts(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
 def expand_gsm8k_answers(record: Mapping[str, Any], where: str) -> list[Candidate]:
     """The question as the prompt; the steps and the final number as the target."""
     question, steps, final = _parts(record, where)
-    target = f"{steps}\n{FINAL} {final}"
+    target = f"{steps}\n{FINAL} {final}".lstrip()
     return [Candidate(question, None, target=target, meta={"answer": plain_number(final)})]
 
 

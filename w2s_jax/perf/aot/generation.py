@@ -138,6 +138,11 @@ class _Batch:
         return self.phase.completion.max_new_tokens
 
     @property
+    def arithmetic(self) -> Any:
+        """The dtype of weights, activations and cache on the mesh."""
+        return decoding.arithmetic_dtype(self.phase.train.compute_dtype)
+
+    @property
     def shards(self) -> int:
         """Shards of the rows of a batch, as in `models.Generator`."""
         return self.mesh.size if self.devices else sharding.row_shards(self.mesh)
@@ -156,7 +161,7 @@ class _Batch:
                 batch_size=generation_plan.BATCH_SIZE,
                 cache_bytes=int(self.memory * generation_plan.CACHE_SHARE),
                 greedy=True,
-                width=jnp.dtype(self.phase.train.compute_dtype).itemsize,
+                width=self.arithmetic.itemsize,
                 tensor=1 if self.devices else self.mesh.shape["tensor"],
                 shards=self.shards,
             ),
@@ -174,7 +179,7 @@ class _Batch:
           dispatch: the batch, on all devices.
           top_k: most probable tokens that are recorded with each token.
         """
-        phase, model, dtype = self.phase, self.phase.model, self.phase.train.compute_dtype
+        phase, model, dtype = self.phase, self.phase.model, str(self.arithmetic)
         choice = Choice(greedy=True, nucleus=False, logprobs=True, top_k=top_k)
         prefill, decode = programs(model, dtype, self.new_tokens, choice, self.devices)
         slots, num_rows = dispatch.slots + self.new_tokens, len(dispatch.rows_B)
@@ -235,11 +240,11 @@ class _Batch:
 
         They have the shardings that they have on the mesh, or none.
         """
-        model, dtype = self.phase.model, jnp.dtype(self.phase.train.compute_dtype)
+        model, dtype = self.phase.model, self.phase.train.compute_dtype
         scan = network.scan_by_default(model)
         prepared = decoding.abstract_prepared(model, self.params, dtype, scan)
         rows = _rows(num_rows, length)
-        run = functools.partial(decoding.prefill, model, dtype, length + self.new_tokens)
+        run = functools.partial(decoding.prefill, model, self.arithmetic, length + self.new_tokens)
         cache, logits_RV = jax.eval_shape(run, prepared, rows)
         of_batch = {"cache": cache, "logits": logits_RV, "rows": rows}
         if self.devices:
@@ -260,9 +265,7 @@ class _Batch:
         `decoding.prepare` casts weights to the compute dtype; without a cast it copies nothing. A
         device that runs a batch alone has a copy of parameters that the mesh has in parts.
         """
-        cast = jnp.dtype(self.phase.train.param_dtype or "float32") != jnp.dtype(
-            self.phase.train.compute_dtype
-        )
+        cast = jnp.dtype(self.phase.train.param_dtype or "float32") != self.arithmetic
         split = self.mesh.size > self.mesh.shape["data"]
         if cast or (self.devices and split):
             return {"the phase's parameters": per_chip(self.params)}

@@ -170,7 +170,7 @@ def training_program(
 
 
 def _computes_twice(key: StepSpec, phase: Phase) -> bool:
-    """Return whether a first pass computes all logits (see `step.coupled_gradient`)."""
+    """Return whether a first pass computes all logits (see `gradient.coupled_gradient`)."""
     if key.head_texts is None or num_microbatches(phase) == 1:
         return False
     assert key.loss is not None
