@@ -263,6 +263,7 @@ def test_replica_groups_in_all_notations(groups, first):
         ("a/block/attention/exp", "attention kernel"),
         ("a/jvp(final_norm)/norm/mul", "read-out and head"),
         ("a/transpose(jvp(loss))/neg", "loss"),
+        ("jit(decode)/while/body/sampling/argmax", "read-out and head"),
         ("a/gradient_norm/reduce_sum", "gradient norm"),
         ("a/update/jit(_where)/select_n", "update"),
         ("a/jvp()/split", "other copies and casts"),

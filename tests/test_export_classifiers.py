@@ -77,12 +77,12 @@ def test_a_trained_head_has_the_names_of_its_task(tmp_path, named, expected):
 
 def test_a_phase_of_a_task_with_names_records_them():
     def recorded(task, **phase):
-        phase = SimpleNamespace(**{"loss": "xent", "num_texts": 1} | phase)
+        phase = SimpleNamespace(**{"classifies": True, "num_texts": 1} | phase)
         context = SimpleNamespace(settings=SimpleNamespace(task=SimpleNamespace(name=task)))
         return running._label_names(phase, context)
 
     assert recorded("sst2") == {"label_names": ["negative", "positive"]}
-    assert recorded("sst2", loss=None) == recorded("sst2", num_texts=2) == {}
+    assert recorded("sst2", classifies=False) == recorded("sst2", num_texts=2) == {}
     assert recorded("my own folder") == recorded("sciq") == {}
 
 

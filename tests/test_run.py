@@ -415,8 +415,8 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step(
     shutil.rmtree(workdir / "phases" / name)
     original = phases.inputs.put_batches
 
-    def poisoned(packed, targets_NC, mesh, extras):
-        batches = original(packed, targets_NC, mesh, extras)
+    def poisoned(packed, targets_NC, *more):
+        batches = original(packed, targets_NC, *more)
         buckets, number = list(batches.buckets), packed.bucket_S[12]
         targets = buckets[number].batches.targets_BC.at[packed.index_S[12]].set(np.nan)
         poisoned = dataclasses.replace(buckets[number].batches, targets_BC=targets)

@@ -300,7 +300,7 @@ def test_what_completions_do_not_allow_is_refused_on_one_line(data_dir, tmp_path
     with pytest.raises(errors.InputError) as caught:
         w2s_jax.run(config, tmp_path / "run")
     message = str(caught.value)
-    assert message.startswith(field) or field in message.split(":")[0:2], message
+    assert field in message, message
     assert "\n" not in message and not (tmp_path / "run").exists()
 
 

@@ -123,7 +123,8 @@ def test_every_folder_of_a_task_is_tested():
 
     folders = {path.name for path in (Path(ROOT) / "data").iterdir() if path.is_dir()}
     at_hand = {n for n, task in TASKS.items() if {n, task.folder} & folders}
-    assert at_hand == set(RAW)
+    # test_chess.py has the puzzles.
+    assert at_hand - {"chess_puzzles"} == set(RAW)
 
 
 @pytest.mark.medium

@@ -305,8 +305,10 @@ def _compile(options: argparse.Namespace, overrides: list[str]) -> int:
 
     _check_overrides("compile", overrides)
     _refuse_json(options.json)
-    request = {name: getattr(options, name) for name in ("config", "topology", "search")}
-    request |= {name: getattr(options, name) for name in ("documents", "tokens", "search_limit")}
+    request = {name: getattr(options, name) for name in ("config", "topology", "only")}
+    request |= {
+        name: getattr(options, name) for name in ("documents", "tokens", "search", "search_limit")
+    }
     request["json"] = options.json
     return aot.run(request | {"overrides": overrides})
 

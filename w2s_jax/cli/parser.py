@@ -362,6 +362,12 @@ def _add_compile(commands: Any) -> None:
     )
     compile_.add_argument("--tokens", type=int, metavar="L", help="length of synthetic documents")
     compile_.add_argument(
+        "--only",
+        metavar="KIND",
+        help="steps: only the train steps; labels: only the passes that label documents or "
+        "complete prompts (default: both)",
+    )
+    compile_.add_argument(
         "--search",
         nargs="?",
         const="memory",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import Console
+from rich.rule import Rule
 from rich.table import Table
 
 from w2s_jax.core.errors import InputError, unknown
@@ -16,6 +17,9 @@ from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.local import LABEL_FIELDS
 from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
+
+#: Most columns of a line between documents.
+MAX_RULE = 100
 
 
 def list_tasks(console: Console) -> None:
@@ -163,13 +167,19 @@ def show_task(
     by_id = {int(i): number for number, i in enumerate(tokens.ids_N)}
     for document in picked:
         number = by_id.get(document.id)
-        console.rule(_title(document, split), align="left", style="dim")
+        _rule(console, _title(document, split))
         if number is None:
             console.print("dropped: longer than --max_length", highlight=False)
             continue
         for line in _lines(tokens, number, tokenizer):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.rule(style="dim")
+    _rule(console)
+
+
+def _rule(console: Console, title: str = "") -> None:
+    # Where the output is no terminal, the width of a console has no limit.
+    rule = Rule(title, align="left", style="dim")
+    console.print(rule, width=min(console.width, MAX_RULE))
 
 
 def _title(document: Document, split: str) -> str:

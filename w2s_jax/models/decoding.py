@@ -112,6 +112,21 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
     Returns:
       {'layers': a stack of all layers, or a tuple of stacks of one layer, 'rest': the others}.
     """
+    program, given, _ = _preparation(config, params, compute_dtype, scan)
+    return program(*given)
+
+
+def abstract_prepared(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) -> Any:
+    """Return the shapes and shardings of the result of `prepare`, given those of parameters."""
+    program, given, where = _preparation(config, params, compute_dtype, scan)
+    made = jax.eval_shape(program, *given)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), made, where
+    )
+
+
+def _preparation(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) -> Any:
+    """Return the program of `prepare`, its arguments, and where it puts its result."""
     stacks = [params[name] for name in network.STACKS if name in params]
     rest = {name: value for name, value in params.items() if name not in network.STACKS}
     # Layers are not split over devices, so that a part of a stack is sharded like the whole.
@@ -122,7 +137,7 @@ def prepare(config: ModelConfig, params: Any, compute_dtype: Any, scan: bool) ->
     }
     leaves, treedef = jax.tree.flatten(where)
     dtypes = jnp.dtype(compute_dtype), arithmetic_dtype(compute_dtype)
-    return _preparing(*dtypes, scan, treedef, tuple(leaves))(stacks, rest)
+    return _preparing(*dtypes, scan, treedef, tuple(leaves)), (stacks, rest), where
 
 
 @functools.lru_cache(maxsize=32)

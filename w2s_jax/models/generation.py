@@ -5,8 +5,7 @@ processes completes prompts of its own. A larger model runs as a sharded jit pro
 names: N prompts, B rows of a batch, T new tokens, k most probable tokens.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,10 @@ from w2s_jax.core import processes, watchdog
 from w2s_jax.models import decoding, generation_plan, inference, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.decoding import Knobs, Rows, Written
+from w2s_jax.models.decoding import Knobs, Written
 from w2s_jax.models.generation_checks import as_ids, as_prompts, check_settings
 from w2s_jax.models.generation_plan import BatchLimits, Dispatch
+from w2s_jax.models.generation_programs import programs
 from w2s_jax.models.sampling import Choice
 
 
@@ -58,46 +58,6 @@ class Completions:
     def logprobs(self, row: int) -> np.ndarray:
         """Return the log-probabilities of a row's tokens, and of its end token if generated."""
         return self.logprobs_BT1[row, : self.lengths_B[row] + self.ended_B[row]]
-
-
-@functools.lru_cache(maxsize=32)
-def _programs(
-    config: ModelConfig,
-    compute_dtype: str,
-    max_new_tokens: int,
-    choice: Choice,
-    per_device: bool,
-    result_mesh: Mesh | None,
-) -> tuple[Callable, Callable]:
-    """Return prefill (parameters, rows, slots) and decode, compiled by pmap or jit.
-
-    With a `result_mesh`, the result is replicated on it, so that each of several processes has it.
-    """
-    fixed = (config, jnp.dtype(compute_dtype))
-
-    def prefill(slots: int, prepared: Any, rows: Rows) -> Any:
-        return decoding.prefill(*fixed, slots, prepared, rows)
-
-    def decode(
-        prepared: Any, cache: Any, logits_RV: jax.Array, rows: Rows, knobs: Knobs
-    ) -> tuple[Any, Written]:
-        return decoding.decode(
-            *fixed, max_new_tokens, choice, prepared, cache, logits_RV, rows, knobs
-        )
-
-    if per_device:
-        devices = jax.local_devices()
-        return (
-            jax.pmap(
-                prefill, in_axes=(None, None, 0), static_broadcasted_argnums=0, devices=devices
-            ),
-            jax.pmap(decode, in_axes=(None, 0, 0, 0, None), donate_argnums=1, devices=devices),
-        )
-    where = None if result_mesh is None else (None, sharding.replicated(result_mesh))
-    return (
-        jax.jit(prefill, static_argnums=0),
-        jax.jit(decode, donate_argnums=1, out_shardings=where),
-    )
 
 
 class Generator:
@@ -163,12 +123,12 @@ class Generator:
         self.choice = Choice(temperature == 0, top_p < 1, logprobs, int(top_k))
         with sharding.over(mesh):
             self._arithmetic = str(decoding.arithmetic_dtype(compute_dtype))
-        self._prefill, self._decode = _programs(
+        self._prefill, self._decode = programs(
             config,
             self._arithmetic,
             self.max_new_tokens,
             self.choice,
-            self.per_device,
+            tuple(jax.local_devices()) if self.per_device else (),
             mesh if processes.count() > 1 and not self.per_device else None,
         )
         self._limits = self._batch_limits(batch_size)
@@ -198,13 +158,15 @@ class Generator:
             bound = int(limit * generation_plan.CACHE_SHARE)
         # Processes must make the same batches.
         bound = processes.first_says("bytes for the cache", bound)
-        tensor = 1 if self.per_device else self.mesh.shape["tensor"]
-        width = jnp.dtype(self._arithmetic).itemsize
-        shards = jax.device_count() if self.per_device else sharding.row_shards(self.mesh)
-        # Logits, noise and what sorting and softmax of them take.
-        row_bytes = 4 * (4 if self.choice.greedy else 8) * self.config.vocab_size
-        slot_bytes = generation_plan.cache_slot_bytes(self.config, width, tensor)
-        return BatchLimits(batch_size, bound, slot_bytes, row_bytes, shards)
+        return generation_plan.batch_limits(
+            self.config,
+            batch_size=batch_size,
+            cache_bytes=bound,
+            greedy=self.choice.greedy,
+            width=jnp.dtype(self._arithmetic).itemsize,
+            tensor=1 if self.per_device else self.mesh.shape["tensor"],
+            shards=jax.device_count() if self.per_device else sharding.row_shards(self.mesh),
+        )
 
     def plan(
         self,

@@ -68,6 +68,33 @@ def cache_slot_bytes(config: ModelConfig, width: int, tensor: int) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * width // split
 
 
+def batch_limits(
+    config: ModelConfig,
+    *,
+    batch_size: int,
+    cache_bytes: int,
+    greedy: bool,
+    width: int,
+    tensor: int,
+    shards: int,
+) -> BatchLimits:
+    """Return what bounds the batches of a model.
+
+    Args:
+      config: the model.
+      batch_size: largest number of rows of a shard.
+      cache_bytes: largest size of the cache on a device.
+      greedy: whether tokens are chosen without random bits.
+      width: bytes of a number of the cache.
+      tensor: devices over which heads are split.
+      shards: shards of the rows.
+    """
+    # Logits, noise and what sorting and softmax of them take.
+    row_bytes = 4 * (4 if greedy else 8) * config.vocab_size
+    slot_bytes = cache_slot_bytes(config, width, tensor)
+    return BatchLimits(batch_size, cache_bytes, slot_bytes, row_bytes, shards)
+
+
 def prompt_slots(length: int, longest: int, multiple: int = 1) -> int:
     """Return the slots for a prompt: 8, 12, 16, 24, 32, 48, ..., at most those of the longest.
 

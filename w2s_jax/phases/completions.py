@@ -5,19 +5,18 @@ stored distribution.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from w2s_jax.core import errors, processes, watchdog
+from w2s_jax.core import errors, processes, signals
 from w2s_jax.data.completions import prompts_of
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.metrics.answers import answer_metrics, same_answers
-from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.generation import Generator
+from w2s_jax.models.generation import Completions, Generator
 from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import kept_batches, prediction
 from w2s_jax.phases.completed import completed_documents, token_labels_of
@@ -37,7 +36,6 @@ def complete(
     params: Any,
     split: str,
     *,
-    model: ModelConfig | None = None,
     documents: TokenizedDocuments | None = None,
     keep: Path | None = None,
     **sampling: Any,
@@ -49,7 +47,6 @@ def complete(
       context: of the run.
       params: {'backbone': parameters}.
       split: the split; its name is part of the names of kept batches.
-      model: in place of the phase's.
       documents: in place of the split's.
       keep: folder in which finished batches are kept, for an attempt after this one.
       **sampling: arguments of `Generator`: `top_k`, and what is not to be greedy. With S samples
@@ -65,7 +62,7 @@ def complete(
         documents = data.splits[split]
     backbone, dtype = params["backbone"], phase.train.compute_dtype
     generator = Generator(
-        model or phase.model,
+        phase.model,
         context.mesh,
         max_new_tokens=completion.max_new_tokens,
         eos=completion.end,
@@ -79,12 +76,13 @@ def complete(
     batches: list[dict[str, np.ndarray]] = list(found.values())
     for number, done in generator.batches(backbone, prompts, ids_N, skip=set(found)):
         batches.append(_arrays(done))
-        watchdog.progress(f"completing {split}")
         if kept is not None:
             kept.keep(number, batches[-1])
-        if context.should_stop():
-            raise errors.Interrupted(f"{phase.title}: stopped while completing {split}")
-    labels = _joined(batches, ids_N, sampling.get("num_samples", 1), completion.max_new_tokens)
+            # Nothing is lost: what is kept is not computed again.
+            if context.should_stop():
+                raise signals.interruption(f"while {phase.title} completes {split}")
+    labels = _joined(batches, ids_N)
+    assert len(labels["ids"]) == len(ids_N) * sampling.get("num_samples", 1)
     prediction.check_finite(phase, labels["logprobs"], f"completions of {split}")
     texts = [
         data.tokenizer.decode(tokens_T[:length])
@@ -110,9 +108,8 @@ def _kept(
     return KeptBatches(keep, split, digest.hexdigest())
 
 
-def _arrays(done: Any) -> dict[str, np.ndarray]:
-    """Return the arrays of finished completions, without rows that fill up a batch."""
-    real_B = done.rows_B >= 0
+def _arrays(done: Completions) -> dict[str, np.ndarray]:
+    """Return the arrays of finished completions, to be kept."""
     fields = {
         "rows": done.rows_B,
         "samples": done.sample_B,
@@ -122,18 +119,13 @@ def _arrays(done: Any) -> dict[str, np.ndarray]:
         "top_ids": done.top_ids_BTk,
         "top_logprobs": done.top_logprobs_BTk,
     }
-    return {name: np.asarray(x)[real_B] for name, x in fields.items() if x is not None}
+    return {name: x for name, x in fields.items() if x is not None}
 
 
-def _joined(
-    batches: Iterable[dict[str, np.ndarray]], ids_N: np.ndarray, samples: int, length: int
-) -> dict[str, np.ndarray]:
+def _joined(batches: Sequence[dict[str, np.ndarray]], ids_N: np.ndarray) -> dict[str, np.ndarray]:
     """Return batches as one, in the order of documents and samples."""
-    del length
-    names = next(iter(batches := list(batches)))
-    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     order = np.lexsort((joined["samples"], joined["rows"]))
-    assert len(order) == len(ids_N) * samples
     joined = {name: values[order] for name, values in joined.items()}
     return joined | {"ids": ids_N[joined["rows"]]}
 

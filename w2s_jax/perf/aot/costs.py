@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from w2s_jax.config.mesh_shapes import Shape
-from w2s_jax.models import attention_kernels, budget
+from w2s_jax.models import attention_kernels, budget, generation_plan
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf.aot.clock import Estimate
 from w2s_jax.perf.aot.collectives import Collectives
@@ -47,7 +47,7 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
       compiler casts them before its loops. Label passes with whole parameters count them even if it
       does not differ: compiled ones take as much more, perhaps for another layout;
     - two layers in the compute dtype if parameters are split, because a chip gathers them;
-    - for a label pass, see `_forward_bytes`;
+    - for a label pass, see `_forward_bytes`; of completions, see `_completing`;
     - for a train step, `budget.training_memory`'s activations of a chip's slots, without attention
       scores where a kernel computes them; a float32 gradient of each trained parameter, three with
       several microbatches (their sum and a copy); the whole gradient of one layer if its weights
@@ -68,8 +68,10 @@ def estimate(program: Program, shape: Shape) -> dict[str, int]:
     micro, rows, length = program.shape
     data, fsdp, tensor = shape if program.chips > 1 else (1, 1, 1)
     tokens = -(-rows // (data * fsdp)) * length
-    found = dict(program.parts) | program.beside
+    found = dict(program.parts) | program.results | program.beside
     layer = budget.block_parameters(model) // tensor if fsdp > 1 else 0
+    if program.completes:
+        return found | _completing(program, shape)
     if width != computed or (fsdp == 1 and not program.trains):
         multiplied = model.num_parameters() - _table_parameters(program)
         found["weights in the compute dtype"] = multiplied * computed // tensor // fsdp
@@ -100,9 +102,31 @@ def _activations(program: Program, tokens: int) -> int:
         # Kernels never store the scores.
         longest=length if length < attention_kernels.LEAST_LENGTH["tpu"] else 0,
         remat=train.remat,
-        logits=program.loss is None,
+        logits=program.loss is None and not program.targets,
         last_layers=train.last_layers,
-    )["activations"]
+    )["activations"] + int(12 * program.model.vocab_size * tokens * program.targets / length)
+
+
+def _completing(program: Program, shape: Shape) -> dict[str, int]:
+    """Return the bytes that prefill or decode takes besides parameters, cache and logits.
+
+    Prefill: those of a label pass, and keys and values of the prompts before they are put into the
+    cache. Decode: of each row what a label pass takes for a token, the logits three times more, and
+    the scores of a layer before and after the softmax. Both: two layers, if a chip gathers them.
+    """
+    model, train = program.model, program.train
+    computed = _WIDTHS[train.compute_dtype]
+    data, fsdp, tensor = shape if program.chips > 1 else (1, 1, 1)
+    rows, length = -(-program.shape[1] // (data * fsdp)), program.shape[2]
+    layer = budget.block_parameters(model) // tensor if fsdp > 1 else 0
+    found = {"gathered layers": 2 * layer * computed}
+    if program.new_tokens:
+        scores = 2 * 4 * model.num_heads // tensor * length
+        each = _forward_bytes(model, computed, tensor) + 3 * 4 * model.vocab_size + scores
+        return found | {"activations": rows * each}
+    slots = generation_plan.cache_slot_bytes(model, computed, tensor)
+    found["keys and values of the prompts"] = rows * length * slots
+    return found | {"activations": _forward_bytes(model, computed, tensor) * rows * length}
 
 
 def _table_parameters(program: Program) -> int:
@@ -113,12 +137,13 @@ def _table_parameters(program: Program) -> int:
     return tables * model.vocab_size * model.d_model
 
 
-def _forward_bytes(model: ModelConfig, computed: int) -> int:
+def _forward_bytes(model: ModelConfig, computed: int, tensor: int = 1) -> int:
     """Return the bytes per token of a forward pass: 2 D + F in the compute dtype and in float32.
 
-    They hold the residual stream and a layer's output, a norm, and the MLP.
+    They hold the residual stream and a layer's output, a norm, and the MLP, which may be split over
+    `tensor` chips.
     """
-    return (computed + 4) * (2 * model.d_model + model.d_mlp)
+    return (computed + 4) * (2 * model.d_model + model.d_mlp // tensor)
 
 
 @dataclass(frozen=True)
@@ -209,7 +234,9 @@ def time_bound(
     micro, rows, length = program.shape
     # In a label pass on single chips, each chip handles its own documents.
     chips = program.chips
-    padding = micro * rows * length / max(program.tokens, 1.0)
+    # A program that decodes reads the cache, of which `length` is the size, for each token.
+    padding = 1.0 if program.new_tokens else micro * rows * length / max(program.tokens, 1.0)
+    times = max(1, program.new_tokens - 1)
     work = (2 + program.passes) / 3 if program.trains else 1.0
     compute = program.flops * max(padding, 1.0) * work / (chips * peak)
     moved = float(2 * (program.parts["parameters"] + program.parts.get("optimiser", 0)))
@@ -218,7 +245,9 @@ def time_bound(
     computed = _WIDTHS[program.train.compute_dtype]
     read = computed * program.model.num_parameters() / tensor
     moved += read * micro * (1 + program.passes if program.trains else 1)
-    memory = (moved if program.trains else read) / chip.memory
+    if not program.trains:
+        moved = times * (read + program.parts.get("cache", 0))
+    memory = moved / chip.memory
     sent = sum(part.moved_bytes for part in collectives.values()) / chip.links
     slowest = max(compute, memory, sent)
     return TimeBound(compute, memory, sent, program.flops / (chips * peak * slowest))

@@ -12,6 +12,7 @@ import numpy as np
 
 from w2s_jax.config import Settings
 from w2s_jax.core import errors
+from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import get_task
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import load_tokenizer
@@ -19,6 +20,8 @@ from w2s_jax.models import ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.perf.workloads import VOCABULARY
+from w2s_jax.planning import generation
+from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
 from w2s_jax.planning.role_settings import check_model, with_defaults
 
@@ -26,6 +29,9 @@ from w2s_jax.planning.role_settings import check_model, with_defaults
 DOCUMENTS, TEST_DOCUMENTS, VALIDATION_DOCUMENTS = 20_000, 1_000, 500
 #: Their length in tokens if neither the command nor `task.max_length` sets it.
 TOKENS = 256
+#: Share of a synthetic document of a generation task that is its completion, unless
+#: `task.max_new_tokens` sets its tokens.
+COMPLETION_SHARE = 0.5
 #: Chunks of synthetic pretraining text.
 CHUNKS = 10_000
 
@@ -60,15 +66,24 @@ def find_inputs(settings: Settings, documents: int | None, tokens: int | None) -
     sources = {name: _source(name, role.model) for name, role in settings.roles.items()}
     for name, source in sources.items():
         check_model(name, source, settings)
+    task = get_task(settings.task.name, settings.task.data_dir)
+    generation.check_methods(task, settings)
     roles = {
-        name: _role_input(name, sources[name], settings, documents, tokens) for name in sources
+        name: _role_input(name, sources[name], task, settings, documents, tokens)
+        for name in sources
     }
+    if task.generates:
+        generation.check(task, settings, {name: data.model for name, data in roles.items()})
     weak, *middle, strong = (
         with_defaults(settings.roles[name], data.model) for name, data in roles.items()
     )
     settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
     note = f"{_SYNTHETIC}{documents:,} of {tokens} tokens each; trains the whole vocabulary"
-    return Resolved(settings, roles, (note,))
+    completion = roles["strong"].completion
+    if completion is not None:
+        prompt, new = tokens - completion.max_new_tokens, completion.max_new_tokens
+        note = f"{_SYNTHETIC}{documents:,} of {prompt} tokens each, completed with {new}"
+    return Resolved(settings, roles, (note,), task=task)
 
 
 def is_synthetic(resolved: Resolved) -> bool:
@@ -102,9 +117,14 @@ def _source(role: str, model: str) -> ModelSource | None:
 
 
 def _role_input(
-    role: str, source: ModelSource | None, settings: Settings, documents: int, tokens: int
+    role: str,
+    source: ModelSource | None,
+    task: Task,
+    settings: Settings,
+    documents: int,
+    tokens: int,
 ) -> RoleInput:
-    own, task = settings.roles[role], get_task(settings.task.name, settings.task.data_dir)
+    own = settings.roles[role]
     vocabulary = VOCABULARY
     if task.token_space is not None:
         vocabulary = task.token_space.vocab_size
@@ -129,8 +149,11 @@ def _role_input(
     validation = settings.task.validation_docs
     sizes["validation"] = VALIDATION_DOCUMENTS if validation is None else validation
     sizes["test"] = settings.task.test_docs or TEST_DOCUMENTS
+    completion = None
+    if task.generates:
+        completion = _completion(model, settings, tokens)
     splits = {
-        name: synthetic_documents(model, count, tokens, task.num_texts)
+        name: synthetic_documents(model, count, tokens, task.num_texts, completion)
         for name, count in sizes.items()
         if count
     }
@@ -147,21 +170,56 @@ def _role_input(
     digests = {name: f"{name}:{len(part)}:{tokens}" for name, part in splits.items()}
     head_init = "zeros" if model.bidirectional else settings.protocol.head_init
     label_tokens = () if model.bidirectional else (0, 1)
-    return RoleInput(model, source, None, label_tokens, head_init, (), (), splits, {}, digests)
+    if completion is not None:
+        head_init, label_tokens = "", ()
+    return RoleInput(
+        model, source, None, label_tokens, head_init, (), (), splits, {}, digests, completion
+    )
+
+
+def _completion(model: ModelConfig, settings: Settings, tokens: int) -> Completion:
+    """Return how synthetic prompts are completed.
+
+    Raises:
+      InputError: the completions leave no token for a prompt.
+    """
+    new = settings.task.max_new_tokens
+    if new is None:
+        new = max(1, int(tokens * COMPLETION_SHARE))
+    if new >= tokens:
+        raise errors.InputError(
+            f"--tokens: {tokens}, for a prompt and its completion; allowed: more than "
+            f"task.max_new_tokens={new}"
+        )
+    return Completion(model.vocab_size - 1, new)
 
 
 def synthetic_documents(
-    model: ModelConfig, count: int, tokens: int, num_texts: int = 1
+    model: ModelConfig,
+    count: int,
+    tokens: int,
+    num_texts: int = 1,
+    completion: Completion | None = None,
 ) -> TokenizedDocuments:
     """Return `count` documents of `num_texts` texts with `tokens` tokens each.
 
-    Every other document has label 1. The tokens cycle through the vocabulary.
+    Every other document has label 1. The tokens cycle through the vocabulary. With a completion,
+    the last `max_new_tokens` of them are the target of a prompt.
     """
     total = count * num_texts * tokens
-    return TokenizedDocuments(
+    documents = TokenizedDocuments(
         ids_N=np.arange(count, dtype=np.uint64),
         tokens_T=np.arange(total, dtype=np.int32) % model.vocab_size,
         offsets=np.arange(0, total + 1, tokens, dtype=np.int64),
         labels_N=(np.arange(count) % 2).astype(np.float32),
         num_texts=num_texts,
+    )
+    if completion is None:
+        return documents
+    prompt = tokens - completion.max_new_tokens
+    return dataclasses.replace(
+        documents,
+        labels_N=np.full(count, np.nan, np.float32),
+        loss_weights_T=(np.arange(total) % tokens >= prompt).astype(np.float32),
+        prompt_lengths_P=np.full(count * num_texts, prompt, np.int64),
     )

@@ -1,7 +1,8 @@
 """The process behind `w2s compile`: `python -m w2s_jax.perf.aot.main JSON`.
 
-The JSON object has the keys "config", "overrides", "topology", "search" (None, 'memory' or 'time'),
-"search_limit", "documents", "tokens" and "json" (a path, or None).
+The JSON object has the keys "config", "overrides", "topology", "only" (None or one of
+`search.ONLY`), "search" (None, 'memory' or 'time'), "search_limit", "documents", "tokens" and
+"json" (a path, or None).
 A process of its own is needed because JAX reads the environment for the absent TPU at its start.
 """
 
@@ -36,6 +37,8 @@ def run(request: dict[str, Any]) -> int:
     search_for = request["search"]
     if search_for not in (None, *search.GOALS):
         raise errors.unknown("--search", search_for, search.GOALS)
+    if request["only"] not in (None, *search.ONLY):
+        raise errors.unknown("--only", request["only"], search.ONLY)
     for name in ("documents", "tokens", "search_limit"):
         if request[name] is not None and request[name] < 1:
             raise errors.InputError(f"--{name}: {request[name]}; allowed: at least 1")
@@ -71,7 +74,7 @@ def main(request: dict[str, Any]) -> int:
     slice_ = topology.find(request["topology"])
     settings: Settings = validate(load_config(request["config"], request["overrides"]))
     resolved = inputs.find_inputs(settings, request["documents"], request["tokens"])
-    compiler = SliceCompiler(slice_)
+    compiler = SliceCompiler(slice_, request["only"])
     run = compiler.programs(resolved)
     data, fsdp, tensor = run.shape
     print(

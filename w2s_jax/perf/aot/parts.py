@@ -39,6 +39,7 @@ _SCOPES = (
     ("final_norm", "read-out and head"),
     ("class_head", "read-out and head"),
     ("language_model_head", "read-out and head"),
+    ("sampling", "read-out and head"),
     ("embed", "embed"),
     ("mlp", "mlp"),
     ("norm", "norms and residuals"),

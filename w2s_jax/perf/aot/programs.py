@@ -1,4 +1,4 @@
-"""The programs of a run with abstract arguments, without an array on any device.
+"""The programs of a run with abstract arguments, and train steps among them.
 
 A program is identified by what it is compiled for: `StepSpec.program_key` or the model, and shapes.
 In names: S steps, M microbatches, R rows, L slots, B documents per batch, N documents.
@@ -7,7 +7,6 @@ In names: S steps, M microbatches, R rows, L slots, B documents per batch, N doc
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,19 +17,30 @@ from jax.sharding import Mesh
 from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings, TrainSettings
 from w2s_jax.data import packing
+from w2s_jax.data.documents import distinct_ids
 from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
 from w2s_jax.losses import LOSSES
-from w2s_jax.models import adapting, budget, inference
+from w2s_jax.models import adapting, budget
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.perf import workloads
+from w2s_jax.perf.aot.abstract import Program as Program
+from w2s_jax.perf.aot.abstract import abstract, numbers_per_chip, per_chip, section
+from w2s_jax.perf.aot.generation import (
+    completed,
+    completing,
+    distributions,
+    most_targets,
+    preferences,
+)
 from w2s_jax.perf.aot.inputs import is_synthetic
+from w2s_jax.perf.aot.label_passes import label_passes
 from w2s_jax.phases.inputs import num_microbatches, step_spec
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.plan import Plan
 from w2s_jax.planning.resolve import Resolved
-from w2s_jax.training import prediction
+from w2s_jax.training import sequences
 from w2s_jax.training.batches import (
     Batch,
     Bucket,
@@ -44,53 +54,6 @@ from w2s_jax.training.programs import programs
 from w2s_jax.training.spec import StepSpec
 from w2s_jax.training.state import HISTORY, TrainState, float32, rounded_up, state_shardings
 from w2s_jax.training.vocabulary import Vocabulary, occurring
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A program of a run.
-
-    Attributes:
-      title: titles of the phases that run it.
-      sections: config sections of the training settings, as 'strong.train'; several if phases of
-        several roles run it.
-      trains: whether it is a train step; else it is a label pass.
-      key: equal keys mean the same program.
-      function, args: a jitted function and its abstract arguments, for `lower`.
-      parts: bytes per chip of its arguments, by kind.
-      beside: bytes per chip of other arrays that are on the chip while it runs, by kind.
-      chips: number of chips that run it together.
-      train: the training settings.
-      model: the model, with its full vocabulary.
-      flops: model FLOPs of a run (a step, or a batch), by formula.
-      slots: slots of a batch, in all microbatches.
-      shape: M, R and L of the largest batch.
-      tokens: tokens of documents in a batch.
-      trained: number of trained parameters per chip.
-      loss: kind of the loss; None for language models.
-      passes: forward passes of a run; more than one with remat or batch-coupled losses.
-      evaluates: key of the label pass that runs while this program's arguments are on the chip.
-    """
-
-    title: str
-    sections: tuple[str, ...]
-    trains: bool
-    key: Any
-    function: Any
-    args: tuple[Any, ...]
-    parts: dict[str, int]
-    beside: dict[str, int]
-    chips: int
-    train: TrainSettings
-    model: ModelConfig
-    flops: float
-    tokens: float
-    slots: int
-    shape: tuple[int, int, int]
-    trained: int = 0
-    loss: str | None = None
-    passes: int = 1
-    evaluates: Any = None
 
 
 def programs_of(
@@ -113,17 +76,12 @@ def programs_of(
             if PHASE_KINDS[phase.kind].forward is None:
                 left_out.append(phase.title)
                 continue
-            passes = _label_passes(phase, resolved, mesh, memory, host)
+            made = label_passes if phase.completion is None else completing
+            passes = made(phase, resolved, mesh, memory, host)
             _add(found, passes)
             if phase.total_steps:
-                _add(found, [_training(phase, resolved, mesh, passes)])
+                _add(found, [training_program(phase, resolved, mesh, passes)])
     return list(found.values()), left_out
-
-
-def _section(phase: Phase) -> str:
-    """Return the config section of a phase's training settings."""
-    role = "strong" if phase.role.startswith("middle") else phase.role
-    return f"{role}.{'train' if phase.loss is not None or not phase.total_steps else 'pretrain'}"
 
 
 def _add(found: dict[Any, Program], more: Iterable[Program]) -> None:
@@ -143,43 +101,26 @@ def _add(found: dict[Any, Program], more: Iterable[Program]) -> None:
         )
 
 
-def per_chip(tree: Any) -> int:
-    """Return the bytes of abstract arrays on each chip, by their shardings."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
-
-
-def _numbers_per_chip(tree: Any) -> int:
-    """Return the number of elements of abstract arrays on each chip."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) for x in jax.tree.leaves(tree)
-    )
-
-
-def _abstract(tree: Any, shardings: Any) -> Any:
-    """Return the shapes and dtypes of arrays, with a tree of shardings that is a prefix of it."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(np.shape(x), np.result_type(x), sharding=s),
-        tree,
-        jax.tree.broadcast(shardings, tree),
-    )
-
-
-def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Program]) -> Program:
+def training_program(
+    phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Program]
+) -> Program:
     """Return the train program of a phase: a block of steps, or one step for streamed batches."""
     whole = sharding.replicated(mesh)
-    buckets, documents, vocabulary = _batches(phase, resolved, mesh)
+    documents = training_documents(phase, resolved)
+    buckets, vocabulary = _batches(phase, resolved, documents, mesh)
     spec = step_spec(phase, vocabulary)
     key = spec.program_key()
     state, frozen = _state(phase, spec, documents, mesh)
+    if spec.extras.rows:
+        assert documents is not None
+        top_k = resolved.settings.task.label_top_k
+        frozen = frozen | abstract(distributions(documents, top_k), whole)
     if phase.train.adapt == "probe":
         assert documents is not None
         shape = (len(documents), documents.num_texts, phase.model.d_model)
         features = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
         frozen = frozen | {"features_NKD": features}
-    hyperparameters = _abstract(spec.hyperparameters(), whole)
+    hyperparameters = abstract(spec.hyperparameters(), whole)
     rest: tuple[Any, ...]
     if documents is None:
         function, rest = programs(key, mesh).step, (buckets[0],)
@@ -197,11 +138,11 @@ def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Pro
     if vocabulary is not None:
         full = adapting.abstract_trained(phase.train, phase.model, mesh, spec.num_texts)
         beside["embedding of all tokens"] = per_chip(full["backbone"]["embedding"])
-    flops, tokens = _training_flops(phase, resolved)
+    flops, tokens = _training_flops(phase, documents)
     shape = max((_shape(bucket) for bucket in buckets), key=np.prod, default=(1, 1, 1))
     return Program(
         title=phase.title,
-        sections=(_section(phase),),
+        sections=(section(phase),),
         trains=True,
         key=(key, str(jax.tree.structure(args)), str(shapes)),
         function=function,
@@ -220,10 +161,11 @@ def _training(phase: Phase, resolved: Resolved, mesh: Mesh, passes: Sequence[Pro
         tokens=tokens,
         slots=int(np.prod(shape)),
         shape=shape,
-        trained=_numbers_per_chip(state.params),
-        loss=None if key.loss is None else key.loss[0],
+        trained=numbers_per_chip(state.params),
+        loss=None if key.head_texts is None or key.loss is None else key.loss[0],
+        targets=most_targets(buckets),
         passes=1 + (phase.train.remat == "block") + _computes_twice(key, phase),
-        evaluates=passes[0].key if phase.eval_every is not None and passes else None,
+        evaluates=tuple(p.key for p in passes) if phase.eval_every is not None else (),
     )
 
 
@@ -240,7 +182,7 @@ def _state(
     phase: Phase, spec: StepSpec, documents: TokenizedDocuments | None, mesh: Mesh
 ) -> tuple[TrainState, Any]:
     """Return the abstract train state, and the frozen parameters."""
-    num_texts = None if phase.loss is None else spec.num_texts
+    num_texts = spec.head_texts
     optimizer, whole = make_optimizer(spec.train), sharding.replicated(mesh)
     params = adapting.abstract_trained(spec.train, spec.model, mesh, num_texts)
     frozen: Any = {}
@@ -249,71 +191,91 @@ def _state(
         frozen = adapting.split(spec.train, spec.model, everything)[1]
     where = state_shardings(spec.model, spec.train, optimizer, mesh, num_texts)
 
-    loss_state = () if documents is None else spec.loss_state(soft_labels(documents.targets_N))
+    loss_state = ()
+    if documents is not None and phase.classifies:
+        loss_state = spec.loss_state(soft_labels(documents.targets_N))
     rows = rounded_up(spec.total_steps)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     state = TrainState(
         params=params,
-        opt_state=_abstract(
+        opt_state=abstract(
             jax.eval_shape(lambda p: optimizer.init(float32(p)), params), where.opt_state
         ),
         step=number,
         failed_step=number,
         history=jax.ShapeDtypeStruct((rows, len(HISTORY)), jnp.float32, sharding=whole),
-        average=_abstract(jax.eval_shape(float32, params), where.average) if spec.train.ema else (),
-        loss_state=_abstract(loss_state, whole),
+        average=abstract(jax.eval_shape(float32, params), where.average) if spec.train.ema else (),
+        loss_state=abstract(loss_state, whole),
     )
     return state, frozen
 
 
-def _batches(
-    phase: Phase, resolved: Resolved, mesh: Mesh
-) -> tuple[tuple[Bucket, ...], TokenizedDocuments | None, Vocabulary | None]:
-    """Return a phase's batches, their documents (None if streamed), and its vocabulary."""
-    train, whole = phase.train, sharding.replicated(mesh)
+def training_documents(phase: Phase, resolved: Resolved) -> TokenizedDocuments | None:
+    """Return the documents of a phase's training; None if they are streamed.
+
+    Labels are not known: as many documents as have labels are the first ones of the split, and
+    completions that a phase learns are the targets.
+    """
     data, split = resolved.roles[phase.role], phase.inputs["train"]
     if split in data.streams:
-        assert isinstance(train, PretrainSettings)
-        count = num_microbatches(phase)
-        parts = sharding.row_shards(mesh)
-        num_rows = -(-train.batch_size // count // parts) * parts
-        rows = functools.partial(
-            jax.ShapeDtypeStruct,
-            (1, count, num_rows, train.chunk_length),
-            sharding=sharding.rows(mesh, leading=2),
-        )
-        text_ids = rows(np.int32) if step_spec(phase, None).extras.text_ids else None
-        micro = Microbatch(rows(np.int32), rows(np.uint16), text_ids_RL=text_ids)
-        steps = (rounded_up(phase.total_steps),)
-        index_S = jax.ShapeDtypeStruct(steps, jnp.int32, sharding=whole)
-        return (Bucket(Batch(micro), index_S),), None, None
+        return None
     documents = data.splits[split]
     if phase.subset is not None:
         documents = documents.select(slice(phase.subset))
+    return completed(phase, documents)
+
+
+def _batches(
+    phase: Phase, resolved: Resolved, documents: TokenizedDocuments | None, mesh: Mesh
+) -> tuple[tuple[Bucket, ...], Vocabulary | None]:
+    """Return a phase's batches of `training_documents`, and its vocabulary."""
+    train, whole = phase.train, sharding.replicated(mesh)
+    if documents is None:
+        return (_streamed(phase, mesh),), None
     order_SB = packing.training_order(
-        documents.ids_N, batch_size=train.batch_size, num_steps=phase.total_steps, seed=phase.seed
+        documents.ids_N if phase.targets == "class" else distinct_ids(documents.ids_N),
+        batch_size=train.batch_size,
+        num_steps=phase.total_steps,
+        seed=phase.seed,
     )
-    targets_NC = None if phase.loss is None else soft_labels(documents.targets_N)
+    targets_NC = soft_labels(documents.targets_N) if phase.classifies else None
     if train.adapt == "probe":
         assert targets_NC is not None
-        return (_abstract(feature_bucket(order_SB, targets_NC), whole),), documents, None
+        return (abstract(feature_bucket(order_SB, targets_NC), whole),), None
     vocabulary = None
-    if phase.loss is not None and not is_synthetic(resolved):
+    if phase.classifies and not is_synthetic(resolved):
         vocabulary = occurring(documents, phase.model, train)
+    extras = step_spec(phase, vocabulary).extras
     packed = packing.pack(
         documents if vocabulary is None else vocabulary.documents(documents),
         order_SB,
         num_microbatches=num_microbatches(phase),
         row_multiple=sharding.row_shards(mesh),
         max_shapes=train.max_shapes,
+        numbers_T=sequences.target_numbers(documents) if extras.rows else None,
         **row_preferences(phase.model),
     )
-    extras = step_spec(phase, vocabulary).extras
-    buckets = tuple(
-        _abstract(bucket, bucket_shardings(bucket, mesh))
-        for bucket in packed_buckets(packed, targets_NC, extras)
+    made = packed_buckets(packed, targets_NC, extras, preferences(phase, documents))
+    return tuple(abstract(bucket, bucket_shardings(bucket, mesh)) for bucket in made), vocabulary
+
+
+def _streamed(phase: Phase, mesh: Mesh) -> Bucket:
+    """Return a batch of text that is read while it is used."""
+    train = phase.train
+    assert isinstance(train, PretrainSettings)
+    count = num_microbatches(phase)
+    parts = sharding.row_shards(mesh)
+    num_rows = -(-train.batch_size // count // parts) * parts
+    rows = functools.partial(
+        jax.ShapeDtypeStruct,
+        (1, count, num_rows, train.chunk_length),
+        sharding=sharding.rows(mesh, leading=2),
     )
-    return buckets, documents, vocabulary
+    text_ids = rows(np.int32) if step_spec(phase, None).extras.text_ids else None
+    micro = Microbatch(rows(np.int32), rows(np.uint16), text_ids_RL=text_ids)
+    steps = (rounded_up(phase.total_steps),)
+    index_S = jax.ShapeDtypeStruct(steps, jnp.int32, sharding=sharding.replicated(mesh))
+    return Bucket(Batch(micro), index_S)
 
 
 def _shape(bucket: Bucket) -> tuple[int, int, int]:
@@ -324,20 +286,18 @@ def _shape(bucket: Bucket) -> tuple[int, int, int]:
     return (1, bucket.batches.targets_BC.shape[1], 1)
 
 
-def _training_flops(phase: Phase, resolved: Resolved) -> tuple[float, float]:
+def _training_flops(phase: Phase, documents: TokenizedDocuments | None) -> tuple[float, float]:
     """Return model FLOPs and tokens of a step, by formula, for documents of mean length."""
     train, model = phase.train, phase.model
-    data, split = resolved.roles[phase.role], phase.inputs["train"]
-    if split in data.streams:
+    if documents is None:
         assert isinstance(train, PretrainSettings)
         tokens = float(train.batch_size * train.chunk_length)
         return tokens * _next_token_flops(model, train, train.chunk_length), tokens
-    documents = data.splits[split]
     share = train.batch_size / len(documents)
     tokens = share * float(documents.lengths_N.sum())
     if train.adapt == "probe":
         return 6.0 * train.batch_size * documents.num_texts * model.d_model * 2, tokens
-    if phase.loss is not None:
+    if phase.classifies:
         return share * workloads.model_flops(model, train, documents, labels=False), tokens
     lengths_V, counts_V = np.unique(documents.piece_lengths_P, return_counts=True)
     pairs = zip(lengths_V.tolist(), counts_V.tolist(), strict=True)
@@ -346,88 +306,12 @@ def _training_flops(phase: Phase, resolved: Resolved) -> tuple[float, float]:
 
 
 def _next_token_flops(model: ModelConfig, train: TrainSettings, length: int) -> float:
-    return budget.train_flops_per_token(model, length, train.adapt, logits=True)
-
-
-def _label_passes(
-    phase: Phase, resolved: Resolved, mesh: Mesh, memory: int, host: Sequence[Any]
-) -> list[Program]:
-    """Return the program of a phase's largest label batch, which takes most memory."""
-    if phase.train.adapt == "probe" or PHASE_KINDS[phase.kind].forward == "none":
-        return []
-    features = PHASE_KINDS[phase.kind].forward == "features"
-    texts = phase.num_texts
-    params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
-    if not features:
-        params = adapting.join(*adapting.split(phase.train, phase.model, params))
-    # As `inference.fits_on_one_device` decides on each host.
-    needed = inference.bytes_on_one_device(params, phase.train.compute_dtype)
-    alone = needed <= memory / 2 and len(host) > 1
-    data = resolved.roles[phase.role]
-    names = [s for s in ("validation", "test") if s in phase.inputs.values()]
-    made = [
-        _label_pass(phase, data.splits[split], group_N, params, mesh, host if alone else [])
-        for split in dict.fromkeys((*names, *phase.label_splits))
-        for group_N in packing.length_groups(
-            data.splits[split],
-            attention_length=row_preferences(phase.model)["attention_length"],
-        )
-    ]
-    return [max(made, key=lambda program: program.slots)]
-
-
-def _label_pass(
-    phase: Phase,
-    documents: TokenizedDocuments,
-    group_N: np.ndarray,
-    params: Any,
-    mesh: Mesh,
-    local: Sequence[Any],
-) -> Program:
-    """Return the program of one batch on each of the `local` devices, or on the mesh if none."""
-    alone = bool(local)
-    order_SB, batches = prediction.pack_group(
-        documents,
-        group_N,
-        prediction.BATCH_SIZE,
-        count=max(1, len(local)),
-        row_multiple=1 if alone else sharding.row_shards(mesh),
-        **row_preferences(phase.model),
-    )
-    forward = PHASE_KINDS[phase.kind].forward
-    run = prediction.label_pass(phase.model, phase.train.compute_dtype, forward == "features")
-    rows, whole = sharding.rows(mesh, leading=0), sharding.replicated(mesh)
-    if alone:
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((len(local), *x.shape[1:]), x.dtype), batches
-        )
-        plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        args = (plain, batch)
-        function: Any = jax.pmap(run, in_axes=(None, 0), devices=local)
-        on_chip = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(plain))
-        of_batch = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) // len(local)
-    else:
-        one = jax.tree.map(lambda x: x[0], batches)
-        batch = _abstract(one, one.shardings(rows, whole))
-        args, function = (params, batch), jax.jit(run)
-        on_chip, of_batch = per_chip(params), per_chip(batch)
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), args)
-    flops = workloads.model_flops(phase.model, phase.train, documents, labels=True)
-    share = order_SB.shape[1] / len(documents)
-    return Program(
-        title=f"{phase.title}: {'features' if forward == 'features' else 'labels'}",
-        sections=(_section(phase),),
-        trains=False,
-        key=(phase.model, phase.train.compute_dtype, forward, str(shapes)),
-        function=function,
-        args=args,
-        parts={"parameters": on_chip, "batches": of_batch},
-        beside={},
-        chips=1 if alone else mesh.devices.size,
-        train=phase.train,
-        model=phase.model,
-        flops=share * flops,
-        tokens=share * float(documents.lengths_N.sum()),
-        slots=int(np.prod(batches.tokens_RL.shape[1:])),
-        shape=(1, *batches.tokens_RL.shape[1:]),
+    return budget.train_flops_per_token(
+        model,
+        length,
+        train.adapt,
+        lora_rank=model.lora_rank or budget.LORA_RANK,
+        lora_targets=model.lora_targets or budget.LORA_TARGETS,
+        last_layers=train.last_layers,
+        logits=True,
     )

@@ -42,7 +42,9 @@ def lines(
         found.append(f"  GiB per chip: {_sizes(parts)}; needs {compiled.peak / GIB:.2f} in total")
         found.append(f"  compiler message: {compiled.rejection}")
     else:
-        parts |= {"activations and temporaries": compiled.temporaries, "code": compiled.code}
+        temporaries = compiled.temporaries - sum(program.results.values())
+        parts |= program.results
+        parts |= {"activations and temporaries": temporaries, "code": compiled.code}
         found.append(f"  GiB per chip: {_sizes(parts)}; peak {compiled.peak / GIB:.2f}")
     if needed > compiled.peak:
         others = [*program.beside, *(["evaluation during training"] if program.evaluates else [])]

@@ -14,6 +14,9 @@ from w2s_jax.config import MeshSettings, Settings, TrainSettings
 #: What a search may look for: settings that fit, or those that take least time.
 GOALS = ("memory", "time")
 
+#: Which programs of a run can be compiled alone: train steps, or passes that label documents.
+ONLY = ("steps", "labels")
+
 #: Remat policies, from the one that keeps most activations to the one that keeps fewest.
 REMATS = ("none", "dots", "block")
 

@@ -37,10 +37,15 @@ class MeshPrograms:
 
 
 class SliceCompiler:
-    """Compiles the programs of a run for one slice, each once."""
+    """Compiles the programs of a run for one slice, each once.
 
-    def __init__(self, slice_: topology.Topology):
-        self.slice = slice_
+    Args:
+      slice_: the slice.
+      only: one of `search.ONLY`; None for all programs.
+    """
+
+    def __init__(self, slice_: topology.Topology, only: str | None = None):
+        self.slice, self.only = slice_, only
         self.devices = compiler.devices_of(slice_)
         self.host = compiler.devices_of(topology.host_of(slice_))
         self.kind = self.devices[0].device_kind
@@ -48,11 +53,19 @@ class SliceCompiler:
         self.done: dict[Any, tuple[Any, float]] = {}
 
     def programs(self, resolved: Resolved) -> MeshPrograms:
-        """Return the programs of a run on its mesh."""
+        """Return the programs of a run on its mesh.
+
+        Raises:
+          InputError: the run has no program of the kind in `only`.
+        """
         mesh = compiler.mesh_on(self.devices, resolved.settings.mesh, self.slice)
         found, left_out = programs.programs_of(
             plan(resolved), resolved, mesh, self.slice.memory, self.host
         )
+        if self.only is not None:
+            found = [program for program in found if program.trains == (self.only == "steps")]
+            if not found:
+                raise errors.InputError(f"--only: {self.only!r}, but the run has no such program")
         return MeshPrograms(resolved, mesh, found, left_out)
 
     def compiled(self, program: Program, run: MeshPrograms) -> tuple[Any, float]:
@@ -172,11 +185,13 @@ def _with_evaluation(
       sizes: program -> (peak, arguments) in bytes per chip.
     """
     (peak, arguments), beside = sizes(program), sum(program.beside.values())
-    evaluation = next((p for p in run.programs if p.key == program.evaluates), None)
-    if evaluation is not None:
+    for evaluation in run.programs:
+        if evaluation.key not in program.evaluates:
+            continue
         extra = sizes(evaluation)[0]
-        # A label pass on single chips has its own copy of the parameters.
-        if evaluation.chips > 1:
+        # A label pass on single chips has its own copy of the parameters, and so has one beside
+        # which the phase's parameters are.
+        if evaluation.chips > 1 and not evaluation.beside:
             extra -= evaluation.parts["parameters"]
         peak = max(peak, arguments + extra)
     return peak + beside
