@@ -252,7 +252,8 @@ class _Batch:
         axes = sharding.BATCH_AXES
         heads = None if model.num_kv_heads % self.mesh.shape["tensor"] else "tensor"
         # As `sharding.split_rows_and_heads` constrains the cache.
-        specs = {"cache": P(None, axes, heads), "logits": P(axes), "rows": P(axes)}
+        stack = (None,) * (jax.tree.leaves(cache)[0].ndim - 4)
+        specs = {"cache": P(*stack, axes, heads), "logits": P(axes), "rows": P(axes)}
         where = {name: NamedSharding(self.mesh, spec) for name, spec in specs.items()}
         return prepared, {
             name: jax.tree.map(functools.partial(_array, where[name]), tree)
