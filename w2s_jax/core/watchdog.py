@@ -1,8 +1,10 @@
 """Report a phase that makes no progress: a warning, and the stacks of all threads. Ends nothing.
 
 Code that works in pieces (a block of steps, a batch of a label pass) calls `progress` before each.
-`faulthandler` writes the stacks, from a thread of its own that needs no interpreter lock, so that
-even native code that hangs while it holds the lock is reported. Imports no JAX.
+The stacks are written by a thread that holds the interpreter's lock, so a hang of native code that
+never releases it is not reported. The other way, `faulthandler.dump_traceback_later`, reads stacks
+that running threads are changing, and so can crash the process of a phase that is only slow.
+Imports no JAX.
 """
 
 import contextlib
@@ -39,12 +41,10 @@ class Watchdog:
     def progress(self, doing: str, patience: float = 1.0) -> None:
         """Restart the clock; `doing` names the work that follows, for messages."""
         self._doing, self._limit = doing, patience * self._seconds
-        faulthandler.dump_traceback_later(self._limit, repeat=True, file=self._file)
         self._moved.set()
 
     def close(self) -> None:
         """Stop watching, and remove the file of stacks if it is empty."""
-        faulthandler.cancel_dump_traceback_later()
         self._closed = True
         self._moved.set()
         self._thread.join()
@@ -59,6 +59,9 @@ class Watchdog:
                 self._moved.clear()
                 since = time.monotonic()
                 continue
+            self._file.write(f"Timeout: {self.title}, {self._doing}\n")
+            self._file.flush()
+            faulthandler.dump_traceback(self._file)
             log.warning(
                 "%s: no progress for %.0f s (%s); still waiting; the stacks of all threads are in "
                 "%s",
