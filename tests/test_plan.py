@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from w2s_jax import testing
+from w2s_jax.config import METHODS
 from w2s_jax.config.validation import validate
 from w2s_jax.planning.memory import memory_estimate
 from w2s_jax.planning.plan import plan
@@ -116,6 +117,34 @@ def test_phases_come_after_their_parents_and_once(data_dir):
     assert len(set(names)) == len(names) == 5, "one pretraining serves both roles"
     for n, phase in enumerate(made.phases):
         assert all(parent in names[:n] for parent in phase.parents.values())
+
+
+@pytest.mark.parametrize("halves", ["shared", "separate"])
+def test_who_labels_for_another_model_has_labels_of_all_that_it_is_asked_for(data_dir, halves):
+    """A model that was planned without labels is not taken for the one that has some."""
+    config = testing.tiny_config(data_dir)
+    config.losses = ("xent",)
+    config.protocol.halves = halves
+    config.probe.batch_size = 16
+    config.method.prompting.shots = 1
+    config.method.name = ",".join(
+        name
+        for name, spec in METHODS.items()
+        if "classification" in spec.kinds and not spec.middle_models
+    )
+    made = plan(resolve(validate(config)))
+    phases = {phase.name: phase for phase in made.phases}
+    for phase in made.phases:
+        labels = phase.parents.get("labels")
+        if labels is None or phase.kind == "labels":
+            continue
+        assert phase.inputs["train"] in phases[labels].label_splits, phase.title
+        assert phase.label_sources[phase.inputs["train"]] == labels, phase.title
+    student = made.students["xent+strong_to_strong"].phase
+    chain = [phases[student]]
+    while "labels" in chain[-1].parents:
+        chain.append(phases[chain[-1].parents["labels"]])
+    assert [phase.kind for phase in chain] == ["student", "student", "student", "weak"]
 
 
 def test_planning_imports_no_jax(data_dir):

@@ -70,7 +70,10 @@ class PlanBuilder:
             if (source := self._label_source(phase, split)) is not None
         }
         phase = dataclasses.replace(phase, label_sources=sources)
-        return self.phases.setdefault(phase.name, phase).name
+        known = self.phases.setdefault(phase.name, phase)
+        # Or one of the two would be missing labels that others learn.
+        assert set(known.label_splits) == set(phase.label_splits), (known, phase)
+        return known.name
 
     def _label_source(self, phase: Phase, split: str) -> str | None:
         """Return the phase whose labels of a split apply; None for ground truth.

@@ -143,6 +143,9 @@ def spec(phase: Phase) -> dict[str, Any]:
         found["subset"] = True
     if phase.suffixed:
         found["suffixed"] = True
+    if phase.role == "strong" and phase.label_splits:
+        # Of the other roles, no phase is ever planned without its labels.
+        found["labels"] = sorted(phase.label_splits)
     return found | completion_spec(phase)
 
 
