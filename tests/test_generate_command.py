@@ -9,6 +9,7 @@ from refusals import error
 
 from w2s_jax import models, sharding, testing
 from w2s_jax.cli.main import main
+from w2s_jax.data.documents import stable_id
 from w2s_jax.execution import generate
 from w2s_jax.models import network
 from w2s_jax.store import trees
@@ -56,6 +57,7 @@ def test_a_file_of_prompts_gives_the_completions_of_the_model(phase, tmp_path, c
         temperature=0.7,
         num_samples=2,
         seed=3,
+        ids=[stable_id("prompt", f"row {n}") for n in range(3)],
         return_logprobs=True,
     )
     expected = [
@@ -69,6 +71,14 @@ def test_a_file_of_prompts_gives_the_completions_of_the_model(phase, tmp_path, c
         assert row["text"] == testing.TINY_TOKENIZER.decode(np.array(ids, np.int32))
         total = float(np.sum(logprobs[of_prompt][row["sample"]]))
         assert row["logprob"] == pytest.approx(total, abs=1e-5)
+
+
+def test_the_samples_of_a_row_with_an_id_do_not_depend_on_its_place(phase):
+    rows = [{"id": n, "prompt": text} for n, text in enumerate(TEXTS)]
+    sampling = generate.Sampling(5, temperature=1.0)
+    found = {row["id"]: row for row in generate.generate(str(phase), rows, sampling)}
+    for row in generate.generate(str(phase), rows[::-1], sampling):
+        assert row["text"] == found[row["id"]]["text"]
 
 
 def test_a_prompt_is_printed_with_its_completion(phase, capsys):

@@ -22,6 +22,9 @@ def test_the_majority_answer_is_represented_by_its_most_probable_completion():
     # b by 2 of 3, member 2; a by 2 of 3, member 1; y, the first of two equals; all differ: q.
     assert majority(answers, logp_mN).tolist() == [2, 1, 1, 1]
     assert majority([["a"], ["b"]], np.array([[np.nan], [-1.0]])).tolist() == [1]
+    # '' is no answer.
+    assert majority([[""], [""], ["b"]], np.zeros((3, 1))).tolist() == [2]
+    assert majority([[""], [""]], np.zeros((2, 1))).tolist() == [0]
 
 
 def test_the_most_probable_share_is_kept():

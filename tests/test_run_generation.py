@@ -92,7 +92,7 @@ def run(data_dir, tmp_path_factory):
         *TOGETHER,
         losses=("xent", "confidence", "kl", "dpo"),
         task__label_top_k=3,
-        method__losses=("xent", "dpo"),
+        method__losses=("kl", "dpo"),
         method__bagging__members=2,
         method__strong_to_strong__iterations=1,
         method__preference_pairs__samples=4,
@@ -110,9 +110,9 @@ def predictions(run, phase):
 def test_every_loss_and_method_has_its_students(run):
     students = set(run.result["students"])
     assert students >= {
-        "xent", "confidence", "kl", "xent+strong_to_strong", "xent+generative",
-        "xent+bagging", "xent+confidence_threshold", "xent+last_step", "xent+oracle_stop",
-        "xent+answer_agreement", "dpo+preference_pairs",
+        "xent", "confidence", "kl", "kl+strong_to_strong", "kl+generative",
+        "kl+bagging", "kl+confidence_threshold", "kl+last_step", "kl+oracle_stop",
+        "kl+answer_agreement", "dpo+preference_pairs",
     }  # fmt: skip
     assert "dpo" not in students
     json.dumps(run.result, allow_nan=False)
@@ -287,6 +287,8 @@ def test_a_label_pass_that_was_killed_continues_after_its_finished_batches(
     [
         ({"losses": ("xent", "cace")}, "loss.cace.kind"),
         ({"losses": ("kl",)}, "task.label_top_k"),
+        ({"losses": ("reverse_kl",), "task__label_top_k": 1}, "task.label_top_k"),
+        ({"losses": ("kl",), "task__label_top_k": 300}, "task.label_top_k"),
         ({"losses": ("dpo",)}, "losses"),
         ({"method__name": "saliency"}, "method.name"),
         ({"method__name": "preference_pairs"}, "method.name"),

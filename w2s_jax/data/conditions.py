@@ -1,6 +1,6 @@
 """Conditions on documents: `task.where` and `task.test_where`.
 
-A condition is FIELD OP VALUE, such as Rating<1500 or Themes=mate. OP is one of <, <=, >, >=, = and
+A condition is FIELD OP VALUE, such as Rating<1500 or level=hard. OP is one of <, <=, >, >=, = and
 !=; FIELD is a field of the records, or of the `meta` that their task makes of them. A VALUE like
 50% stands for the value that separates that share of the training documents, by rank, from the
 others: Rating<50% is their lower half and Rating>=50% their upper half. Test documents are
@@ -136,7 +136,7 @@ def parse_condition(option: str, text: str) -> Condition:
     if match is None:
         raise InputError(
             f"{option}: {shown(text)}; must be FIELD OP VALUE with one of {', '.join(_OPERATORS)}, "
-            "such as Rating<1500, Rating<50% or Themes=mate"
+            "such as Rating<1500, Rating<50% or level=hard"
         )
     field, op, value = match.groups()
     percent = value.endswith("%") and op in _ORDERED

@@ -106,7 +106,7 @@ class Task:
       answer: (text of a completion) -> the answer in it, '' if there is none. None: the text
         without spaces around it. Only of generation tasks, as all that follow.
       correct: (answer, document) -> whether it is right. None: it equals the answer in the
-        document's target.
+        document's target, and is not ''.
       scores: name -> (answer, document) -> a number or a boolean, or None where the score does not
         apply to the document; the means of the others are reported beside the accuracy.
       tokenizer: name of the tokenizer of embedded models, in place of the config's default: a task
@@ -161,7 +161,7 @@ class Task:
         """Return whether an answer to a document is right."""
         if self.correct is not None:
             return bool(self.correct(answer, document))
-        return answer == self.answer_in(document.target or "")
+        return answer != "" and answer == self.answer_in(document.target or "")
 
     @property
     def num_texts(self) -> int:

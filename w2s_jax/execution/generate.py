@@ -10,6 +10,7 @@ import numpy as np
 
 from w2s_jax.core.errors import InputError, shown
 from w2s_jax.core.files import atomic_write, read_json
+from w2s_jax.data.documents import stable_id
 from w2s_jax.data.formats import read_json_lines
 from w2s_jax.data.tokenized import offsets_of
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -75,7 +76,9 @@ def generate(
     _refuse_classifier(source, loaded)
     reader = _tokenizer(source, loaded, record, tokenizer)
     completion = record.get("spec", {}).get("completion") or {}
-    most = sampling.max_new_tokens or completion.get("max_new_tokens", MAX_NEW_TOKENS)
+    most = sampling.max_new_tokens
+    if most is None:
+        most = completion.get("max_new_tokens", MAX_NEW_TOKENS)
     tokens, logprobs = models.generate(
         loaded.config,
         loaded.params,
@@ -86,6 +89,8 @@ def generate(
         top_p=sampling.top_p,
         num_samples=sampling.num_samples,
         seed=sampling.seed,
+        # A row with an id has the same samples wherever it stands.
+        ids=[stable_id("prompt", str(row.get("id", n))) for n, row in enumerate(rows)],
         return_logprobs=True,
     )
     for row, samples, of_samples in zip(rows, tokens, logprobs, strict=True):
@@ -147,6 +152,10 @@ def _tokenizer(
 
 
 def _encoded(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    tokens_T, lengths_N = tokenizer.encode_batch(list(prompts))
+    try:
+        tokens_T, lengths_N = tokenizer.encode_batch(list(prompts))
+    except InputError as error:
+        reason = str(error).removeprefix("task.tokenizer: ")
+        raise InputError(f"--prompt: {reason}") from error
     pieces = np.split(tokens_T, offsets_of(lengths_N)[1:-1])
     return [[*tokenizer.prefix, *piece.tolist()] for piece in pieces]

@@ -112,7 +112,12 @@ def _texts(labels: Labels) -> Iterator[tuple[str, str, str]]:
 def _text(labels: Labels, name: str, suffix: str) -> bytes:
     text = io.StringIO()
     if suffix == ".csv":
-        writer = csv.writer(text, lineterminator="\n")
+        # A carriage return in a text is kept only within quotes.
+        writer = csv.writer(
+            text,
+            lineterminator="\n",
+            quoting=csv.QUOTE_MINIMAL if name == "p" else csv.QUOTE_ALL,
+        )
         writer.writerow(("id", "split", name))
         writer.writerows(_texts(labels))
     else:

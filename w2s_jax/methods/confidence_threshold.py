@@ -7,7 +7,7 @@ import numpy as np
 from w2s_jax.config.options import Option
 from w2s_jax.data.task import KINDS
 from w2s_jax.methods.labels import kept_count, p_of
-from w2s_jax.methods.registry import Students, register
+from w2s_jax.methods.registry import Students, refused, register
 from w2s_jax.planning.plan import MethodPlanner
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def _confident(work: "LabelWork", *, share: float) -> "Labels | CompletionLabels
 def confidence_threshold(planner: MethodPlanner, *, share: float) -> Students:
     """Students on a share of the weak labels."""
     weak = planner.naive.weak
+    settings, data = planner.builder.settings, planner.builder.resolved.roles["weak"]
+    if data.completion is not None and settings.weak.labels is not None:
+        found = "the file weak.labels has none"
+        raise refused("confidence_threshold", "log-probabilities of completions", found)
     labels = planner.builder.labels(
         "confident", "strong", ("slice2",), {"labels": weak}, share=share
     )

@@ -212,7 +212,9 @@ def majority(answers: Sequence[Sequence[str]], logp_mN: np.ndarray) -> np.ndarra
         members: dict[str, list[int]] = {}
         for member, answer in enumerate(given):
             members.setdefault(answer, []).append(member)
-        best = max(members.values(), key=lambda own: (len(own), np.exp(logp_mN[own, n]).sum()))
+        # '' is no answer, which wins only where nobody has one.
+        known = {answer: own for answer, own in members.items() if answer} or members
+        best = max(known.values(), key=lambda own: (len(own), np.exp(logp_mN[own, n]).sum()))
         chosen.append(max(best, key=lambda member: logp_mN[member, n]))
     return np.array(chosen, np.int64)
 

@@ -7,7 +7,7 @@ to any task whose completions end in an answer.
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from w2s_jax.store.token_labels import Pairs
 if TYPE_CHECKING:
     from w2s_jax.phases.labelling import CompletionLabels, LabelWork
 
+T = TypeVar("T")
+#: A completion, and whether it ended by itself.
+_Completion = tuple[str, bool]
 _SOURCE = "Yang et al. 2024, arXiv 2407.13647"
 
 
@@ -36,7 +39,7 @@ def _few_shot(work: "LabelWork", *, shots: int) -> "CompletionLabels":
         examples = work.documents("slice1")
         chosen = hash_order(examples.ids_N, "shots", work.phase.seed)[:shots]
         documents = behind_examples(work.documents(split), examples.select(chosen))
-        found[split] = work.sampled(split, documents=documents)
+        found[split] = work.sampled(split, documents=documents, top_k=work.phase.label_top_k)
     return found
 
 
@@ -139,8 +142,13 @@ def _labelling_student(planner: MethodPlanner, weak: str, label: str) -> str:
 
 
 def _check_shots(planner: MethodPlanner, shots: int) -> None:
-    """Refuse examples that do not fit the positions of the strong model."""
-    data = planner.builder.resolved.roles["strong"]
+    """Refuse examples that slice 1 does not have, or the positions of the strong model not fit."""
+    data, available = planner.builder.resolved.roles["strong"], planner.size("slice1")
+    if shots > available:
+        raise InputError(
+            f"method.answer_agreement.shots: {shots}; allowed: at most {available}, the documents "
+            "of slice1"
+        )
     if data.model.positions != "learned":
         return
     lengths_N = np.sort(data.splits["slice1"].lengths_N)[-shots:]
@@ -178,15 +186,16 @@ def _pairs(
         seed=work.phase.seed,
     )
     ids_N = weak.ids_N
-    texts_NS = np.array([*drawn.texts, ""], object)[:-1].reshape(len(ids_N), samples)
-    answers_NS = np.array([*work.answers(drawn), ""], object)[:-1].reshape(texts_NS.shape)
-    found: list[tuple[int, str, str]] = []
+    # Completions with whether they ended, document by document.
+    given = list(zip(drawn.texts, drawn.ended_N.tolist(), strict=True))
+    answers, ended_N = work.answers(drawn), weak.ended_N.tolist()
+    found: list[tuple[int, _Completion, _Completion]] = []
     for n, weak_answer in enumerate(work.answers(weak)):
         chosen = preference_pair(
             weak_answer,
-            weak.texts[n],
-            answers_NS[n].tolist(),
-            texts_NS[n].tolist(),
+            (weak.texts[n], ended_N[n]),
+            answers[n * samples : (n + 1) * samples],
+            given[n * samples : (n + 1) * samples],
             key=int(hash_keys(ids_N[n : n + 1], "pairs", work.phase.seed)[0]),
             confidence=confidence,
             reversal=reversal,
@@ -200,21 +209,26 @@ def _pairs(
             "method.preference_pairs.temperature"
         )
     rows = [found[i % len(found)] for i in range(pairs)]
-    better = np.ones(pairs, np.float32)
-    ids = ids_N[[n for n, _, _ in rows]]
-    return {"slice2": Pairs(ids, [a for _, a, _ in rows], [b for _, _, b in rows], better)}
+    made = Pairs(
+        ids_N[[n for n, _, _ in rows]],
+        [first[0] for _, first, _ in rows],
+        [second[0] for _, _, second in rows],
+        np.ones(pairs, np.float32),
+        np.array([[first[1], second[1]] for _, first, second in rows], bool),
+    )
+    return {"slice2": made}
 
 
 def preference_pair(
     weak_answer: str,
-    weak_text: str,
+    weak_completion: T,
     answers: Sequence[str],
-    texts: Sequence[str],
+    completions: Sequence[T],
     *,
     key: int,
     confidence: float,
     reversal: float,
-) -> tuple[str, str] | None:
+) -> tuple[T, T] | None:
     """Return (better, worse) completions of a question, or None.
 
     The confidence is the share of the most frequent answer among the samples (of equally frequent
@@ -224,8 +238,8 @@ def preference_pair(
     and the supervisor's completion.
 
     Args:
-      weak_answer, weak_text: answer and completion of the supervisor.
-      answers, texts: those of the samples; '' is no answer, which is never the most frequent one.
+      weak_answer, weak_completion: of the supervisor; a completion may be of any type.
+      answers, completions: of the samples; '' is no answer, which is never the most frequent one.
       key: a hash that draws the sample.
       confidence, reversal: see above.
     """
@@ -237,12 +251,12 @@ def preference_pair(
     if share < confidence:
         return None
     if weak_answer == majority:
-        others = [t for t, a in zip(texts, answers, strict=True) if a != majority]
-        return (weak_text, others[key % len(others)]) if others else None
+        others = [c for c, a in zip(completions, answers, strict=True) if a != majority]
+        return (weak_completion, others[key % len(others)]) if others else None
     if share < reversal:
         return None
-    same = [t for t, a in zip(texts, answers, strict=True) if a == majority]
-    return same[key % len(same)], weak_text
+    same = [c for c, a in zip(completions, answers, strict=True) if a == majority]
+    return same[key % len(same)], weak_completion
 
 
 @register(
@@ -259,7 +273,9 @@ def preference_pair(
     top_p=Option(0.95, "Nucleus of the samples", above=0, high=1),
     confidence=Option(0.6, "Least share of the most frequent answer", above=0, high=1),
     reversal=Option(0.8, "The same where it is not the supervisor's answer", above=0, high=1),
-    epochs=Option(1.0, "Passes over the pairs", above=0),
+    epochs=Option(
+        1.0, "Passes over as many pairs as slice 2 has documents; found ones are repeated", above=0
+    ),
     learning_rate=Option(
         None, "Learning rate; None: a tenth of `strong.train.learning_rate`", above=0
     ),

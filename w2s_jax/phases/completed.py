@@ -38,13 +38,14 @@ def completed_documents(
     labels = token_labels_of(phase, context, split, documents)
     if labels is None:
         return documents
-    ended_N = labels.lengths_N < labels.tokens_NT.shape[1]
+    ended_N = labels.ended_N
     if phase.loss is not None and compares_distributions(phase.loss):
         rows = zip(labels.tokens_NT, labels.lengths_N.tolist(), strict=True)
         completions = [tokens_T[:length] for tokens_T, length in rows]
     else:
         completions = encoded(phase, context, labels.texts)
-    completions, whole_N = _fitted(phase, documents, completions, f"{phase.title}: {split}")
+    title = f"{phase.title}: {split}"
+    completions, whole_N = _fitted(phase, documents, completions, ended_N, title)
     assert phase.completion is not None
     return with_completions(documents, completions, phase.completion.end, ended_N=ended_N & whole_N)
 
@@ -57,11 +58,11 @@ def paired_documents(
     documents = documents.select(documents.rows_of(pairs.ids_N))
     title = f"{phase.title}: {split}"
     (first, whole_N), (second, also_N) = (
-        _fitted(phase, documents, encoded(phase, context, texts), title)
-        for texts in (pairs.first, pairs.second)
+        _fitted(phase, documents, encoded(phase, context, texts), ended_N, title)
+        for texts, ended_N in zip((pairs.first, pairs.second), pairs.ended_N2.T, strict=True)
     )
     assert phase.completion is not None
-    ended_N2 = np.stack([whole_N, also_N], axis=1)
+    ended_N2 = pairs.ended_N2 & np.stack([whole_N, also_N], axis=1)
     end = phase.completion.end
     return paired(documents, first, second, end, ended_N2=ended_N2), pairs.preference_N
 
@@ -75,14 +76,20 @@ def encoded(phase: Phase, context: Context, texts: Sequence[str]) -> list[np.nda
 
 
 def _fitted(
-    phase: Phase, documents: TokenizedDocuments, completions: Sequence[np.ndarray], title: str
+    phase: Phase,
+    documents: TokenizedDocuments,
+    completions: Sequence[np.ndarray],
+    ended_N: np.ndarray,
+    title: str,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return completions cut to the positions of the model, and which are whole, bool [N]."""
+    """Return completions cut to the positions of the model, and which are whole, bool [N].
+
+    Where `ended_N` is True, an end needs a position too.
+    """
     model = phase.model
     if model.positions != "learned" or documents.prompt_lengths_P is None:
         return list(completions), np.ones(len(completions), bool)
-    # One for the end.
-    room_N = model.max_positions - documents.prompt_lengths_P - 1
+    room_N = model.max_positions - documents.prompt_lengths_P - ended_N.astype(np.int64)
     cut = [tokens[:room] for tokens, room in zip(completions, room_N.tolist(), strict=True)]
     whole_N = np.array([len(a) == len(b) for a, b in zip(cut, completions, strict=True)], bool)
     if not whole_N.all():

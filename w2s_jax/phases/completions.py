@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.core import errors, processes, signals
+from w2s_jax.core import processes, signals
+from w2s_jax.data import judging
 from w2s_jax.data.completions import prompts_of
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -186,52 +187,40 @@ def answers_of(context: Context, texts: Sequence[str]) -> list[str]:
     """Return the answer in each completion.
 
     Raises:
-      InputError: the task's function raises an exception.
+      InputError: the task's function fails.
     """
     task = context.resolved.task
     assert task is not None
-    return [_called(task.answer_in, "answer", text) for text in texts]
+    return [judging.answer_of(task, text) for text in texts]
 
 
 def right(context: Context, answers: Sequence[str], documents: Sequence[Document]) -> list[bool]:
     """Return whether each answer is right.
 
     Raises:
-      InputError: the task's function raises an exception.
+      InputError: the task's function fails.
     """
     task = context.resolved.task
     assert task is not None
     pairs = zip(answers, documents, strict=True)
-    return [_called(task.is_correct, "correct", answer, document) for answer, document in pairs]
+    return [judging.is_right(task, answer, document) for answer, document in pairs]
 
 
 def scores(
     context: Context, answers: Sequence[str], documents: Sequence[Document]
-) -> dict[str, list[Any]]:
+) -> dict[str, list[float | None]]:
     """Return the values of the task's scores, by their names.
 
     Raises:
-      InputError: a function of the task raises an exception.
+      InputError: a function of the task fails.
     """
     task = context.resolved.task
     assert task is not None
-    pairs = list(zip(answers, documents, strict=True))
-    return {
-        name: [_called(fn, f"scores[{name!r}]", answer, document) for answer, document in pairs]
-        for name, fn in task.scores.items()
-    }
-
-
-def _called(fn: Callable[..., Any], name: str, *arguments: Any) -> Any:
-    try:
-        return fn(*arguments)
-    except errors.InputError:
-        raise
-    except Exception as error:
-        raise errors.InputError(
-            f"Task.{name}: raises {type(error).__name__}: {errors.first_line(error)} for "
-            f"{errors.shown(arguments[0])}"
-        ) from error
+    found: dict[str, list[float | None]] = {name: [] for name in task.scores}
+    for answer, document in zip(answers, documents, strict=True):
+        for name, value in judging.scores_of(task, answer, document).items():
+            found[name].append(value)
+    return found
 
 
 # --- evaluation while training -------------------------------------------------------------------

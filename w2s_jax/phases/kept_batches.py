@@ -8,7 +8,6 @@ batches, are not used: a name tells what a batch was made from.
 import hashlib
 import io
 import logging
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,10 +42,10 @@ class KeptBatches:
 
     def _whole(self) -> list[int]:
         numbers = []
-        for path in sorted(self.folder.glob(f"{self.prefix}*.npz")):
+        for path in sorted(self.folder.glob(f"{self.prefix}*.batch")):
             try:
                 _read(path)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            except (OSError, ValueError):
                 log.warning("%s is damaged; its documents are completed again", path)
                 path.unlink()
             else:
@@ -54,7 +53,7 @@ class KeptBatches:
         return numbers
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{self.prefix}{number:06d}.npz"
+        return self.folder / f"{self.prefix}{number:06d}.batch"
 
     def keep(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep a finished batch; of several processes the first one does."""
@@ -63,8 +62,9 @@ class KeptBatches:
         self.folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
+        data = buffer.getvalue()
         with atomic_write(self._path(number)) as file:
-            file.write(buffer.getvalue())
+            file.write(hashlib.sha256(data).digest() + data)
 
 
 def discard(folder: Path) -> None:
@@ -73,5 +73,10 @@ def discard(folder: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+    """Return the arrays of a file; `ValueError` if it does not match its checksum."""
+    content = path.read_bytes()
+    digest, data = content[:32], content[32:]
+    if hashlib.sha256(data).digest() != digest:
+        raise ValueError(f"{path}: damaged")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
         return dict(file)

@@ -218,6 +218,7 @@ def _store_completions(
         result |= completions.store(phase, context, folder, evaluated)
         result["label_accuracy"] = {}
         for split, found in made.items():
+            found = found.select(np.unique(found.ids_N, return_index=True)[1])
             documents = completions.documents_of(context, split, found.ids_N)
             answers = completions.answers_of(context, found.texts)
             right = completions.right(context, answers, documents)

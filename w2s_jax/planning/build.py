@@ -20,7 +20,6 @@ _LATE = {
     "dropout": 0.0,
     "ema": 0.0,
     "label_smoothing": 0.0,
-    "token_weighting": "token",
 }
 
 
@@ -69,6 +68,8 @@ def train_spec(train: TrainSettings) -> dict[str, Any]:
     fields = {f.name for f in dataclasses.fields(TrainSettings)}
     # Which text is used, and whether it is streamed, shows in the digest of the data.
     skipped = {"epochs", "steps", "streaming", "max_docs", "last_layers", *_EXECUTION_ONLY}
+    # Only completions have it (`completion_spec`).
+    skipped.add("token_weighting")
     skipped |= {name for name, value in _LATE.items() if getattr(train, name) == value}
     if train.adapt == "last_layers":
         skipped.remove("last_layers")
@@ -87,6 +88,8 @@ def completion_spec(phase: Phase) -> dict[str, Any]:
         found["label_top_k"] = phase.label_top_k
     if phase.pairs:
         found["pairs"] = True
+    if phase.targets == "tokens" and phase.train.token_weighting != "token":
+        found["token_weighting"] = phase.train.token_weighting
     return found
 
 

@@ -1,13 +1,15 @@
 """Checks of a file of external labels, before anything is computed. Imports no JAX."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from w2s_jax.core import errors
 from w2s_jax.core.files import sha256
+from w2s_jax.data.completions import check_spelling
+from w2s_jax.data.documents import Document
 from w2s_jax.data.external_labels import (
     join_labels,
     join_texts,
@@ -15,10 +17,15 @@ from w2s_jax.data.external_labels import (
     read_external_texts,
 )
 from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.data.tokenizers import Tokenizer
 
 
 def check_external(
-    path: str, splits: Mapping[str, TokenizedDocuments], notes: list[str], *, texts: bool
+    path: str,
+    splits: Mapping[str, TokenizedDocuments],
+    notes: list[str],
+    *,
+    tokenizers: Sequence[Tokenizer | None] | None = None,
 ) -> str:
     """Return the sha256 of a file of labels, after checking that it has all that are needed.
 
@@ -26,12 +33,12 @@ def check_external(
       path: the file, `weak.labels`.
       splits: the weak model's documents; slice 1 and pretraining text need no labels.
       notes: a line on undecided labels is appended.
-      texts: whether the labels are completions, not classes.
+      tokenizers: of the models that read the labels, where these are completions; None for classes.
 
     Raises:
-      InputError: it cannot be read, or lacks a label.
+      InputError: it cannot be read, lacks a label, or has a text that a tokenizer cannot spell.
     """
-    joined = _joined_texts(path) if texts else _joined_labels(path, notes)
+    joined = _joined_labels(path, notes) if tokenizers is None else _joined_texts(path, tokenizers)
     for split, documents in splits.items():
         if split not in ("slice1", "pretrain"):
             joined(split, documents.ids_N)
@@ -42,9 +49,12 @@ def check_external(
 _Join = Callable[[str, np.ndarray], None]
 
 
-def _joined_texts(path: str) -> _Join:
+def _joined_texts(path: str, tokenizers: Sequence[Tokenizer | None]) -> _Join:
     with _of_the_field():
         found = read_external_texts(path)
+        different = {tokenizer.digest: tokenizer for tokenizer in tokenizers if tokenizer}
+        for tokenizer in different.values():
+            _check_spelling(path, found, tokenizer)
 
     def join(split: str, ids_N: np.ndarray) -> None:
         join_texts(found, ids_N, f"weak.labels: {path}: {split}")
@@ -65,6 +75,24 @@ def _joined_labels(path: str, notes: list[str]) -> _Join:
             )
 
     return join
+
+
+def _check_spelling(path: str, found: Mapping[int, str], tokenizer: Tokenizer) -> None:
+    documents = [
+        Document(id=id_, text="", target=text, where=f"{path}, id {id_:#018x}")
+        for id_, text in found.items()
+    ]
+    try:
+        tokens_T, lengths_N = tokenizer.encode_batch(list(found.values()))
+    except errors.InputError:
+        for document in documents:
+            try:
+                tokenizer.encode_batch([document.target or ""])
+            except errors.InputError as error:
+                reason = str(error).removeprefix("task.tokenizer: ")
+                raise errors.InputError(f"{document.name}: {reason}") from error
+        raise
+    check_spelling(documents, tokenizer, tokens_T, lengths_N)
 
 
 @contextlib.contextmanager

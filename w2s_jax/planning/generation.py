@@ -1,11 +1,15 @@
 """Runs of generation tasks: what completions need, and what such tasks do not allow. No JAX."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from w2s_jax.config import LOSSES, METHODS, PREFERENCES, LossSettings, Settings
 from w2s_jax.core import errors
+from w2s_jax.data import judging
+from w2s_jax.data.documents import Document
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
@@ -106,6 +110,69 @@ def check(task: Task, settings: Settings, models: Mapping[str, ModelConfig]) -> 
         _check_loss(loss, settings)
 
 
+def check_unused(task: Task, settings: Settings) -> None:
+    """Refuse settings of completions for a task with classes.
+
+    Raises:
+      InputError: one is set.
+    """
+    given = settings.task
+    fields: dict[str, tuple[Any, Any]] = {
+        "task.max_new_tokens": (given.max_new_tokens, None),
+        "task.label_top_k": (given.label_top_k, 0),
+    }
+    fields |= {
+        f"{role}.train.token_weighting": (own.train.token_weighting, "token")
+        for role, own in settings.roles.items()
+    }
+    for field, (value, default) in fields.items():
+        if value != default:
+            raise errors.InputError(
+                f"{field}: {value!r}, but task {task.name!r} asks for classes, not completions; "
+                f"leave it at {default!r}"
+            )
+
+
+def check_functions(task: Task, documents: Mapping[str, Sequence[Document]]) -> None:
+    """Call a task's functions on documents, before any work: with their targets as completions.
+
+    All targets must have an answer. `correct` and `scores` are tried on the first document of each
+    split.
+
+    Raises:
+      InputError: one has none, a function raises an exception, or returns something else than it
+        should.
+    """
+    for own in documents.values():
+        for number, document in enumerate(own):
+            answer = judging.answer_of(task, document.target or "")
+            if not answer:
+                raise errors.InputError(
+                    f"{document.name}: task {task.name!r} finds no answer in the target "
+                    f"{errors.shown(document.target)}"
+                )
+            if number == 0:
+                judging.is_right(task, answer, document)
+                judging.scores_of(task, answer, document)
+
+
+def with_judged(task: Task, digest: str, documents: Sequence[Document]) -> str:
+    """Return the digest of a split, with what else of its documents functions of the task read.
+
+    Args:
+      task: the task.
+      digest: that of the tokenised documents.
+      documents: the split's.
+    """
+    if task.correct is None and not task.scores:
+        return digest
+    sha = hashlib.sha256(digest.encode())
+    for document in documents:
+        meta = sorted((str(name), repr(value)) for name, value in document.meta.items())
+        sha.update(repr((document.id, document.text, document.target, meta)).encode())
+    return sha.hexdigest()
+
+
 def check_methods(task: Task, settings: Settings) -> None:
     """Check that the methods of a run work with the kind of its task.
 
@@ -132,6 +199,11 @@ def _check_loss(loss: LossSettings, settings: Settings) -> None:
                 f"task.label_top_k: 0, but the loss {loss.label!r} compares with the supervisor's "
                 "distributions; give the number of tokens to store, such as 20"
             )
+        if loss.kind == "reverse_kl" and settings.task.label_top_k < 2:
+            raise errors.InputError(
+                f"task.label_top_k: 1, but the loss {loss.label!r} compares shares of the stored "
+                "tokens, of which there must be at least 2"
+            )
         if settings.weak.labels is not None:
             raise errors.InputError(
                 f"losses: {loss.label!r} needs the supervisor's distributions, which the file "
@@ -143,8 +215,14 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Tokenizer | No
     """Check that all roles have one tokenizer where losses compare distributions over its tokens.
 
     Raises:
-      InputError: they have not.
+      InputError: they have not, or it has fewer tokens than a distribution is to have.
     """
+    stored, tokenizer = settings.task.label_top_k, tokenizers["weak"]
+    if tokenizer is not None and stored > tokenizer.vocab_size:
+        raise errors.InputError(
+            f"task.label_top_k: {stored}; allowed: at most {tokenizer.vocab_size}, the tokens of "
+            f"{tokenizer.name}"
+        )
     of_weak = tokenizers["weak"]
     for loss in settings.losses:
         for role, tokenizer in tokenizers.items():

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from w2s_jax.config import Role, Settings, TaskSettings, validation
+from w2s_jax.config import Role, Settings, validation
 from w2s_jax.core import errors
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
-from w2s_jax.data.loading import LoadedTask, load
+from w2s_jax.data.loading import load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
-from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
+from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
@@ -29,6 +29,7 @@ from w2s_jax.planning import generation
 from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
+from w2s_jax.planning.readers import reader_of
 from w2s_jax.planning.role_settings import check_model, with_defaults
 from w2s_jax.planning.tokenized_splits import Reader, tokenized_splits, without_overlong
 from w2s_jax.planning.used_files import choose_training, describe_files
@@ -127,11 +128,15 @@ def resolve(settings: Settings) -> Resolved:
     for role in settings.roles:
         check_model(role, found[role], settings)
     generation.check_methods(task, settings)
-    if task.generates:
+    if not task.generates:
+        generation.check_unused(task, settings)
+    else:
         generation.check(
             task, settings, {role: _config(role, found[role], settings) for role in found}
         )
-    readers = {role: _reader(role, loaded, found[role], settings, notes) for role in settings.roles}
+    readers = {
+        role: reader_of(role, loaded, found[role], settings, notes) for role in settings.roles
+    }
     different = {reader.key: reader for reader in readers.values()}
     documents: Mapping[str, list[Document]] = loaded.documents
     for reader in different.values():
@@ -158,14 +163,18 @@ def resolve(settings: Settings) -> Resolved:
     settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
     for role, data in roles.items():
         _check(role, data, settings)
+    kept = {name: docs for name, docs in raw.items() if task.generates and name != "pretrain"}
     if task.generates:
+        generation.check_functions(task, kept)
         generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
     outside = None
     if settings.weak.labels is not None:
         outside = check_external(
-            settings.weak.labels, roles["weak"].splits, notes, texts=task.generates
+            settings.weak.labels,
+            roles["weak"].splits,
+            notes,
+            tokenizers=[d.tokenizer for d in roles.values()] if task.generates else None,
         )
-    kept = {name: docs for name, docs in raw.items() if task.generates and name != "pretrain"}
     return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept)
 
 
@@ -185,74 +194,6 @@ def _source(role: str, settings: Settings) -> ModelSource | None:
         return sources.find(model)
     except errors.InputError as error:
         raise errors.InputError(f"{role}.model: {error}") from error
-
-
-def _reader(
-    role: str, loaded: LoadedTask, source: ModelSource | None, settings: Settings, notes: list[str]
-) -> Reader:
-    task = loaded.task
-    limit, overlong = settings.task.max_length, settings.task.overlong
-    tokenizer = _tokenizer(role, task, source, settings)
-    if source is not None:
-        if tokenizer is None:
-            _check_vocabulary(role, task, source)
-        else:
-            pretrains = settings.roles[role].pretrain.source is not None
-            end = tokenizer.end_of_text if pretrains else None
-            needed = max(tokenizer.text_vocab_size, 0 if end is None else end + 1)
-            sources.check_fits(source, needed, tokenizer.name)
-            if tokenizer.vocab_size > source.config.vocab_size:
-                notes.append(
-                    f"{role}: {tokenizer.name} has special tokens for which {source.name} has no "
-                    "row; no text has them"
-                )
-        longest = source.config.max_positions
-        if source.config.positions == "learned" and (limit is None or limit > longest):
-            notes.append(f"{role}: documents are limited to the {longest} tokens of {source.name}")
-            limit = longest
-    truncate = settings.task.truncate or task.truncate
-    return Reader(task, tokenizer, limit, overlong, truncate, loaded.empty)
-
-
-def _tokenizer(
-    role: str, task: Task, source: ModelSource | None, settings: Settings
-) -> Tokenizer | None:
-    """Return the tokenizer of a role's texts; None if the task's documents are tokens."""
-    given = settings.roles[role].tokenizer
-    if task.token_space is not None:
-        field = "task.tokenizer" if given is None else f"{role}.tokenizer"
-        if (given or settings.task.tokenizer) != TaskSettings.tokenizer:
-            raise errors.InputError(
-                f"{field}: {given or settings.task.tokenizer!r}, but the documents of task "
-                f"{task.name!r} are tokens already; leave it at {TaskSettings.tokenizer!r}"
-            )
-        return None
-    if given is None and source is None:
-        name = settings.task.tokenizer
-        own = task.tokenizer if name == TaskSettings.tokenizer else None
-        return load_tokenizer(own or name)
-    if given is None and source is not None and source.tokenizer is not None:
-        given = str(source.tokenizer)
-    if given is None:
-        raise errors.InputError(
-            f"{role}.tokenizer: None, but {settings.roles[role].model} has no tokenizer.json; give "
-            "'bytes', or a folder, file or hub id of a fast Hugging Face tokenizer"
-        )
-    try:
-        return load_tokenizer(given)
-    except errors.InputError as error:
-        reason = str(error).removeprefix("task.tokenizer: ")
-        raise errors.InputError(f"{role}.tokenizer: {reason}") from error
-
-
-def _check_vocabulary(role: str, task: Task, source: ModelSource) -> None:
-    """Check that a model has all tokens of a task whose documents are tokens."""
-    assert task.token_space is not None
-    if source.config.vocab_size < task.token_space.vocab_size:
-        raise errors.InputError(
-            f"{role}.model: {source.given} has a vocabulary of {source.config.vocab_size} tokens; "
-            f"task {task.name!r} needs at least {task.token_space.vocab_size}"
-        )
 
 
 def _role_input(
@@ -306,6 +247,9 @@ def _role_input(
         with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
             label_tokens = vocabulary.label_tokens
     digests = {name: documents.digest() for name, documents in splits.items()}
+    if completion is not None:
+        for name in digests.keys() - {"pretrain"}:
+            digests[name] = generation.with_judged(reader.task, digests[name], raw[name])
     for name, corpus in streams.items():
         assert tokenizer is not None
         digests[name] = stream_digest(corpus, tokenizer)
@@ -342,6 +286,7 @@ def _longest(
     """
     longest = settings.task.max_length or 0
     if completion is not None:
+        longest += completion.max_new_tokens if settings.task.max_length else 0
         longest = max(longest, generation.longest_completed(splits, completion))
     if own.pretrain.source is not None and own.pretrain.streaming:
         longest = max(longest, own.pretrain.chunk_length)

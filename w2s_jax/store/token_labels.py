@@ -7,7 +7,7 @@ Shapes in names: N documents, T most tokens of a completion, k tokens of a store
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class TokenLabels:
     top_logprobs_NTk: np.ndarray | None = None
 
     @property
+    def ended_N(self) -> np.ndarray:
+        """Whether each completion ended by itself, bool [N]; others were cut off."""
+        return self.lengths_N < self.tokens_NT.shape[1]
+
+    @property
     def total_logprobs_N(self) -> np.ndarray:
         """Log-probability of each completion with its end, float32 [N]."""
         return self.logprobs_NT1.sum(1, dtype=np.float64).astype(np.float32)
@@ -69,12 +74,14 @@ class Pairs:
       ids_N: uint64 document ids; a document may occur several times.
       first, second: the completions as texts.
       preference_N: float32, P(the first is better).
+      ended_N2: bool, whether each ended by itself; others were cut off.
     """
 
     ids_N: np.ndarray
     first: Sequence[str]
     second: Sequence[str]
-    preference_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    preference_N: np.ndarray
+    ended_N2: np.ndarray
 
 
 def chosen_of(members: Sequence[TokenLabels], chosen_N: np.ndarray) -> TokenLabels:
@@ -85,8 +92,10 @@ def chosen_of(members: Sequence[TokenLabels], chosen_N: np.ndarray) -> TokenLabe
         return np.stack([getattr(labels, name) for labels in members])[chosen_N, rows_N]
 
     texts = [members[m].texts[n] for n, m in enumerate(chosen_N.tolist())]
-    arrays = (taken(name) for name in ("tokens_NT", "lengths_N", "logprobs_NT1"))
-    return TokenLabels(members[0].ids_N, texts, *arrays)
+    names = ["tokens_NT", "lengths_N", "logprobs_NT1"]
+    if all(labels.top_ids_NTk is not None for labels in members):
+        names += ["top_ids_NTk", "top_logprobs_NTk"]
+    return TokenLabels(members[0].ids_N, texts, *(taken(name) for name in names))
 
 
 def save(folder: PhaseFolder, labels: Mapping[str, TokenLabels]) -> None:
@@ -121,7 +130,11 @@ def save_pairs(folder: PhaseFolder, pairs: Mapping[str, Pairs]) -> None:
         columns["second"] += list(found.second)
         columns["preference"] += found.preference_N.tolist()
         preference_N = found.preference_N.astype(np.float32)
-        tree[split] = {"ids": as_pairs(found.ids_N), "preference": preference_N}
+        tree[split] = {
+            "ids": as_pairs(found.ids_N),
+            "preference": preference_N,
+            "ended": found.ended_N2.astype(np.int32),
+        }
     _save(folder, tree, columns)
 
 
@@ -132,6 +145,7 @@ def record(labels: Mapping[str, TokenLabels]) -> dict[str, Any]:
     return {
         "kind": "tokens",
         "splits": {split: len(found.ids_N) for split, found in labels.items()},
+        "distinct": {split: len(set(found.ids_N.tolist())) for split, found in labels.items()},
         "max_new_tokens": int(any_of.tokens_NT.shape[1]),
         "top_k": 0 if top is None else int(top.shape[-1]),
     }
@@ -139,7 +153,11 @@ def record(labels: Mapping[str, TokenLabels]) -> dict[str, Any]:
 
 def record_of_pairs(pairs: Mapping[str, Pairs]) -> dict[str, Any]:
     """Return the field `labels` of a phase's result.json, for pairs."""
-    return {"kind": "pairs", "splits": {split: len(p.ids_N) for split, p in pairs.items()}}
+    return {
+        "kind": "pairs",
+        "splits": {split: len(found.ids_N) for split, found in pairs.items()},
+        "distinct": {split: len(set(found.ids_N.tolist())) for split, found in pairs.items()},
+    }
 
 
 def stored(folder: PhaseFolder, split: str) -> TokenLabels:
@@ -200,11 +218,19 @@ def load_pairs(folder: PhaseFolder, split: str) -> Pairs:
     from w2s_jax.store.trees import load_part
 
     n = _facts(folder, split, "pairs")["splits"][split]
-    target = {"ids": np.zeros((n, 2), np.uint32), "preference": np.zeros(n, np.float32)}
+    target = {
+        "ids": np.zeros((n, 2), np.uint32),
+        "preference": np.zeros(n, np.float32),
+        "ended": np.zeros((n, 2), np.int32),
+    }
     tree = load_part(folder.labels, {split: target})[split]
     table = _texts(folder, split)
     return Pairs(
-        as_ids(tree["ids"]), table["first"], table["second"], np.asarray(tree["preference"])
+        as_ids(tree["ids"]),
+        table["first"],
+        table["second"],
+        np.asarray(tree["preference"]),
+        np.asarray(tree["ended"]) > 0,
     )
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from w2s_jax.store.artifacts import PhaseFolder
 
 
+#: Label makers that generate completions which students may learn with their distributions.
+GENERATES = ("few_shot",)
+
+
 def build(
     resolved: Resolved,
     role: str,
@@ -54,6 +58,7 @@ def build(
         weights_digest=weights_digest(data),
         labels_digest=resolved.outside if method == "outside" else None,
         completion=data.completion,
+        label_top_k=settings.task.label_top_k if method in GENERATES else 0,
         task=settings.task.name if data.completion else "",
     )
 
