@@ -313,6 +313,7 @@ def test_pairs_of_pairs_are_read_as_they_are_written(run):
         phase, run.context, "slice2", run.resolved.roles["strong"].splits["slice2"]
     )
     assert documents.num_texts == 2 and len(preference_N) == len(documents)
+    pairs = token_labels.load_pairs(run.folder(phase.parents["labels"]), "slice2")
     lengths_N2 = documents.prompt_lengths_P.reshape(-1, 2)
     assert (lengths_N2[:, 0] == lengths_N2[:, 1]).all()
     for n in range(len(documents)):
@@ -320,6 +321,12 @@ def test_pairs_of_pairs_are_read_as_they_are_written(run):
         prompt = lengths_N2[n, 0]
         assert first[:prompt].tolist() == second[:prompt].tolist()
         assert first[prompt:].tolist() != second[prompt:].tolist()
+        for text, whole, ended in zip(
+            (first, second), (pairs.first[n], pairs.second[n]), pairs.ended_N2[n], strict=True
+        ):
+            # Bytes that are no text are read as three, which may not fit.
+            if "\ufffd" not in whole:
+                assert (text[-1] == 2) == ended
     assert (
         artifacts.labelled_ids(run.folder(phase.parents["labels"]), "slice2").tolist()
         == documents.ids_N.tolist()
