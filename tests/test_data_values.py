@@ -414,7 +414,7 @@ def test_the_side_of_truncation_is_part_of_the_fingerprint_where_it_matters(tmp_
 
 
 def test_a_run_says_what_it_left_out(tmp_path, monkeypatch):
-    import w2s_jax.planning.resolve as module
+    import w2s_jax.planning.readers as module
 
     monkeypatch.setattr(module, "load_tokenizer", lambda _: Silent())
     found = rows(200) + [{"text": " ", "label": 1}] + [{"text": "xxx", "label": 1, "group": 5}] * 3
