@@ -264,10 +264,12 @@ def test_a_label_pass_that_was_killed_continues_after_its_finished_batches(
     class Killed(Exception):
         pass
 
-    def killed(self, number, arrays, calls=[]):  # noqa: B006
+    finished = []
+
+    def killed(self, number, arrays):
         kept(self, number, arrays)
-        calls.append(number)
-        if len(calls) == 3:
+        finished.append(number)
+        if len(finished) == 3:
             raise Killed
 
     kept = completions.KeptBatches.keep
