@@ -251,9 +251,10 @@ def strike(bench: Bench, kill: Kill, workdir: Path, seconds: float) -> dict:
             process.send_signal(getattr(signal, kill.signal))
     _, stderr = process.communicate(timeout=TIMEOUT)
     status = process.returncode
-    asked_to_stop = kill.signal == "SIGTERM" and not kill.then
-    # While Python starts, SIGTERM ends it.
-    wanted = (75, -signal.SIGTERM) if asked_to_stop else (-signal.SIGKILL,)
+    wanted = {-signal.SIGKILL}
+    if kill.signal == "SIGTERM" and not kill.then:
+        # While Python starts, SIGTERM ends it.
+        wanted = {75} if kill.point else {75, -signal.SIGTERM}
     if status == 0:
         return {}
     if status not in wanted:

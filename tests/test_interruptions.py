@@ -163,10 +163,15 @@ def test_a_run_with_checkpoints_in_a_bucket_is_resumed(tmp_path, monkeypatch):
     with fake_gcs.serve() as (objects, environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        there = fault_injection.Bench(tmp_path, ("--config.checkpoint.dir=gs://bucket/saves",))
+        # Not at each block: an upload takes longer than that.
+        more = (
+            "--config.checkpoint.dir=gs://bucket/saves",
+            "--config.checkpoint.every_minutes=0.005",
+        )
+        there = fault_injection.Bench(tmp_path, more)
         for kill in (
-            Kill(WRITING, "pretrain", 3),
-            Kill(COMMITTED, "pretrain", 2),
+            Kill(WRITING, "pretrain", 2),
+            Kill(COMMITTED, "pretrain"),
             Kill(BLOCK, "weak", 4, "SIGTERM"),
         ):
             row = fault_injection.strike(there, kill, tmp_path / "run", 0)
