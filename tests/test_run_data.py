@@ -290,7 +290,9 @@ def test_batches_of_several_shapes_resume_bit_for_bit(tmp_path, monkeypatch):
     resolved = resolve(validate(config))
     (phase, *_) = plan(resolved).phases
     context = phases.Context(resolved, tmp_path, sharding.make_mesh(), QUIET, lambda: False)
-    batches, _ = phases.inputs.TrainingInputs(phase, context).batches(context.mesh)
+    batches, _ = phases.inputs.TrainingInputs(phase, context).batches(
+        context.mesh, phases.parameters.Parameters({}, {})
+    )
     assert len(batches.buckets) == 3 and len(set(batches.host_bucket_S[15:30])) == 3
     whole = run_phase((config, resolved, phase), tmp_path / "whole")
     asked = []
