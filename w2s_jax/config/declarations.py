@@ -218,6 +218,7 @@ class MethodSpec:
       middle_models: the option that lists models between the weak and the strong one; '': none.
       kinds: the kinds of tasks that it works with.
       pairs: whether its students learn from pairs of completions, by a loss of `PREFERENCES`.
+      two_classes: whether it is defined for two classes only.
       students: the keys of its students, in Markdown.
       summary: what it does, in one line of Markdown.
       source: the paper that it is from.
@@ -230,6 +231,7 @@ class MethodSpec:
     middle_models: str = ""
     kinds: tuple[str, ...] = ("classification", "preference")
     pairs: bool = False
+    two_classes: bool = False
     students: str = ""
     summary: str = ""
     source: str = ""

@@ -86,8 +86,8 @@ def few_shot(
     Args:
       documents: of one text each.
       examples: likewise, from the same tokenizer.
-      labels_E: their labels, or P(label 1), rounded to a label.
-      label_tokens: the tokens for label 0 and label 1.
+      labels_E: their classes.
+      label_tokens: the token for each class.
       max_length: largest number of tokens of a prompt, unless its document is longer; None: no
         limit.
       seed: seed of the order of the examples.
@@ -107,7 +107,7 @@ def few_shot(
             f"few_shot: {len(examples)} examples with {np.count_nonzero(~np.isnan(labels_E))} "
             "labels; each example needs a label"
         )
-    tokens_E = np.array(label_tokens, np.int32)[(labels_E > 0.5).astype(np.int64)]
+    tokens_E = np.array(label_tokens, np.int32)[labels_E.astype(np.int64)]
     start, end = len(prefix), len(suffix)
     solved = [
         np.append(examples.document(e)[start : length - end], token)

@@ -134,6 +134,7 @@ class Task:
     warning: str | None = None
     train_split: str | None = None
     optional_fields: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     label_names: tuple[str, str] | None = None
     label_field: str = "label"
     empty: str = "error"
@@ -147,6 +148,11 @@ class Task:
         if not self.truncate:
             side = "end" if self.kind == "classification" else "start"
             object.__setattr__(self, "truncate", side)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; 2 in a task of another kind."""
+        return len(self.classes) or 2
 
     @property
     def generates(self) -> bool:

@@ -46,8 +46,9 @@ def tokenize(
     overlong: str,
     truncate: str = "end",
     empty: str | None = None,
+    num_classes: int = 2,
 ) -> tuple[TokenizedDocuments, dict[str, int]]:
-    """Tokenise documents, in the same order.
+    """Tokenise documents, in the same order; `num_classes` is that of their labels.
 
     Documents of tokens are not changed. `overlong` decides what happens to a document with a text
     of more than `max_length` tokens (None: no limit):
@@ -111,7 +112,7 @@ def tokenize(
         kept_P5 = table_P5[~over_N[table_P5[:, 0]]]
         table_P5 = np.concatenate([kept_P5, np.array(cuts, np.int64).reshape(-1, 5)])
         table_P5 = table_P5[np.lexsort((table_P5[:, 1], table_P5[:, 0]))]
-    tokenized = _assemble(documents, encoded, table_P5, chunked=overlong == "chunk")
+    tokenized = _assemble(documents, encoded, table_P5, chunked=overlong == "chunk", num_classes=num_classes)
     counts["tokens"] = len(tokenized.tokens_T)
     return tokenized, counts
 
@@ -291,7 +292,12 @@ def _chunks(
 
 
 def _assemble(
-    documents: Sequence[Document], encoded: _Encoded, table_P5: np.ndarray, *, chunked: bool
+    documents: Sequence[Document],
+    encoded: _Encoded,
+    table_P5: np.ndarray,
+    *,
+    chunked: bool,
+    num_classes: int,
 ) -> TokenizedDocuments:
     """Concatenate the pieces, each with its prefix and suffix."""
     document_P, number_P, start_P, stop_P, ends_P = table_P5.T
@@ -321,17 +327,36 @@ def _assemble(
             stable_id(id_, "chunk", int(number)) if over[n] else id_
             for id_, n, number in zip(ids, firsts, number_P, strict=True)
         ]
-    labels_N = np.array([_label(documents[n]) for n in firsts], np.float32)
-    soft_N = np.array([_target(documents[n]) for n in firsts], np.float32)
+    labelled = [documents[n] for n in firsts]
+    labels_N, soft_N, soft_NC = _labels(labelled, num_classes)
     return TokenizedDocuments(
         ids_N=np.array(ids, np.uint64),
         tokens_T=tokens_T,
         offsets=offsets,
         labels_N=labels_N,
-        soft_N=None if np.array_equal(soft_N, labels_N, equal_nan=True) else soft_N,
+        soft_N=soft_N,
+        soft_NC=soft_NC,
         loss_weights_T=weights_T,
         num_texts=encoded.num_texts,
     )
+
+
+def _labels(
+    documents: Sequence[Document], num_classes: int
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return `labels_N`, `soft_N` and `soft_NC` of `TokenizedDocuments`."""
+    if num_classes == 2:
+        labels_N = np.array([_label(d) for d in documents], np.float32)
+        soft_N = np.array([_target(d) for d in documents], np.float32)
+        return labels_N, None if np.array_equal(soft_N, labels_N, equal_nan=True) else soft_N, None
+    soft_NC = np.full((len(documents), num_classes), np.nan, np.float32)
+    for n, document in enumerate(documents):
+        if document.soft_label is not None:
+            soft_NC[n] = document.soft_label
+        elif document.label is not None:
+            soft_NC[n] = np.arange(num_classes) == document.label
+    hard = [np.nan if d.hard_label is None else d.hard_label for d in documents]
+    return np.array(hard, np.float32), None, soft_NC
 
 
 def _label(document: Document) -> float:

@@ -17,8 +17,10 @@ class TokenizedDocuments:
       ids_N: uint64.
       tokens_T: int32, the texts one after another.
       offsets: int64 [N * K + 1].
-      labels_N: float32: the label, else the soft label, else NaN; for evaluation.
+      labels_N: float32: the label, else the soft label, else NaN; for evaluation. Of more than two
+        classes: the class, NaN for ties and without a label.
       soft_N: float32: the soft label, else the label; for training; None if all equal `labels_N`.
+      soft_NC: float32 [N, C]: the same of more than two classes; None of two.
       loss_weights_T: float32, the weight of predicting each token; None: all 1 (except the first
         token of a document, which is never predicted).
       num_texts: K; 2 for pairs to be compared.
@@ -34,6 +36,7 @@ class TokenizedDocuments:
     num_texts: int = 1
     soft_N: np.ndarray | None = None
     prompt_lengths_P: np.ndarray | None = None
+    soft_NC: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids_N)
@@ -49,9 +52,16 @@ class TokenizedDocuments:
         return self.piece_lengths_P.reshape(-1, self.num_texts).sum(1)
 
     @property
-    def targets_N(self) -> np.ndarray:
-        """Targets of training, P(label 1), float32 [N]."""
-        return self.labels_N if self.soft_N is None else self.soft_N
+    def targets_NC(self) -> np.ndarray:
+        """Targets of training, soft labels, float32 [N, C]."""
+        if self.soft_NC is not None:
+            return self.soft_NC
+        return soft_labels(self.labels_N if self.soft_N is None else self.soft_N)
+
+    @property
+    def truth_N(self) -> np.ndarray:
+        """Ground truth, the class, float32 [N]; NaN for ties and without a label."""
+        return hard_labels(self.labels_N) if self.soft_NC is None else self.labels_N
 
     @property
     def longest(self) -> int:
@@ -89,6 +99,7 @@ class TokenizedDocuments:
             prompt_lengths_P=(
                 None if self.prompt_lengths_P is None else self.prompt_lengths_P[picked_P]
             ),
+            soft_NC=None if self.soft_NC is None else self.soft_NC[picked_N],
         )
 
     def digest(self) -> str:
@@ -106,9 +117,13 @@ class TokenizedDocuments:
             arrays.append(("<f4", self.soft_N))
         if self.prompt_lengths_P is not None:
             arrays.append(("<i8", self.prompt_lengths_P))
+        if self.soft_NC is not None:
+            arrays.append(("<f4", self.soft_NC))
         sha = hashlib.sha256()
         if self.num_texts > 1:
             sha.update(f"texts{self.num_texts};".encode())
+        if self.soft_NC is not None:
+            sha.update(f"classes{self.soft_NC.shape[1]};".encode())
         for dtype, array in arrays:
             sha.update(f"{dtype}{len(array)};".encode())
             sha.update(np.ascontiguousarray(array, dtype).tobytes())

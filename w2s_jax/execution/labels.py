@@ -18,7 +18,7 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".jsonl.gz")
 
-#: split -> (ids_N uint64, P(label 1) float32 [N], or texts).
+#: split -> (ids_N uint64, P(label 1) float32 [N], probabilities float32 [N, C], or texts).
 Labels = Mapping[str, tuple[np.ndarray, Sequence[Any] | np.ndarray]]
 
 
@@ -27,7 +27,8 @@ def export(source: Path, to: Path) -> str:
 
     A row is a document: `id`, as uint64 in Parquet, else '0x' and 16 hexadecimal digits, because
     many tools round large numbers; `split`; `p`, the probability of label 1, or the `text` of its
-    completion. `weak.labels` accepts the file, and gives the same labels.
+    completion. Of more than two classes `p` is a list, in CSV the columns `p.<class>`. `weak.labels`
+    accepts the file, and gives the same labels.
 
     Args:
       source: folder of a phase, or of a run with one weak model.
@@ -46,7 +47,13 @@ def export(source: Path, to: Path) -> str:
         raise InputError(f"--to: {to}: the folder {to.parent} does not exist")
     folder = _phase(source)
     name, labels = _stored(folder)
-    data = _parquet(labels, name) if suffix == ".parquet" else _text(labels, name, suffix)
+    if suffix == ".parquet":
+        data = _parquet(labels, name)
+    elif suffix == ".csv":
+        data = _csv(labels, name, read_json(folder.config).get("label_names", ()))
+    else:
+        data = _jsonl(labels, name)
+        data = gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
     with atomic_write(to) as file:
         file.write(data)
     counts = ", ".join(f"{len(ids_N):,} {split}" for split, (ids_N, _) in labels.items())
@@ -63,7 +70,10 @@ def _stored(folder: PhaseFolder) -> tuple[str, Labels]:
         found = {split: token_labels.stored(folder, split) for split in splits}
         return "text", {split: (labels.ids_N, labels.texts) for split, labels in found.items()}
     stored = artifacts.stored_labels(folder)
-    return "p", {split: (ids_N, soft_NC[:, 1]) for split, (ids_N, soft_NC) in stored.items()}
+    return "p", {
+        split: (ids_N, soft_NC[:, 1] if soft_NC.shape[1] == 2 else soft_NC)
+        for split, (ids_N, soft_NC) in stored.items()
+    }
 
 
 def _phase(source: Path) -> PhaseFolder:
@@ -101,31 +111,31 @@ def _has(path: Path) -> bool:
     return path.is_dir() and folder.complete and "labels" in read_json(folder.result)
 
 
-def _texts(labels: Labels) -> Iterator[tuple[str, str, str]]:
-    """Yield the rows of a text file."""
+def _rows(labels: Labels) -> Iterator[tuple[str, str, Any]]:
+    """Yield the rows of a text file; numbers are text, the shortest that gives the same float32."""
     for split, (ids_N, values_N) in labels.items():
         for id_, value in zip(ids_N.tolist(), values_N, strict=True):
-            # Of a number, the shortest digits that give the same float32.
-            yield f"0x{id_:016x}", split, str(value)
+            yield f"0x{id_:016x}", split, [*map(str, value)] if np.ndim(value) else str(value)
 
 
-def _text(labels: Labels, name: str, suffix: str) -> bytes:
+def _csv(labels: Labels, name: str, classes: Sequence[str]) -> bytes:
     text = io.StringIO()
-    if suffix == ".csv":
-        # A carriage return in a text is kept only within quotes.
-        writer = csv.writer(
-            text,
-            lineterminator="\n",
-            quoting=csv.QUOTE_MINIMAL if name == "p" else csv.QUOTE_ALL,
-        )
-        writer.writerow(("id", "split", name))
-        writer.writerows(_texts(labels))
-    else:
-        for id_, split, value in _texts(labels):
-            row = {"id": id_, "split": split, name: float(value) if name == "p" else value}
-            text.write(json.dumps(row) + "\n")
-    data = text.getvalue().encode()
-    return gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
+    # A carriage return in a text is kept only within quotes.
+    quoting = csv.QUOTE_MINIMAL if name == "p" else csv.QUOTE_ALL
+    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
+    writer.writerow(("id", "split", *([f"{name}.{c}" for c in classes] or [name])))
+    for id_, split, value in _rows(labels):
+        writer.writerow((id_, split, *([value] if isinstance(value, str) else value)))
+    return text.getvalue().encode()
+
+
+def _jsonl(labels: Labels, name: str) -> bytes:
+    lines = []
+    for id_, split, value in _rows(labels):
+        if name == "p":
+            value = float(value) if isinstance(value, str) else [*map(float, value)]
+        lines.append(json.dumps({"id": id_, "split": split, name: value}) + "\n")
+    return "".join(lines).encode()
 
 
 def _parquet(labels: Labels, name: str) -> bytes:
@@ -134,10 +144,14 @@ def _parquet(labels: Labels, name: str) -> bytes:
 
     splits = [split for split, (ids_N, _) in labels.items() for _ in range(len(ids_N))]
     values = [value for _, values_N in labels.values() for value in values_N]
+    kind = pa.string()
+    if name == "p":
+        classes = np.size(values[0]) if values else 1
+        kind = pa.float32() if classes == 1 else pa.list_(pa.float32(), classes)
     columns: dict[str, Any] = {
         "id": pa.array(np.concatenate([ids_N for ids_N, _ in labels.values()]), pa.uint64()),
         "split": pa.array(splits, pa.string()),
-        name: pa.array(values, pa.float32() if name == "p" else pa.string()),
+        name: pa.array(values, kind),
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)

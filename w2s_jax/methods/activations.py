@@ -15,8 +15,9 @@ import numpy as np
 from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.tokenize import soft_labels
-from w2s_jax.methods.labels import kept_count, p_of
+from w2s_jax.methods.labels import kept_count, probabilities_of
 from w2s_jax.methods.registry import Students, register
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def _filtered(work: "LabelWork", *, judge: str, share: float, neighbours: int) -
 def _relabelled(work: "LabelWork", *, judge: str, share: float, neighbours: int) -> "Labels":
     """Labels of which the activations have replaced the most suspicious."""
     score_N = _suspicion(work, judge, neighbours)
-    p_N, soft_NC = _judged(work, judge, neighbours), work.labels("slice2")
-    return work.of_all("slice2", relabel_suspicious(score_N, p_N, soft_NC, share))
+    judged, soft_NC = _judged(work, judge, neighbours), work.labels("slice2")
+    return work.of_all("slice2", relabel_suspicious(score_N, judged, soft_NC, share))
 
 
 def _suspicion(work: "LabelWork", judge: str, k: int) -> np.ndarray:
@@ -49,7 +50,7 @@ def _suspicion(work: "LabelWork", judge: str, k: int) -> np.ndarray:
 
 
 def _judged(work: "LabelWork", judge: str, k: int) -> np.ndarray:
-    """P(label 1) by the student's activations, float [N]."""
+    """P(label 1), or probabilities of more classes, by the student's activations."""
     features_ND, soft_NC = work.features("slice2"), work.labels("slice2")
     if judge == "logistic":
         return logistic(features_ND, soft_NC, seed=work.phase.seed)
@@ -115,7 +116,7 @@ def _nearest(features_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def neighbours(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.ndarray:
-    """Return the mean weak P(label 1) of the k nearest other documents.
+    """Return the mean weak label of the k nearest other documents.
 
     Args:
       features_ND: activations; distances are Euclidean.
@@ -123,16 +124,16 @@ def neighbours(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.
       k: number of neighbours, at most N - 1.
 
     Returns:
-      float32 [N].
+      P(label 1), float32 [N]; of more than two classes float32 [N, C].
     """
     _, index_NK = _nearest(features_ND, k)
-    return p_of(soft_NC)[index_NK].mean(1).astype(np.float32)
+    return probabilities_of(soft_NC)[index_NK].mean(1).astype(np.float32)
 
 
 def logistic(
     features_ND: np.ndarray, soft_NC: np.ndarray, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """Return P(label 1) by logistic regressions that never saw the document's own weak label.
+    """Return what logistic regressions predict that never saw the document's own weak label.
 
     Documents are cut into `folds` random parts. For each part a regression (L2, C = 1, on features
     standardized by its training documents) is fitted to the soft labels of the others, by
@@ -145,21 +146,22 @@ def logistic(
       seed: seed of the parts.
 
     Returns:
-      float32 [N].
+      P(label 1), float32 [N]; of more than two classes float32 [N, C].
 
     Raises:
       InputError: for fewer than two folds.
     """
-    p_N = p_of(soft_NC)
-    folds = min(folds, len(p_N))
+    p = probabilities_of(soft_NC)
+    folds = min(folds, len(p))
     if folds < 2:
-        raise InputError(f"folds: {folds} for {len(p_N)} documents; allowed: at least 2 of 2")
-    fold_N = np.random.default_rng(seed).permutation(len(p_N)) % folds
-    out_N = np.zeros(len(p_N), np.float32)
+        raise InputError(f"folds: {folds} for {len(p)} documents; allowed: at least 2 of 2")
+    fold_N = np.random.default_rng(seed).permutation(len(p)) % folds
+    out = np.zeros(p.shape, np.float32)
+    fit = regress if p.ndim == 1 else regress_classes
     for fold in range(folds):
         held_N = fold_N == fold
-        out_N[held_N] = regress(features_ND[~held_N], p_N[~held_N], features_ND[held_N])
-    return out_N
+        out[held_N] = fit(features_ND[~held_N], p[~held_N], features_ND[held_N])
+    return out
 
 
 def regress(features_MD: np.ndarray, p_M: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
@@ -181,14 +183,47 @@ def regress(features_MD: np.ndarray, p_M: np.ndarray, features_ND: np.ndarray) -
     return np.asarray(model.predict_proba(features_ND)[:, 1])
 
 
+def regress_classes(
+    features_MD: np.ndarray, soft_MC: np.ndarray, features_ND: np.ndarray
+) -> np.ndarray:
+    """Return class probabilities [N, C] of a multinomial regression on soft labels.
+
+    Each document counts as one of every class, weighted by the label.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    document_P, class_P = np.nonzero(soft_MC)
+    out_NC = np.zeros((len(features_ND), soft_MC.shape[1]))
+    if len(np.unique(class_P)) < 2:
+        return out_NC + soft_MC.mean(0)
+    weights_P = soft_MC[document_P, class_P]
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit(
+        features_MD[document_P],
+        class_P,
+        standardscaler__sample_weight=weights_P,
+        logisticregression__sample_weight=weights_P,
+    )
+    out_NC[:, model.classes_] = model.predict_proba(features_ND)
+    return out_NC
+
+
+def _distance(soft_NC: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Return the total variation distance of labels, [N]; |p - q| of two classes."""
+    difference = np.abs(probabilities_of(soft_NC) - judged)
+    return difference if difference.ndim == 1 else 0.5 * difference.sum(1)
+
+
 def _by_neighbours(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.ndarray:
-    return np.abs(p_of(soft_NC) - neighbours(features_ND, soft_NC, k))
+    return _distance(soft_NC, neighbours(features_ND, soft_NC, k))
 
 
 def _by_logistic(
     features_ND: np.ndarray, soft_NC: np.ndarray, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    return np.abs(p_of(soft_NC) - logistic(features_ND, soft_NC, folds, seed))
+    return _distance(soft_NC, logistic(features_ND, soft_NC, folds, seed))
 
 
 def _by_topology(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> np.ndarray:
@@ -197,7 +232,7 @@ def _by_topology(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> n
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import NearestNeighbors
 
-    label_N = p_of(soft_NC) > 0.5
+    label_N = predicted_classes(soft_NC)
     num = len(label_N)
     _, index_NK = _nearest(features_ND, k)
     rows, columns = np.repeat(np.arange(num), index_NK.shape[1]), index_NK.reshape(-1)
@@ -207,10 +242,8 @@ def _by_topology(features_ND: np.ndarray, soft_NC: np.ndarray, k: int = 50) -> n
     size_N = np.bincount(component_N)[component_N]
     clean_N = np.zeros(num, bool)
     distance_N, relative_size_N = np.zeros(num), np.ones(num)
-    for label in (False, True):
+    for label in np.unique(label_N):
         members = np.flatnonzero(label_N == label)
-        if not len(members):
-            continue
         largest = component_N[members[np.argmax(size_N[members])]]
         clean = members[component_N[members] == largest]
         clean_N[clean] = True
@@ -236,8 +269,9 @@ def suspicious(
     """Return how strongly the activations contradict each weak label; high is suspicious.
 
     Kinds:
-      'knn' (option `k`, 50): |p - `neighbours`|.
-      'logistic' (options `folds`, 5, and `seed`, 0): |p - `logistic`|.
+      'knn' (option `k`, 50): |p - `neighbours`|; of more than two classes the total variation
+        distance.
+      'logistic' (options `folds`, 5, and `seed`, 0): the same with `logistic`.
       'topological' (option `k`, 50; Wu et al. 2020): documents are joined when each is among the
         other's k nearest and both have one weak class. The largest component of each class counts
         as clean: its documents score half the share of their neighbours in the other class, in
@@ -279,15 +313,17 @@ def drop_suspicious(score_N: np.ndarray, share: float = 0.1) -> np.ndarray:
 
 
 def relabel_suspicious(
-    score_N: np.ndarray, p_N: np.ndarray, soft_NC: np.ndarray, share: float = 0.1
+    score_N: np.ndarray, judged: np.ndarray, soft_NC: np.ndarray, share: float = 0.1
 ) -> np.ndarray:
-    """Return soft labels, with `p_N` for the documents that `drop_suspicious` would drop.
+    """Return soft labels, with `judged` for the documents that `drop_suspicious` would drop.
 
     Args:
       score_N: from `suspicious`.
-      p_N: P(label 1) by the activations, from `neighbours` or `logistic`.
+      judged: the label by the activations, from `neighbours` or `logistic`.
       soft_NC: weak labels.
       share: share of the documents that is relabelled.
     """
     keep_N = drop_suspicious(score_N, share)
-    return np.where(keep_N[:, None], np.asarray(soft_NC, np.float32), soft_labels(p_of(p_N)))
+    judged = probabilities_of(judged)
+    judged_NC = soft_labels(judged) if judged.ndim == 1 else judged.astype(np.float32)
+    return np.where(keep_N[:, None], np.asarray(soft_NC, np.float32), judged_NC)

@@ -6,8 +6,9 @@ import numpy as np
 
 from w2s_jax.config.options import Option
 from w2s_jax.data.task import KINDS
-from w2s_jax.methods.labels import kept_count, p_of
+from w2s_jax.methods.labels import confidence_of, kept_count
 from w2s_jax.methods.registry import Students, refused, register
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner
 
 if TYPE_CHECKING:
@@ -59,19 +60,22 @@ def most_probable(logprobs_N: np.ndarray, share: float) -> np.ndarray:
 def most_confident(soft_NC: np.ndarray, share: float) -> np.ndarray:
     """Return a mask of the most confident share of each predicted class.
 
-    It keeps `kept_count(N, share)` documents, with each class in proportion to its number
-    (rounded). Confidence is max(p, 1 - p); of equal ones the earlier is kept.
+    It keeps `kept_count(N, share)` documents, with each class in proportion to its number (rounded
+    so that the sum is right). Confidence is the largest probability; of equal ones the earlier is
+    kept.
 
     Returns:
       Keep mask, bool [N].
     """
-    p_N = p_of(soft_NC)
-    predicted_N = p_N > 0.5
-    num, ones = len(p_N), int(predicted_N.sum())
+    predicted_N = predicted_classes(soft_NC)
+    num, counts_C = len(soft_NC), np.bincount(predicted_N, minlength=2)
     kept = kept_count(num, share)
-    kept_ones = (2 * kept * ones + num) // (2 * num) if num else 0
-    order_N = np.argsort(-np.abs(p_N - 0.5), kind="stable")
+    # Rounded down; what is left goes to the largest remainders, of equal ones to the last class.
+    kept_C, remainder_C = np.divmod(kept * counts_C, max(1, num))
+    last = np.argsort(remainder_C, kind="stable")[len(counts_C) - (kept - kept_C.sum()) :]
+    kept_C[last] += 1
+    order_N = np.argsort(-confidence_of(soft_NC), kind="stable")
     keep_N = np.zeros(num, bool)
-    for label, count in ((True, kept_ones), (False, kept - kept_ones)):
+    for label, count in enumerate(kept_C.tolist()):
         keep_N[order_N[predicted_N[order_N] == label][:count]] = True
     return keep_N

@@ -49,6 +49,7 @@ def _contrast(work: "LabelWork", *, tries: int, iterations: int) -> "Labels":
 @register(
     "contrast_consistent_search",
     label_makers={"contrast_consistent_search": _contrast},
+    two_classes=True,
     students="`contrast_consistent_search`",
     summary="A direction in the features of each document completed by either label token. Labels "
     "only tell its two ends apart. Decoders only",

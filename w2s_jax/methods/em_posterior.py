@@ -55,6 +55,7 @@ def _corrected(work: "LabelWork", *, rounds: int) -> "Labels":
 @register(
     "em_posterior",
     label_makers={"em_posterior": _corrected},
+    two_classes=True,
     students="`+em_posterior`",
     summary="The student learns the posterior of the true labels: error rates that depend on the "
     "supervisor's confidence, a prior from a cross-fitted probe of the student's activations, EM",

@@ -11,8 +11,9 @@ from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import KINDS
 from w2s_jax.data.tokenize import soft_labels
-from w2s_jax.methods.labels import log_odds, p_of
+from w2s_jax.methods.labels import log_odds, probabilities_of
 from w2s_jax.methods.registry import Students, register
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner, PlanBuilder
 from w2s_jax.store.token_labels import chosen_of
 
@@ -32,7 +33,7 @@ def _resampled(work: "LabelWork", *, member: int) -> "Labels | CompletionLabels"
         rows_N = resample(len(documents), work.phase.seed + member)
         return {"slice1": work.targets("slice1").select(rows_N)}
     chosen = documents.select(resample(len(documents), work.phase.seed + member))
-    return {"slice1": (chosen.ids_N, soft_labels(chosen.targets_N))}
+    return {"slice1": (chosen.ids_N, chosen.targets_NC)}
 
 
 def _mean_logits(work: "LabelWork") -> "Labels":
@@ -61,9 +62,9 @@ def _adaboost(work: "LabelWork") -> tuple[list[float], np.ndarray]:
     weights_N, alphas = np.full(len(documents), 1 / len(documents)), []
     for name in work.members:
         truth_N = work.truth("slice1")
-        wrong_N = (work.labels("slice1", name)[:, 1] > 0.5) != (truth_N > 0.5)
+        wrong_N = predicted_classes(work.labels("slice1", name)) != truth_N
         wrong_N &= ~np.isnan(truth_N)  # on a tie no member is wrong
-        alpha, weights_N = adaboost_round(weights_N, wrong_N)
+        alpha, weights_N = adaboost_round(weights_N, wrong_N, work.phase.num_classes)
         alphas.append(alpha)
     return alphas, weights_N
 
@@ -74,7 +75,7 @@ def _boosted(work: "LabelWork", *, member: int) -> "Labels":
     rng = np.random.default_rng((work.phase.seed, member))
     index_N = rng.choice(len(documents), len(documents), p=weights_N / weights_N.sum())
     chosen = documents.select(np.sort(index_N))
-    return {"slice1": (chosen.ids_N, soft_labels(chosen.targets_N))}
+    return {"slice1": (chosen.ids_N, chosen.targets_NC)}
 
 
 def _vote(work: "LabelWork") -> "Labels":
@@ -127,8 +128,9 @@ def bagging(planner: MethodPlanner, *, members: int, resample: bool) -> Students
     label_makers={"boosted": _boosted, "vote": _vote},
     students="`+boosting`",
     summary="AdaBoost by resampling: each supervisor draws the errors of those before more often. "
-    "The student learns the weighted vote, as probabilities of the additive logistic model",
-    source="Freund and Schapire 1997",
+    "The student learns the weighted vote, as probabilities of the additive logistic model. Of more "
+    "than two classes: SAMME",
+    source="Freund and Schapire 1997; Zhu et al. 2009",
     members=Option(5, "Number of supervisors", low=2),
 )
 def boosting(planner: MethodPlanner, *, members: int) -> Students:
@@ -165,35 +167,40 @@ def resample(num: int, seed: int) -> np.ndarray:
 
 
 def _members(members: Sequence[ArrayLike], weights: ArrayLike | None) -> tuple[np.ndarray, ...]:
-    """Return P(label 1) [m, N] and weights [m]."""
+    """Return P(label 1) [m, N], or probabilities of more classes [m, N, C]; and weights [m]."""
     if not len(members):
         raise InputError("ensemble: at least one member is needed")
-    p_mN = np.stack([p_of(member) for member in members])
-    weights_m = np.ones(len(p_mN)) if weights is None else np.asarray(weights, np.float64)
-    if weights_m.shape != (len(p_mN),):
-        raise ValueError(f"weights: expected shape ({len(p_mN)},), got {weights_m.shape}")
-    return p_mN, weights_m
+    p_m = np.stack([probabilities_of(member) for member in members])
+    weights_m = np.ones(len(p_m)) if weights is None else np.asarray(weights, np.float64)
+    if weights_m.shape != (len(p_m),):
+        raise ValueError(f"weights: expected shape ({len(p_m)},), got {weights_m.shape}")
+    return p_m, weights_m
 
 
 def mean_logits(members: Sequence[ArrayLike], weights: ArrayLike | None = None) -> np.ndarray:
     """Return soft labels whose log-odds are the (weighted) mean of the members'.
 
+    Of more than two classes, the log-probabilities are, up to a constant of each document.
+
     Args:
-      members: soft labels [N, 2], or P(label 1) [N], of each supervisor.
+      members: soft labels [N, C], or P(label 1) [N], of each supervisor.
       weights: of the members, divided by the sum of their magnitudes; None: all equal. A negative
         weight (AdaBoost's for a member worse than chance) reverses a member.
 
     Returns:
-      float32 [N, 2].
+      float32 [N, C].
 
     Raises:
       InputError: for no members, or weights that are all 0.
     """
-    p_mN, weights_m = _members(members, weights)
+    p_m, weights_m = _members(members, weights)
     total = np.abs(weights_m).sum()
     if not total > 0:
         raise InputError(f"weights: {weights_m.tolist()}; at least one must not be 0")
-    return _from_log_odds((weights_m / total) @ log_odds(p_mN, CLIP))
+    if p_m.ndim == 2:
+        return _from_log_odds((weights_m / total) @ log_odds(p_m, CLIP))
+    log_p_mNC = np.log(np.clip(p_m, CLIP, 1 - CLIP))
+    return _from_scores(np.tensordot(weights_m / total, log_p_mNC, axes=1))
 
 
 def majority(answers: Sequence[Sequence[str]], logp_mN: np.ndarray) -> np.ndarray:
@@ -219,22 +226,26 @@ def majority(answers: Sequence[Sequence[str]], logp_mN: np.ndarray) -> np.ndarra
     return np.array(chosen, np.int64)
 
 
-def adaboost_round(weights_N: ArrayLike, wrong_N: ArrayLike) -> tuple[float, np.ndarray]:
-    """Compute a round of discrete AdaBoost (Freund & Schapire 1997) for two classes.
+def adaboost_round(
+    weights_N: ArrayLike, wrong_N: ArrayLike, classes: int = 2
+) -> tuple[float, np.ndarray]:
+    """Compute a round of discrete AdaBoost (Freund & Schapire 1997; SAMME, Zhu et al. 2009).
 
-    With e the weighted error rate (clipped to [1e-6, 1 - 1e-6]), alpha = 1/2 ln((1 - e) / e); the
-    weights of wrong documents grow by e^alpha, those of the others shrink by e^-alpha.
+    With e the weighted error rate (clipped to [1e-6, 1 - 1e-6]) and C classes, alpha =
+    1/2 ln((1 - e) (C - 1) / e); the weights of wrong documents grow by e^alpha, those of the others
+    shrink by e^-alpha.
 
     Args:
       weights_N: non-negative weights of the documents, of any sum.
       wrong_N: bool; whether the member trained with them is wrong.
+      classes: C.
 
     Returns:
       alpha, and the next weights, float64 [N] of sum 1.
     """
     weights_N, wrong_N = np.asarray(weights_N, np.float64), np.asarray(wrong_N, bool)
     error = float(np.clip(weights_N[wrong_N].sum() / weights_N.sum(), CLIP, 1 - CLIP))
-    alpha = 0.5 * math.log((1 - error) / error)
+    alpha = 0.5 * (math.log((1 - error) / error) + math.log(classes - 1))
     weights_N = weights_N * np.exp(np.where(wrong_N, alpha, -alpha))
     return alpha, weights_N / weights_N.sum()
 
@@ -243,23 +254,34 @@ def vote(members: Sequence[ArrayLike], alphas: ArrayLike) -> np.ndarray:
     """Return the members' weighted vote as soft labels.
 
     With F = sum of alpha * (+1 where a member predicts 1, else -1), P(label 1) = sigmoid(2 F), the
-    probability that AdaBoost estimates (Friedman, Hastie & Tibshirani 2000).
+    probability that AdaBoost estimates (Friedman, Hastie & Tibshirani 2000). Of more classes it is
+    softmax(2 G), G_c the sum of alpha over the members that predict c (Zhu et al. 2009, equation
+    7), which is the same with two.
 
     Args:
       members: as in `mean_logits`.
       alphas: weight of each, from `adaboost_round`.
 
     Returns:
-      float32 [N, 2].
+      float32 [N, C].
 
     Raises:
       InputError: for no members.
     """
-    p_mN, alphas_m = _members(members, alphas)
-    return _from_log_odds(2 * (alphas_m @ np.where(p_mN > 0.5, 1.0, -1.0)))
+    p_m, alphas_m = _members(members, alphas)
+    if p_m.ndim == 2:
+        return _from_log_odds(2 * (alphas_m @ np.where(p_m > 0.5, 1.0, -1.0)))
+    predicts_mNC = p_m.argmax(-1)[..., None] == np.arange(p_m.shape[-1])
+    return _from_scores(2 * np.tensordot(alphas_m, predicts_mNC, axes=1))
 
 
 def _from_log_odds(log_odds_N: np.ndarray) -> np.ndarray:
     from scipy.special import expit
 
     return soft_labels(expit(log_odds_N))
+
+
+def _from_scores(scores_NC: np.ndarray) -> np.ndarray:
+    from scipy.special import softmax
+
+    return np.asarray(softmax(scores_NC, axis=1), np.float32)

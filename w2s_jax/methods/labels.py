@@ -25,6 +25,27 @@ def p_of(soft: ArrayLike) -> NDArray[np.float64]:
     return values.clip(0.0, 1.0)
 
 
+def probabilities_of(soft: ArrayLike) -> NDArray[np.float64]:
+    """Return probabilities of more than two classes, float64 [N, C], and else `p_of`.
+
+    Raises:
+      ValueError: as `p_of`.
+    """
+    values_NC: NDArray[Any] = np.asarray(soft, np.float64)
+    if values_NC.ndim != 2 or values_NC.shape[1] <= 2:
+        return p_of(values_NC)
+    if not np.all((values_NC >= -1e-6) & (values_NC <= 1 + 1e-6)):
+        raise ValueError("soft labels: probabilities must be finite and in [0, 1]")
+    return values_NC.clip(0.0, 1.0)
+
+
+def confidence_of(soft: ArrayLike) -> NDArray[np.float64]:
+    """Return how far the largest probability is above 1 / C, float64 [N]."""
+    values = probabilities_of(soft)
+    # Of two classes |p - 1/2|, which is the same for p and 1 - p after rounding.
+    return np.abs(values - 0.5) if values.ndim == 1 else values.max(1) - 1 / values.shape[1]
+
+
 def log_odds(p_N: ArrayLike, clip: float) -> NDArray[np.float64]:
     """Return log(p / (1 - p)), float64, of probabilities clipped to [clip, 1 - clip]."""
     values_N = np.clip(np.asarray(p_N, np.float64), clip, 1 - clip)

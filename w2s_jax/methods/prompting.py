@@ -7,6 +7,7 @@ import numpy as np
 from w2s_jax.config.options import Option
 from w2s_jax.data.prompts import few_shot
 from w2s_jax.methods.registry import Students, register, require_label_tokens
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner, Student
 
 if TYPE_CHECKING:
@@ -17,15 +18,15 @@ def _prompted(work: "LabelWork", *, shots: int) -> "Labels":
     """Probabilities of the label tokens after some solved examples and the document."""
     weak = "labels" in work.phase.parents
     split = "slice2" if weak else "slice1"
-    p_N = work.labels(split)[:, 1] if weak else work.truth(split)
-    order_N = np.random.default_rng((work.phase.seed, shots)).permutation(len(p_N))
-    index_E = order_N[~np.isnan(p_N[order_N])][:shots]  # a tie solves nothing
+    label_N = predicted_classes(work.labels(split)) if weak else work.truth(split)
+    order_N = np.random.default_rng((work.phase.seed, shots)).permutation(len(label_N))
+    index_E = order_N[~np.isnan(label_N[order_N])][:shots]  # a tie solves nothing
     made: Labels = {}
     for name in work.phase.label_splits:
         prompts = few_shot(
             work.documents(name),
             work.documents(split).select(index_E),
-            (p_N[index_E] > 0.5).astype(np.int64),
+            label_N[index_E],
             work.data.label_tokens,
             work.max_length,
             work.phase.seed,

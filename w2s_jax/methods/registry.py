@@ -23,6 +23,7 @@ def register(
     middle_models: str = "",
     kinds: tuple[str, ...] = ("classification", "preference"),
     pairs: bool = False,
+    two_classes: bool = False,
     students: str = "",
     summary: str = "",
     source: str = "",
@@ -42,6 +43,7 @@ def register(
         are then 'middle1', ...; there is one more slice for each. '': none.
       kinds: the kinds of tasks that it works with.
       pairs: whether its students learn from pairs of completions, by `dpo` or `orpo`.
+      two_classes: whether it is defined for two classes only.
       students: the keys of its students, for the documentation.
       summary: what it does, for the documentation; '': the first line of the docstring.
       source: the paper that it is from.
@@ -65,6 +67,7 @@ def register(
                 middle_models=middle_models,
                 kinds=kinds,
                 pairs=pairs,
+                two_classes=two_classes,
                 students=students,
                 summary=summary or (plan.__doc__ or "").partition("\n")[0],
                 source=source,
@@ -104,8 +107,11 @@ def require_label_tokens(planner: MethodPlanner, method: str) -> None:
       InputError: for an encoder, or pairs of texts.
     """
     data = planner.builder.resolved.roles["strong"]
-    if not data.label_tokens:
+    if data.model.bidirectional:
         raise refused(method, "a decoder", f"{data.model.name} has no label tokens")
+    if not data.label_tokens:
+        found = "names of classes begin with the same token of the strong model's tokenizer"
+        raise refused(method, "a token for each class", found)
     if data.splits["test"].num_texts > 1:
         raise refused(method, "documents of one text", "these are pairs")
 

@@ -10,6 +10,7 @@ from w2s_jax.core.errors import InputError
 from w2s_jax.methods.activations import drop_suspicious, regress
 from w2s_jax.methods.labels import kept_count
 from w2s_jax.methods.registry import Students, register, require_full, require_validation
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _MIN_CLASS = 5
 def _trusted(work: "LabelWork", *, share: float) -> "Labels":
     """Labels without those that the trust model, fitted to validation documents, trusts least."""
     split = "validation"
-    right_M = (work.labels(split)[:, 1] > 0.5) == (work.truth(split) > 0.5)
+    right_M = predicted_classes(work.labels(split)) == work.truth(split)
     trust_N = trust(work.features(split), right_M, work.features("slice2"), work.phase.seed)
     return work.of_some("slice2", drop_untrusted(trust_N, share))
 

@@ -45,6 +45,19 @@ def checked_labels(ground_truth_N: ArrayLike, count: int) -> NDArray[np.bool_]:
     return values_N == 1
 
 
+def predicted_classes(soft_NC: ArrayLike) -> NDArray[np.int64]:
+    """Return the likeliest class of each document, int64 [N]; of equal ones the first.
+
+    Args:
+        soft_NC: class probabilities, float [N, C]; or P(label 1), float [N].
+    """
+    values = np.asarray(soft_NC)
+    if values.ndim == 2 and values.shape[1] > 2:
+        return values.argmax(axis=1)
+    p_N = values if values.ndim == 1 else values[:, 1]
+    return (p_N > 0.5).astype(np.int64)
+
+
 def auroc(p_N: ArrayLike, ground_truth_N: ArrayLike) -> float | None:
     """Area under the ROC curve: P(a random positive ranks above a random negative).
 

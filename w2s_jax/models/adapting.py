@@ -82,7 +82,7 @@ def whole(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
 
 
 def abstract_params(
-    train: TrainSettings, config: ModelConfig, mesh: Mesh, num_texts: int | None
+    train: TrainSettings, config: ModelConfig, mesh: Mesh, columns: int | None
 ) -> Params:
     """Return shapes, dtypes and shardings of all parameters, with the layers in one stack.
 
@@ -90,7 +90,7 @@ def abstract_params(
       train: settings; the backbone has `train.param_dtype`, adapters and head are float32.
       config: the model.
       mesh: the mesh of the parameters.
-      num_texts: texts per document (None: no head).
+      columns: of the class head (see `heads.init_class_head`); None: no head.
     """
     flat = traverse_util.flatten_dict(network.abstract_params(config, mesh), sep=".")
     dtype = jnp.dtype(train.param_dtype or "float32")
@@ -101,16 +101,16 @@ def abstract_params(
         for path, x in flat.items()
     }
     params: Params = {"backbone": traverse_util.unflatten_dict(backbone, sep=".")}
-    if num_texts is not None:
-        params["head"] = heads.abstract_class_head(config, mesh, num_texts)
+    if columns is not None:
+        params["head"] = heads.abstract_class_head(config, mesh, columns)
     return params
 
 
 def abstract_trained(
-    train: TrainSettings, config: ModelConfig, mesh: Mesh, num_texts: int | None
+    train: TrainSettings, config: ModelConfig, mesh: Mesh, columns: int | None
 ) -> Params:
     """Return shapes, dtypes and shardings of the trained part; see `abstract_params`."""
     if train.adapt == "probe":
-        assert num_texts is not None
-        return {"head": heads.abstract_class_head(config, mesh, num_texts)}
-    return split(train, config, abstract_params(train, config, mesh, num_texts))[0]
+        assert columns is not None
+        return {"head": heads.abstract_class_head(config, mesh, columns)}
+    return split(train, config, abstract_params(train, config, mesh, columns))[0]

@@ -25,51 +25,45 @@ def init_class_head(
     params: Params,
     label_tokens: tuple[int, ...],
     mesh: Mesh,
-    num_texts: int = 1,
+    columns: int = 2,
 ) -> dict[str, Array]:
-    """Initialise a head without bias, {'kernel': float32 [D, 2 / K]}, replicated on `mesh`.
+    """Initialise a head without bias, {'kernel': float32 [D, columns]}, replicated on `mesh`.
 
-    A text (K = 1) has two logits; each text of a pair (K = 2) has one, its reward.
+    It has a column for the logit of each class, or, for pairs, a single one: the reward of a text.
 
     Args:
-      how: 'unembedding' copies the columns of the two label tokens from the language-model head
+      how: 'unembedding' copies the columns of the label tokens from the language-model head
         (Burns et al. 2023, appendix A.1); a reward gets their difference, label 1 minus label 0.
         Not available for encoders. 'zeros' as in the released code.
       config: the model.
       params: its backbone.
-      label_tokens: the tokens that spell the labels 0 and 1.
+      label_tokens: the token that stands for each class.
       mesh: where to put the head.
-      num_texts: K, the number of texts per document.
+      columns: the number of classes, or 1 for a reward.
 
     Raises:
       InputError: for 'unembedding' with an encoder.
     """
     if how == "zeros":
-        kernel_DC = jnp.zeros((config.d_model, 2 // num_texts), jnp.float32)
+        kernel_DC = jnp.zeros((config.d_model, columns), jnp.float32)
     else:
-        columns = jnp.asarray(label_tokens)
-        kernel_DC = unembedding(config, params)[:, columns].astype(jnp.float32)
-        if num_texts == 2:
+        tokens_C = jnp.asarray(label_tokens)
+        kernel_DC = unembedding(config, params)[:, tokens_C].astype(jnp.float32)
+        if columns == 1:
             kernel_DC = kernel_DC[:, 1:] - kernel_DC[:, :1]
     return {"kernel": sharding.put(kernel_DC, sharding.replicated(mesh))}
 
 
 def abstract_class_head(
-    config: ModelConfig,
-    mesh: Mesh,
-    num_texts: int = 1,
-    *,
-    bias: bool = False,
-    classes: int | None = None,
+    config: ModelConfig, mesh: Mesh, columns: int = 2, *, bias: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shapes, dtypes and shardings of a head for documents of `num_texts` texts.
+    """Return shapes, dtypes and shardings of a head; `columns` as in `init_class_head`.
 
-    Imported heads may have a bias, and another number of `classes`.
+    Imported heads may have a bias.
     """
-    classes = 2 // num_texts if classes is None else classes
-    shapes: dict[str, tuple[int, ...]] = {"kernel": (config.d_model, classes)}
+    shapes: dict[str, tuple[int, ...]] = {"kernel": (config.d_model, columns)}
     if bias:
-        shapes["bias"] = (classes,)
+        shapes["bias"] = (columns,)
     whole = sharding.replicated(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
@@ -175,7 +169,7 @@ def _mean(hidden_RLD: Array, segment_ids_RL: Array, read_outs_mK: Array) -> Arra
 
 
 def class_logits(head: dict[str, Any], hidden_BKD: Array) -> Array:
-    """Return two-class logits, float32 [B, 2], from the output of `read_out`.
+    """Return class logits, float32 [B, C], from the output of `read_out`.
 
     For a pair they are the rewards (r1, r2) of its texts, so that softmax gives
     P(label 1) = sigmoid(r2 - r1) (Burns et al. 2023, section 4.3) and every loss applies.

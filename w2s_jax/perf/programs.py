@@ -53,13 +53,13 @@ def initial_params(workload: Workload, mesh: Mesh) -> Any:
     """
     if workload.params is not None:
         return workload.params(mesh)
-    head = random_head(workload.model, workload.documents.num_texts, mesh)
+    head = random_head(workload.model, 2 // workload.documents.num_texts, mesh)
     return {"backbone": network.init_params(workload.model, 0, mesh), "head": head}
 
 
-def random_head(model: ModelConfig, num_texts: int, mesh: Mesh) -> Any:
+def random_head(model: ModelConfig, columns: int, mesh: Mesh) -> Any:
     """Return a class head of small random numbers."""
-    kernel = heads.abstract_class_head(model, mesh, num_texts)["kernel"]
+    kernel = heads.abstract_class_head(model, mesh, columns)["kernel"]
     numbers = 0.02 * np.random.default_rng(0).standard_normal(kernel.shape)
     return {"kernel": jax.device_put(numbers.astype(np.float32), kernel.sharding)}
 
@@ -86,7 +86,7 @@ def packed_batches(workload: Workload, mesh: Mesh) -> packing.PackedBatches:
 def put(workload: Workload, packed: packing.PackedBatches, mesh: Mesh) -> ResidentBatches:
     """Place the batches and their soft labels on the devices."""
     extras = spec_of(workload, len(packed.documents_SB)).extras
-    return put_batches(packed, soft_labels(workload.documents.targets_N), mesh, extras)
+    return put_batches(packed, workload.documents.targets_NC, mesh, extras)
 
 
 def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) -> TrainState:
@@ -98,7 +98,7 @@ def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) 
         total_steps,
         mesh,
         average=workload.train.ema > 0,
-        loss_state=spec.loss_state(soft_labels(workload.documents.targets_N)),
+        loss_state=spec.loss_state(workload.documents.targets_NC),
     )
 
 

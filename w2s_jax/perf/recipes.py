@@ -61,5 +61,4 @@ def _params(phase: Phase, resolved: Resolved, mesh: Any) -> Any:
     backbone = adapting.cast(backbone, phase.train.param_dtype or "float32")
     if phase.model.lora_rank:
         backbone = lora.add(phase.model, backbone, phase.seed, mesh)
-    texts = phase.num_texts
-    return {"backbone": backbone, "head": random_head(phase.model, texts, mesh)}
+    return {"backbone": backbone, "head": random_head(phase.model, phase.head_columns, mesh)}

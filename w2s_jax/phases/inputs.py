@@ -14,7 +14,8 @@ from w2s_jax.data.completions import prompts_only, weighted_by_document
 from w2s_jax.data.documents import distinct_ids
 from w2s_jax.data.prompts import with_suffix
 from w2s_jax.data.stream import stream_batches
-from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
+from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import completed
@@ -106,7 +107,7 @@ class TrainingInputs:
 
     @cached_property
     def targets_NC(self) -> np.ndarray:
-        """The targets of training, float32 [N, 2]: soft labels, smoothed if so configured."""
+        """The targets of training, float32 [N, C]: soft labels, smoothed if so configured."""
         split = self.phase.inputs["train"]
         targets_NC = targets_of(self.phase, self.context, split, self.documents)
         return smoothed(targets_NC, self.phase.train.label_smoothing)
@@ -252,7 +253,7 @@ def step_spec(phase: Phase, vocabulary: Vocabulary | None) -> StepSpec:
         train=phase.train,
         total_steps=phase.total_steps,
         loss=None if phase.loss is None else (phase.loss.kind, phase.loss.options),
-        num_texts=phase.num_texts,
+        columns=phase.head_columns,
         seed=phase.seed,
         targets=phase.targets,
     )
@@ -274,7 +275,7 @@ def split_documents(phase: Phase, context: Context, split: str) -> TokenizedDocu
         return documents
     labels = context.folder(phase.parents["labels"])
     targets_NC = artifacts.load_labels(labels, split, documents.ids_N)
-    said_N = (targets_NC[:, 1] > 0.5).astype(np.int64)
+    said_N = predicted_classes(targets_NC)
     longest = phase.model.max_positions if phase.model.positions == "learned" else None
     tokens_N = np.asarray(data.label_tokens)[said_N]
     return with_suffix(documents, tokens_N, longest, suffix=data.suffix)
@@ -292,18 +293,18 @@ def split_features(
 def targets_of(
     phase: Phase, context: Context, split: str, documents: TokenizedDocuments
 ) -> np.ndarray:
-    """Return the soft labels of documents of a split, float32 [N, 2].
+    """Return the soft labels of documents of a split, float32 [N, C].
 
     They are those of the phase that `Phase.label_sources` names for the split, or ground truth.
     """
     if split not in phase.label_sources:
-        return soft_labels(documents.targets_N)
+        return documents.targets_NC
     folder = context.folder(phase.label_sources[split])
     return artifacts.load_labels(folder, split, documents.ids_N)
 
 
 def smoothed(targets_NC: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return (1 - epsilon) w + epsilon / 2 for soft labels w, float32 [N, 2].
+    """Return (1 - epsilon) w + epsilon / C for soft labels w, float32 [N, C].
 
     Label smoothing (Szegedy et al. 2016, section 7).
     """

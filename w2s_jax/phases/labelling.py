@@ -18,7 +18,7 @@ from w2s_jax.data.external_labels import (
     read_external_labels,
     read_external_texts,
 )
-from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
+from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.metrics import classification
 from w2s_jax.models import heads
 from w2s_jax.models.inference import fits_on_one_device
@@ -32,7 +32,7 @@ from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.store.token_labels import Pairs, TokenLabels
 from w2s_jax.training.prediction import Predictor, probabilities
 
-#: split -> (ids_N uint64, soft labels float32 [N, 2]): what students learn, and predictions where
+#: split -> (ids_N uint64, soft labels float32 [N, C]): what students learn, and predictions where
 #: the split is validation or test.
 Labels = dict[str, tuple[np.ndarray, np.ndarray]]
 #: The same in a generation task: completions, or pairs of them.
@@ -58,11 +58,11 @@ class LabelWork:
         return self.data.splits[split]
 
     def truth(self, split: str) -> np.ndarray:
-        """Ground truth, 0 or 1, float32 [N]; NaN for ties, which only slices have."""
-        return hard_labels(self.documents(split).labels_N)
+        """Ground truth, the class, float32 [N]; NaN for ties, which only slices have."""
+        return self.documents(split).truth_N
 
     def labels(self, split: str, parent: str = "labels") -> np.ndarray:
-        """A parent's labels of a split, float32 [N, 2]."""
+        """A parent's labels of a split, float32 [N, C]."""
         folder = self.context.folder(self.phase.parents[parent])
         return artifacts.load_labels(folder, split, self.documents(split).ids_N)
 
@@ -134,10 +134,14 @@ class LabelWork:
         return self._predictor(documents, features=True)(params).reshape(len(documents), -1)
 
     def next_token_labels(self, documents: TokenizedDocuments) -> np.ndarray:
-        """Probabilities of the two label tokens after any documents, float32 [N, 2]."""
-        zero, one = self.data.label_tokens
+        """Probabilities of the label tokens after any documents, float32 [N, C]."""
         head = heads.init_class_head(
-            "unembedding", self.phase.model, self._backbone, (zero, one), self.context.mesh
+            "unembedding",
+            self.phase.model,
+            self._backbone,
+            self.data.label_tokens,
+            self.context.mesh,
+            self.phase.num_classes,
         )
         params = {"backbone": self._backbone, "head": head}
         logits_NC = self._predictor(documents, features=False)(params)
@@ -189,9 +193,8 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
     for split, (ids_N, soft_NC) in labels.items():
         truth_N = _truth_of(phase, context, split, ids_N)
         known_N = ~np.isnan(truth_N)
-        result.setdefault("label_accuracy", {})[split] = classification.classification_metrics(
-            soft_NC[known_N, 1], truth_N[known_N]
-        )["accuracy"]
+        right_N = classification.predicted_classes(soft_NC[known_N]) == truth_N[known_N]
+        result.setdefault("label_accuracy", {})[split] = float(np.mean(right_N))
     return result | _seconds(started, compiled)
 
 
@@ -236,7 +239,7 @@ def _label_maker(kind: str) -> LabelMaker:
 
 def _truth_of(phase: Phase, context: Context, split: str, ids_N: np.ndarray) -> np.ndarray:
     documents = context.data(phase).splits[split]
-    truth = dict(zip(documents.ids_N.tolist(), hard_labels(documents.labels_N), strict=True))
+    truth = dict(zip(documents.ids_N.tolist(), documents.truth_N, strict=True))
     return np.array([truth[id_] for id_ in ids_N.tolist()], np.float32)
 
 

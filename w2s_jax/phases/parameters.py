@@ -103,7 +103,7 @@ def initial(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -
 
 def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
     """Return the initial head: a probed one, one from the unembedding, or zeros."""
-    target = heads.abstract_class_head(phase.model, mesh, phase.num_texts)
+    target = heads.abstract_class_head(phase.model, mesh, phase.head_columns)
     if "head" in phase.parents:
         final = PhaseFolder(store / phase.parents["head"]).final
         return trees.load_tree(final, {"head": target})["head"]
@@ -117,7 +117,7 @@ def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
         params,
         phase.label_tokens,
         mesh,
-        phase.num_texts,
+        phase.head_columns,
     )
 
 
@@ -125,7 +125,7 @@ def features_head(phase: Phase, params: Any, mesh: Mesh) -> dict[str, np.ndarray
     """Return the head that probes on these features start from, on the host."""
     tokens = phase.label_tokens
     how = "unembedding" if tokens else "zeros"
-    head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.num_texts)
+    head = heads.init_class_head(how, phase.model, params, tokens, mesh, phase.head_columns)
     return {name: sharding.on_host(x).astype(jnp.float32) for name, x in head.items()}
 
 

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from w2s_jax.core import errors, processes
-from w2s_jax.data.tokenize import hard_labels
 from w2s_jax.metrics import classification
 from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import parameters
@@ -26,7 +25,7 @@ from w2s_jax.training.prediction import Predictor, logits_of_features, probabili
 def predictor(
     phase: Phase, context: Context, split: str, params: Any
 ) -> Callable[[Any], np.ndarray]:
-    """Return a function of parameters (like `params`) to a split's class logits, float32 [N, 2]."""
+    """Return a function of parameters (like `params`) to a split's class logits, float32 [N, C]."""
     if phase.train.adapt == "probe":
         features_NKD = split_features(phase, context, split)
         return functools.partial(logits_of_features, features_NKD=features_NKD)
@@ -92,7 +91,7 @@ def predict(
 def store(
     phase: Phase, context: Context, folder: PhaseFolder, p: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Store predictions, split -> float32 [N, 2], and return their metrics."""
+    """Store predictions, split -> float32 [N, C], and return their metrics."""
     documents_of = context.data(phase).splits
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
@@ -106,7 +105,7 @@ def store(
         columns["split"] += [split] * len(documents)
         columns["p"].append(p[split][:, 1])
         columns["label"].append(targets_of(phase, context, split, documents)[:, 1])
-        truth_N = hard_labels(documents.labels_N)
+        truth_N = documents.truth_N
         columns["ground_truth"].append(truth_N)
         result["metrics"][split] = classification.classification_metrics(p[split][:, 1], truth_N)
     merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}

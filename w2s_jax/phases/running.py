@@ -93,6 +93,9 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
 
 def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
     """Return the names of the classes of a phase with a head, if its task names them."""
+    if phase.num_classes > 2 and phase.label_splits:
+        # Labels have a column for each class.
+        return {"label_names": list(context.resolved.classes)}
     task = TASKS.get(context.settings.task.name)
     if not phase.classifies or phase.num_texts > 1 or task is None or task.label_names is None:
         return {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from w2s_jax import sharding
 from w2s_jax.core import errors, processes
-from w2s_jax.data.tokenize import hard_labels
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.phases import completions, inputs, prediction
 from w2s_jax.phases.context import Context
 from w2s_jax.phases.logs import NoProfiler, PhaseLog, ProcessLog
@@ -203,7 +203,7 @@ def evaluators(
         return [completions.evaluator(phase, context, parameters_of) for phase in phases]
     split = first.inputs["validation"]
     documents = context.data(first).splits[split]
-    truth_N = hard_labels(documents.labels_N)
+    truth_N = documents.truth_N
     made: list[Callable[[Any], np.ndarray]] = []
 
     def evaluate(phase: Phase, targets_NC: np.ndarray, trained: Any) -> dict[str, Any]:
@@ -213,12 +213,13 @@ def evaluators(
         logits_NC = made[0](params)
         prediction.check_finite(phase, logits_NC, "logits")
         p_NC = probabilities(logits_NC).astype(np.float64)
-        agreement = float(np.mean((p_NC[:, 1] > 0.5) == (targets_NC[:, 1] > 0.5)))
+        predicted_N = predicted_classes(p_NC)
+        agreement = float(np.mean(predicted_N == predicted_classes(targets_NC)))
         log_p_NC = np.log(np.maximum(p_NC, 1e-30))
         cross_entropy = float(-np.mean(np.sum(targets_NC * log_p_NC, axis=1)))
         row = {"agreement": agreement, "cross_entropy": cross_entropy}
         if not np.isnan(truth_N).any():
-            row["accuracy"] = float(np.mean((p_NC[:, 1] > 0.5) == (truth_N > 0.5)))
+            row["accuracy"] = float(np.mean(predicted_N == truth_N))
         best_by = row["accuracy"] if phase.select == "ground_truth" else agreement
         return {**row, "score": [best_by, -cross_entropy]}
 

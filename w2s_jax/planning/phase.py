@@ -61,7 +61,8 @@ class Phase:
       suffixed: whether each document is followed by the token of its weak label.
       num_texts: read-outs per document: 1, or 2 for pairs.
       head_init: how a class head starts: 'unembedding' or 'zeros'; '' without one.
-      label_tokens: ids of the tokens that spell the labels 0 and 1; () if there are none.
+      label_tokens: ids of the tokens that stand for the classes; () if there are none.
+      num_classes: the number of classes of the task.
       streamed: whether the training text is read while it is used.
       data_digests: split -> sha256 of its tokenised contents, of those that matter.
       weights_digest: sha256 of the pretrained weights of the role's model, or None.
@@ -93,6 +94,7 @@ class Phase:
     num_texts: int = 1
     head_init: str = ""
     label_tokens: tuple[int, ...] = ()
+    num_classes: int = 2
     streamed: bool = False
     data_digests: Mapping[str, str] = field(default_factory=dict)
     weights_digest: str | None = None
@@ -107,6 +109,11 @@ class Phase:
     def classifies(self) -> bool:
         """True if it trains a classifier, which has a head."""
         return self.loss is not None and self.completion is None
+
+    @property
+    def head_columns(self) -> int:
+        """Columns of its class head: one for each class, or one for the reward of a text."""
+        return 1 if self.num_texts > 1 else self.num_classes
 
     @property
     def targets(self) -> Literal["class", "tokens", "pairs"]:

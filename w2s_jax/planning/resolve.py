@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from w2s_jax.config import Role, Settings, validation
 from w2s_jax.core import errors
 from w2s_jax.data.corpus import Corpus
@@ -20,12 +18,12 @@ from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
-from w2s_jax.data.tokenize import TokenizedDocuments, hard_labels
+from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
-from w2s_jax.planning import generation
+from w2s_jax.planning import classes, generation
 from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
@@ -43,7 +41,7 @@ class RoleInput:
       model: its config, without adapters.
       source: the pretrained model; None for an embedded one, whose parameters the run makes.
       tokenizer: of the task's texts; None if its documents are tokens.
-      label_tokens: ids of the tokens that spell the labels 0 and 1, which are rows of the model's
+      label_tokens: ids of the tokens that stand for the classes, which are rows of the model's
         unembedding; () if there are none.
       head_init: 'unembedding' (a head starts from the rows of these tokens) or 'zeros'.
       prefix, suffix: the tokens that begin and end each text.
@@ -51,6 +49,7 @@ class RoleInput:
       streams: 'pretrain' -> text that is read while it is used.
       digests: split or stream -> sha256 of its tokenised contents.
       completion: how it completes prompts; None of tasks with classes.
+      num_classes: of the task.
     """
 
     model: ModelConfig
@@ -64,6 +63,7 @@ class RoleInput:
     streams: Mapping[str, Corpus]
     digests: Mapping[str, str]
     completion: Completion | None = None
+    num_classes: int = 2
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class Resolved:
     outside: str | None = None
     task: Task | None = None
     documents: Mapping[str, list[Document]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, where there are more than two; else ()."""
+        return self.task.classes if self.task is not None and self.task.num_classes > 2 else ()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -130,6 +135,7 @@ def resolve(settings: Settings) -> Resolved:
     generation.check_methods(task, settings)
     if not task.generates:
         generation.check_unused(task, settings)
+        classes.check(task, settings)
     else:
         generation.check(
             task, settings, {role: _config(role, found[role], settings) for role in found}
@@ -163,6 +169,7 @@ def resolve(settings: Settings) -> Resolved:
     settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
     for role, data in roles.items():
         _check(role, data, settings)
+        classes.note_missing(data.splits, task, notes)
     kept = {name: docs for name, docs in raw.items() if task.generates and name != "pretrain"}
     if task.generates:
         generation.check_functions(task, kept)
@@ -245,7 +252,8 @@ def _role_input(
     if completion is None and not model.bidirectional:
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
         with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
-            label_tokens = vocabulary.label_tokens
+            label_tokens = classes.label_tokens(role, reader.task, tokenizer, notes)
+        head_init = head_init if label_tokens else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
         for name in digests.keys() - {"pretrain"}:
@@ -270,6 +278,7 @@ def _role_input(
         streams,
         digests,
         completion,
+        reader.task.num_classes,
     )
 
 
@@ -308,13 +317,7 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
         if data.completion is not None:
             continue
-        labels_N = hard_labels(splits[name].labels_N)
-        classes = np.unique(labels_N[~np.isnan(labels_N)]).tolist()
-        if len(classes) < 2:
-            those = f"have label {classes[0]:g}" if classes else "are ties"
-            raise errors.InputError(
-                f"task.name: all documents of {name} {those}; labels 0 and 1 are both needed"
-            )
+        classes.check_present(name, splits[name].truth_N, data.num_classes)
     used = [slices[list(settings.roles).index(role)]]
     if role == "strong":
         used.append("slice2")

@@ -1,5 +1,6 @@
 """The splits of a run, tokenised for each model. Imports no JAX."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -127,7 +128,11 @@ def tokenized_splits(
 def _tokenize_split(
     name: str, documents: list[Document], reader: Reader, notes: list[str]
 ) -> TokenizedDocuments:
-    convert = tokenize_completions if reader.task.generates else tokenize
+    convert = (
+        tokenize_completions
+        if reader.task.generates
+        else functools.partial(tokenize, num_classes=reader.task.num_classes)
+    )
     tokenized, counts = convert(
         documents,
         reader.tokenizer,

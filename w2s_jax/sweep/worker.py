@@ -292,6 +292,7 @@ def context_key(phase: Phase, resolved: Resolved) -> Any:
         None if data.source is None else data.source.digest,
         None if data.tokenizer is None else data.tokenizer.digest,
         data.label_tokens,
+        data.num_classes,
         data.head_init,
         (data.prefix, data.suffix, data.completion),
         tuple(sorted(data.digests.items())),

@@ -133,7 +133,10 @@ def _how(spec: StepSpec) -> dict[str, str]:
 
 def accuracy(logits_BC: Array, targets_BC: Array, weights_B: Array) -> Array:
     """Return the weighted share of documents whose predicted class is that of their target."""
-    agree_B = (logits_BC[:, 1] > logits_BC[:, 0]) == (targets_BC[:, 1] > 0.5)
+    if logits_BC.shape[1] == 2:
+        agree_B = (logits_BC[:, 1] > logits_BC[:, 0]) == (targets_BC[:, 1] > 0.5)
+    else:
+        agree_B = jnp.argmax(logits_BC, axis=1) == jnp.argmax(targets_BC, axis=1)
     return jnp.sum(agree_B * weights_B) / jnp.maximum(jnp.sum(weights_B), 1e-9)
 
 

@@ -112,7 +112,7 @@ def require_shared_program(specs: Sequence[StepSpec]) -> None:
 
 def may_share(spec: StepSpec) -> bool:
     """Return whether a phase may be a member of a population: classifiers only."""
-    return spec.head_texts is not None
+    return spec.head_columns is not None
 
 
 def shared_program(spec: StepSpec) -> Any:

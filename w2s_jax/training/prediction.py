@@ -41,7 +41,7 @@ BATCH_LOGITS = 2**26
 def label_pass(
     model: ModelConfig, compute_dtype: str, features: bool, completions: bool = False
 ) -> Callable[..., Array]:
-    """Return the function (parameters, batch) -> class logits, float32 [m, 2].
+    """Return the function (parameters, batch) -> class logits, float32 [m, C].
 
     With `features` it returns the inputs of a class head instead, float32 [m, K, D], and with
     `completions` the summed log-probability of the target tokens of each text, float32 [m, K].
@@ -82,7 +82,7 @@ class Predictor:
     """Logits, features or log-probabilities of a fixed set of documents under changing parameters.
 
     The documents are packed and placed on the devices once, in groups of similar length. A call
-    with parameters ({'backbone', 'head'}) returns class logits, float32 [N, 2], in the order of the
+    with parameters ({'backbone', 'head'}) returns class logits, float32 [N, C], in the order of the
     documents. Without a head, it returns with `features` the inputs of a class head, float32 [N, K,
     D], and with `completions` the summed log-probability of each text's target tokens, float32
     [N, K] (see `sequences`). Of several processes, all must make and call it, and each gets all
@@ -193,7 +193,7 @@ def _of_all_processes(
 
 
 def logits_of_features(params: Any, features_NKD: np.ndarray) -> np.ndarray:
-    """Return class logits of features, float32 [N, 2]; of `params` only the head is used."""
+    """Return class logits of features, float32 [N, C]; of `params` only the head is used."""
     return sharding.on_host(_head_logits(params["head"], features_NKD))
 
 
@@ -259,7 +259,7 @@ def pack_group(
 
 
 def probabilities(logits_NC: np.ndarray) -> np.ndarray:
-    """Return softmax of class logits, float32 [N, 2], computed in float64 on the host."""
+    """Return softmax of class logits, float32 [N, C], computed in float64 on the host."""
     from scipy.special import softmax
 
     return softmax(logits_NC.astype(np.float64), axis=1).astype(np.float32)

@@ -40,7 +40,7 @@ def programs(key: StepSpec, mesh: Mesh) -> Programs:
 
     # Without out-shardings the compiler might move a moment or replicate it.
     optimizer = make_optimizer(key.train)
-    shardings = state_shardings(key.model, key.train, optimizer, mesh, key.head_texts)
+    shardings = state_shardings(key.model, key.train, optimizer, mesh, key.head_columns)
     compiled = functools.partial(jax.jit, donate_argnums=2, out_shardings=shardings)
     return Programs(compiled(step), compiled(functools.partial(train_block, step_fn)))
 

@@ -43,8 +43,8 @@ class StepSpec:
       train: optimiser, dtypes, and what of the model is trained.
       total_steps: number of steps.
       loss: (kind, options) of the loss; None for language-model training.
-      num_texts: K, texts per document.
-      targets: what the loss is of: 'class' (soft labels of two classes), 'tokens' (completions:
+      columns: of the class head (see `heads.init_class_head`).
+      targets: what the loss is of: 'class' (soft labels of classes), 'tokens' (completions:
         the target tokens of documents) or 'pairs' (pairs of completions, by a loss of
         `PREFERENCE_LOSSES`).
       seed: seed of everything random within a step.
@@ -54,14 +54,14 @@ class StepSpec:
     train: TrainSettings
     total_steps: int
     loss: tuple[str, tuple[tuple[str, Any], ...]] | None
-    num_texts: int = 1
+    columns: int = 2
     seed: int = 0
     targets: str = "class"
 
     @property
-    def head_texts(self) -> int | None:
-        """K of the class head; None of models without one, which predict tokens."""
-        return None if self.loss is None or self.targets != "class" else self.num_texts
+    def head_columns(self) -> int | None:
+        """Columns of the class head; None of models without one, which predict tokens."""
+        return None if self.loss is None or self.targets != "class" else self.columns
 
     @property
     def declaration(self) -> LossSpec | PreferenceSpec | None:

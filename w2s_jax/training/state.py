@@ -107,14 +107,14 @@ def state_shardings(
     train: TrainSettings,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    num_texts: int | None,
+    columns: int | None,
 ) -> TrainState:
     """Return a `TrainState` of the shardings of a model's train state on `mesh`.
 
-    `num_texts` is that of the class head; None without a head.
+    `columns` are those of the class head; None without a head.
     """
     whole = sharding.replicated(mesh)
-    abstract = adapting.abstract_trained(train, config, mesh, num_texts)
+    abstract = adapting.abstract_trained(train, config, mesh, columns)
     like_params = jax.tree.map(lambda x: x.sharding, abstract)
     return TrainState(
         params=like_params,

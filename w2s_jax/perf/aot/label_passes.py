@@ -27,8 +27,8 @@ def label_passes(
     if phase.train.adapt == "probe" or PHASE_KINDS[phase.kind].forward == "none":
         return []
     features = PHASE_KINDS[phase.kind].forward == "features"
-    texts = phase.num_texts
-    params = adapting.abstract_params(phase.train, phase.model, mesh, None if features else texts)
+    columns = None if features else phase.head_columns
+    params = adapting.abstract_params(phase.train, phase.model, mesh, columns)
     if not features:
         params = adapting.join(*adapting.split(phase.train, phase.model, params))
     # As `inference.fits_on_one_device` decides on each host.

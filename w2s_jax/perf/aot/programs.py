@@ -136,7 +136,7 @@ def training_program(
     if phase.select:
         beside["best parameters so far"] = trained
     if vocabulary is not None:
-        full = adapting.abstract_trained(phase.train, phase.model, mesh, spec.num_texts)
+        full = adapting.abstract_trained(phase.train, phase.model, mesh, spec.head_columns)
         beside["embedding of all tokens"] = per_chip(full["backbone"]["embedding"])
     flops, tokens = _training_flops(phase, documents)
     shape = max((_shape(bucket) for bucket in buckets), key=np.prod, default=(1, 1, 1))
@@ -162,7 +162,7 @@ def training_program(
         slots=int(np.prod(shape)),
         shape=shape,
         trained=numbers_per_chip(state.params),
-        loss=None if key.head_texts is None or key.loss is None else key.loss[0],
+        loss=None if key.head_columns is None or key.loss is None else key.loss[0],
         targets=most_targets(buckets),
         passes=1 + (phase.train.remat == "block") + _computes_twice(key, phase),
         evaluates=tuple(p.key for p in passes) if phase.eval_every is not None else (),
@@ -171,7 +171,7 @@ def training_program(
 
 def _computes_twice(key: StepSpec, phase: Phase) -> bool:
     """Return whether a first pass computes all logits (see `gradient.coupled_gradient`)."""
-    if key.head_texts is None or num_microbatches(phase) == 1:
+    if key.head_columns is None or num_microbatches(phase) == 1:
         return False
     assert key.loss is not None
     chosen = LOSSES[key.loss[0]]
@@ -182,18 +182,18 @@ def _state(
     phase: Phase, spec: StepSpec, documents: TokenizedDocuments | None, mesh: Mesh
 ) -> tuple[TrainState, Any]:
     """Return the abstract train state, and the frozen parameters."""
-    num_texts = spec.head_texts
+    columns = spec.head_columns
     optimizer, whole = make_optimizer(spec.train), sharding.replicated(mesh)
-    params = adapting.abstract_trained(spec.train, spec.model, mesh, num_texts)
+    params = adapting.abstract_trained(spec.train, spec.model, mesh, columns)
     frozen: Any = {}
     if spec.train.adapt != "probe":
-        everything = adapting.abstract_params(spec.train, spec.model, mesh, num_texts)
+        everything = adapting.abstract_params(spec.train, spec.model, mesh, columns)
         frozen = adapting.split(spec.train, spec.model, everything)[1]
-    where = state_shardings(spec.model, spec.train, optimizer, mesh, num_texts)
+    where = state_shardings(spec.model, spec.train, optimizer, mesh, columns)
 
     loss_state = ()
     if documents is not None and phase.classifies:
-        loss_state = spec.loss_state(soft_labels(documents.targets_N))
+        loss_state = spec.loss_state(documents.targets_NC)
     rows = rounded_up(spec.total_steps)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     state = TrainState(
@@ -238,7 +238,7 @@ def _batches(
         num_steps=phase.total_steps,
         seed=phase.seed,
     )
-    targets_NC = soft_labels(documents.targets_N) if phase.classifies else None
+    targets_NC = documents.targets_NC if phase.classifies else None
     if train.adapt == "probe":
         assert targets_NC is not None
         return (abstract(feature_bucket(order_SB, targets_NC), whole),), None

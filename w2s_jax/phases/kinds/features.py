@@ -43,6 +43,7 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
         label_splits=tuple(splits),
         num_texts=data.splits["test"].num_texts,
         label_tokens=data.label_tokens,
+        num_classes=data.num_classes,
         data_digests={name: data.digests[name] for name in sorted(splits)},
         weights_digest=weights_digest(data),
     )

@@ -111,6 +111,7 @@ def build(
         num_texts=2 if pairs else data.splits[split].num_texts,
         head_init=data.head_init,
         label_tokens=data.label_tokens,
+        num_classes=data.num_classes,
         data_digests={name: data.digests[name] for name in {*inputs.values(), *label_splits}},
         weights_digest=weights_digest(data),
         completion=data.completion,
@@ -139,6 +140,8 @@ def spec(phase: Phase) -> dict[str, Any]:
     }
     if phase.num_texts > 1:
         found["texts"] = phase.num_texts
+    if phase.num_classes > 2:
+        found["classes"] = phase.num_classes
     if phase.subset is not None:
         found["subset"] = True
     if phase.suffixed:

@@ -54,6 +54,7 @@ def build(
         label_splits=splits,
         method=(method, tuple(sorted(options.items()))),
         label_tokens=data.label_tokens,
+        num_classes=data.num_classes,
         data_digests={name: data.digests[name] for name in {*splits, "slice1", "slice2"}},
         weights_digest=weights_digest(data),
         labels_digest=resolved.outside if method == "outside" else None,
