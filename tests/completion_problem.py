@@ -103,8 +103,7 @@ def spec_of(loss, targets, micro=1):
         learning_rate=0.01,
         schedule="constant",
     )
-    num_texts = 2 if targets == "pairs" else 1
-    return StepSpec(model()[0], train, 10, loss, num_texts, targets=targets)
+    return StepSpec(model()[0], train, 10, loss, targets=targets)
 
 
 def packed(documents, micro=1, steps=1, **how):

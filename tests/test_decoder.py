@@ -241,9 +241,9 @@ def test_a_reward_starts_as_the_difference_of_the_label_tokens():
     config = testing.tiny_model(tied_embeddings=False)
     params = network.init_params(config, 0, one_device())
     (zero, one) = (5, 9)
-    head = heads.init_class_head("unembedding", config, params, (zero, one), one_device(), 2)
+    head = heads.init_class_head("unembedding", config, params, (zero, one), one_device(), 1)
     wanted = params["unembedding"][:, one] - params["unembedding"][:, zero]
     np.testing.assert_array_equal(head["kernel"][:, 0], wanted)
-    assert heads.init_class_head("zeros", config, params, (0, 0), one_device(), 2)[
+    assert heads.init_class_head("zeros", config, params, (0, 0), one_device(), 1)[
         "kernel"
     ].shape == (config.d_model, 1)

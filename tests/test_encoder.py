@@ -318,7 +318,7 @@ def test_class_logits_add_the_bias_if_there_is_one():
         head["bias"] = np.arange(1.0, 1 + classes, dtype=np.float32)
         wanted = plain + np.resize(head["bias"], 2)[None]
         np.testing.assert_allclose(heads.class_logits(head, ours), wanted, rtol=1e-6)
-        abstract = heads.abstract_class_head(SMALL, one(), 2 // classes, bias=True)
+        abstract = heads.abstract_class_head(SMALL, one(), classes, bias=True)
         assert jax.tree.map(np.shape, head) == jax.tree.map(lambda a: a.shape, abstract)
     assert set(heads.abstract_class_head(SMALL, one())) == {"kernel"}
 

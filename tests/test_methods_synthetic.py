@@ -17,7 +17,7 @@ def inputs(num=200, seed=0):
     weak_p_N = np.clip(rng.normal(0.5 + 0.15 * (2 * truth_N - 1), 0.2), 0, 1)
     return truth_N, {
         "lengths_N": rng.integers(5, 12, num),
-        "strong_p_N": rng.random(num),
+        "strong_soft_NC": rng.random(num),
         "weak_soft_NC": soft_labels(weak_p_N),
     }
 
@@ -40,8 +40,8 @@ def test_the_number_of_errors_is_exact(structure, error_rate):
     [
         ("longest", lambda a: -a["lengths_N"]),
         ("shortest", lambda a: a["lengths_N"]),
-        ("strong_unconfident", lambda a: np.maximum(a["strong_p_N"], 1 - a["strong_p_N"])),
-        ("strong_confident", lambda a: -np.maximum(a["strong_p_N"], 1 - a["strong_p_N"])),
+        ("strong_unconfident", lambda a: np.maximum(a["strong_soft_NC"], 1 - a["strong_soft_NC"])),
+        ("strong_confident", lambda a: -np.maximum(a["strong_soft_NC"], 1 - a["strong_soft_NC"])),
     ],
 )
 def test_errors_lie_at_the_end_of_the_order_that_the_structure_names(structure, key):
@@ -100,7 +100,7 @@ def test_bad_input_is_refused():
     refused = [
         (("longst", truth_N, 0.1), arrays, r"structure: .*did you mean 'longest'"),
         (("longest", truth_N, 0.1), {}, "'longest' needs lengths_N"),
-        (("strong_confident", truth_N, 0.1), {}, "'strong_confident' needs strong_p_N"),
+        (("strong_confident", truth_N, 0.1), {}, "'strong_confident' needs strong_soft_NC"),
         (("weak", truth_N, 0.1), {}, "'weak' needs weak_soft_NC"),
         (("random", truth_N + 0.5, 0.1), {}, "must be 0 or 1"),
         (("random", truth_N, 1.5), {}, "error_rate: 1.5"),

@@ -145,7 +145,7 @@ def gradient_of_one_step(
     state = dataclasses.replace(state, step=on_mesh(np.int32(2), mesh))
     targets = None if loss is None else soft_labels(docs.labels_N)
     batches = put_batches(packed, targets, mesh).at(2)
-    spec = StepSpec(config, settings, 4, loss, num_texts)
+    spec = StepSpec(config, settings, 4, loss, 2 // num_texts)
     after = compile_step(spec, mesh)(state, batches)
     programs.programs.cache_clear()
     before = params if loss is not None else {"backbone": params["backbone"]}

@@ -21,7 +21,7 @@ class TokenSpace:
     vocab_size: int
     pad_id: int
     bos_id: int
-    label_tokens: tuple[int, int]
+    label_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,9 @@ def tokenize(
         kept_P5 = table_P5[~over_N[table_P5[:, 0]]]
         table_P5 = np.concatenate([kept_P5, np.array(cuts, np.int64).reshape(-1, 5)])
         table_P5 = table_P5[np.lexsort((table_P5[:, 1], table_P5[:, 0]))]
-    tokenized = _assemble(documents, encoded, table_P5, chunked=overlong == "chunk", num_classes=num_classes)
+    tokenized = _assemble(
+        documents, encoded, table_P5, chunked=overlong == "chunk", num_classes=num_classes
+    )
     counts["tokens"] = len(tokenized.tokens_T)
     return tokenized, counts
 

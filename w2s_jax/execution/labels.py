@@ -27,8 +27,8 @@ def export(source: Path, to: Path) -> str:
 
     A row is a document: `id`, as uint64 in Parquet, else '0x' and 16 hexadecimal digits, because
     many tools round large numbers; `split`; `p`, the probability of label 1, or the `text` of its
-    completion. Of more than two classes `p` is a list, in CSV the columns `p.<class>`. `weak.labels`
-    accepts the file, and gives the same labels.
+    completion. Of more than two classes `p` is a list, in CSV the columns `p.<class>`.
+    `weak.labels` accepts the file, and gives the same labels.
 
     Args:
       source: folder of a phase, or of a run with one weak model.
@@ -121,8 +121,11 @@ def _rows(labels: Labels) -> Iterator[tuple[str, str, Any]]:
 def _csv(labels: Labels, name: str, classes: Sequence[str]) -> bytes:
     text = io.StringIO()
     # A carriage return in a text is kept only within quotes.
-    quoting = csv.QUOTE_MINIMAL if name == "p" else csv.QUOTE_ALL
-    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
+    writer = csv.writer(
+        text,
+        lineterminator="\n",
+        quoting=csv.QUOTE_MINIMAL if name == "p" else csv.QUOTE_ALL,
+    )
     writer.writerow(("id", "split", *([f"{name}.{c}" for c in classes] or [name])))
     for id_, split, value in _rows(labels):
         writer.writerow((id_, split, *([value] if isinstance(value, str) else value)))

@@ -29,7 +29,7 @@ from w2s_jax.losses.common import (
     soft_cross_entropy,
     weighted_mean,
 )
-from w2s_jax.losses.registry import register, register_preference
+from w2s_jax.losses.registry import check_classes, register, register_preference
 
 __all__ = [
     "LOSSES",
@@ -37,6 +37,7 @@ __all__ = [
     "Loss",
     "LossFn",
     "PreferenceSpec",
+    "check_classes",
     "hardened_share",
     "linear_warmup",
     "log_probabilities",

@@ -126,3 +126,9 @@ def _check_traced(name: str, traced: tuple[str, ...], options: dict[str, Any]) -
     for option in traced:
         if option not in options:
             raise errors.unknown(f"losses.register: {name!r}: traced", option, options)
+
+
+def check_classes(
+    label: str, kind: str, options: dict[str, Any], *, classes: int, batch_size: int
+) -> None:
+    """Stub until the losses are merged."""

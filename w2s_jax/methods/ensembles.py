@@ -62,9 +62,10 @@ def _adaboost(work: "LabelWork") -> tuple[list[float], np.ndarray]:
     weights_N, alphas = np.full(len(documents), 1 / len(documents)), []
     for name in work.members:
         truth_N = work.truth("slice1")
-        wrong_N = predicted_classes(work.labels("slice1", name)) != truth_N
+        soft_NC = work.labels("slice1", name)
+        wrong_N = predicted_classes(soft_NC) != truth_N
         wrong_N &= ~np.isnan(truth_N)  # on a tie no member is wrong
-        alpha, weights_N = adaboost_round(weights_N, wrong_N, work.phase.num_classes)
+        alpha, weights_N = adaboost_round(weights_N, wrong_N, soft_NC.shape[1])
         alphas.append(alpha)
     return alphas, weights_N
 
@@ -128,8 +129,8 @@ def bagging(planner: MethodPlanner, *, members: int, resample: bool) -> Students
     label_makers={"boosted": _boosted, "vote": _vote},
     students="`+boosting`",
     summary="AdaBoost by resampling: each supervisor draws the errors of those before more often. "
-    "The student learns the weighted vote, as probabilities of the additive logistic model. Of more "
-    "than two classes: SAMME",
+    "The student learns the weighted vote, as probabilities of the additive logistic model. Of "
+    "more than two classes it is SAMME",
     source="Freund and Schapire 1997; Zhu et al. 2009",
     members=Option(5, "Number of supervisors", low=2),
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,13 @@ def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     return dataclasses.replace(found, config=config, params=params["backbone"])
 
 
+def _head_columns(record: Mapping[str, Any], spec: Mapping[str, Any]) -> int:
+    """Return the columns of the head that a config.json describes."""
+    if record.get("head_classes") is not None:
+        return int(record["head_classes"])
+    return 1 if spec.get("texts", 1) == 2 else int(spec.get("classes", 2))
+
+
 def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     """Load a phase or converted folder, with adapters and last layers still separate."""
     record, config = read_ours(folder)
@@ -139,20 +147,16 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     )
     generates = record["kind"] == "pretrain" or "completion" in spec
     has_head = record.get("head", not generates)
-    num_texts = spec.get("texts", 1) if has_head else None
+    columns = _head_columns(record, spec) if has_head else None
     if train.adapt == "full":
-        target = adapting.abstract_params(train, config, mesh, num_texts)
+        target = adapting.abstract_params(train, config, mesh, columns)
         if has_head:
-            target["head"] = abstract_class_head(
-                config,
-                mesh,
-                num_texts or 1,
-                bias=record.get("head_bias", False),
-                classes=record.get("head_classes"),
-            )
+            assert columns is not None
+            bias = record.get("head_bias", False)
+            target["head"] = abstract_class_head(config, mesh, columns, bias=bias)
         params = trees.load_tree(final_of(folder), target)
     else:
-        target = adapting.abstract_trained(train, config, mesh, num_texts)
+        target = adapting.abstract_trained(train, config, mesh, columns)
         trained = trees.load_tree(final_of(folder), target)
         base = _base(record["base"], folder, config.without_adapters(), mesh, own_dtype)
         tree = {"backbone": base} | {k: v for k, v in trained.items() if k == "head"}

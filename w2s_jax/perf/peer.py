@@ -60,6 +60,11 @@ def check_workload(peer: str, workload: Workload) -> None:
             f"config has adapt={train.adapt}, optimizer={train.optimizer}, "
             f"schedule={train.schedule}"
         )
+    if workload.documents.soft_NC is not None:
+        classes = workload.documents.soft_NC.shape[1]
+        raise errors.InputError(
+            f"--peer={peer}: {workload.mix} has {classes} classes; the peers support two only"
+        )
     if workload.documents.num_texts > 1:
         raise errors.InputError(
             f"--peer={peer}: {workload.mix} has pairs; the peers support single texts only"
@@ -99,7 +104,7 @@ def write_job(path: Path, bench: str, peer: str, workload: Workload, program: Pr
         "settings": np.array(json.dumps(settings)),
         "tokens_T": documents.tokens_T,
         "offsets": documents.offsets,
-        "targets_N": documents.targets_N,
+        "targets_N": documents.targets_NC[:, 1],
     }
     if program.order_SB is not None:
         arrays["order_SB"] = program.order_SB

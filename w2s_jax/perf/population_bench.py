@@ -13,7 +13,6 @@ from rich.table import Table
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
-from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.models import adapting, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.perf import measuring, programs
@@ -94,7 +93,7 @@ def population_run(workload: Workload, members: int, mode: str) -> Run:
         **row_preferences(workload.model),
     )
     mesh = population.make_mesh(members)
-    targets_NC = soft_labels(documents.targets_N)
+    targets_NC = documents.targets_NC
     specs = [programs.spec_of(workload, steps)] * members
     batches = population.put_batches(packed, [targets_NC] * members, mesh, specs[0].extras)
     program = population.compile_block(specs, mesh, {}, batches, mode)

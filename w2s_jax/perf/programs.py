@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
-from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig

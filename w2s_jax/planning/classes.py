@@ -1,5 +1,7 @@
 """Checks of a task with classes, and the tokens that stand for them. Imports no JAX."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from w2s_jax.config import METHODS, Settings
@@ -18,9 +20,7 @@ def check(task: Task, settings: Settings) -> None:
     """
     if task.generates or task.num_classes == 2:
         return
-    batch_size = min(
-        own.train.batch_size for role, own in settings.roles.items() if role != "weak"
-    )
+    batch_size = min(own.train.batch_size for role, own in settings.roles.items() if role != "weak")
     for loss in settings.losses:
         check_classes(
             loss.label,
@@ -56,7 +56,7 @@ def check_present(name: str, truth_N: np.ndarray, num_classes: int) -> None:
         raise errors.InputError(f"task.name: all documents of {name} {those}; {needed}")
 
 
-def note_missing(splits: dict[str, TokenizedDocuments], task: Task, notes: list[str]) -> None:
+def note_missing(splits: Mapping[str, TokenizedDocuments], task: Task, notes: list[str]) -> None:
     """Note which classes of the test documents a slice does not have, of more than two."""
     if task.generates or task.num_classes == 2:
         return

@@ -149,7 +149,8 @@ class StepSpec:
         """Return the loss of classes as which a loss is computed."""
         micro = self.train.microbatch_size or self.train.batch_size
         case_of = LOSSES[kind].case_of
-        if case_of is not None and micro == self.train.batch_size:
+        # Of more classes, hard labels cost more than a program of its own.
+        if case_of is not None and micro == self.train.batch_size and self.columns <= 2:
             return case_of[0], dict(case_of[1])
         return kind, options
 

@@ -153,7 +153,9 @@ def _role_input(
     if task.generates:
         completion = _completion(model, settings, tokens)
     splits = {
-        name: synthetic_documents(model, count, tokens, task.num_texts, completion)
+        name: synthetic_documents(
+            model, count, tokens, task.num_texts, completion, task.num_classes
+        )
         for name, count in sizes.items()
         if count
     }
@@ -169,11 +171,22 @@ def _role_input(
     # Digests need only differ between splits.
     digests = {name: f"{name}:{len(part)}:{tokens}" for name, part in splits.items()}
     head_init = "zeros" if model.bidirectional else settings.protocol.head_init
-    label_tokens = () if model.bidirectional else (0, 1)
+    label_tokens = () if model.bidirectional else tuple(range(task.num_classes))
     if completion is not None:
         head_init, label_tokens = "", ()
     return RoleInput(
-        model, source, None, label_tokens, head_init, (), (), splits, {}, digests, completion
+        model,
+        source,
+        None,
+        label_tokens,
+        head_init,
+        (),
+        (),
+        splits,
+        {},
+        digests,
+        completion,
+        task.num_classes,
     )
 
 
@@ -200,10 +213,11 @@ def synthetic_documents(
     tokens: int,
     num_texts: int = 1,
     completion: Completion | None = None,
+    num_classes: int = 2,
 ) -> TokenizedDocuments:
     """Return `count` documents of `num_texts` texts with `tokens` tokens each.
 
-    Every other document has label 1. The tokens cycle through the vocabulary. With a completion,
+    The documents cycle through the classes, the tokens through the vocabulary. With a completion,
     the last `max_new_tokens` of them are the target of a prompt.
     """
     total = count * num_texts * tokens
@@ -211,8 +225,13 @@ def synthetic_documents(
         ids_N=np.arange(count, dtype=np.uint64),
         tokens_T=np.arange(total, dtype=np.int32) % model.vocab_size,
         offsets=np.arange(0, total + 1, tokens, dtype=np.int64),
-        labels_N=(np.arange(count) % 2).astype(np.float32),
+        labels_N=(np.arange(count) % num_classes).astype(np.float32),
         num_texts=num_texts,
+        soft_NC=(
+            None
+            if num_classes == 2
+            else np.eye(num_classes, dtype=np.float32)[np.arange(count) % num_classes]
+        ),
     )
     if completion is None:
         return documents

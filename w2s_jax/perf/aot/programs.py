@@ -18,7 +18,7 @@ from w2s_jax import sharding
 from w2s_jax.config import PretrainSettings, TrainSettings
 from w2s_jax.data import packing
 from w2s_jax.data.documents import distinct_ids
-from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
+from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.losses import LOSSES
 from w2s_jax.models import adapting, budget
 from w2s_jax.models.attention import row_preferences
