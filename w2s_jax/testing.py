@@ -4,7 +4,9 @@ Nothing is downloaded, and only the requested files are written. Imports no JAX.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
@@ -18,6 +20,7 @@ TINY_TOKENIZER = ByteTokenizer()
 
 _GOOD = ("fine", "good", "warm", "rich", "superb")
 _BAD = ("dull", "bad", "cold", "poor", "dreadful")
+_MIXED = ("odd", "mixed", "so-so", "uneven", "curious")
 _PLAIN = ("a", "the", "film", "plot", "scene", "and", "of", "so", "very", "long")
 
 
@@ -37,31 +40,37 @@ def tiny_model(**changes: object) -> ModelConfig:
     return ModelConfig(**(fields | changes))
 
 
-def tiny_records(count: int, seed: int = 0) -> list[dict]:
+def tiny_records(count: int, seed: int = 0, *, labels: Sequence[Any] = (0, 1)) -> list[dict]:
     """Return records {'text', 'label'} of a task in which one word determines the label.
 
-    Half of the labels are 1. Texts are distinct and have 3 to 9 words.
+    The labels take turns. Texts are distinct and have 3 to 9 words.
 
     Args:
       count: number of records.
       seed: seed of the texts.
+      labels: the labels, two or three.
     """
     rng = np.random.default_rng(seed)
     records: list[dict] = []
     seen: set[str] = set()
     while len(records) < count:
-        label = len(records) % 2
+        label = len(records) % len(labels)
         words = list(rng.choice(_PLAIN, size=int(rng.integers(2, 9))))
-        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice((_BAD, _GOOD)[label])))
+        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice((_BAD, _GOOD, _MIXED)[label])))
         text = " ".join(words)
         if text not in seen:
             seen.add(text)
-            records.append({"text": text, "label": label})
+            records.append({"text": text, "label": labels[label]})
     return records
 
 
 def write_tiny_task(
-    data_dir: Path, name: str = "tiny", *, train: int = 160, test: int = 64
+    data_dir: Path,
+    name: str = "tiny",
+    *,
+    train: int = 160,
+    test: int = 64,
+    labels: Sequence[Any] = (0, 1),
 ) -> Path:
     """Write the tiny task as local files; return `data_dir`.
 
@@ -73,8 +82,9 @@ def write_tiny_task(
       name: name of the task.
       train: number of training records.
       test: number of test records.
+      labels: as in `tiny_records`.
     """
-    records = tiny_records(train + 32 + test)
+    records = tiny_records(train + 32 + test, labels=labels)
     parts = {
         "train": records[:train],
         "validation": records[train : train + 32],
