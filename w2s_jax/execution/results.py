@@ -14,7 +14,7 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 
 def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
-    """Return the contents of a run's result.json.
+    """Return the contents of a run's result.json; `classes` has the names of more than two classes.
 
     Args:
       plan: the phases of the run, all complete.
@@ -27,9 +27,11 @@ def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
     settings = resolved.settings
     found = {p.name: artifacts.read_result(PhaseFolder(store / p.name)) for p in plan.phases}
     phases = _Phases(plan, resolved, store, found)
+    classes = tuple(getattr(resolved, "classes", ()))
     return {
         "name": settings.name,
         "task": settings.task.name,
+        **({"classes": list(classes)} if len(classes) > 2 else {}),
         "seed": settings.seed,
         "protocol": settings.protocol.name,
         "weak": phases.role(plan.weak),

@@ -92,7 +92,7 @@ def predict(
 def store(
     phase: Phase, context: Context, folder: PhaseFolder, p: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Store predictions, split -> float32 [N, 2], and return their metrics."""
+    """Store predictions, split -> float32 [N, C], and return their metrics."""
     documents_of = context.data(phase).splits
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
@@ -104,11 +104,14 @@ def store(
         documents = documents_of[split]
         columns["id"].append(documents.ids_N)
         columns["split"] += [split] * len(documents)
-        columns["p"].append(p[split][:, 1])
-        columns["label"].append(targets_of(phase, context, split, documents)[:, 1])
+        shown = classification.class_probabilities(p[split])
         truth_N = hard_labels(documents.labels_N)
-        columns["ground_truth"].append(truth_N)
-        result["metrics"][split] = classification.classification_metrics(p[split][:, 1], truth_N)
+        result["metrics"][split] = classification.classification_metrics(shown, truth_N)
+        targets_NC = targets_of(phase, context, split, documents)
+        two = shown.ndim == 1
+        columns["p"].append(shown)
+        columns["label"].append(targets_NC[:, 1] if two else targets_NC.argmax(1).astype(np.int32))
+        columns["ground_truth"].append(truth_N if two else truth_N.astype(np.int32))
     merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}
     processes.on_first(
         "predictions", lambda: artifacts.write_predictions(folder.predictions, merged)
