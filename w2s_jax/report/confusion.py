@@ -176,7 +176,7 @@ def _draw_confusion(ax: "Axes", found: Confusion) -> None:
         ax.tick_params(axis="x", rotation=45)
         for label in ax.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    ax.set_ylabel("true class (documents)")
+    ax.set_ylabel("true class (predictions)")
     ax.set_xlabel(f"predicted class (% of the row, {plural(found.seeds, 'seed')})")
     style(ax, grid=False)
 

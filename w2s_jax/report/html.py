@@ -86,8 +86,8 @@ _SECTIONS = {
 #: Whether a setting has more than two classes -> what its calibration shows.
 _SHARES = {
     False: "Observed share of label 1 among documents with predicted probability p.",
-    True: "More than two classes: accuracy among documents whose predicted class has probability"
-    " (confidence) p.",
+    True: "With more than two classes: accuracy among documents whose predicted class has"
+    " probability (confidence) p.",
 }
 #: Why there is no confusion matrix where all settings have many classes.
 _PAIRS_LISTED = f"more than {MAX_CLASSES} classes; the most confused pairs are listed"

@@ -61,12 +61,14 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
         f"{result.get('name', 'run')}: task {result.get('task', '?')},"
         f" {result.get('protocol', '?')} protocol, seed {result.get('seed', '?')}"
     )
-    table = Table(box=SIMPLE_HEAD if unicode else ASCII, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("role/loss", overflow="fold", min_width=9)
-    table.add_column("model", overflow="fold", min_width=8)
     scores = {"auroc": "AUROC", "ece": "ECE"}
     if any(is_multiclass(entry) for _, _, entry in roles(result)):
         scores |= {"macro_f1": "macro\nF1", "log_loss": "log\nloss"}
+    # Two more columns fit into 80 only without padding.
+    padding = (0, 1 if len(scores) == 2 else 0, 0, 0)
+    table = Table(box=SIMPLE_HEAD if unicode else ASCII, show_edge=False, padding=padding)
+    table.add_column("role/loss", overflow="fold", min_width=9)
+    table.add_column("model", overflow="fold", min_width=8)
     headings = [
         "accuracy ± SE" if unicode else "accuracy+/-SE",
         *scores.values(),
