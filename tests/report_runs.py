@@ -8,8 +8,9 @@ import numpy as np
 from w2s_jax.data.documents import stable_id
 from w2s_jax.metrics import classification, intervals
 from w2s_jax.metrics.answers import answer_agreement, answer_metrics
+from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.report.runs import FinishedRun
-from w2s_jax.store.artifacts import write_answers
+from w2s_jax.store.artifacts import write_answers, write_predictions
 
 
 def entry(accuracy, auroc, ece, model, **more):
@@ -89,15 +90,18 @@ def write_run(folder, result, config=None, curves=True):
     return folder
 
 
-def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, levels=(0.4, 0.9)):
+def evaluated_runs(
+    seeds, students, *, documents=300, shared=True, spread=0.15, levels=(0.4, 0.9), classes=2
+):
     """Finished runs in memory, one a seed, whose numbers are those of their test predictions.
 
     A model is right where its level plus the document's easiness plus noise is positive; `levels`
-    are those of weak model and ceiling, and students are between them.
+    are those of weak model and ceiling, and students are between them. Of more than two classes,
+    which are called `kind 0` and so on, a wrong prediction is the next class.
     """
     rng = np.random.default_rng(7)
     own = documents if shared else documents * seeds
-    easiness, truth = rng.normal(size=own), rng.integers(0, 2, own)
+    easiness, truth = rng.normal(size=own), rng.integers(0, classes, own)
     runs = []
     for seed in range(seeds):
         kept = slice(0, documents) if shared else slice(seed * documents, (seed + 1) * documents)
@@ -109,6 +113,10 @@ def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, 
             score_N = level + easiness[kept] + 0.7 * rng.normal(size=documents)
             right_N = score_N + spread * rng.normal() > 0
             p_N = np.where(right_N == (truth_N == 1), 0.8, 0.2)
+            if classes > 2:
+                others = np.float32(0.2 / (classes - 1))
+                p_N = np.full((documents, classes), others, np.float32)
+                p_N[np.arange(documents), (truth_N + ~right_N) % classes] = 0.8
             phase = f"{name}-{seed}"
             predictions[phase] = {"id": np.arange(own, dtype=np.uint64)[kept], "p": p_N,
                                   "label": p_N, "ground_truth": truth_N}  # fmt: skip
@@ -134,6 +142,7 @@ def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, 
                  for i in range(0, 30, 5)]  # fmt: skip
         result = {"name": "made_up", "task": "made_up_task", "seed": seed, "protocol": "paper"}
         result |= {"weak": weak, "ceiling": ceiling, "students": entries, "stages": stages}
+        result |= {"classes": [f"kind {c}" for c in range(classes)]} if classes > 2 else {}
         runs.append(
             FinishedRun(
                 Path(f"seed{seed}"), result, {"seed": seed},
@@ -142,6 +151,17 @@ def evaluated_runs(seeds, students, *, documents=300, shared=True, spread=0.15, 
             )
         )  # fmt: skip
     return runs
+
+
+def write_evaluated(folder, run):
+    """Write one of `evaluated_runs` with its predictions."""
+    write_run(folder, run.result, run.config)
+    for phase, columns in run.predictions.items():
+        (folder / "phases" / phase).mkdir(parents=True, exist_ok=True)
+        path = folder / "phases" / phase / "predictions.parquet"
+        label = predicted_classes(columns["p"])
+        write_predictions(path, columns | {"label": label, "split": ["test"] * len(label)})
+    return folder
 
 
 def answered_run(folder, answers, targets, *, seed=0, scores=None, texts=None):

@@ -14,7 +14,7 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 
 def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
-    """Return the contents of a run's result.json.
+    """Return the contents of a run's result.json; `classes` has the names of more than two classes.
 
     Args:
       plan: the phases of the run, all complete.
@@ -30,6 +30,7 @@ def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
     return {
         "name": settings.name,
         "task": settings.task.name,
+        **({"classes": list(resolved.classes)} if resolved.classes else {}),
         "seed": settings.seed,
         "protocol": settings.protocol.name,
         "weak": phases.role(plan.weak),

@@ -20,13 +20,14 @@ from w2s_jax.metrics.classification import (
     checked_labels,
     checked_probabilities,
     performance_gap_recovered,
+    predicted_classes,
 )
 
 
 def pgr_interval(
-    p_weak_N: ArrayLike,
-    p_student_N: ArrayLike,
-    p_ceiling_N: ArrayLike,
+    p_weak: ArrayLike,
+    p_student: ArrayLike,
+    p_ceiling: ArrayLike,
     ground_truth_N: ArrayLike,
     *,
     level: float = 0.95,
@@ -40,8 +41,9 @@ def pgr_interval(
     multinomial distribution, which is the same as drawing N documents with replacement.
 
     Args:
-        p_weak_N, p_student_N, p_ceiling_N: float [N], each model's P(label 1).
-        ground_truth_N: [N], each exactly 0 or 1.
+        p_weak, p_student, p_ceiling: float [N], each model's P(label 1), or [N, C], the
+            probabilities of C > 2 classes.
+        ground_truth_N: class indices [N].
         level: the interval's nominal coverage.
         resamples: number of resamples.
         seed: seed of the resampling.
@@ -55,9 +57,9 @@ def pgr_interval(
     Raises:
         ValueError: as `classification_metrics`, or vectors of different lengths.
     """
-    weak_N = _correct(p_weak_N, ground_truth_N, "p_weak_N")
-    student_N = _correct(p_student_N, ground_truth_N, "p_student_N")
-    ceiling_N = _correct(p_ceiling_N, ground_truth_N, "p_ceiling_N")
+    weak_N = _correct(p_weak, ground_truth_N, "p_weak")
+    student_N = _correct(p_student, ground_truth_N, "p_student")
+    ceiling_N = _correct(p_ceiling, ground_truth_N, "p_ceiling")
     pattern_N = 4 * weak_N + 2 * student_N + ceiling_N
     share_8 = np.bincount(pattern_N, minlength=8) / pattern_N.size
     counts_R8 = np.random.default_rng(seed).multinomial(pattern_N.size, share_8, size=resamples)
@@ -93,9 +95,10 @@ def wilson_interval(accuracy: float, n: float, level: float = 0.95) -> tuple[flo
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def _correct(p_N: ArrayLike, ground_truth_N: ArrayLike, name: str) -> NDArray[np.int64]:
-    values_N = checked_probabilities(p_N, name)
-    return ((values_N > 0.5) == checked_labels(ground_truth_N, values_N.size)).astype(np.int64)
+def _correct(p: ArrayLike, ground_truth_N: ArrayLike, name: str) -> NDArray[np.int64]:
+    values = checked_probabilities(p, name)
+    right_N = predicted_classes(values) == checked_labels(ground_truth_N, values)
+    return right_N.astype(np.int64)
 
 
 def _percentiles(
@@ -205,13 +208,12 @@ def median_pgr(tasks: Mapping[str, float | None]) -> dict[str, Any]:
     }
 
 
-def mcnemar(
-    p_first_N: ArrayLike, p_second_N: ArrayLike, ground_truth_N: ArrayLike
-) -> dict[str, Any]:
+def mcnemar(p_first: ArrayLike, p_second: ArrayLike, ground_truth_N: ArrayLike) -> dict[str, Any]:
     """Exact McNemar test of two models on the same documents.
 
     Documents on which both are right, or both wrong, do not tell which is better; of the others,
-    equally good models would each win half (a two-sided binomial test).
+    equally good models would each win half (a two-sided binomial test). Arguments as of
+    `pgr_interval`.
 
     Returns:
         `difference` (accuracy of the first minus that of the second), `first_only` and
@@ -222,8 +224,8 @@ def mcnemar(
     """
     from scipy.stats import binomtest
 
-    first_N = _correct(p_first_N, ground_truth_N, "p_first_N")
-    second_N = _correct(p_second_N, ground_truth_N, "p_second_N")
+    first_N = _correct(p_first, ground_truth_N, "p_first")
+    second_N = _correct(p_second, ground_truth_N, "p_second")
     first_only = int(np.sum(first_N > second_N))
     second_only = int(np.sum(second_N > first_N))
     differing = first_only + second_only

@@ -185,9 +185,7 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
         return result | _seconds(started, compiled)
     for split, (_, soft_NC) in labels.items():
         prediction.check_finite(phase, soft_NC, f"labels of {split}")
-    artifacts.save_labels(folder, labels)
-    sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
-    result = {"labels": {"kind": "class", "splits": sizes}}
+    result: dict[str, Any] = {"labels": artifacts.save_labels(folder, labels)}
     evaluated = {split: labels[split][1] for split in phase.inputs}
     result |= prediction.store(phase, context, folder, evaluated)
     for split, (ids_N, soft_NC) in labels.items():

@@ -82,9 +82,7 @@ def predict(
     result = store(phase, context, folder, {split: p[split] for split in splits})
     if phase.label_splits:
         labels = {s: (documents_of[s].ids_N, p[s]) for s in phase.label_splits}
-        artifacts.save_labels(folder, labels)
-        sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
-        result["labels"] = {"kind": "class", "splits": sizes}
+        result["labels"] = artifacts.save_labels(folder, labels)
     return result
 
 
@@ -103,11 +101,14 @@ def store(
         documents = documents_of[split]
         columns["id"].append(documents.ids_N)
         columns["split"] += [split] * len(documents)
-        columns["p"].append(p[split][:, 1])
-        columns["label"].append(targets_of(phase, context, split, documents)[:, 1])
+        shown = classification.class_probabilities(p[split])
         truth_N = documents.truth_N
-        columns["ground_truth"].append(truth_N)
-        result["metrics"][split] = classification.classification_metrics(p[split][:, 1], truth_N)
+        result["metrics"][split] = classification.classification_metrics(shown, truth_N)
+        targets_NC = targets_of(phase, context, split, documents)
+        two = shown.ndim == 1
+        columns["p"].append(shown)
+        columns["label"].append(targets_NC[:, 1] if two else targets_NC.argmax(1).astype(np.int32))
+        columns["ground_truth"].append(truth_N if two else truth_N.astype(np.int32))
     merged = {k: v if k == "split" else np.concatenate(v) for k, v in columns.items()}
     processes.on_first(
         "predictions", lambda: artifacts.write_predictions(folder.predictions, merged)

@@ -7,6 +7,8 @@ from w2s_jax.report.results import (
     REACH,
     Entry,
     Result,
+    chance_level,
+    class_names,
     gap,
     has_answers,
     join,
@@ -51,9 +53,10 @@ def result_caveats(result: Result) -> list[str]:
     close = [k for k, e in students.items() if student_difference(result, e).holds_zero]
     if close:
         lines.append(_indistinguishable(close))
-    chance = [label for _, label, entry in roles(result) if _at_chance(entry)]
+    level = chance_level(class_names(result))
+    chance = [label for _, label, entry in roles(result) if _at_chance(entry, level)]
     if chance:
-        lines.append(_chance(chance))
+        lines.append(_chance(chance, level))
     return [*lines, _ONE_SEED]
 
 
@@ -63,14 +66,14 @@ def setting_caveats(setting: Setting) -> list[tuple[str, str]]:
     students = list(setting.estimates.gap)
     lines = [("same model", text) for text in _same_model(setting.runs[0].result)]
     lines += _gap_caveats(setting, seeds) + _difference_caveats(setting, seeds)
-    chance = []
+    chance, level = [], chance_level(setting.classes)
     for (role, label), found in setting.estimates.accuracy.items():
         if any(map(has_answers, setting.entries.get((role, label), []))):
             continue
-        if found.low is not None and found.high is not None and found.low <= 0.5 <= found.high:
+        if found.low is not None and found.high is not None and found.low <= level <= found.high:
             chance.append(label)
     if chance:
-        lines.append(("chance", _chance(chance)))
+        lines.append(("chance", _chance(chance, level)))
     if len(seeds) == 1:
         lines.append(("seeds", _ONE_SEED))
     elif len(seeds) < _WILCOXON_SEEDS:
@@ -113,15 +116,15 @@ def _indistinguishable(students: Iterable[str]) -> str:
     )
 
 
-def _chance(labels: Iterable[str]) -> str:
-    return f"The 95% interval includes 0.5 (chance for balanced classes): {join(labels)}."
+def _chance(labels: Iterable[str], level: float) -> str:
+    return f"The 95% interval includes {level:.3g} (chance for balanced classes): {join(labels)}."
 
 
-def _at_chance(entry: Entry) -> bool:
+def _at_chance(entry: Entry, level: float) -> bool:
     if has_answers(entry):
         return False
     accuracy, se = number(entry.get("accuracy")), number(entry.get("accuracy_se"))
-    return accuracy is not None and se is not None and abs(accuracy - 0.5) <= REACH * se
+    return accuracy is not None and se is not None and abs(accuracy - level) <= REACH * se
 
 
 def _gap_caveats(setting: Setting, seeds: list[dict[Key, Entry]]) -> list[tuple[str, str]]:

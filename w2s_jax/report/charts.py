@@ -32,6 +32,7 @@ from w2s_jax.report.results import (
     MAX_STUDENTS,
     Entry,
     Key,
+    chance_level,
     defined_pgr,
     first_of,
     gap,
@@ -275,13 +276,16 @@ def accuracy_panels(settings: Sequence[Setting]) -> list[Panel]:
         )
         several = max(map(len, table.values())) > 1
         alt_text = f"{'Mean test' if several else 'Test'} accuracies: {values}."
-        draw = partial(_draw_accuracies, table=table, labels=labels)
+        level = chance_level(setting.classes)
+        draw = partial(_draw_accuracies, table=table, labels=labels, chance=level)
         width = width_for(label for _, label in table)
         panels.append(Panel(setting.title, alt_text, draw, 1.25 + 0.4 * len(table), width))
     return panels
 
 
-def _draw_accuracies(ax: "Axes", table: dict[Key, list[Entry]], labels: Sequence[str]) -> None:
+def _draw_accuracies(
+    ax: "Axes", table: dict[Key, list[Entry]], labels: Sequence[str], chance: float
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     low, high = 1.0, 0.0
@@ -309,14 +313,14 @@ def _draw_accuracies(ax: "Axes", table: dict[Key, list[Entry]], labels: Sequence
     ax.set_ylim(len(table) - 0.4, -0.6)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     classes = not any(has_answers(e) for entries in table.values() for e in entries)
-    if classes and low - pad < 0.5 < high + pad:
-        ax.axvline(0.5, color=INK, ls=":", lw=1, zorder=0)
+    if classes and low - pad < chance < high + pad:
+        ax.axvline(chance, color=INK, ls=":", lw=1, zorder=0)
         # Above the first row, on the side that has more room.
-        right = (low + high) / 2 < 0.5
+        right = (low + high) / 2 < chance
         ax.annotate(
-            "chance", (0.5, 1), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, -1),
-            textcoords="offset points", ha="right" if right else "left", va="top", fontsize=8.5,
-            color=INK,
+            "chance", (chance, 1), xycoords=("data", "axes fraction"),
+            xytext=(-3 if right else 3, -1), textcoords="offset points",
+            ha="right" if right else "left", va="top", fontsize=8.5, color=INK,
         )  # fmt: skip
     names = ["weak model" if role == "weak" else label for role, label in table]
     ax.set_yticks(range(len(table)), [escape_mathtext(n) for n in names])

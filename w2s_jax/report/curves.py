@@ -41,7 +41,8 @@ def calibration_rows(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Return one row per setting, role and bin, with the seeds of a setting pooled.
 
     The fields are `setting`, `role`, `label`, `seeds`, and those of
-    `classification.calibration_curve`.
+    `classification.calibration_curve`: of P(label 1), or with more than two classes of the
+    predicted class.
     """
     rows = []
     for setting in settings:
@@ -62,7 +63,7 @@ def calibration_rows(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 
 def calibration_panels(settings: Sequence[Setting], rows: list[dict[str, Any]]) -> list[Panel]:
-    """Return a reliability diagram of P(label 1) per setting."""
+    """Return a reliability diagram per setting: of P(label 1), or of the predicted class."""
     labels = student_labels(settings)
     by_setting: dict[str, dict[Key, list[dict[str, Any]]]] = {}
     # More lines would not be distinguishable; calibration.csv lists all.
@@ -78,14 +79,20 @@ def calibration_panels(settings: Sequence[Setting], rows: list[dict[str, Any]]) 
         names = ", ".join(f"{label} ({n} predictions)" for label, n in counts.items())
         setting = next(s for s in settings if s.title == title)
         shown = first_of(student_labels([setting]))
-        alt_text = f"Observed share of label 1 against P(label 1): {names}."
-        draw = partial(_draw_calibration, table=table, labels=labels)
+        axes = ("P(label 1)", "observed share of label 1")
+        if setting.classes:
+            axes = ("confidence", "accuracy")
+        alt_text = f"{axes[1][0].upper()}{axes[1][1:]} against {axes[0]}: {names}."
+        draw = partial(_draw_calibration, table=table, labels=labels, axes=axes)
         panels.append(Panel("; ".join(filter(None, [title, shown])), alt_text, draw, 3.9))
     return panels
 
 
 def _draw_calibration(
-    ax: "Axes", table: dict[Key, list[dict[str, Any]]], labels: Sequence[str]
+    ax: "Axes",
+    table: dict[Key, list[dict[str, Any]]],
+    labels: Sequence[str],
+    axes: tuple[str, str],
 ) -> None:
     ax.plot([0, 1], [0, 1], color=INK, ls=":", lw=1)
     for (role, label), bins in table.items():
@@ -98,8 +105,8 @@ def _draw_calibration(
             ls=dashes, ms=4.5, lw=1.3, label=escape_mathtext(name),
         )  # fmt: skip
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    ax.set_xlabel("mean P(label 1) in the bin")
-    ax.set_ylabel("observed share of label 1")
+    ax.set_xlabel(f"mean {axes[0]} in the bin")
+    ax.set_ylabel(axes[1])
     style(ax)
     legend(ax)
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,9 +11,10 @@ from urllib.parse import quote
 from w2s_jax.core.errors import StorageError
 from w2s_jax.core.files import atomic_write
 from w2s_jax.planning.kinds import kind_title
-from w2s_jax.report import answers, tables
+from w2s_jax.report import answers, confusion, tables
 from w2s_jax.report.answers import AnswerSheet
 from w2s_jax.report.comparison import compare_students
+from w2s_jax.report.confusion import MAX_CLASSES, Confusion
 from w2s_jax.report.drawing import MAX_PANELS, THEME, Panel
 from w2s_jax.report.results import Estimate, plural, show, show_interval
 from w2s_jax.report.runs import FinishedRun, load_runs
@@ -61,11 +62,16 @@ _SECTIONS = {
         " bars: ± 1 standard error over seeds, and over the test documents that they share.",
         "no agreement is recorded",
     ),
+    "confusion": _Section(
+        "Confusion of classes",
+        "Predicted class by true class, as percentages of the test documents of a true class. Blue:"
+        " right, orange: wrong; stronger colours are larger shares. Seeds are pooled.",
+        "no predictions were found for these results",
+    ),
     "calibration": _Section(
         "Calibration",
-        "Observed share of label 1 among documents with predicted probability p. A calibrated model"
-        " is on the diagonal. Seeds are pooled. Bins with fewer than 5 documents are not drawn, but"
-        " are included in calibration.csv.",
+        "{share} A calibrated model is on the diagonal. Seeds are pooled. Bins with fewer than 5"
+        " documents are not drawn, but are included in calibration.csv.",
         "no predictions were found for these results",
     ),
     "training": _Section(
@@ -77,6 +83,14 @@ _SECTIONS = {
     ),
 }
 
+#: Whether a setting has more than two classes -> what its calibration shows.
+_SHARES = {
+    False: "Observed share of label 1 among documents with predicted probability p.",
+    True: "With more than two classes: accuracy among documents whose predicted class has"
+    " probability (confidence) p.",
+}
+#: Why there is no confusion matrix where all settings have many classes.
+_PAIRS_LISTED = f"more than {MAX_CLASSES} classes; the most confused pairs are listed"
 #: Why nothing is calibrated where all tasks ask for answers.
 _ANSWERS_NOT_CALIBRATED = "answers have no probabilities of being right"
 
@@ -84,9 +98,10 @@ _ANSWERS_NOT_CALIBRATED = "answers have no probabilities of being right"
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write `report.html`, figures as PNG and SVG, and CSV tables into a folder.
 
-    The figures are `ladder`, `pgr`, `accuracy`, `agreement`, `calibration` and `training`, those
-    that have data. The tables are `table.csv` (the metrics of every run), `curves.csv` and
-    `calibration.csv`; where a task asks for answers, also `answers.csv`, some of them side by side.
+    The figures are `ladder`, `pgr`, `accuracy`, `agreement`, `confusion`, `calibration` and
+    `training`, those that have data. The tables are `table.csv` (the metrics of every run),
+    `curves.csv` and `calibration.csv`; where a task asks for answers, also `answers.csv`, some of
+    them side by side; where it has more than two classes, also `confusion.csv`.
 
     Args:
         run_dirs: folders of finished runs, or of sweeps, whose finished runs are used.
@@ -109,24 +124,30 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     phases = curves.training_curves(settings)
     bins = curves.calibration_rows(settings)
     rows = tables.table_rows(settings)
+    confused = confusion.confusions(settings)
     panels = {
         "ladder": charts.ladder_panels(settings),
         "pgr": charts.gap_panels(settings),
         "accuracy": charts.accuracy_panels(settings),
         "agreement": agreement.agreement_panels(settings),
+        "confusion": confusion.confusion_panels(settings, confused),
         "calibration": curves.calibration_panels(settings, bins),
         "training": curves.training_panels(phases),
     }
     sheets = answers.answer_sheets(settings)
-    page = _render_page(settings, panels, rows, [p.name for p in unfinished], out, sheets)
+    names = [p.name for p in unfinished]
+    page = _render_page(settings, panels, rows, names, out, sheets, confused)
     files = {
-        "table.csv": tables.to_csv(tables.TABLE_COLUMNS, rows),
+        "table.csv": tables.to_csv(tables.table_columns(rows), rows),
         "curves.csv": tables.to_csv(tables.CURVE_COLUMNS, tables.curve_rows(phases)),
         "calibration.csv": tables.to_csv(tables.CALIBRATION_COLUMNS, bins),
     }
     if sheets:
         shown_answers = answers.answer_rows(sheets)
         files["answers.csv"] = tables.to_csv(answers.ANSWER_COLUMNS, shown_answers)
+    if confused:
+        found = confusion.confusion_rows(confused)
+        files["confusion.csv"] = tables.to_csv(confusion.CONFUSION_COLUMNS, found)
     for name, shown in panels.items():
         if shown:
             figure = figure_of(shown[:MAX_PANELS])
@@ -139,7 +160,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
             with atomic_write(out / name) as file:
                 file.write(content)
         figures = [f"{figure}.{kind}" for figure in panels for kind in ("png", "svg")]
-        for name in (*figures, "answers.csv"):
+        for name in (*figures, "answers.csv", "confusion.csv"):
             if name not in files:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
@@ -243,6 +264,7 @@ def _render_page(
     unfinished: list[str],
     out: Path,
     sheets: Sequence[AnswerSheet] = (),
+    confused: Sequence[Confusion] = (),
 ) -> str:
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
@@ -265,6 +287,13 @@ def _render_page(
     shown_answers = answers.answers_context(settings, sheets)
     if shown_answers["sheets"]:
         sections["calibration"]["no_data"] = _ANSWERS_NOT_CALIBRATED
+    shares = dict.fromkeys(_SHARES[bool(setting.classes)] for setting in settings)
+    text = _SECTIONS["calibration"]
+    caption = text.caption.format(share=" ".join(shares))
+    sections["calibration"]["text"] = replace(text, caption=caption)
+    classes = confusion.confusion_context(settings, confused)
+    if classes["listed"] and classes["tables"]:
+        sections["confusion"]["no_data"] = _PAIRS_LISTED
     return environment.get_template("report.html.j2").render(
         title=str(first.get("name", "run")) if len(runs) == 1 else plural(len(runs), "run"),
         first=first,
@@ -272,6 +301,8 @@ def _render_page(
         settings=[_setting_context(setting) for setting in settings],
         sections=sections,
         answers=shown_answers,
+        confusion=classes,
+        multiclass=tables.any_multiclass(rows),
         rows=rows,
         runs=[_run_context(i, run, defaults, out) for i, run in enumerate(runs)],
         unfinished=unfinished,

@@ -141,6 +141,21 @@ def has_answers(entry: Entry) -> bool:
     return "ece" in entry and entry["ece"] is None
 
 
+def is_multiclass(entry: Entry) -> bool:
+    """Return whether an entry is of a task with more than two classes."""
+    return "macro_f1" in entry
+
+
+def class_names(result: Result) -> tuple[str, ...]:
+    """Return the names of a task's classes if they are more than two; else an empty tuple."""
+    return tuple(map(str, result.get("classes") or ()))
+
+
+def chance_level(classes: Sequence[str]) -> float:
+    """Return the accuracy of guessing among balanced classes (`class_names`)."""
+    return 1 / (len(classes) or 2)
+
+
 def strong_model(result: Result) -> str:
     """Return the model of the students and the ceiling."""
     entries = [result.get("ceiling") or {}, *(result.get("students") or {}).values()]
@@ -219,7 +234,7 @@ def student_difference(result: Result, entry: Entry) -> Estimate:
     weak = result.get("weak") or {}
     # `agreement` refers to the supervisor, which is not always the weak model.
     agreement = None if entry.get("supervisor") else number(entry.get("agreement"))
-    if agreement is not None and has_answers(entry):
+    if agreement is not None and (has_answers(entry) or is_multiclass(entry)):
         agreement = _equally_right(entry, weak)
     return normal_estimate(*difference(entry, weak, agreement), n=1, over="documents")
 
@@ -227,9 +242,9 @@ def student_difference(result: Result, entry: Entry) -> Estimate:
 def _equally_right(entry: Entry, weak: Entry) -> float | None:
     """Return the share of documents where a student is right if its supervisor is, and only then.
 
-    Two different classes are never both wrong, but two answers may be: agreement is too small a
-    share. Where the supervisor is right, another answer is taken to be wrong; if a task accepts
-    several answers, the share is larger than this.
+    Two different predictions of two classes are never both wrong, but others may be: agreement is
+    too small a share. Where the supervisor is right, another class is wrong, and another answer is
+    taken to be wrong; if a task accepts several answers, the share is larger than this.
     """
     own, other = number(entry.get("accuracy")), number(weak.get("accuracy"))
     if own is None or other is None:

@@ -9,6 +9,7 @@ from w2s_jax.config import flatten
 from w2s_jax.report.results import (
     Entry,
     Key,
+    class_names,
     number,
     plural,
     roles,
@@ -55,6 +56,11 @@ class Setting:
     def strong(self) -> str:
         """The strong model's name."""
         return strong_model(self.runs[0].result)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes if they are more than two; else empty."""
+        return class_names(self.runs[0].result)
 
     @cached_property
     def seeds(self) -> dict[str, dict[Key, Entry]]:
@@ -144,13 +150,17 @@ def settings_of(runs: Iterable[FinishedRun]) -> list[Setting]:
     """Group runs into settings: runs that differ only in their losses, and fields named `*seed`.
 
     Fields that cannot change a result (name, mesh, log, checkpoint, data folder) are not compared.
+    Runs with other classes, as of data that have changed, are in another setting.
     """
     members: dict[str, list[FinishedRun]] = {}
     fields: dict[str, dict[str, str]] = {}
     for run in runs:
         flat = {k: json.dumps(v, sort_keys=True) for k, v in flatten(run.config).items()}
         flat = {k: v for k, v in flat.items() if _is_compared(k)}
-        key = json.dumps([setting_title(run.result), flat], sort_keys=True)
+        classes = class_names(run.result)
+        if classes:
+            flat["classes"] = str(len(classes))
+        key = json.dumps([setting_title(run.result), flat, classes], sort_keys=True)
         members.setdefault(key, []).append(run)
         fields[key] = flat
     titles = {key: setting_title(found[0].result) for key, found in members.items()}

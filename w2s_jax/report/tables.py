@@ -19,6 +19,8 @@ TABLE_COLUMNS = (
     "run", "name", "task", "protocol", "seed", "role", "loss", "model", *_METRICS, *_AGREEMENTS,
     *_DETAILS, "loss_kind", "label", "weak_model", "strong_model", "setting",
 )  # fmt: skip
+#: Metrics of more than two classes: columns of table.csv where some row has them.
+CLASS_METRICS = ("macro_f1", "log_loss")
 CURVE_COLUMNS = (
     "run", "seed", "phase", "kind", "label", "kept_step", "split", "step", "loss", "accuracy",
     "agreement",
@@ -48,9 +50,19 @@ def table_rows(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     return rows
 
 
+def table_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the columns of table.csv with these rows."""
+    return TABLE_COLUMNS + (CLASS_METRICS if any_multiclass(rows) else ())
+
+
+def any_multiclass(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether some row is of a task with more than two classes."""
+    return any(row["macro_f1"] is not None for row in rows)
+
+
 def _entry_row(role: str, label: str, entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {"role": role, "label": label, "loss": None, "loss_kind": None}
-    row |= {k: entry.get(k) for k in ("model", *_METRICS, *_AGREEMENTS, *_DETAILS)}
+    row |= {k: entry.get(k) for k in ("model", *_METRICS, *_AGREEMENTS, *_DETAILS, *CLASS_METRICS)}
     if role == "student":
         row |= {"loss": label.partition("+")[0], "loss_kind": entry.get("loss")}
     return row

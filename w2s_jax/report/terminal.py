@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_jax.core import terminal
 from w2s_jax.report.caveats import result_caveats
-from w2s_jax.report.results import DASH, roles, show, show_accuracy, show_pgr
+from w2s_jax.report.results import (
+    DASH,
+    is_multiclass,
+    roles,
+    show,
+    show_accuracy,
+    show_pgr,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,13 +61,17 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
         f"{result.get('name', 'run')}: task {result.get('task', '?')},"
         f" {result.get('protocol', '?')} protocol, seed {result.get('seed', '?')}"
     )
-    table = Table(box=SIMPLE_HEAD if unicode else ASCII, show_edge=False, padding=(0, 1, 0, 0))
+    scores = {"auroc": "AUROC", "ece": "ECE"}
+    if any(is_multiclass(entry) for _, _, entry in roles(result)):
+        scores |= {"macro_f1": "macro\nF1", "log_loss": "log\nloss"}
+    # Two more columns fit into 80 only without padding.
+    padding = (0, 1 if len(scores) == 2 else 0, 0, 0)
+    table = Table(box=SIMPLE_HEAD if unicode else ASCII, show_edge=False, padding=padding)
     table.add_column("role/loss", overflow="fold", min_width=9)
     table.add_column("model", overflow="fold", min_width=8)
     headings = [
         "accuracy ± SE" if unicode else "accuracy+/-SE",
-        "AUROC",
-        "ECE",
+        *scores.values(),
         "PGR",
         "agree",
         "n",
@@ -72,7 +83,7 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
         names = ((label, "_"), (entry.get("model", DASH), "/"))
         cells = [_fold(_printable(name), mark, console.width) for name, mark in names]
         cells += [show_accuracy(entry)]
-        cells += [show(entry.get(key)) for key in ("auroc", "ece")]
+        cells += [show(entry.get(key)) for key in scores]
         cells += [show_pgr(result, entry) if role == "student" else ""]
         cells += [show(entry.get("agreement")) if role == "student" else ""]
         cells += [show(entry.get("n"))]

@@ -15,6 +15,7 @@ import numpy as np
 
 from w2s_jax.metrics import crossed, intervals
 from w2s_jax.metrics.answers import same_answers
+from w2s_jax.metrics.classification import class_count, predicted_classes
 from w2s_jax.report.results import (
     LEVEL,
     Entry,
@@ -312,10 +313,10 @@ def _columns(
     """Return the columns of one seed: what is counted on each of its documents."""
     out: dict[Any, np.ndarray] = {}
     for key, own in known.items():
-        truth_N = own["ground_truth"] == 1
-        judged_N = np.isin(own["ground_truth"], (0, 1))
+        truth_N, predicted_N = own["ground_truth"], predicted_classes(own["p"])
+        judged_N = np.isin(truth_N, np.arange(class_count(own["p"])))
         out.setdefault("all", judged_N)
-        out[key] = ((own["p"] > 0.5) == truth_N) & judged_N
+        out[key] = (predicted_N == truth_N) & judged_N
         if key[0] != "student":
             continue
         supervisor = (seed[key].get("supervisor") or seed.get(WEAK, {})).get("phase")
@@ -325,8 +326,8 @@ def _columns(
         if "answer" in own:
             same_N = same_answers(own["answer"].tolist(), other["answer"].tolist())
         else:
-            same_N = (own["p"] > 0.5) == (other["p"] > 0.5)
-        right_N = (other["p"] > 0.5) == truth_N
+            same_N = predicted_N == predicted_classes(other["p"])
+        right_N = predicted_classes(other["p"]) == truth_N
         subsets = (judged_N, judged_N & right_N, judged_N & ~right_N)
         for name, subset_N in zip(AGREEMENTS, subsets, strict=True):
             out["over", name, key] = same_N & subset_N

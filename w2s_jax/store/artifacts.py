@@ -122,9 +122,19 @@ def read_result(folder: PhaseFolder) -> dict[str, Any]:
     return result
 
 
-def save_labels(folder: PhaseFolder, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Store class labels by Orbax: split -> (ids_N uint64, soft float32 [N, C])."""
+def save_labels(
+    folder: PhaseFolder, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, Any]:
+    """Store class labels by Orbax: split -> (ids_N uint64, soft float32 [N, C]).
+
+    Returns:
+      What result.json has to say of them: the field `labels`.
+    """
     _save_by_id(folder.labels, "soft", labels, {})
+    sizes = {split: len(ids_N) for split, (ids_N, _) in labels.items()}
+    classes = max((soft_NC.shape[1] for _, soft_NC in labels.values()), default=2)
+    record: dict[str, Any] = {"kind": "class", "splits": sizes}
+    return record | ({"classes": classes} if classes > 2 else {})
 
 
 def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarray:
@@ -137,7 +147,7 @@ def load_labels(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarra
     record = read_json(folder.result)["labels"]
     if split not in record["splits"]:
         raise errors.InputError(f"{folder.labels}: no labels for {split!r}")
-    return _load_by_id(folder.labels, "soft", record["splits"], (2,), split, ids_N)
+    return _load_by_id(folder.labels, "soft", record["splits"], _classes(record), split, ids_N)
 
 
 def stored_labels(folder: PhaseFolder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -146,8 +156,16 @@ def stored_labels(folder: PhaseFolder) -> dict[str, tuple[np.ndarray, np.ndarray
     Raises:
       StorageError: they are damaged.
     """
-    sizes = read_json(folder.result).get("labels", {}).get("splits", {})
-    return {s: _stored_by_id(folder.labels, "soft", n, (2,), s) for s, n in sizes.items()}
+    record = read_json(folder.result).get("labels", {})
+    return {
+        split: _stored_by_id(folder.labels, "soft", n, _classes(record), split)
+        for split, n in record.get("splits", {}).items()
+    }
+
+
+def _classes(record: Mapping[str, Any]) -> tuple[int]:
+    """Return the shape of a document's soft label, as `save_labels` has recorded it."""
+    return (record.get("classes", 2),)
 
 
 def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:
@@ -159,7 +177,7 @@ def labelled_ids(folder: PhaseFolder, split: str) -> np.ndarray:
 
         target = {split: {"ids": np.zeros((n, 2), np.uint32)}}
         return as_ids(load_part(folder.labels, target)[split]["ids"])
-    return _stored_by_id(folder.labels, "soft", n, (2,), split)[0]
+    return _stored_by_id(folder.labels, "soft", n, _classes(record), split)[0]
 
 
 def read_parents(folder: PhaseFolder) -> dict[str, str]:
@@ -260,19 +278,25 @@ def write_predictions(path: Path, columns: Mapping[str, np.ndarray | list[str]])
       path: the file.
       columns: `id` (uint64), `split`, and as float32 `p`, the model's P(label 1); `label`, the
         supervisor's P(label 1) in a student's file and ground truth in others; `ground_truth`, 0
-        or 1.
+        or 1. With C > 2 classes `p` is float32 [N, C], a fixed-size list in the file, and `label`
+        (the most probable class of the supervisor) and `ground_truth` are class indices, int32.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    p = np.asarray(columns["p"], np.float32)
+    label_type = pa.float32() if p.ndim == 1 else pa.int32()
     types = {
         "id": pa.uint64(),
         "split": pa.string(),
         "p": pa.float32(),
-        "label": pa.float32(),
-        "ground_truth": pa.float32(),
+        "label": label_type,
+        "ground_truth": label_type,
     }
-    arrays = {name: pa.array(columns[name], type=kind) for name, kind in types.items()}
+    values = {**columns, "p": p.reshape(-1)}
+    arrays = {name: pa.array(values[name], type=kind) for name, kind in types.items()}
+    if p.ndim == 2:
+        arrays["p"] = pa.FixedSizeListArray.from_arrays(arrays["p"], p.shape[1])
     with atomic_write(path) as file:
         pq.write_table(pa.table(arrays), file)
 
@@ -303,6 +327,7 @@ def write_answers(path: Path, columns: Mapping[str, list[Any]]) -> None:
 def read_predictions(path: Path, split: str) -> dict[str, np.ndarray]:
     """Return the columns of one split of predictions.parquet, in document order.
 
+    `p` is float32 [N], or [N, C] with C > 2 classes (`write_predictions`).
     Answers also have `p`, 1 for a right one and 0 for others, and `ground_truth`, always 1, so that
     whether a prediction is right is read alike in all tasks.
     """
@@ -312,7 +337,15 @@ def read_predictions(path: Path, split: str) -> dict[str, np.ndarray]:
     table = pq.read_table(path)
     table = table.filter(pc.equal(table["split"], split))
     if "answer" not in table.column_names:
-        return {name: table[name].to_numpy() for name in ("id", "p", "label", "ground_truth")}
+        return {name: _values(table[name]) for name in ("id", "p", "label", "ground_truth")}
     columns = {name: table[name].to_numpy() for name in ANSWER_COLUMNS if name != "split"}
     right_N = columns["correct"].astype(np.float32)
     return columns | {"p": right_N, "ground_truth": np.ones_like(right_N)}
+
+
+def _values(column: Any) -> np.ndarray:
+    """Return the values of a pyarrow column, [N]; of lists of a fixed size C, [N, C]."""
+    size = getattr(column.type, "list_size", None)
+    if size is None:
+        return column.to_numpy()
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, size)
