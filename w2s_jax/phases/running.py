@@ -9,7 +9,6 @@ import jax
 
 from w2s_jax.core import processes
 from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
-from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenizers import BUILT_IN
 from w2s_jax.phases import parameters, training
 from w2s_jax.phases.context import Context
@@ -93,10 +92,10 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
 
 def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
     """Return the names of the classes of a phase with a head, if its task names them."""
-    task = TASKS.get(context.settings.task.name)
-    if not phase.classifies or phase.num_texts > 1 or task is None or task.label_names is None:
+    task = context.resolved.task
+    if not phase.classifies or phase.num_texts > 1 or task is None or not task.classes:
         return {}
-    return {"label_names": list(task.label_names)}
+    return {"label_names": list(task.classes)}
 
 
 def _tokenizer(phase: Phase, context: Context) -> dict[str, str]:
