@@ -288,8 +288,8 @@ class Protocol:
         meaning="Class head before training: the label tokens' rows of the unembedding, or 0",
     )
     balance: bool = option(
-        meaning="Balance the classes of training documents where one has more than 55% (of C classes: "
-        "110% / C)"
+        meaning="Balance the classes of training documents where one of C has more than 110% / C "
+        "(of two: 55%)"
     )
     balance_test: bool = option(meaning="Balance the classes of validation and test documents")
     grouping: bool = option(

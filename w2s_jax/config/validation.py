@@ -213,10 +213,8 @@ def middle_roles(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Rol
 
 
 def _classes(value: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in `task.classes`; ('a,b',) is what the command line makes of a,b."""
-    names = tuple(value)
-    if len(names) == 1:
-        names = tuple(name.strip() for name in names[0].split(","))
+    """The names in `task.classes`."""
+    names = classes.class_names(value)
     classes.check_classes("task.classes", names)
     return names
 

@@ -9,6 +9,16 @@ from w2s_jax.core.errors import InputError, shown
 MAX_CLASSES = 10_000
 
 
+def class_names(value: Sequence[str]) -> tuple[str, ...]:
+    """Return names of classes; ('a,b',) is what the command line makes of a,b.
+
+    Unlike other lists of names, empty ones stay, to be refused.
+    """
+    if len(value) == 1 and isinstance(value[0], str):
+        return tuple(name.strip() for name in value[0].split(","))
+    return tuple(value)
+
+
 def check_classes(field: str, names: Sequence[str]) -> None:
     """Check the names of a task's classes; () stands for the classes 0 and 1.
 

@@ -86,11 +86,11 @@ def parse_label(value: Any, where: str, classes: tuple[str, ...] = ()) -> int:
         return UNLABELLED
     label = class_of(value, classes)
     if label is None:
-        raise InputError(f"{where}: field 'label': {_not_a_class(value, classes)}")
+        raise InputError(f"{where}: field 'label': {not_a_class(value, classes)}")
     return label
 
 
-def _not_a_class(value: Any, classes: tuple[str, ...]) -> str:
+def not_a_class(value: Any, classes: tuple[str, ...]) -> str:
     """Return the end of an error on a label that is no class."""
     numbers = "0 or 1" if len(classes) <= 2 else f"0 to {len(classes) - 1}"
     allowed = [] if classes and _tables(classes).named_by_integers else [numbers]
@@ -222,7 +222,7 @@ def _in_order(given: Mapping[Any, Any], subject: str, classes: tuple[str, ...]) 
     for name, value in given.items():
         label = class_of(name, classes)
         if label is None:
-            raise InputError(f"{subject} class {_not_a_class(name, classes)}")
+            raise InputError(f"{subject} class {not_a_class(name, classes)}")
         if label in seen:
             raise InputError(f"{subject} {shown(seen[label])} and {shown(name)} are one class")
         seen[label] = name
