@@ -1,5 +1,6 @@
 """The classes of a folder of records: found in its labels, or given by `task.classes`."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,28 @@ def refuse_classes(task: Task, names: Sequence[str], *, own_code: bool) -> None:
     for name in names:
         if is_unlabelled(name):
             raise InputError(f"task.classes: {shown(name)} stands for no label in files; rename it")
+
+
+def with_classes(
+    task: Task, read: Mapping[str, Items], given: Sequence[str], notes: list[str]
+) -> Task:
+    """Return the task of a folder with its classes.
+
+    Args:
+      task: the task, without classes.
+      read: the records by split.
+      given: names of the classes; (): those that `find_classes` finds.
+      notes: get a line on the order of the classes, if they have names.
+
+    Raises:
+      InputError: as `find_classes`.
+    """
+    names, order = (tuple(given), "as in task.classes") if given else find_classes(read)
+    if not names:
+        return task
+    named = listed(f"{label} = {name}" for label, name in enumerate(names))
+    notes.append(f"classes of label: {named} ({order})")
+    return dataclasses.replace(task, classes=names)
 
 
 def find_classes(read: Mapping[str, Items]) -> tuple[tuple[str, ...], str]:
@@ -160,10 +183,25 @@ def _name(value: Any, where: str) -> str:
     return text if number else plain_text(value)
 
 
-def classes_note(classes: Sequence[str], order: str) -> str:
-    """Return the line on the classes of a folder: '0 = negative, 1 = positive (alphabetical)'."""
-    named = listed(f"{label} = {name}" for label, name in enumerate(classes))
-    return f"classes of label: {named} ({order})"
+def refuse_one_class(documents: Sequence[Document], classes: Sequence[str] = ()) -> None:
+    """Refuse training documents that all have one label.
+
+    Args:
+      documents: the training documents.
+      classes: names of the classes, for errors.
+
+    Raises:
+      InputError: they have.
+    """
+    counts = Counter(document.label for document in documents)
+    if len(counts) == 1 and None not in counts:
+        path, label = documents[0].where.rpartition(", ")[0], documents[0].label
+        name = f" ({classes[label]})" if classes and label is not None else ""
+        raise InputError(
+            f"{path}: field 'label': all {len(documents)} documents of the "
+            f"training split have label {label}{name}; "
+            f"{'at least two classes' if len(classes) > 2 else 'both labels'} are needed"
+        )
 
 
 def refuse_unseen_classes(

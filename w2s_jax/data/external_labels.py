@@ -219,10 +219,8 @@ def _p(row: dict[str, Any], where: str, classes: tuple[str, ...]) -> SoftLabel:
         empty = next((name for name in ("p", "label") if name in row), None)
         if empty:
             raise InputError(f"{where}: {empty!r} is empty; every row needs a label")
-        either = (
-            "neither 'p' nor 'label'" if len(classes) <= 2 else "no 'p', 'label' or 'p.<class>'"
-        )
-        raise InputError(f"{where}: {either}{_columns(row, 'label')}")
+        of_each = ", nor 'p.<class>'" if len(classes) > 2 else ""
+        raise InputError(f"{where}: neither 'p' nor 'label'{of_each}{_columns(row, 'label')}")
     if len(given) == 2:
         raise InputError(f"{where}: both 'p' and 'label'; use one of them")
     ((name, value),) = given.items()

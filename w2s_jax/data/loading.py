@@ -11,10 +11,10 @@ import numpy as np
 from w2s_jax.core.classes import check_classes
 from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.classes import (
-    classes_note,
-    find_classes,
     refuse_classes,
+    refuse_one_class,
     refuse_unseen_classes,
+    with_classes,
 )
 from w2s_jax.data.conditions import Conditions, kept_documents
 from w2s_jax.data.documents import Document, hash_keys, stable_id
@@ -32,7 +32,15 @@ from w2s_jax.data.values import (
     parse_soft_label,
 )
 
-__all__ = ["EMPTY", "LoadedTask", "load", "load_task", "parse_label", "parse_soft_label"]
+__all__ = [
+    "EMPTY",
+    "LoadedTask",
+    "load",
+    "load_task",
+    "parse_label",
+    "parse_soft_label",
+    "refuse_one_class",
+]
 
 SOURCES = (*RECORD_SOURCES, "embedded")
 ITEM_EXPANSION = {"paper": "all", "released": "one"}
@@ -172,23 +180,13 @@ def load(
     that were found.
     """
     conditions = Conditions.parse(where, test_where)
-    if source not in SOURCES:
-        raise unknown("task.source", source, SOURCES)
-    if item_expansion not in ITEM_EXPANSION.values():
-        raise unknown("protocol.item_expansion", item_expansion, ITEM_EXPANSION.values())
-    if empty is not None and empty not in EMPTY:
-        raise unknown("task.empty", empty, EMPTY)
+    _check_options(source, item_expansion, empty)
     check_classes("task.classes", classes)
     task = get_task(name, data_dir)
     refuse_classes(task, classes, own_code=name in TASKS)
     empty = empty or task.empty
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]
-    if source == "embedded" and task.load is None:
-        raise InputError(f"task.source: 'embedded', but task {name!r} has no embedded data")
-    if source not in ("auto", "embedded") and task.expand is None:
-        raise InputError(
-            f"task.source: {source!r}, but the data of task {name!r} are embedded; use 'embedded'"
-        )
+    _check_source(task, source)
     if task.load is not None and source in ("auto", "embedded"):
         documents = task.load(split_seed=split_seed)
         documents = kept_documents(documents, conditions, train_split, {}, notes)
@@ -211,12 +209,7 @@ def load(
     if name not in TASKS and task.kind == "classification":
         # Labels of all splits are read before any is converted.
         all_items = {split: read(split) for split in splits}
-        names, order = tuple(classes), "as in task.classes"
-        if not names:
-            names, order = find_classes(all_items)
-        if names:
-            notes.append(classes_note(names, order))
-            task = dataclasses.replace(task, classes=names)
+        task = with_classes(task, all_items, classes, notes)
     documents, fields, unlabelled = {}, {}, ""
     for split in splits:
         found = dataclasses.replace(all_items.get(split) or read(split), task=task)
@@ -251,6 +244,25 @@ def load(
     return _with_seen_classes(loaded, train_split)
 
 
+def _check_options(source: str, item_expansion: str, empty: str | None) -> None:
+    if source not in SOURCES:
+        raise unknown("task.source", source, SOURCES)
+    if item_expansion not in ITEM_EXPANSION.values():
+        raise unknown("protocol.item_expansion", item_expansion, ITEM_EXPANSION.values())
+    if empty is not None and empty not in EMPTY:
+        raise unknown("task.empty", empty, EMPTY)
+
+
+def _check_source(task: Task, source: str) -> None:
+    if source == "embedded" and task.load is None:
+        raise InputError(f"task.source: 'embedded', but task {task.name!r} has no embedded data")
+    if source not in ("auto", "embedded") and task.expand is None:
+        raise InputError(
+            f"task.source: {source!r}, but the data of task {task.name!r} are embedded; use "
+            "'embedded'"
+        )
+
+
 def _with_seen_classes(loaded: LoadedTask, wanted: str | None) -> LoadedTask:
     """Return the task, after checking that training documents have all classes of the others."""
     if loaded.task.num_classes > 2:
@@ -265,30 +277,6 @@ def _with_seen_classes(loaded: LoadedTask, wanted: str | None) -> LoadedTask:
 def _official_first(splits: Iterable[str]) -> list[str]:
     order = [split for split in OFFICIAL_SPLITS if split in splits]
     return [*order, *(split for split in splits if split not in order)]
-
-
-def refuse_one_class(documents: Sequence[Document], classes: Sequence[str] = ()) -> None:
-    """Refuse training documents that all have one label.
-
-    Args:
-      documents: the training documents.
-      classes: names of the classes, for errors.
-
-    Raises:
-      InputError: they have.
-    """
-    counts = Counter(document.label for document in documents)
-    if len(counts) == 1 and None not in counts:
-        path = documents[0].where.rpartition(", ")[0]
-        raise InputError(
-            f"{path}: field 'label': all {len(documents)} documents of the "
-            f"training split have label {_named(documents[0].label, classes)}; "
-            f"{'at least two classes' if len(classes) > 2 else 'both labels'} are needed"
-        )
-
-
-def _named(label: int | None, classes: Sequence[str]) -> str:
-    return f"{label} ({classes[label]})" if classes and label is not None else str(label)
 
 
 def _several_targets(split: str, documents: Sequence[Document]) -> list[str]:
