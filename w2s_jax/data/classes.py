@@ -196,7 +196,7 @@ def refuse_one_class(documents: Sequence[Document], classes: Sequence[str] = ())
     counts = Counter(document.label for document in documents)
     if len(counts) == 1 and None not in counts:
         path, label = documents[0].where.rpartition(", ")[0], documents[0].label
-        name = f" ({classes[label]})" if classes and label is not None else ""
+        name = f" ({classes[label]})" if len(classes) > 2 and label is not None else ""
         raise InputError(
             f"{path}: field 'label': all {len(documents)} documents of the "
             f"training split have label {label}{name}; "
