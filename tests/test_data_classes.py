@@ -625,6 +625,7 @@ def test_check_counts_documents_by_class(capsys, tmp_path):
     assert "note: classes of label: 0 = negative, 1 = neutral, 2 = positive (alphabetical" in out
     assert "0 negative 3 0.300 0 0.000 1 neutral 5 0.500 1 0.500 2 positive 2 0.200 1 0.500" in out
     assert "label 1" not in out
+    assert "note: test has no document of negative; a run needs some, or protocol.bal" in out
     order = "--classes=positive,neutral,negative"
     _, out, _ = command(capsys, "check", "mine", f"--data_dir={tmp_path}", order)
     assert "0 positive 2 0.200 1 0.500 1 neutral" in out

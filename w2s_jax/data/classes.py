@@ -88,7 +88,8 @@ def find_classes(read: Mapping[str, Items]) -> tuple[tuple[str, ...], str]:
         names, or both; names that differ only in case.
     """
     official = {split: items for split, items in read.items() if split in OFFICIAL_SPLITS}
-    field, first, counts = "label", {}, Counter[str]()
+    field, counts = "label", Counter[str]()
+    first: dict[str, tuple[str, Any]] = {}
     for where, value in _labels(official or read, "label"):
         name = _name(value, where)
         first.setdefault(name, (where, value))

@@ -302,6 +302,16 @@ def _print_classes(
             for split, found in facts.items()
         )
         console.print(f"and {len(rest):,} more: {', '.join(counts)}", highlight=False)
+    everywhere = {label for found in facts.values() for label in found.counts}
+    for split in [name for name in ("validation", "test") if name in facts]:
+        missing = [classes[label] for label in sorted(everywhere - facts[split].counts.keys())]
+        if missing:
+            console.print(
+                f"note: {split} has no document of {listed(missing)}; a run needs some, or "
+                "protocol.balance_test=False",
+                highlight=False,
+                markup=False,
+            )
 
 
 def _facts_table(facts: dict[str, check.SplitFacts], task: Task) -> Table:

@@ -417,7 +417,8 @@ def _label_part(task: Task, candidate: Candidate, label: int | None, where: str)
     if label is None:
         soft = parse_soft_label(candidate.soft_label, where, task.classes)
         if isinstance(soft, tuple):
-            soft = sorted((name, p) for name, p in zip(task.classes, soft, strict=True) if p)
+            named = sorted((name, p) for name, p in zip(task.classes, soft, strict=True) if p)
+            return f"soft {named!r}"
         return f"soft {soft!r}"
     if task.num_classes > 2 and label != UNLABELLED:
         return f"class {task.classes[label]}"
