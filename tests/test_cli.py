@@ -110,12 +110,12 @@ def rewrite(data_dir, tmp_path, change):
     "change,parts",
     [
         (lambda n, r: {"text": r["text"]} if n == 7 else r, ["line 7", "'label'"]),
-        (lambda n, r: r | {"label": 2} if n == 5 else r, ["line 5", "'label'", "2", "0 or 1"]),
+        (lambda n, r: r | {"label": 0.5} if n == 5 else r, ["line 5", "'label': 0.5", "integer"]),
         (lambda n, r: r | {"text": "  "} if n == 3 else r, ["line 3", "'text'", "empty"]),
         (lambda n, r: r | {"label": 1}, ["all 160 documents", "label 1"]),
         (lambda n, r: None, ["train.jsonl", "no record"]),
     ],
-    ids=["no label", "label 2", "empty text", "one class", "empty file"],
+    ids=["no label", "label 0.5", "empty text", "one class", "empty file"],
 )
 def test_bad_rows_name_file_line_and_field(capsys, tmp_path, recipe, data_dir, change, parts):
     text = refused(capsys, tmp_path, recipe, rewrite(data_dir, tmp_path, change))

@@ -256,7 +256,7 @@ def test_bench_data_of_a_config(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a", "label": 2}, r"line 13: field 'label': 2; allowed: 0 or 1"),
+        ({"text": "a", "label": 0.5}, r"line 13: field 'label': 0\.5; allowed: an integer"),
         ({"label": 1}, r"line 13: field 'text' is missing"),
     ],
 )

@@ -349,7 +349,7 @@ def test_tasks_in_python(tmp_path):
         },
         "has `tokenizer`": {**options, "kind": "preference", "tokenizer": "bytes"},
         "has `orders`, which belongs to tasks of classes": {**options, "orders": True},
-        "has `label_names`": {**options, "label_names": ("a", "b")},
+        "has `classes`": {**options, "classes": ("a", "b")},
         "`correct` is 'yes', not a function": {**options, "correct": "yes"},
         "`scores` is {'a': 1}, not a dict of functions": {**options, "scores": {"a": 1}},
         "`pretraining` is <class 'str'>, not a dict": {**options, "pretraining": str},

@@ -17,6 +17,8 @@ from checkpoints import (
 from refusals import error
 
 from w2s_jax import models
+from w2s_jax.data import Task
+from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import exporting
@@ -75,15 +77,20 @@ def test_a_trained_head_has_the_names_of_its_task(tmp_path, named, expected):
         assert files.read_config(tmp_path / name)["id2label"]["1"] == expected
 
 
+FOLDERS = {"of 0 and 1": {}, "of names": {"classes": ("a", "b", "c")}}
+
+
 def test_a_phase_of_a_task_with_names_records_them():
-    def recorded(task, **phase):
+    def recorded(name, **phase):
         phase = SimpleNamespace(**{"classifies": True, "num_texts": 1} | phase)
-        context = SimpleNamespace(settings=SimpleNamespace(task=SimpleNamespace(name=task)))
+        task = TASKS[name] if name in TASKS else Task(name, "", "", **FOLDERS[name])
+        context = SimpleNamespace(resolved=SimpleNamespace(task=task))
         return running._label_names(phase, context)
 
     assert recorded("sst2") == {"label_names": ["negative", "positive"]}
     assert recorded("sst2", classifies=False) == recorded("sst2", num_texts=2) == {}
-    assert recorded("my own folder") == recorded("sciq") == {}
+    assert recorded("of 0 and 1") == recorded("sciq") == {}
+    assert recorded("of names") == {"label_names": ["a", "b", "c"]}
 
 
 SPARE = {

@@ -192,6 +192,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     from w2s_jax.config.recipes import load_config
+    from w2s_jax.core.classes import class_names
     from w2s_jax.data import commands
 
     _check_data_options(options)
@@ -217,6 +218,9 @@ def _data(options: argparse.Namespace) -> int:
         "tokenizer_name": options.tokenizer,
         "empty": of_task.get("empty"),
         "train_split": of_task.get("train_split"),
+        "classes": class_names(
+            of_task.get("classes", ()) if options.classes is None else (options.classes,)
+        ),
     }
     if options.action == "check":
         commands.check_task(options.task, console, **where)

@@ -262,6 +262,12 @@ def _add_data(commands: Any) -> None:
             "--seed", type=int, default=0, help="seed of --item_expansion=one (default: 0)"
         )
         action.add_argument(
+            "--classes",
+            metavar="NAME,...",
+            help="classes of a folder, in the order of the labels (default: the recipe's "
+            "task.classes, else those in its labels)",
+        )
+        action.add_argument(
             "--tokenizer", default="bytes", help="bytes, a folder or a hub id (default: bytes)"
         )
         if name == "show":

@@ -208,6 +208,11 @@ class TaskSettings:
     data_dir: str | None = option(
         None, meaning="Folder with local data; None: the environment variable W2S_DATA_DIR"
     )
+    classes: tuple[str, ...] = option(
+        (),
+        meaning="Classes of a folder, in the order of the labels 0, 1, ...; empty: those in its "
+        "labels (names in alphabetical order, integers by value), or the task's own",
+    )
     train_split: str | None = option(
         None,
         choices=("train", "validation", "test"),
@@ -283,7 +288,8 @@ class Protocol:
         meaning="Class head before training: the label tokens' rows of the unembedding, or 0",
     )
     balance: bool = option(
-        meaning="Balance the classes of training documents where one has more than 55%"
+        meaning="Balance the classes of training documents where one of C has more than 110% / C "
+        "(of two: 55%)"
     )
     balance_test: bool = option(meaning="Balance the classes of validation and test documents")
     grouping: bool = option(

@@ -31,7 +31,7 @@ from w2s_jax.config.sections import (
     TaskSettings,
     TrainSettings,
 )
-from w2s_jax.core import errors, files
+from w2s_jax.core import classes, errors, files
 
 
 def validate(config: config_dict.ConfigDict) -> Settings:
@@ -53,7 +53,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
     return Settings(
         name=config.name,
         seed=config.seed,
-        task=TaskSettings(**config.task.to_dict()),
+        task=TaskSettings(**config.task.to_dict() | {"classes": _classes(config.task.classes)}),
         protocol=_protocol(config.protocol),
         weak=weak,
         strong=strong,
@@ -210,6 +210,13 @@ def middle_roles(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Rol
 
 
 # --- sections -------------------------------------------------------------------------------------
+
+
+def _classes(value: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in `task.classes`."""
+    names = classes.class_names(value)
+    classes.check_classes("task.classes", names)
+    return names
 
 
 def _protocol(section: config_dict.ConfigDict) -> Protocol:

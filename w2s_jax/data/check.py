@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,10 +18,11 @@ class SplitFacts:
       documents: number of documents.
       positive: documents with label 1 (soft labels: above 1/2); None if none has a label. Ties
         have none.
+      counts: label -> documents, likewise.
       groups: distinct groups; documents without a group count as one each.
       largest_group: documents of the largest group.
       duplicates: documents whose words occurred before (see `splits.normalised_text`).
-      conflicts: distinct texts that occur with both labels, or with different targets.
+      conflicts: distinct texts that occur with different labels or targets.
       lengths_N: tokens of each document (of pairs: both texts together), int64 [N].
       targets_N: tokens of each target with its end, int64 [N]; None without targets.
     """
@@ -34,6 +35,7 @@ class SplitFacts:
     conflicts: int
     lengths_N: np.ndarray
     targets_N: np.ndarray | None = None
+    counts: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,18 @@ def split_facts(
         target = document.target
         label = document.hard_label if target is None else target.strip()
         labels.setdefault(text, set()).update(() if label is None else (label,))
-    known = [d.hard_label for d in documents if d.hard_label is not None]
+    known = Counter(d.hard_label for d in documents if d.hard_label is not None)
     groups = Counter(d.group if d.group is not None else d.id for d in documents)
     return SplitFacts(
         documents=len(documents),
-        positive=sum(known) if known else None,
+        positive=known[1] if known else None,
         groups=len(groups),
         largest_group=max(groups.values(), default=0),
         duplicates=duplicates,
         conflicts=sum(len(found) > 1 for found in labels.values()),
         lengths_N=lengths_N,
         targets_N=targets_N,
+        counts=known,
     )
 
 

@@ -6,20 +6,23 @@ import numpy as np
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
-from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.core.errors import InputError, listed, unknown
 from w2s_jax.data import check, records
-from w2s_jax.data.completions import tokenize_completions
+from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.local import LABEL_FIELDS
-from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
+from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 #: Most columns of a line between documents.
 MAX_RULE = 100
+#: Most classes that `w2s data check` lists.
+MAX_CLASS_ROWS = 50
 
 
 def list_tasks(console: Console) -> None:
@@ -93,8 +96,18 @@ def _load(
     console: Console,
     empty: str | None,
     train_split: str | None,
+    classes: Sequence[str],
 ) -> LoadedTask:
-    loaded = load(name, source, data_dir, expansion, seed=seed, empty=empty)
+    loaded = load(
+        name,
+        source,
+        data_dir,
+        expansion,
+        seed=seed,
+        empty=empty,
+        train_split=train_split,
+        classes=classes,
+    )
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
     files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
     if loaded.unused:
@@ -137,6 +150,7 @@ def show_task(
     seed: int = 0,
     empty: str | None = None,
     train_split: str | None = None,
+    classes: Sequence[str] = (),
     tokenizer_name: str = "bytes",
     max_length: int | None = None,
     overlong: str = "truncate",
@@ -148,7 +162,9 @@ def show_task(
     """
     if n < 1:
         raise InputError(f"--n: {n}; must be at least 1")
-    loaded = _load(name, source, data_dir, item_expansion, seed, console, empty, train_split)
+    loaded = _load(
+        name, source, data_dir, item_expansion, seed, console, empty, train_split, classes
+    )
     split = next(iter(loaded.documents)) if split is None else split
     if split not in loaded.documents:
         raise unknown("--split", split, loaded.documents)
@@ -156,7 +172,7 @@ def show_task(
     order_N = hash_order(np.array([d.id for d in documents], np.uint64), "show")[:n]
     picked = [documents[i] for i in order_N]
     tokenizer = _tokenizer(loaded, tokenizer_name)
-    convert = tokenize_completions if loaded.task.generates else tokenize
+    convert = tokenization(loaded.task)
     tokens, _ = convert(
         picked,
         tokenizer,
@@ -167,7 +183,7 @@ def show_task(
     by_id = {int(i): number for number, i in enumerate(tokens.ids_N)}
     for document in picked:
         number = by_id.get(document.id)
-        _rule(console, _title(document, split))
+        _rule(console, _title(document, split, loaded.task))
         if number is None:
             console.print("dropped: longer than --max_length", highlight=False)
             continue
@@ -182,12 +198,16 @@ def _rule(console: Console, title: str = "") -> None:
     console.print(rule, width=min(console.width, MAX_RULE))
 
 
-def _title(document: Document, split: str) -> str:
+def _title(document: Document, split: str, task: Task) -> str:
     parts = [split, f"id {document.id}"]
     if document.label is not None:
-        better = f" (text {document.label + 1} is better)" if document.texts else ""
-        parts.append(f"label {document.label}{better}")
-    if document.soft_label is not None:
+        means = f" ({task.classes[document.label]})" if task.classes else ""
+        means = f" (text {document.label + 1} is better)" if document.texts else means
+        parts.append(f"label {document.label}{means}")
+    if isinstance(document.soft_label, tuple):
+        named = zip(task.classes, document.soft_label, strict=True)
+        parts.append(f"soft label {listed((f'{name} {p:g}' for name, p in named), limit=80)}")
+    elif document.soft_label is not None:
         parts.append(f"soft label {document.soft_label}")
     if document.label is None and document.soft_label is None and document.target is None:
         parts.append("no label")
@@ -224,6 +244,7 @@ def check_task(
     seed: int = 0,
     empty: str | None = None,
     train_split: str | None = None,
+    classes: Sequence[str] = (),
     tokenizer_name: str = "bytes",
 ) -> None:
     """Print counts, class balance, lengths, duplicates and leaks of a task's splits.
@@ -231,10 +252,12 @@ def check_task(
     Raises:
       InputError: an unknown task, or bad data.
     """
-    loaded = _load(name, source, data_dir, item_expansion, seed, console, empty, train_split)
+    loaded = _load(
+        name, source, data_dir, item_expansion, seed, console, empty, train_split, classes
+    )
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
-    convert = tokenize_completions if loaded.task.generates else tokenize
+    convert = tokenization(loaded.task)
     for split, documents in loaded.documents.items():
         tokens, _ = convert(
             documents, tokenizer, max_length=None, overlong="error", empty=loaded.empty
@@ -243,7 +266,9 @@ def check_task(
         if tokens.prompt_lengths_P is not None:
             targets_N = lengths_N - tokens.prompt_lengths_P
         facts[split] = check.split_facts(documents, lengths_N, targets_N)
-    console.print(_facts_table(facts, generates=loaded.task.generates))
+    console.print(_facts_table(facts, loaded.task))
+    if loaded.task.num_classes > 2:
+        _print_classes(facts, loaded.task.classes, console)
     unit = "tokens" if tokenizer is None else f"tokens ({tokenizer.name})"
     for split, found in facts.items():
         _print_histogram(f"{split}: {unit} per document", found.lengths_N, console)
@@ -252,11 +277,48 @@ def check_task(
     _print_overlaps(check.overlaps(loaded.documents), console)
 
 
-def _facts_table(facts: dict[str, check.SplitFacts], *, generates: bool) -> Table:
+def _print_classes(
+    facts: dict[str, check.SplitFacts], classes: Sequence[str], console: Console
+) -> None:
+    """Print the number of documents of each class by split; of many classes the first."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("label", justify="right")
+    table.add_column("class")
+    for split in facts:
+        table.add_column(split, justify="right")
+        table.add_column("share", justify="right")
+    for label, name in enumerate(classes[:MAX_CLASS_ROWS]):
+        cells = []
+        for found in facts.values():
+            count = found.counts.get(label, 0)
+            cells += [f"{count:,}", f"{count / found.documents:.3f}"]
+        table.add_row(str(label), Text(name), *cells)
+    console.print()
+    console.print(table)
+    rest = range(MAX_CLASS_ROWS, len(classes))
+    if rest:
+        counts = (
+            f"{sum(found.counts.get(label, 0) for label in rest):,} documents of {split}"
+            for split, found in facts.items()
+        )
+        console.print(f"and {len(rest):,} more: {', '.join(counts)}", highlight=False)
+    everywhere = {label for found in facts.values() for label in found.counts}
+    for split in [name for name in ("validation", "test") if name in facts]:
+        missing = [classes[label] for label in sorted(everywhere - facts[split].counts.keys())]
+        if missing:
+            console.print(
+                f"note: {split} has no document of {listed(missing)}; a run needs some, or "
+                "protocol.balance_test=False",
+                highlight=False,
+                markup=False,
+            )
+
+
+def _facts_table(facts: dict[str, check.SplitFacts], task: Task) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("split")
-    classes = () if generates else ("label 1", "share")
-    last = "prompts with different targets" if generates else "conflicting labels"
+    classes = () if task.generates or task.num_classes > 2 else ("label 1", "share")
+    last = "prompts with different targets" if task.generates else "conflicting labels"
     for column in ("documents", *classes, "groups", "largest", "duplicates", last):
         table.add_column(column, justify="right")
     for split, found in facts.items():
@@ -266,7 +328,7 @@ def _facts_table(facts: dict[str, check.SplitFacts], *, generates: bool) -> Tabl
         table.add_row(
             split,
             f"{found.documents:,}",
-            *(() if generates else cells),
+            *(cells if classes else ()),
             f"{found.groups:,}",
             f"{found.largest_group:,}",
             f"{found.duplicates:,}",

@@ -6,10 +6,11 @@ apart and nothing is put between them, so that no token crosses the seam, whatev
 tokenizer's `suffix` is not used. Only the target and the end have a weight in the loss.
 """
 
+import functools
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,7 +28,8 @@ from w2s_jax.data.completion_arrays import (
 )
 from w2s_jax.data.documents import Document
 from w2s_jax.data.token_cache import encode_cached
-from w2s_jax.data.tokenize import SIDES
+from w2s_jax.data.task import Task
+from w2s_jax.data.tokenize import SIDES, tokenize
 from w2s_jax.data.tokenized import TokenizedDocuments, offsets_of
 from w2s_jax.data.tokenizers import Tokenizer
 
@@ -37,6 +39,7 @@ __all__ = [
     "paired",
     "prompts_of",
     "prompts_only",
+    "tokenization",
     "tokenize_completions",
     "weighted_by_document",
     "with_completions",
@@ -44,6 +47,13 @@ __all__ = [
 
 OVERLONG = ("truncate", "drop", "error")
 _COUNTS = ("documents", "empty", "overlong", "dropped", "truncated", "same", "chunks", "tokens")
+
+
+def tokenization(task: Task) -> Callable[..., tuple[TokenizedDocuments, dict[str, int]]]:
+    """Return the function that tokenises a task's documents: `tokenize`, or of completions."""
+    if task.generates:
+        return tokenize_completions
+    return functools.partial(tokenize, num_classes=task.num_classes)
 
 
 def tokenize_completions(

@@ -17,8 +17,9 @@ class Document:
     Attributes:
       id: stable 64-bit hash of the task, the split and the content (see `stable_id`).
       text, texts, tokens: the content.
-      label: ground truth, 0 or 1; None for text without labels.
-      soft_label: P(label 1) from people or a judge, in [0, 1].
+      label: ground truth, 0 to C - 1; None for text without labels.
+      soft_label: from people or a judge: P(label 1) of two classes; the probabilities of C > 2
+        classes, which sum to 1.
       target: expected output of a generative task.
       group: documents of one group are never on both sides of a split; None: a group of its own.
       loss_weights: for `tokens` in language-model training: the weight of predicting each token
@@ -32,7 +33,7 @@ class Document:
     texts: tuple[str, ...] | None = None
     tokens: tuple[int, ...] | None = None
     label: int | None = None
-    soft_label: float | None = None
+    soft_label: float | tuple[float, ...] | None = None
     target: str | None = None
     group: str | None = None
     loss_weights: tuple[float, ...] | None = None
@@ -46,19 +47,23 @@ class Document:
 
     @property
     def is_tie(self) -> bool:
-        """True if people or a judge were undecided: no label, and a soft label of 1/2."""
+        """True if people or a judge were undecided: no label, and two most probable classes."""
         return self.label is None and self.soft_label is not None and _hard(self.soft_label) is None
 
     @property
     def hard_label(self) -> int | None:
-        """The label, else the soft label thresholded at 1/2; None for a tie or without both."""
+        """The label, else the most probable class; None for a tie or without both."""
         if self.label is not None or self.soft_label is None:
             return self.label
         return _hard(self.soft_label)
 
 
-def _hard(soft_label: float) -> int | None:
+def _hard(soft_label: float | tuple[float, ...]) -> int | None:
     # Rounded as the arrays of labels are, which must not disagree.
+    if isinstance(soft_label, tuple):
+        p_C = np.asarray(soft_label, np.float32)
+        top = np.flatnonzero(p_C == p_C.max())
+        return int(top[0]) if len(top) == 1 else None
     rounded = float(np.float32(soft_label))
     return None if rounded == 0.5 else int(rounded > 0.5)
 

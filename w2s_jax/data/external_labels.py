@@ -1,25 +1,39 @@
 """External labels (from people, a judge, another system) as a supervisor.
 
-A file of rows with an `id`, the document's 64-bit id, and either `p`, P(label 1), or `label`, 0 or
-1; of tasks that ask for completions, `text`. Other columns are ignored. Rows are joined by id,
-never by their order.
+A file of rows with an `id`, the document's 64-bit id, and one of
+
+- `p`: P(label 1) of two classes, else a list of the probabilities of all classes
+- `p.<class>` for each class: its probability, of classes with names
+- `label`: the number or the name of a class
+- `text`, of tasks that ask for completions.
+
+Other columns are ignored. Rows are joined by id, never by their order.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from w2s_jax.core.errors import InputError, listed, nearest, shown
 from w2s_jax.data.records import read_records
-from w2s_jax.data.values import parse_label, probability
+from w2s_jax.data.values import (
+    class_of,
+    is_unlabelled,
+    not_a_class,
+    parse_probabilities,
+    soft_label_of,
+)
 
 _Value = TypeVar("_Value")
+#: P(label 1) of two classes, the probabilities of C > 2.
+SoftLabel = float | tuple[float, ...]
 
 _DECIMAL, _HEX = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9a-fA-F]{1,16}")
 _DOUBLE = re.compile(r"-?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]+)?")
+_OF_CLASS = "p."
 _IDS = "an integer from 0 to 2^64 - 1, or its decimal or hexadecimal digits as a string"
 _AS_TEXT = (
     "tools that read numbers as doubles (JavaScript, jq, spreadsheets, pandas where one is "
@@ -30,21 +44,30 @@ _AS_TEXT = (
 _EXACT, _PRECISION = 2**53, 1e-14
 
 
-def read_external_labels(path: str | os.PathLike[str]) -> dict[int, float]:
-    """Read P(label 1) by document id from a file of records.
+def read_external_labels(
+    path: str | os.PathLike[str], classes: tuple[str, ...] = ()
+) -> dict[int, SoftLabel]:
+    """Read soft labels by document id from a file of records.
 
     An id is an integer or a string of digits. Strings that begin with 0x are hexadecimal; the
     others are all decimal, unless one of the file has a letter a to f: then all are hexadecimal.
     Negative ids are those of tools whose integers are signed: -1 is 2^64 - 1. A `p` within 1e-6 of
-    [0, 1] is clipped.
+    [0, 1] is clipped; those of C > 2 classes are divided by their sum, which is 1 within 0.001.
+
+    Args:
+      path: the file.
+      classes: names of the task's classes; (): two classes without names.
+
+    Returns:
+      P(label 1) of two classes, else the probabilities of all classes, in their order.
 
     Raises:
       InputError: an unreadable file; a row without an id, or with one that is not a 64-bit integer
-        or occurred before; a row without `p` or `label`, with both, or with one out of range (such
-        as NaN). Names the file and the row.
+        or occurred before; a row without a label, with several, or with one out of range (such
+        as NaN); columns `p.<class>` of some classes only, or of others. Names the file and the row.
     """
-    records = read_records(path, ("id", "p", "label"))
-    return _by_id([(where, _id(row, where), _p(row, where)) for where, row in records])
+    records = read_records(path, ("id", "p", "label", *(f"{_OF_CLASS}{c}" for c in classes)))
+    return _by_id([(where, _id(row, where), _p(row, where, classes)) for where, row in records])
 
 
 def read_external_texts(path: str | os.PathLike[str]) -> dict[int, str]:
@@ -77,22 +100,22 @@ def _by_id(rows: Sequence[tuple[str, int | str, _Value]]) -> dict[int, _Value]:
     return found
 
 
-def join_labels(found: dict[int, float], ids_N: np.ndarray, subject: str) -> np.ndarray:
+def join_labels(found: Mapping[int, SoftLabel], ids_N: np.ndarray, subject: str) -> np.ndarray:
     """Return the labels of the documents `ids_N`, in their order; other labels are ignored.
 
     Args:
-      found: P(label 1) by id, from `read_external_labels`.
+      found: soft labels by id, from `read_external_labels`.
       ids_N: uint64 document ids.
       subject: what the error begins with.
 
     Returns:
-      Soft labels, float32 [N, 2].
+      Soft labels, float32 [N, C].
 
     Raises:
       InputError: documents without a label.
     """
-    p_N = np.array(_joined(found, ids_N, subject), np.float32)
-    return np.stack([1 - p_N, p_N], axis=1)
+    p = np.array(_joined(found, ids_N, subject), np.float32)
+    return p if p.ndim == 2 else np.stack([1 - p, p], axis=1)
 
 
 def join_texts(found: dict[int, str], ids_N: np.ndarray, subject: str) -> list[str]:
@@ -109,7 +132,7 @@ def join_texts(found: dict[int, str], ids_N: np.ndarray, subject: str) -> list[s
     return _joined(found, ids_N, subject)
 
 
-def _joined(found: dict[int, _Value], ids_N: np.ndarray, subject: str) -> list[_Value]:
+def _joined(found: Mapping[int, _Value], ids_N: np.ndarray, subject: str) -> list[_Value]:
     ids = [int(id_) for id_ in ids_N]
     missing = [id_ for id_ in ids if id_ not in found]
     if missing:
@@ -120,7 +143,7 @@ def _joined(found: dict[int, _Value], ids_N: np.ndarray, subject: str) -> list[_
     return [found[id_] for id_ in ids]
 
 
-def _why_missing(found: dict[int, _Value], missing: list[int]) -> str:
+def _why_missing(found: Mapping[int, _Value], missing: list[int]) -> str:
     """Return the end of an error: the ids of the file look rounded, or documents are missing."""
     missing_M, found_N = np.array(missing, np.uint64), np.sort(np.array([*found], np.uint64))
     if not len(found_N):
@@ -183,26 +206,43 @@ def _text(row: dict[str, Any], where: str) -> str:
     return text
 
 
-def _p(row: dict[str, Any], where: str) -> float:
-    """Return P(label 1) of a row."""
+def _p(row: dict[str, Any], where: str, classes: tuple[str, ...]) -> SoftLabel:
+    """Return the soft label of a row."""
     given = {name: value for name in ("p", "label") if (value := _value(row, name)) is not None}
+    of_classes = [name for name in row if name.startswith(_OF_CLASS)] if classes else []
+    # Of two classes, such columns were ignored before they had a meaning.
+    if of_classes and (len(classes) > 2 or not given):
+        if given:
+            raise InputError(f"{where}: both {next(iter(given))!r} and {of_classes[0]!r}; use one")
+        return _p_of_classes(row, where, classes, of_classes)
     if not given:
         empty = next((name for name in ("p", "label") if name in row), None)
         if empty:
             raise InputError(f"{where}: {empty!r} is empty; every row needs a label")
-        raise InputError(f"{where}: neither 'p' nor 'label'{_columns(row, 'label')}")
+        of_each = ", nor 'p.<class>'" if len(classes) > 2 else ""
+        raise InputError(f"{where}: neither 'p' nor 'label'{of_each}{_columns(row, 'label')}")
     if len(given) == 2:
         raise InputError(f"{where}: both 'p' and 'label'; use one of them")
     ((name, value),) = given.items()
     if name == "p":
-        number = probability(value)
-        if number is None:
-            raise InputError(f"{where}: p {shown(value)}; allowed: 0 to 1")
-        return number
-    try:
-        label = parse_label(value, where)
-    except InputError:
-        label = -1
-    if label not in (0, 1):
-        raise InputError(f"{where}: label {shown(value)}; allowed: 0 or 1")
-    return float(label)
+        return soft_label_of(value, f"{where}: p", classes)
+    label = None if is_unlabelled(value) else class_of(value, classes)
+    if label is None:
+        raise InputError(f"{where}: label {not_a_class(value, classes)}")
+    if len(classes) <= 2:
+        return float(label)
+    return tuple(float(n == label) for n in range(len(classes)))
+
+
+def _p_of_classes(
+    row: dict[str, Any], where: str, classes: tuple[str, ...], columns: Sequence[str]
+) -> SoftLabel:
+    """Return the soft label of a row with columns `p.<class>`."""
+    names = [f"{_OF_CLASS}{name}" for name in classes]
+    missing = [name for name in names if name not in columns]
+    others = [name for name in columns if name not in names]
+    if missing or others:
+        problem = f"no {listed(map(repr, missing))}" if missing else f"{others[0]!r} is no class"
+        raise InputError(f"{where}: {problem}; columns of the classes are {listed(names)}")
+    p_C = parse_probabilities([row[name] for name in names], f"{where}: p", classes)
+    return p_C[1] if len(classes) == 2 else p_C

@@ -43,11 +43,17 @@ class Items:
         if self.task.generates:
             return [[UNLABELLED]] * len(self.items)
         types: dict[str, tuple[str, Any]] = {}
+        classes = self.task.classes
+        known: dict[Any, int] = {}
         labels = []
         for where, candidates in self.items:
             parsed: list[int | None] = []
             for candidate in candidates:
-                label = parse_label(candidate.label, where)
+                label = known.get(candidate.label) if type(candidate.label) in (int, str) else None
+                if label is None:
+                    label = parse_label(candidate.label, where, classes)
+                    if type(candidate.label) in (int, str):
+                        known[candidate.label] = label
                 _check_type("label", candidate.label, where, types)
                 _check_type("soft_label", candidate.soft_label, where, types)
                 soft = not is_unlabelled(candidate.soft_label)

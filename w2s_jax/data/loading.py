@@ -1,5 +1,6 @@
 """Load a task: records to documents."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,15 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from w2s_jax.core.classes import check_classes
 from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.data.classes import (
+    refuse_classes,
+    refuse_one_class,
+    refuse_unseen_classes,
+    with_classes,
+)
 from w2s_jax.data.conditions import Conditions, kept_documents
 from w2s_jax.data.documents import Document, hash_keys, stable_id
-from w2s_jax.data.items import Item, read_items
+from w2s_jax.data.items import Item, Items, read_items
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.roles import training_split
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
-from w2s_jax.data.tasks import get_task
+from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.values import (
     UNLABELLED,
     group_key,
@@ -24,7 +32,15 @@ from w2s_jax.data.values import (
     parse_soft_label,
 )
 
-__all__ = ["EMPTY", "LoadedTask", "load", "load_task", "parse_label", "parse_soft_label"]
+__all__ = [
+    "EMPTY",
+    "LoadedTask",
+    "load",
+    "load_task",
+    "parse_label",
+    "parse_soft_label",
+    "refuse_one_class",
+]
 
 SOURCES = (*RECORD_SOURCES, "embedded")
 ITEM_EXPANSION = {"paper": "all", "released": "one"}
@@ -89,6 +105,7 @@ def load_task(
     split_seed: int = 0,
     item_expansion: str | None = None,
     empty: str | None = None,
+    classes: Sequence[str] = (),
 ) -> dict[str, list[Document]]:
     """Return the documents of a task by split: train, validation, test if they exist, then others.
 
@@ -117,6 +134,8 @@ def load_task(
       item_expansion: 'all' or 'one'; None: the protocol's.
       empty: records with an empty text are left out ('skip') or refused ('error'); None: 'skip' for
         built-in tasks, 'error' for others.
+      classes: names of the classes of a folder, in the order of the labels; (): those found in the
+        labels (see `classes.find_classes`). Tasks with code have their own.
 
     Raises:
       InputError: an unknown name or option, missing data, or a bad record; names the file, the line
@@ -125,8 +144,16 @@ def load_task(
     if protocol not in ITEM_EXPANSION:
         raise unknown("protocol.name", protocol, ITEM_EXPANSION)
     expansion = ITEM_EXPANSION[protocol] if item_expansion is None else item_expansion
-    loaded = load(name, source, data_dir, expansion, seed=seed, split_seed=split_seed, empty=empty)
-    return loaded.documents
+    return load(
+        name,
+        source,
+        data_dir,
+        expansion,
+        seed=seed,
+        split_seed=split_seed,
+        empty=empty,
+        classes=classes,
+    ).documents
 
 
 def load(
@@ -142,47 +169,50 @@ def load(
     where: str | None = None,
     test_where: str | None = None,
     train_split: str | None = None,
+    classes: Sequence[str] = (),
 ) -> LoadedTask:
     """Load a task as `load_task` does, and return its source and notes too.
 
     Only the splits in `used` are read (None: all): no run fails on a file that it does not need.
     Of training and validation only documents that meet the condition `where` are kept, of test
     those that meet `test_where` (see `conditions.kept_documents`). Their ids are the same with
-    and without conditions.
+    and without conditions. The task returned for a folder has the classes that `classes` gives, or
+    that were found.
     """
     conditions = Conditions.parse(where, test_where)
-    if source not in SOURCES:
-        raise unknown("task.source", source, SOURCES)
-    if item_expansion not in ITEM_EXPANSION.values():
-        raise unknown("protocol.item_expansion", item_expansion, ITEM_EXPANSION.values())
-    if empty is not None and empty not in EMPTY:
-        raise unknown("task.empty", empty, EMPTY)
+    _check_options(source, item_expansion, empty)
+    check_classes("task.classes", classes)
     task = get_task(name, data_dir)
+    refuse_classes(task, classes, own_code=name in TASKS)
     empty = empty or task.empty
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]
-    if source == "embedded" and task.load is None:
-        raise InputError(f"task.source: 'embedded', but task {name!r} has no embedded data")
-    if source not in ("auto", "embedded") and task.expand is None:
-        raise InputError(
-            f"task.source: {source!r}, but the data of task {name!r} are embedded; use 'embedded'"
-        )
+    _check_source(task, source)
     if task.load is not None and source in ("auto", "embedded"):
         documents = task.load(split_seed=split_seed)
         documents = kept_documents(documents, conditions, train_split, {}, notes)
-        return LoadedTask(task, documents, "embedded", "this package", tuple(notes), empty)
+        embedded = LoadedTask(task, documents, "embedded", "this package", tuple(notes), empty)
+        return _with_seen_classes(embedded, train_split)
 
     opened = open_records(task, source, data_dir)
-    documents, fields, unlabelled = {}, {}, ""
-    for split in _official_first(opened.splits):
-        if used is not None and split not in used:
-            continue
-        found = read_items(
+
+    def read(split: str) -> Items:
+        return read_items(
             task,
             split,
             opened.splits[split],
             skip_empty=empty == "skip",
             keep=conditions.fields,
         )
+
+    splits = [s for s in _official_first(opened.splits) if used is None or s in used]
+    all_items: dict[str, Items] = {}
+    if name not in TASKS and task.kind == "classification":
+        # Labels of all splits are read before any is converted.
+        all_items = {split: read(split) for split in splits}
+        task = with_classes(task, all_items, classes, notes)
+    documents, fields, unlabelled = {}, {}, ""
+    for split in splits:
+        found = dataclasses.replace(all_items.get(split) or read(split), task=task)
         fields[split] = found.fields
         notes += found.notes
         labels = found.labels()
@@ -193,7 +223,7 @@ def load(
         chosen = _choose(task, split, found.items, labels, item_expansion, seed, split_seed)
         documents[split] = _documents(task, split, found.items, labels, chosen)
         if split == "train":
-            refuse_one_class(documents[split])
+            refuse_one_class(documents[split], task.classes)
         notes += _several_targets(split, documents[split])
     if not documents and unlabelled:
         raise InputError(
@@ -201,7 +231,7 @@ def load(
             f"unlabelled: {unlabelled}"
         )
     documents = kept_documents(documents, conditions, train_split, fields, notes)
-    return LoadedTask(
+    loaded = LoadedTask(
         task,
         documents,
         opened.source,
@@ -211,26 +241,42 @@ def load(
         opened.names,
         opened.unused,
     )
+    return _with_seen_classes(loaded, train_split)
+
+
+def _check_options(source: str, item_expansion: str, empty: str | None) -> None:
+    if source not in SOURCES:
+        raise unknown("task.source", source, SOURCES)
+    if item_expansion not in ITEM_EXPANSION.values():
+        raise unknown("protocol.item_expansion", item_expansion, ITEM_EXPANSION.values())
+    if empty is not None and empty not in EMPTY:
+        raise unknown("task.empty", empty, EMPTY)
+
+
+def _check_source(task: Task, source: str) -> None:
+    if source == "embedded" and task.load is None:
+        raise InputError(f"task.source: 'embedded', but task {task.name!r} has no embedded data")
+    if source not in ("auto", "embedded") and task.expand is None:
+        raise InputError(
+            f"task.source: {source!r}, but the data of task {task.name!r} are embedded; use "
+            "'embedded'"
+        )
+
+
+def _with_seen_classes(loaded: LoadedTask, wanted: str | None) -> LoadedTask:
+    """Return the task, after checking that training documents have all classes of the others."""
+    if loaded.task.num_classes > 2:
+        try:
+            train_split = loaded.training_split(wanted)
+        except InputError:  # of runs, not of other uses of the documents
+            return loaded
+        refuse_unseen_classes(loaded.documents, train_split, loaded.task)
+    return loaded
 
 
 def _official_first(splits: Iterable[str]) -> list[str]:
     order = [split for split in OFFICIAL_SPLITS if split in splits]
     return [*order, *(split for split in splits if split not in order)]
-
-
-def refuse_one_class(documents: Sequence[Document]) -> None:
-    """Refuse training documents that all have one label.
-
-    Raises:
-      InputError: they have.
-    """
-    counts = Counter(document.label for document in documents)
-    if len(counts) == 1 and None not in counts:
-        path = documents[0].where.rpartition(", ")[0]
-        raise InputError(
-            f"{path}: field 'label': all {len(documents)} documents of the "
-            f"training split have label {documents[0].label}; both labels are needed"
-        )
 
 
 def _several_targets(split: str, documents: Sequence[Document]) -> list[str]:
@@ -261,6 +307,12 @@ def _choose(
     """Return the indices of the candidates of each record that become documents."""
     if all(len(candidates) == 1 for _, candidates in items):
         return [[0]] * len(items)
+    if task.num_classes > 2 and not task.orders:
+        where, candidates = next(item for item in items if len(item[1]) > 1)
+        raise InputError(
+            f"{where}: `expand` of task {task.name!r} returns {len(candidates)} candidates; a task "
+            f"of {task.num_classes} classes makes one of each record"
+        )
     ids_N = _record_ids(task, split, items, labels)
     if task.orders:
         order_N = hash_keys(ids_N, "order of texts", split_seed) >> np.uint64(32)
@@ -303,7 +355,7 @@ def _record_ids(
         parts = [
             part
             for c, label in zip(candidates, labels[n], strict=True)
-            for part in (*c.texts, _label_part(c, label, where))
+            for part in (*c.texts, _label_part(task, c, label, where))
         ]
         base = stable_id("record", task.name, split, *parts)
         ids_N[n] = stable_id(base, seen[base])
@@ -325,7 +377,7 @@ def _documents(
     for (where, candidates), record_labels, picks in zip(items, labels, chosen, strict=True):
         for i in picks:
             candidate, label = candidates[i], record_labels[i]
-            label_part = _label_part(candidate, label, where)
+            label_part = _label_part(task, candidate, label, where)
             base = stable_id("document", task.name, split, *candidate.texts, label_part)
             soft = None if is_unlabelled(candidate.soft_label) else candidate.soft_label
             documents.append(
@@ -334,7 +386,9 @@ def _documents(
                     text=candidate.text if isinstance(candidate.text, str) else None,
                     texts=None if isinstance(candidate.text, str) else candidate.text,
                     label=None if label == UNLABELLED else label,
-                    soft_label=None if soft is None else parse_soft_label(soft, where),
+                    soft_label=(
+                        None if soft is None else parse_soft_label(soft, where, task.classes)
+                    ),
                     target=candidate.target,
                     group=_group(candidate, where),
                     meta=candidate.meta,
@@ -351,12 +405,21 @@ def _group(candidate: Candidate, where: str) -> str | None:
     return group if isinstance(group, str) and group else group_key(group, where)
 
 
-def _label_part(candidate: Candidate, label: int | None, where: str) -> str | int:
+def _label_part(task: Task, candidate: Candidate, label: int | None, where: str) -> str | int:
     """Return the label's part of an id; soft labels as numbers, however the file writes them.
 
     That of a document with a target is the target, so that ids of one prompt with several targets
-    do not depend on the order of the records.
+    do not depend on the order of the records. Of more than two classes it is the name, so that ids
+    do not change with the number of classes or their order.
     """
     if candidate.target is not None:
         return f"target {candidate.target}"
-    return f"soft {parse_soft_label(candidate.soft_label, where)!r}" if label is None else label
+    if label is None:
+        soft = parse_soft_label(candidate.soft_label, where, task.classes)
+        if isinstance(soft, tuple):
+            named = sorted((name, p) for name, p in zip(task.classes, soft, strict=True) if p)
+            return f"soft {named!r}"
+        return f"soft {soft!r}"
+    if task.num_classes > 2 and label != UNLABELLED:
+        return f"class {task.classes[label]}"
+    return label

@@ -16,8 +16,9 @@ from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.documents import Document, hash_order, stable_id
 from w2s_jax.data.roles import roles
 
-# Training documents are balanced if the share of one class exceeds this (the paper's rule).
-MAJORITY_LIMIT = 0.55
+# Training documents are balanced if the share of one class exceeds this over the number of classes;
+# of two classes 55% (the paper's rule).
+MAJORITY_LIMIT = 1.1
 
 # Documents that stay together. All functions below keep the order of and within groups.
 Group = list[Document]
@@ -37,6 +38,7 @@ def make_splits(
     train_split: str | None = None,
     removed: dict[str, int] | None = None,
     ties: dict[str, int] | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, list[Document]]:
     """Return slices of the training documents, validation and test.
 
@@ -54,24 +56,29 @@ def make_splits(
     second of two slices has the odd document.
 
     Ties (`Document.is_tie`) have no right answer, so they are never test or validation documents.
-    Training documents may be ties, which belong to neither class.
+    Training documents may be ties, which belong to no class.
+
+    The classes are 0 and 1, or, if any training document has a higher one, those of the training
+    documents.
 
     Args:
       documents: by split, as `load_task` returns them.
       train_docs: training documents of all slices together, after balancing; None: all. A smaller
         number gives a subset of a larger one's documents, with the same test and validation.
       test_docs, validation_docs: number of documents; None: all of an official split. With
-        `balance_test`, odd numbers are reduced by one.
+        `balance_test`, numbers are reduced to a multiple of the number of classes.
       num_slices: number of slices.
-      balance: cut training documents to equal classes if one class exceeds 55%; an error without
-        classes.
-      balance_test: test and validation have equally many documents of both classes; None: the value
+      balance: cut training documents to equal classes if the share of one exceeds 1.1 / C (of two
+        classes 55%); an error without classes.
+      balance_test: test and validation have equally many documents of all classes; None: the value
         of `balance`.
       grouping: see above.
       split_seed: seed of all orders.
       ties: gets the number of ties, by split, in the splits in use.
       train_split: split to train on; None: 'train'.
       removed: gets the number of documents, by split, that grouping removes.
+      notes: gets a line if balancing more than two classes drops more than half of the training
+        documents.
 
     Returns:
       'slice1' ... 'sliceN', 'validation', 'test', and 'pretrain', unchanged, if it was given.
@@ -98,31 +105,33 @@ def make_splits(
     pool = _groups(documents[train], keys, split_seed)
     test_groups = _groups(documents[test], keys, split_seed) if test else []
     validation_groups = _groups(documents[validation], keys, split_seed) if validation else []
+    classes = _classes(pool)
     before = _size(pool), _size(validation_groups)
     validation_groups = _without(validation_groups, test_groups, keys)
     pool = _without(pool, [*test_groups, *validation_groups], keys)
 
+    test_classes = classes if balance_test else ()
     lost = {train: before[0] - _size(pool)}
     if validation:
         lost[validation] = before[1] - _size(validation_groups)
     with _naming_removed(lost):
         if test:
-            chosen_test, _ = _take(test_groups, test_docs, balance_test, "task.test_docs", test)
+            chosen_test, _ = _take(test_groups, test_docs, test_classes, "task.test_docs", test)
         else:
             size = _size(pool)
-            chosen_test, pool = _carve(pool, test_docs, balance_test, "task.test_docs", train)
+            chosen_test, pool = _carve(pool, test_docs, test_classes, "task.test_docs", train)
             lost[train] += size - _size(pool) - len(chosen_test)
         if validation:
             chosen_validation, _ = _take(
-                validation_groups, validation_docs, balance_test, "task.validation_docs", validation
+                validation_groups, validation_docs, test_classes, "task.validation_docs", validation
             )
         else:
             size = _size(pool)
             chosen_validation, pool = _carve(
-                pool, validation_docs, balance_test, "task.validation_docs", train
+                pool, validation_docs, test_classes, "task.validation_docs", train
             )
             lost[train] += size - _size(pool) - len(chosen_validation)
-        training = _training(pool, train_docs, balance, train)
+        training = _training(pool, train_docs, classes if balance else (), train, notes)
     if removed is not None:
         removed |= lost
 
@@ -207,12 +216,18 @@ def _without(groups: Sequence[Group], others: Sequence[Group], keys: _Keys) -> l
     return [group for group in groups if keys.get(group[0].id) not in names]
 
 
-_TIE = 2
+_TIE = -1
 
 
 def _class(document: Document) -> int:
-    """Return 0, 1 or _TIE; documents without any label (never balanced) count as class 0."""
+    """Return the class, or _TIE; documents without any label (never balanced) count as class 0."""
     return _TIE if document.is_tie else document.hard_label or 0
+
+
+def _classes(training: Sequence[Group]) -> tuple[int, ...]:
+    """Return the classes to be balanced: 0 and 1, or those of the documents if one is higher."""
+    found = {_class(document) for group in training for document in group} - {_TIE}
+    return tuple(sorted(found)) if max(found, default=0) > 1 else (0, 1)
 
 
 def _require_labels(groups: Sequence[Group]) -> None:
@@ -221,38 +236,60 @@ def _require_labels(groups: Sequence[Group]) -> None:
 
 
 def _too_few(
-    field: str, asked: int | None, have: int, split: str, balance: bool, ties: int = 0
+    field: str,
+    asked: int | None,
+    have: int,
+    split: str,
+    classes: Sequence[int],
+    counts: Mapping[int, int],
 ) -> InputError:
+    """Return the error on too few documents.
+
+    Args:
+      field, asked: the field with their number, and its value.
+      have: number of documents that could be taken.
+      split: their split.
+      classes: those that are balanced; () if none are.
+      counts: class -> number of documents.
+    """
     number = "all" if asked is None else str(asked)
-    after = " after balancing the classes" if balance else ""
-    after += f" (and {ties} ties, soft_label 0.5)" if ties else ""
+    after = " after balancing the classes" if classes else ""
+    if len(classes) > 2:
+        fewest = min(classes, key=lambda label: counts.get(label, 0))
+        after += f" (class {fewest} has {counts.get(fewest, 0)})"
+    ties = counts.get(_TIE, 0)
+    of_two = ", soft_label 0.5" if len(classes) <= 2 else ""
+    after += f" (and {ties} ties{of_two})" if ties else ""
     return InputError(
         f"{field}: {number} documents were asked for, but split {split!r} has only {have}{after}"
     )
 
 
 def _take(
-    groups: Sequence[Group], count: int | None, balance: bool, field: str, split: str
+    groups: Sequence[Group], count: int | None, classes: Sequence[int], field: str, split: str
 ) -> tuple[list[Document], list[Group]]:
     """Return the first `count` documents (None: all), and the groups without any of them.
 
-    With `balance`, half of them are from each class. Ties are not taken. The rest of a partly taken
-    group is dropped.
+    With `classes`, equally many are from each of them. Ties are not taken. The rest of a partly
+    taken group is dropped.
     """
-    if balance:
+    if classes:
         _require_labels(groups)
     counts = Counter(_class(d) for group in groups for d in group)
-    have = 2 * min(counts[0], counts[1]) if balance else counts[0] + counts[1]
+    have = counts.total() - counts[_TIE]
+    if classes:
+        have = len(classes) * min(counts[label] for label in classes)
     wanted = have if count is None else count
     if wanted > have or (count != 0 and have == 0):
-        raise _too_few(field, count, have, split, balance, counts[_TIE])
-    left = Counter({0: wanted // 2, 1: wanted // 2} if balance else {None: wanted})
+        raise _too_few(field, count, have, split, classes, counts)
+    left: Counter[int | None] = Counter({label: wanted // len(classes) for label in classes})
+    left[None] = 0 if classes else wanted
     chosen: list[Document] = []
     rest: list[Group] = []
     for group in groups:
         taken = []
         for document in group:
-            key = _class(document) if balance else None
+            key = _class(document) if classes else None
             if left[key] > 0 and not document.is_tie:
                 left[key] -= 1
                 taken.append(document)
@@ -263,7 +300,7 @@ def _take(
 
 
 def _carve(
-    groups: Sequence[Group], count: int | None, balance: bool, field: str, split: str
+    groups: Sequence[Group], count: int | None, classes: Sequence[int], field: str, split: str
 ) -> tuple[list[Document], list[Group]]:
     """Take documents as `_take` does, but from the training documents, and never all."""
     if count == 0:
@@ -272,34 +309,46 @@ def _carve(
         raise InputError(
             f"{field}: must be a number, because the documents are taken from split {split!r}"
         )
-    return _take(groups, count, balance, field, split)
+    return _take(groups, count, classes, field, split)
 
 
 def _training(
-    groups: Sequence[Group], train_docs: int | None, balance: bool, split: str
+    groups: Sequence[Group],
+    train_docs: int | None,
+    classes: Sequence[int],
+    split: str,
+    notes: list[str] | None,
 ) -> list[Document]:
-    """Return the first `train_docs` documents, after balancing, with evenly spread classes."""
+    """Return the first `train_docs` documents, with evenly spread `classes` (if there are any)."""
     ordered = [document for group in groups for document in group]
-    if balance:
+    if classes:
         _require_labels(groups)
-        ordered = _balanced(ordered)
+        total = len(ordered)
+        ordered = _balanced(ordered, classes)
+        if len(classes) > 2 and 2 * len(ordered) < total and notes is not None:
+            notes.append(
+                f"{split}: balancing {len(classes)} classes keeps {len(ordered):,} of {total:,} "
+                "documents; protocol.balance=False keeps all"
+            )
     wanted = len(ordered) if train_docs is None else train_docs
     if wanted > len(ordered) or wanted == 0:
-        raise _too_few("task.train_docs", train_docs, len(ordered), split, balance)
+        counts = Counter(_class(d) for group in groups for d in group if not d.is_tie)
+        raise _too_few("task.train_docs", train_docs, len(ordered), split, classes, counts)
     return ordered[:wanted]
 
 
-def _balanced(ordered: Sequence[Document]) -> list[Document]:
-    """Cut a majority above 55% to one half, and spread classes and ties evenly over the order.
+def _balanced(ordered: Sequence[Document], classes: Sequence[int]) -> list[Document]:
+    """Cut classes to the smallest if one is too large, and spread classes and ties over the order.
 
     So the first n documents have the same balance for every n, and in a task with one right and one
     wrong item per question these stay adjacent.
     """
-    positions: dict[int, list[int]] = {0: [], 1: [], _TIE: []}
+    positions: dict[int, list[int]] = {label: [] for label in (*classes, _TIE)}
     for n, document in enumerate(ordered):
         positions[_class(document)].append(n)
-    smaller, larger = sorted(len(positions[label]) for label in (0, 1))
-    keep = smaller if larger > MAJORITY_LIMIT * (smaller + larger) else larger
+    sizes = [len(positions[label]) for label in classes]
+    too_large = max(sizes) > MAJORITY_LIMIT / len(classes) * sum(sizes)
+    keep = min(sizes) if too_large else max(sizes)
     ranked = []
     for label, ns in positions.items():
         ns = ns if label == _TIE else ns[:keep]
@@ -334,15 +383,14 @@ def _slices(training: Sequence[Document], num_slices: int, keys: _Keys) -> list[
         members.setdefault(key, []).append(n)
     groups = sorted(members.values(), key=len, reverse=True)
     _refuse_unequal(training, groups, num_slices, keys)
-    # Documents of class 0, of class 1, and ties of each slice.
-    counts = [[0, 0, 0] for _ in range(num_slices)]
+    # Documents of each slice by class, and its ties.
+    counts: list[Counter[int]] = [Counter() for _ in range(num_slices)]
     positions: list[list[int]] = [[] for _ in range(num_slices)]
     for group in groups:
         own = Counter(_class(training[n]) for n in group)
-        fullness = [(sum(c), sum(c[k] * own[k] for k in range(3))) for c in counts]
+        fullness = [(c.total(), sum(c[k] * count for k, count in own.items())) for c in counts]
         s = fullness.index(min(fullness))
-        for k in range(3):
-            counts[s][k] += own[k]
+        counts[s] += own
         positions[s] += group
     return [[training[n] for n in sorted(ns)] for ns in positions]
 

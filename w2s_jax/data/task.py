@@ -14,8 +14,8 @@ class TokenSpace:
     Attributes:
       vocab_size: number of ids.
       pad_id, bos_id: ids of padding and of the beginning of a document.
-      label_tokens: ids of the tokens for label 0 and label 1 (a head may be initialised from their
-        rows of the unembedding).
+      label_tokens: ids of the tokens for the labels 0 to C - 1 (a head may be initialised from
+        their rows of the unembedding).
     """
 
     vocab_size: int
@@ -30,11 +30,13 @@ class Candidate:
 
     Attributes:
       text: the content; in a preference task a pair of texts to be compared.
-      label: as in the record (the loader checks it and converts it to 0 or 1). Of a pair: 1 if the
-        second text is better. None if there is only a soft label, and in a generation task.
+      label: as in the record: a number or the name of a class (the loader checks it and converts
+        it to 0 ... C - 1). Of a pair: 1 if the second text is better. None if there is only a soft
+        label, and in a generation task.
       group: as in `Document`.
       meta: as in `Document`.
-      soft_label: P(label 1) from people or a judge, as in the record.
+      soft_label: from people or a judge, as in the record: P(label 1) of two classes; of C > 2 a
+        list of probabilities, or a mapping from class to probability.
       target: the expected completion of the text, in a generation task.
     """
 
@@ -85,7 +87,7 @@ class Task:
       expand: (record, where) -> candidates: one if the record is one item; several (at least one
         with label 1 and one with label 0) if, for example, a question has several answers; none if
         the task does not use the record (a third class, say). `where` names the record in errors.
-      kind: 'classification' (a label, 0 or 1, for one text or token sequence), 'preference' (which
+      kind: 'classification' (a class of one text or token sequence), 'preference' (which
         of two texts is better; 1: the second) or 'generation' (a completion of a prompt).
       orders: the candidates of a record are one content in several orders; one is drawn by a hash
         of the record and `split_seed`, whatever the item expansion.
@@ -102,7 +104,8 @@ class Task:
       train_split: 'validation' or 'test' if the dataset has no other split with labels to train
         on; runs take it where there is no 'train' (see `task.train_split`).
       optional_fields: fields that a record may have.
-      label_names: names of label 0 and label 1, for exported classifiers.
+      classes: names of the classes, in the order of the labels 0, 1, ..., C - 1; (): two classes
+        without names. Labels of records may be names, and exported classifiers have them.
       answer: (text of a completion) -> the answer in it, '' if there is none. None: the text
         without spaces around it. Only of generation tasks, as all that follow.
       correct: (answer, document) -> whether it is right. None: it equals the answer in the
@@ -135,7 +138,6 @@ class Task:
     train_split: str | None = None
     optional_fields: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    label_names: tuple[str, str] | None = None
     label_field: str = "label"
     empty: str = "error"
     answer: Callable[[str], str] | None = None
@@ -148,11 +150,6 @@ class Task:
         if not self.truncate:
             side = "end" if self.kind == "classification" else "start"
             object.__setattr__(self, "truncate", side)
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes; 2 in a task of another kind."""
-        return len(self.classes) or 2
 
     @property
     def generates(self) -> bool:
@@ -168,6 +165,11 @@ class Task:
         if self.correct is not None:
             return bool(self.correct(answer, document))
         return answer != "" and answer == self.answer_in(document.target or "")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return len(self.classes) or 2
 
     @property
     def num_texts(self) -> int:

@@ -362,9 +362,12 @@ def _labels(
 
 
 def _label(document: Document) -> float:
-    label = document.label if document.label is not None else document.soft_label
-    return float("nan") if label is None else float(label)
+    return _target(document) if document.label is None else float(document.label)
 
 
 def _target(document: Document) -> float:
-    return _label(document) if document.soft_label is None else document.soft_label
+    soft_label = document.soft_label
+    if soft_label is None:
+        return float("nan") if document.label is None else float(document.label)
+    assert not isinstance(soft_label, tuple)
+    return soft_label

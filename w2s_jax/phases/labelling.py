@@ -181,8 +181,8 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
     kind, options = phase.method
     labels = _label_maker(kind)(LabelWork(phase, context), **dict(options))
     if phase.completion is not None:
-        result = _store_completions(phase, context, folder, labels)
-        return result | _seconds(started, compiled)
+        stored = _store_completions(phase, context, folder, labels)
+        return stored | _seconds(started, compiled)
     for split, (_, soft_NC) in labels.items():
         prediction.check_finite(phase, soft_NC, f"labels of {split}")
     result: dict[str, Any] = {"labels": artifacts.save_labels(folder, labels)}
@@ -252,7 +252,8 @@ def _external(work: LabelWork) -> Labels | CompletionLabels:
             split: work.given(ids_N, join_texts(texts, ids_N, f"{path}: {split}"))
             for split, ids_N in ids.items()
         }
-    found = read_external_labels(path)
+    task = work.context.resolved.task
+    found = read_external_labels(path, () if task is None else task.classes)
     made: Labels = {}
     for split in work.phase.label_splits:
         soft_NC = join_labels(found, work.documents(split).ids_N, f"{path}: {split}")

@@ -9,7 +9,6 @@ import jax
 
 from w2s_jax.core import processes
 from w2s_jax.core.files import read_json, remove_folder, sha256, write_json
-from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenizers import BUILT_IN
 from w2s_jax.phases import parameters, training
 from w2s_jax.phases.context import Context
@@ -92,14 +91,14 @@ def begin(phase: Phase, context: Context, population: dict[str, Any] | None = No
 
 
 def _label_names(phase: Phase, context: Context) -> dict[str, Any]:
-    """Return the names of the classes of a phase with a head, if its task names them."""
-    if phase.num_classes > 2 and phase.label_splits:
-        # Labels have a column for each class.
-        return {"label_names": list(context.resolved.classes)}
-    task = TASKS.get(context.settings.task.name)
-    if not phase.classifies or phase.num_texts > 1 or task is None or task.label_names is None:
+    """Return the names of the classes of a phase with a head or labels, if its task has them."""
+    task = context.resolved.task
+    if phase.num_texts > 1 or task is None or not task.classes:
         return {}
-    return {"label_names": list(task.label_names)}
+    # Labels of more than two classes have a column for each.
+    if not phase.classifies and (len(task.classes) == 2 or not phase.label_splits):
+        return {}
+    return {"label_names": list(task.classes)}
 
 
 def _tokenizer(phase: Phase, context: Context) -> dict[str, str]:

@@ -26,6 +26,7 @@ def check_external(
     notes: list[str],
     *,
     tokenizers: Sequence[Tokenizer | None] | None = None,
+    classes: tuple[str, ...] = (),
 ) -> str:
     """Return the sha256 of a file of labels, after checking that it has all that are needed.
 
@@ -34,11 +35,15 @@ def check_external(
       splits: the weak model's documents; slice 1 and pretraining text need no labels.
       notes: a line on undecided labels is appended.
       tokenizers: of the models that read the labels, where these are completions; None for classes.
+      classes: of the task.
 
     Raises:
       InputError: it cannot be read, lacks a label, or has a text that a tokenizer cannot spell.
     """
-    joined = _joined_labels(path, notes) if tokenizers is None else _joined_texts(path, tokenizers)
+    if tokenizers is None:
+        joined = _joined_labels(path, classes, notes)
+    else:
+        joined = _joined_texts(path, tokenizers)
     for split, documents in splits.items():
         if split not in ("slice1", "pretrain"):
             joined(split, documents.ids_N)
@@ -62,16 +67,20 @@ def _joined_texts(path: str, tokenizers: Sequence[Tokenizer | None]) -> _Join:
     return join
 
 
-def _joined_labels(path: str, notes: list[str]) -> _Join:
+def _joined_labels(path: str, classes: tuple[str, ...], notes: list[str]) -> _Join:
     with _of_the_field():
-        found = read_external_labels(path)
+        found = read_external_labels(path, classes)
 
     def join(split: str, ids_N: np.ndarray) -> None:
         soft_NC = join_labels(found, ids_N, f"weak.labels: {path}: {split}")
-        undecided = int((soft_NC[:, 1] == 0.5).sum())
+        best_N2 = np.sort(soft_NC, axis=1)[:, -2:]
+        undecided = int((best_N2[:, 0] == best_N2[:, 1]).sum())
         if undecided:
+            what = "0.5" if soft_NC.shape[1] == 2 else "undecided"
+            first = "0" if soft_NC.shape[1] == 2 else "the first of the likeliest classes"
             notes.append(
-                f"{split}: {undecided:,} external labels are 0.5; as predictions they count as 0"
+                f"{split}: {undecided:,} external labels are {what}; as predictions they count as "
+                f"{first}"
             )
 
     return join

@@ -125,6 +125,7 @@ def resolve(settings: Settings) -> Resolved:
         where=task_settings.where,
         test_where=task_settings.test_where,
         train_split=task_settings.train_split,
+        classes=task_settings.classes,
     )
     task = loaded.task
     notes = [*loaded.notes]
@@ -181,6 +182,7 @@ def resolve(settings: Settings) -> Resolved:
             roles["weak"].splits,
             notes,
             tokenizers=[d.tokenizer for d in roles.values()] if task.generates else None,
+            classes=task.classes,
         )
     return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept)
 

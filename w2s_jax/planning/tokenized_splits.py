@@ -1,15 +1,14 @@
 """The splits of a run, tokenised for each model. Imports no JAX."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from w2s_jax.config import Settings
-from w2s_jax.data.completions import tokenize_completions
+from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
-from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
+from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 
 #: What documents look like to a role: its tokenizer, and the most tokens of a text.
@@ -81,6 +80,7 @@ def tokenized_splits(
     """
     task, protocol = settings.task, settings.protocol
     ties: dict[str, int] = {}
+    balanced: list[str] = []
     # Documents with targets have no classes to balance.
     classes = not readers[0].task.generates
     raw = make_splits(
@@ -96,9 +96,11 @@ def tokenized_splits(
         train_split=train_split,
         removed=removed,
         ties=ties,
+        notes=balanced,
     )
-    found = [
-        f"{split}: {count:,} ties (soft_label 0.5), which are never evaluated"
+    found = [*balanced]
+    found += [
+        f"{split}: {count:,} ties (undecided soft labels), which are never evaluated"
         for split, count in ties.items()
     ]
     tokenized = {
@@ -128,11 +130,7 @@ def tokenized_splits(
 def _tokenize_split(
     name: str, documents: list[Document], reader: Reader, notes: list[str]
 ) -> TokenizedDocuments:
-    convert = (
-        tokenize_completions
-        if reader.task.generates
-        else functools.partial(tokenize, num_classes=reader.task.num_classes)
-    )
+    convert = tokenization(reader.task)
     tokenized, counts = convert(
         documents,
         reader.tokenizer,

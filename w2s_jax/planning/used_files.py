@@ -19,7 +19,7 @@ def choose_training(loaded: LoadedTask, wanted: str | None, notes: list[str]) ->
       InputError: there is no such split, or all of its documents have one label.
     """
     chosen = loaded.training_split(wanted)
-    refuse_one_class(loaded.documents[chosen])
+    refuse_one_class(loaded.documents[chosen], loaded.task.classes)
     if wanted is None and chosen != "train":
         notes.append(
             f"task {loaded.task.name} has no split 'train': training on {loaded.file_names[chosen]}"

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 
+from w2s_jax.core.classes import check_classes
 from w2s_jax.core.errors import InputError, did_you_mean, shown, unknown
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import KINDS, Task
@@ -36,7 +37,7 @@ def register_task(task: Task) -> Task:
 
     Raises:
       InputError: the name is taken, the kind is unknown, the task has neither `expand` nor `load`,
-        or an attribute does not belong to its kind.
+        or an attribute, such as `classes`, is bad or does not belong to its kind.
     """
     if task.name in TASKS:
         raise InputError(f"task.name: task {task.name!r} is already registered")
@@ -52,7 +53,7 @@ def register_task(task: Task) -> Task:
 def _check_kind(task: Task) -> None:
     """Refuse attributes that the task's kind does not have, and those of another type."""
     of_answers = ("answer", "correct", "scores", "tokenizer", "pretraining")
-    of_classes = ("orders", "token_space", "label_names")
+    of_classes = ("orders", "token_space", "classes")
     others = of_classes if task.generates else of_answers
     for name in others:
         if getattr(task, name):
@@ -61,6 +62,12 @@ def _check_kind(task: Task) -> None:
                 f"task.name: task {task.name!r} is of kind {task.kind!r}, but has `{name}`, which "
                 f"belongs to tasks {kinds}"
             )
+    check_classes(f"task.name: task {task.name!r}: `classes`", task.classes)
+    if task.kind == "preference" and task.num_classes > 2:
+        raise InputError(
+            f"task.name: task {task.name!r} is of kind 'preference', but has {task.num_classes} "
+            "classes; a pair has two: the first or the second text is better"
+        )
     for name in ("answer", "correct"):
         value = getattr(task, name)
         if value is not None and not callable(value):

@@ -19,7 +19,7 @@ TASKS: tuple[Task, ...] = (
         description="Sentences from the literature on linguistics: acceptable or not (GLUE).",
         licence="not stated",
         fields=("sentence", "label"),
-        label_names=("unacceptable", "acceptable"),
+        classes=("unacceptable", "acceptable"),
         expand=expand_cola,
         hub=Origin("nyu-mll/glue", config="cola"),
         tfds=Origin("glue/cola"),

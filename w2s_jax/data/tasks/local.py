@@ -1,9 +1,10 @@
 """Tasks without code: folders of files with these fields.
 
-text, label                  classification, label 0 or 1
+text, label                  classification: 0 or 1, or the name or number of any class
 text_a, text_b, label        which of two texts is better (1: text_b)
 prompt, target               generation: the completion of a prompt, both kept as they are
-... soft_label               P(label 1) from people or a judge, with or without label
+... soft_label               from people or a judge, with or without label: P(label 1), or the
+                             probabilities of more classes
 ... group                    records of one group stay on one side of every split
 """
 
