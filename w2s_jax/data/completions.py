@@ -27,8 +27,8 @@ from w2s_jax.data.completion_arrays import (
     with_completions,
 )
 from w2s_jax.data.documents import Document
-from w2s_jax.data.token_cache import encode_cached
 from w2s_jax.data.task import Task
+from w2s_jax.data.token_cache import encode_cached
 from w2s_jax.data.tokenize import SIDES, tokenize
 from w2s_jax.data.tokenized import TokenizedDocuments, offsets_of
 from w2s_jax.data.tokenizers import Tokenizer
