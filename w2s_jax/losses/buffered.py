@@ -66,7 +66,7 @@ def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
     if targets_BC.shape[1] != 2:
         log_w_BC = jnp.log(targets_BC + 1e-7)
         mean_C = jax.vmap(weighted_mean, in_axes=(1, None))(log_w_BC, weights_B)
-        return jax.nn.softmax(log_w_BC - mean_C, axis=-1)
+        return jax.nn.softmax(log_w_BC - mean_C[None, :], axis=-1)
     # Not 1 - p + 1e-7 of one column, which is compiled as (1 + 1e-7) - p: 1.2e-7 for p = 1.
     log_odds_B = jnp.log(targets_BC[:, 1] + 1e-7) - jnp.log(targets_BC[:, 0] + 1e-7)
     p1_B = jax.nn.sigmoid(log_odds_B - weighted_mean(log_odds_B, weights_B))

@@ -55,10 +55,12 @@ def register(
         an optional float.
 
     Raises:
-      InputError: if the name is taken, if `traced` names no option, or for `update` without
-        `init_state`.
+      InputError: if the name is taken, if `traced` or `balanced_by` names no option, or for
+        `update` without `init_state`.
     """
-    _check_traced(name, traced, options)
+    _check_options(name, "traced", traced, options)
+    if balanced_by not in ("", "kind"):
+        _check_options(name, "balanced_by", (balanced_by,), options)
     if update is not None and init_state is None:
         raise errors.InputError(
             f"losses.register: {name!r} has update but no init_state; give both, init_state alone, "
@@ -115,7 +117,7 @@ def register_preference(
     Raises:
       InputError: if the name is taken, or if `traced` names no option.
     """
-    _check_traced(name, traced, options)
+    _check_options(name, "traced", traced, options)
 
     def wrap(fn: LossFn) -> PreferenceSpec:
         return PREFERENCES.add(
@@ -158,8 +160,10 @@ def check_classes(
         spec.require_classes(label, options, classes, batch_size)
 
 
-def _check_traced(name: str, traced: tuple[str, ...], options: dict[str, Any]) -> None:
-    """Refuse names in `traced` that are no options."""
-    for option in traced:
+def _check_options(
+    name: str, argument: str, named: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """Refuse names in an argument that are no options."""
+    for option in named:
         if option not in options:
-            raise errors.unknown(f"losses.register: {name!r}: traced", option, options)
+            raise errors.unknown(f"losses.register: {name!r}: {argument}", option, options)

@@ -86,7 +86,7 @@ def _solved(scores_BC: Array, shares_C: Array, weights_B: Array) -> Array:
     total = jnp.sum(weights_B)
     wanted_C = shares_C * (total / jnp.maximum(jnp.sum(shares_C), 1e-9))
     price_C = _guessed_prices(scores_BC, wanted_C, weights_B)
-    own_B = jnp.argmax(scores_BC - price_C, axis=1)
+    own_B = jnp.argmax(scores_BC - price_C[None, :], axis=1)
     mass_BC = weights_B[:, None] * jax.nn.one_hot(own_B, classes)
     # Where less than this is left, it is rounding of the sums.
     least = jnp.finfo(jnp.float32).eps * total
@@ -133,7 +133,7 @@ def _guessed_prices(scores_BC: Array, wanted_C: Array, weights_B: Array) -> Arra
 
     def step(number: Array, price_C: Array) -> Array:
         temperature = jnp.maximum(spread * _COOLING**number, 1e-9)
-        p_BC = jax.nn.softmax((scores_BC - price_C) / temperature, axis=1)
+        p_BC = jax.nn.softmax((scores_BC - price_C[None, :]) / temperature, axis=1)
         has_C = weights_B @ p_BC
         ratio_C = jnp.maximum(has_C, floor) / jnp.maximum(wanted_C, floor)
         return price_C + temperature * jnp.log(jnp.maximum(ratio_C, 1e-9))
