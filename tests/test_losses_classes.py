@@ -277,7 +277,17 @@ def test_the_radius_of_a_window_is_the_lower_median_of_the_largest_labels(count)
 # Transport
 
 
-PROBLEMS = ("plain", "weights", "shares", "one class", "collapsed", "wide", "tied", "bfloat16")
+PROBLEMS = (
+    "plain",
+    "weights",
+    "shares",
+    "one class",
+    "collapsed",
+    "wide",
+    "columns",
+    "tied",
+    "bfloat16",
+)
 
 
 def problem(kind, size, classes, seed):
@@ -296,8 +306,11 @@ def problem(kind, size, classes, seed):
         scores = np.float32(0.01) * scores + np.float32([5] + [0] * (classes - 1))
     if kind == "wide":
         scores *= rng.choice([1, 100, 1e4], (size, 1)).astype(np.float32)
+    if kind == "columns":
+        scores = np.outer(scores[:, 0], scores[0])
+        weights = (10 ** rng.uniform(-3, 1, size)).astype(np.float32)
     if kind == "tied":
-        scores = np.round(scores)
+        scores, weights = np.round(scores), rng.random(size).astype(np.float32)
     if kind == "bfloat16":
         scores = np.asarray(jax.numpy.asarray(scores, jax.numpy.bfloat16), np.float32)
     return scores, shares, weights
@@ -400,6 +413,35 @@ def test_a_large_batch_of_many_classes_is_balanced():
     s = scores.astype(np.float64)
     best = linear_programme(s, shares.astype(np.float64), weights.astype(np.float64))[1]
     np.testing.assert_allclose((labels * s).sum(), best, rtol=1e-5)
+
+
+def test_a_document_that_makes_two_moves_in_a_row_needs_mass_for_the_first_only():
+    """By rounding the way over class 2 is shorter, where this document has nearly nothing."""
+    rows = [
+        -0.912445,
+        -2.27307,
+        -0.8321795,
+        -1.3786534,
+        0.8058039,
+        0.14142077,
+        -1.7677249,
+        2.091743,
+    ]
+    scores = np.zeros((8, 3), np.float32)
+    scores[:, 0] = rows
+    scores[:, 1] = [
+        0.7290186, 1.8161209, 0.6648887, 1.1015064, -0.6438153, -0.11299133, 1.4123638, -1.6712453
+    ]  # fmt: skip
+    scores[:, 2] = [
+        -0.17621061, -0.4389734, -0.1607098, -0.26624438, 0.15561618, 0.02731106, -0.34138152,
+        0.40395564,
+    ]  # fmt: skip
+    shares = np.float32([3.2416502e-01, 6.7572927e-01, 1.0572856e-04])
+    weights = np.float32(
+        [0.5750583, 0.7238305, 0.56723136, 0.42650685, 0.6235913, 0.7926168, 0.56594086, 0.09393626]
+    )
+    labels = transport(scores, shares, weights)
+    np.testing.assert_allclose(weights @ labels, shares * weights.sum(), atol=2e-6)
 
 
 # What is refused

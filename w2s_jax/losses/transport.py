@@ -166,15 +166,17 @@ def _moved(
     """Return masses and excesses after as much as possible moved along the path to `end`."""
 
     def back(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        to, amount, moves_BC = carry
+        to, moves_BC = carry
         source = before_C[to]
         gap_B = scores_BC[:, source] - scores_BC[:, to]
         document = jnp.argmin(jnp.where(mass_BC[:, source] > 0, gap_B, jnp.inf))
         moves_BC = moves_BC.at[document, to].add(1.0).at[document, source].add(-1.0)
-        return source, jnp.minimum(amount, mass_BC[document, source]), moves_BC
+        return source, moves_BC
 
-    start, amount, moves_BC = jax.lax.while_loop(
-        lambda carry: before_C[carry[0]] >= 0, back, (end, -excess_C[end], jnp.zeros_like(mass_BC))
+    start, moves_BC = jax.lax.while_loop(
+        lambda carry: before_C[carry[0]] >= 0, back, (end, jnp.zeros_like(mass_BC))
     )
-    amount = jnp.minimum(amount, excess_C[start])
+    # One document may make several moves in a row, and needs mass in the class where it starts only.
+    amount = jnp.min(jnp.where(moves_BC < 0, mass_BC, jnp.inf))
+    amount = jnp.minimum(amount, jnp.minimum(excess_C[start], -excess_C[end]))
     return mass_BC + amount * moves_BC, excess_C.at[start].add(-amount).at[end].add(amount)
