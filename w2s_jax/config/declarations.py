@@ -48,6 +48,10 @@ class LossSpec:
         tokens, as keywords. None: not defined on tokens.
       top_k_labels: whether `on_tokens` also takes the supervisor's distributions, `top_ids_RQk`
         (int32) and `top_logprobs_RQk` (float32), as keywords.
+      two_classes: whether it is defined on two classes only.
+      balanced_by: what makes it give each class a share of the batch, for which more than two
+        classes need larger batches: an option, unless its value is 'argmax'; 'kind' where it always
+        does; '': never.
     """
 
     name: str
@@ -62,6 +66,8 @@ class LossSpec:
     source: str = ""
     on_tokens: LossFn | None = None
     top_k_labels: bool = False
+    two_classes: bool = False
+    balanced_by: str = ""
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -100,6 +106,32 @@ class LossSpec:
                     f"completions; leave it at {default!r}"
                 )
 
+    def require_classes(
+        self, label: str, options: Mapping[str, Any], classes: int, batch_size: int
+    ) -> None:
+        """Refuse a number of classes that this loss, or its batches, cannot have.
+
+        See `losses.check_classes`.
+        """
+        if classes <= 2:
+            return
+        if self.two_classes:
+            allowed = (kind for kind, spec in LOSSES.items() if not spec.two_classes)
+            raise errors.InputError(
+                f"loss.{label}.kind: {self.name!r} is defined on two classes only, and the task "
+                f"has {classes}; allowed: {', '.join(allowed)}"
+            )
+        field = self.balanced_by
+        value = self.name if field == "kind" else (self.defaults | options).get(field)
+        if field and value != "argmax" and batch_size < 4 * classes:
+            of_loss = "kind='confidence' with " if field == "kind" else ""
+            unbalanced = "threshold" if field == "kind" else field
+            raise errors.InputError(
+                f"loss.{label}.{field}: {value!r} gives each of {classes} classes a share of a "
+                f"batch, which needs train.batch_size of at least {4 * classes} (it is "
+                f"{batch_size}); or use {of_loss}{unbalanced}='argmax'"
+            )
+
     def __call__(
         self,
         logits_BC: "Array",
@@ -113,8 +145,8 @@ class LossSpec:
         """Return the loss of a batch.
 
         Args:
-          logits_BC: logits of two classes.
-          targets_BC: soft labels in [0, 1]; column 1 is P(label 1).
+          logits_BC: logits of the classes.
+          targets_BC: soft labels in [0, 1]; column c is P(label c).
           step_fraction: step / total steps, from 0.
           weights_B: non-negative weights of the documents; None: all 1. A document of weight 0
             takes no part in anything.

@@ -5,13 +5,14 @@ Every loss has the signature
     loss(logits_BC, targets_BC, step_fraction, *, weights_B=None, state=None, **options)
 
 and returns a float32 scalar: the weighted mean of the documents' terms. `targets_BC` are the soft
-labels (column 1 is P(label 1)), `step_fraction` = step / total steps from 0, `weights_B` a
+labels (column c is P(label c)), `step_fraction` = step / total steps from 0, `weights_B` a
 non-negative weight for each document (None: all 1; a document of weight 0 takes no part in
-anything), and `state` the memory of a loss that has one (None: empty). All compute in float32, for
-two classes. Values and gradients are finite for finite logits and labels in [0, 1].
+anything), and `state` the memory of a loss that has one (None: empty). All compute in float32.
+Values and gradients are finite for finite logits and labels in [0, 1]. `check_classes` refuses what
+is not defined on more than two classes.
 
-Letters in names: B documents of a batch, C = 2 classes, N documents of the training set, Q entries
-of a buffer. `LOSSES` is the table of all losses, `register` adds one, and a loss is also an
+Letters in names: B documents of a batch, C classes, N documents of the training set, Q entries of
+a buffer. `LOSSES` is the table of all losses, `register` adds one, and a loss is also an
 attribute of this package (`losses.xent`). Importing it imports no JAX.
 
 Of completions, a loss is a mean over target tokens (`tokens`, `token_losses`). `PREFERENCE_LOSSES`

@@ -1,6 +1,6 @@
 """A confidence loss with a weight for each document (Guo et al. 2024).
 
-f is the student's distribution over the two classes, w the soft label.
+f is the student's distribution over the classes, w the soft label.
 """
 
 from w2s_jax.config.options import Option
@@ -19,7 +19,7 @@ from w2s_jax.losses.registry import register
     coupled=False,
     traced=("temperature", "warmup_fraction"),
     summary="CE(f, (1 - a) w + a f1), a = ramp * sg(softmax of CE(f, f1) / T against "
-    "CE(f, w1) / T); f1, w1: the likelier classes of f and w",
+    "CE(f, w1) / T); f1, w1: the likeliest classes of f and w",
     source='Guo et al. 2024, "Vision superalignment"',
     temperature=Option(1.0, "T; the higher, the closer a is to 1/2", low=0.001, high=1000),
     warmup_fraction=Option(0.25, "Share of training in which a rises", low=0, high=1),
@@ -35,7 +35,7 @@ def adaptive_confidence(
 ) -> Array:
     """L_i = (1 - a_i) CE(f, w) + a_i CE(f, f1): Guo et al. 2024 ("Vision superalignment").
 
-    f1 and w1 are the likelier classes of f and w (1/2 each for ties), and
+    f1 and w1 are the likeliest classes of f and w (shared equally by ties), and
     a_i = exp(CE(f, f1) / T) / (exp(CE(f, f1) / T) + exp(CE(f, w1) / T)), without gradient: at most
     1/2, the value where the student agrees with the label. a_i is multiplied by a factor that rises
     linearly from 0 to 1 over the first `warmup_fraction` of training, as in published

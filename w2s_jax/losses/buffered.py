@@ -58,7 +58,15 @@ def update_buffer(
 
 
 def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
-    """Return the labels with their log-odds shifted to the mean 0 over the batch, [B, 2]."""
+    """Return the labels with their log-odds shifted to the mean 0 over the batch, [B, C].
+
+    Of more than two classes, the mean of each log w_c + 1e-7 is taken off it: softmax_c(log(w_c +
+    1e-7) - its mean over the batch), which is the same for two.
+    """
+    if targets_BC.shape[1] != 2:
+        log_w_BC = jnp.log(targets_BC + 1e-7)
+        mean_C = jax.vmap(weighted_mean, in_axes=(1, None))(log_w_BC, weights_B)
+        return jax.nn.softmax(log_w_BC - mean_C[None, :], axis=-1)
     # Not 1 - p + 1e-7 of one column, which is compiled as (1 + 1e-7) - p: 1.2e-7 for p = 1.
     log_odds_B = jnp.log(targets_BC[:, 1] + 1e-7) - jnp.log(targets_BC[:, 0] + 1e-7)
     p1_B = jax.nn.sigmoid(log_odds_B - weighted_mean(log_odds_B, weights_B))
@@ -73,6 +81,7 @@ def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
     summary="CE(f, (1 - a) w + a f_t), a = aux_coef * ramp; t: quantile of P(label 0) over the "
     "last `buffer_size` predictions, this batch's included, at the mean weak label",
     source="EleutherAI/w2s, 'logconf'",
+    two_classes=True,
     aux_coef=own_weight(0.5),
     warmup_fraction=warmup(0.1),
     buffer_size=Option(32, "Predictions that the threshold is taken over", low=1, high=65536),

@@ -61,7 +61,11 @@ def hardened_share(scores_B: Array, share: Array | float, weights_B: Array) -> A
 
 
 def hardened(scores_BC: Array) -> Array:
-    """Return 1 for the class with the higher score, 0 for the other; 1/2 for ties, [B, 2]."""
+    """Return 1 for the class of the highest score, 0 for others, equal parts for ties, [B, C]."""
+    if scores_BC.shape[1] != 2:
+        highest_BC = scores_BC == jnp.max(scores_BC, axis=1, keepdims=True)
+        shared_BC = highest_BC / jnp.maximum(jnp.sum(highest_BC, axis=1, keepdims=True), 1)
+        return jax.lax.stop_gradient(shared_BC.astype(jnp.float32))
     positive_B = 0.5 + 0.5 * jnp.sign(scores_BC[:, 1] - scores_BC[:, 0])
     return jax.lax.stop_gradient(jnp.stack([1.0 - positive_B, positive_B], axis=1))
 

@@ -1,6 +1,6 @@
 """Divergences between student and weak labels other than cross-entropy.
 
-f is the student's distribution over the two classes, w the soft label. Where a formula has log w,
+f is the student's distribution over the C classes, w the soft label. Where a formula has log w,
 w is at least 1e-7, as hard labels would make it infinite.
 """
 
@@ -13,7 +13,7 @@ from w2s_jax.losses.registry import register
 #: Labels are at least this in a logarithm.
 FLOOR = 1e-7
 
-_SMOOTHING = Option(0.0, "e: w is replaced by (1 - e) w + e / 2", low=0, high=1)
+_SMOOTHING = Option(0.0, "e: w is replaced by (1 - e) w + e / C", low=0, high=1)
 
 
 def _entropy_of_labels(targets_BC: Array) -> Array:
@@ -30,8 +30,9 @@ def _reverse_cross_entropy(log_p_BC: Array, targets_BC: Array) -> Array:
 
 
 def _smoothed(targets_BC: Array, label_smoothing: Array | float) -> Array:
-    """(1 - e) w + e / 2, float32."""
-    return (1.0 - label_smoothing) * targets_BC.astype(jnp.float32) + 0.5 * label_smoothing
+    """(1 - e) w + e / C, float32."""
+    uniform = 1.0 / targets_BC.shape[1]
+    return (1.0 - label_smoothing) * targets_BC.astype(jnp.float32) + uniform * label_smoothing
 
 
 @register(
@@ -79,7 +80,7 @@ def reverse_kl(
 ) -> Array:
     """Reverse divergence KL(f || w) = sum_c f_c (log f_c - log w_c), which seeks one mode.
 
-    `label_smoothing` e replaces w by (1 - e) w + e / 2 first.
+    `label_smoothing` e replaces w by (1 - e) w + e / C first.
     """
     del step_fraction
     log_p_BC = log_probabilities(logits_BC)
@@ -106,7 +107,7 @@ def reverse_xent(
 ) -> Array:
     """Reverse cross-entropy -sum_c f_c log w_c (Wang et al. 2019; Xu et al. 2026 for weak labels).
 
-    An uncertain label (w near 1/2) has almost no gradient. `label_smoothing` as in `reverse_kl`.
+    An uncertain label (w near 1/C) has almost no gradient. `label_smoothing` as in `reverse_kl`.
     """
     del step_fraction
     targets_BC = _smoothed(targets_BC, label_smoothing)
@@ -118,7 +119,7 @@ def reverse_xent(
     "cace",
     coupled=False,
     traced=("c",),
-    summary="CE(f, w) where abs(w - 1/2) >= c, else reverse cross-entropy",
+    summary="CE(f, w) where max w - 1/C >= c, else reverse cross-entropy",
     source="Xu et al. 2026",
     c=Option(0.1, "Certainty of a label from which cross-entropy is taken", low=0, high=0.5),
 )
@@ -132,14 +133,14 @@ def cace(
 ) -> Array:
     """Confidence-adaptive cross-entropy (Xu et al. 2026).
 
-    Cross-entropy where the label is certain, |w - 1/2| >= c, reverse cross-entropy elsewhere. With
-    c = 0 it is `xent`.
+    Cross-entropy where the label is certain, max_c w_c - 1/C >= c, reverse cross-entropy elsewhere.
+    The paper has two classes, where that is |w - 1/2| >= c. With c = 0 it is `xent`.
     """
     del step_fraction
     targets_BC = targets_BC.astype(jnp.float32)
     log_p_BC = log_probabilities(logits_BC)
-    # The larger column, so that 0.4 is as certain as 0.6 after rounding.
-    certain_B = jnp.max(targets_BC, axis=-1) - 0.5 >= c
+    # The largest column, so that 0.4 is as certain as 0.6 after rounding.
+    certain_B = jnp.max(targets_BC, axis=-1) - 1.0 / targets_BC.shape[1] >= c
     loss_B = jnp.where(
         certain_B,
         _cross_entropy(log_p_BC, targets_BC),

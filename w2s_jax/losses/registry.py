@@ -1,10 +1,17 @@
 """Registration of losses."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from w2s_jax.config.declarations import LOSSES, PREFERENCES, LossFn, LossSpec, PreferenceSpec
+from w2s_jax.config.declarations import (
+    LOSSES,
+    PREFERENCES,
+    LossFn,
+    LossSpec,
+    PreferenceSpec,
+    loss_named,
+)
 from w2s_jax.config.options import declared, defaults
 from w2s_jax.core import errors
 
@@ -21,6 +28,8 @@ def register(
     source: str = "",
     on_tokens: LossFn | None = None,
     top_k_labels: bool = False,
+    two_classes: bool = False,
+    balanced_by: str = "",
     **options: Any,
 ) -> Callable[[LossFn], LossSpec]:
     """Return a decorator that registers a loss function under `name`.
@@ -40,14 +49,18 @@ def register(
       on_tokens: the loss of completions, the terms of target tokens (see `LossSpec`); the first
         line of its docstring is its definition in the documentation.
       top_k_labels: whether `on_tokens` takes the supervisor's distributions.
+      two_classes: whether the loss is defined on two classes only.
+      balanced_by: what makes it give each class a share of the batch (see `LossSpec`).
       **options: an `Option`, or just the default, of each keyword option. A default of None makes
         an optional float.
 
     Raises:
-      InputError: if the name is taken, if `traced` names no option, or for `update` without
-        `init_state`.
+      InputError: if the name is taken, if `traced` or `balanced_by` names no option, or for
+        `update` without `init_state`.
     """
-    _check_traced(name, traced, options)
+    _check_options(name, "traced", traced, options)
+    if balanced_by not in ("", "kind"):
+        _check_options(name, "balanced_by", (balanced_by,), options)
     if update is not None and init_state is None:
         raise errors.InputError(
             f"losses.register: {name!r} has update but no init_state; give both, init_state alone, "
@@ -72,6 +85,8 @@ def register(
                 source=source,
                 on_tokens=on_tokens,
                 top_k_labels=top_k_labels,
+                two_classes=two_classes,
+                balanced_by=balanced_by,
             )
         )
 
@@ -102,7 +117,7 @@ def register_preference(
     Raises:
       InputError: if the name is taken, or if `traced` names no option.
     """
-    _check_traced(name, traced, options)
+    _check_options(name, "traced", traced, options)
 
     def wrap(fn: LossFn) -> PreferenceSpec:
         return PREFERENCES.add(
@@ -121,14 +136,34 @@ def register_preference(
     return wrap
 
 
-def _check_traced(name: str, traced: tuple[str, ...], options: dict[str, Any]) -> None:
-    """Refuse names in `traced` that are no options."""
-    for option in traced:
-        if option not in options:
-            raise errors.unknown(f"losses.register: {name!r}: traced", option, options)
-
-
 def check_classes(
-    label: str, kind: str, options: dict[str, Any], *, classes: int, batch_size: int
+    label: str, kind: str, options: Mapping[str, Any], *, classes: int, batch_size: int
 ) -> None:
-    """Stub until the losses are merged."""
+    """Refuse a loss that is not defined on a number of classes, or needs larger batches for it.
+
+    Two classes are always allowed. Losses of pairs of completions are not about classes, and pass.
+
+    Args:
+      label: the label of the loss in the config.
+      kind: its kind.
+      options: option -> value; an option that is left out has its default.
+      classes: the number of classes, at least 2.
+      batch_size: documents of a training step.
+
+    Raises:
+      InputError: if there is no such kind; for a loss of two classes only; and for one that gives
+        each class a share of the batch, where a batch has fewer than 4 documents for each of more
+        than two classes.
+    """
+    spec = loss_named(kind, f"loss.{label}.kind")
+    if isinstance(spec, LossSpec):
+        spec.require_classes(label, options, classes, batch_size)
+
+
+def _check_options(
+    name: str, argument: str, named: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """Refuse names in an argument that are no options."""
+    for option in named:
+        if option not in options:
+            raise errors.unknown(f"losses.register: {name!r}: {argument}", option, options)
