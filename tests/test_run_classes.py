@@ -7,12 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import w2s_jax
-from w2s_jax import models, testing
+from w2s_jax import models, sharding, testing
 from w2s_jax.config import METHODS
 from w2s_jax.core import errors
 from w2s_jax.execution import labels as exported
 from w2s_jax.losses import LOSSES
-from w2s_jax.store.artifacts import PhaseFolder, load_labels
+from w2s_jax.models.convert import convert
+from w2s_jax.store.artifacts import PhaseFolder, load_labels, stored_labels
 
 pytestmark = pytest.mark.medium
 
@@ -37,12 +38,6 @@ def finished(data_dir, tmp_path_factory):
     kinds = [kind for kind in LOSSES if kind != "buffered_confidence"]
     workdir = tmp_path_factory.mktemp("runs") / "run"
     return w2s_jax.run(config_of(data_dir, *kinds), workdir), workdir
-
-
-def predictions(workdir, phase):
-    table = pq.read_table(workdir / "phases" / phase / "predictions.parquet")
-    rows = table.filter(pq.read_table.__globals__["pa"].compute.equal(table["split"], "test"))
-    return rows
 
 
 def test_metrics_are_those_of_the_stored_predictions(finished):
@@ -84,13 +79,7 @@ def test_exported_labels_give_the_same_student(finished, data_dir, tmp_path, suf
     config = config_of(data_dir, "xent", weak__labels=str(file))
     again = w2s_jax.run(config, tmp_path / "again")
     (made,) = (tmp_path / "again" / "phases").glob("labels-*")
-    for split in ("slice2", "test"):
-        ids = json.loads((weak.path / "result.json").read_text())["labels"]["splits"]
-        assert split in ids
-    _, ids_N = None, None
-    from w2s_jax.store import artifacts
-
-    for split, (ids_N, soft_NC) in artifacts.stored_labels(weak).items():
+    for split, (ids_N, soft_NC) in stored_labels(weak).items():
         np.testing.assert_array_equal(load_labels(PhaseFolder(made), split, ids_N), soft_NC)
     for name in ("accuracy", "macro_f1", "log_loss", "agreement"):
         assert again["students"]["xent"][name] == result["students"]["xent"][name]
@@ -99,7 +88,15 @@ def test_exported_labels_give_the_same_student(finished, data_dir, tmp_path, suf
 def test_an_exported_classifier_keeps_the_names(finished, tmp_path):
     result, workdir = finished
     phase = workdir / "phases" / result["ceiling"]["phase"]
-    models.convert.convert(phase, tmp_path / "hf")
+    convert(str(phase), tmp_path / "out", "huggingface")
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["id2label"] == {"0": "bad", "1": "good", "2": "mixed"}
+    mesh = sharding.make_mesh()
+    (ours, theirs) = (
+        models.load_with_head(path, mesh)[1]["head"] for path in (phase, tmp_path / "out")
+    )
+    assert ours["kernel"].shape == (16, 3)
+    np.testing.assert_array_equal(ours["kernel"], theirs["kernel"])
 
 
 def test_a_loss_and_a_method_of_two_classes_are_refused(data_dir, tmp_path):
