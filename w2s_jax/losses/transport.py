@@ -176,7 +176,7 @@ def _moved(
     start, moves_BC = jax.lax.while_loop(
         lambda carry: before_C[carry[0]] >= 0, back, (end, jnp.zeros_like(mass_BC))
     )
-    # One document may make several moves in a row, and needs mass in the class where it starts only.
+    # A document that makes moves in a row needs mass in the class of the first one only.
     amount = jnp.min(jnp.where(moves_BC < 0, mass_BC, jnp.inf))
     amount = jnp.minimum(amount, jnp.minimum(excess_C[start], -excess_C[end]))
     return mass_BC + amount * moves_BC, excess_C.at[start].add(-amount).at[end].add(amount)
