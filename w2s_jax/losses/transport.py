@@ -40,7 +40,11 @@ class _Flow(NamedTuple):
 
 
 def max_paths(documents: int, classes: int) -> int:
-    """Return the largest number of augmenting paths that `transported` takes."""
+    """Return the largest number of augmenting paths that `transported` takes.
+
+    It is far above what problems need, and ends the search whatever rounding does. Beyond it some
+    classes would not have their share.
+    """
     return 4 * classes * (documents + classes)
 
 
