@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 
-from w2s_jax import losses
+from w2s_jax import losses, sharding
 from w2s_jax.core import errors
 from w2s_jax.losses.common import hardened, hardened_share
 from w2s_jax.losses.transport import _moved, transported
@@ -389,6 +389,13 @@ def test_a_population_maps_it_and_nothing_has_a_gradient():
     grad = jax.grad(lambda *args: (transported(*args) ** 2).sum(), argnums=(0, 1, 2))
     for part in jax.jit(grad)(*problems[1]):
         np.testing.assert_array_equal(part, 0)
+
+
+def test_a_batch_on_several_devices_has_the_same_labels():
+    scores, shares, weights = problem("weights", 16, 3, 1)
+    rows = sharding.rows(sharding.mesh_of((8, 1, 1)), leading=0)
+    split = transport(jax.device_put(scores, rows), shares, jax.device_put(weights, rows))
+    np.testing.assert_allclose(split, transport(scores, shares, weights), atol=1e-6)
 
 
 def test_a_batch_without_weight_has_no_labels_and_one_document_has_the_shares():

@@ -169,7 +169,7 @@ def _moved(
 ) -> tuple[Array, Array]:
     """Return masses and excesses after as much as possible moved along the path to `end`."""
 
-    def back(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def back(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         to, moves_BC = carry
         source = before_C[to]
         gap_B = scores_BC[:, source] - scores_BC[:, to]
