@@ -8,10 +8,10 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 
-from w2s_jax import losses
+from w2s_jax import losses, sharding
 from w2s_jax.core import errors
 from w2s_jax.losses.common import hardened, hardened_share
-from w2s_jax.losses.transport import transported
+from w2s_jax.losses.transport import _moved, transported
 from w2s_jax.losses.windowed import init_window
 
 VARIANTS = {
@@ -391,6 +391,13 @@ def test_a_population_maps_it_and_nothing_has_a_gradient():
         np.testing.assert_array_equal(part, 0)
 
 
+def test_a_batch_on_several_devices_has_the_same_labels():
+    scores, shares, weights = problem("weights", 16, 3, 1)
+    rows = sharding.rows(sharding.mesh_of((8, 1, 1)), leading=0)
+    split = transport(jax.device_put(scores, rows), shares, jax.device_put(weights, rows))
+    np.testing.assert_allclose(split, transport(scores, shares, weights), atol=1e-6)
+
+
 def test_a_batch_without_weight_has_no_labels_and_one_document_has_the_shares():
     scores, shares, weights = problem("shares", 13, 3, 0)
     np.testing.assert_array_equal(transport(scores, shares, 0 * weights), 0)
@@ -416,32 +423,16 @@ def test_a_large_batch_of_many_classes_is_balanced():
 
 
 def test_a_document_that_makes_two_moves_in_a_row_needs_mass_for_the_first_only():
-    """By rounding the way over class 2 is shorter, where this document has nearly nothing."""
-    rows = [
-        -0.912445,
-        -2.27307,
-        -0.8321795,
-        -1.3786534,
-        0.8058039,
-        0.14142077,
-        -1.7677249,
-        2.091743,
-    ]
-    scores = np.zeros((8, 3), np.float32)
-    scores[:, 0] = rows
-    scores[:, 1] = [
-        0.7290186, 1.8161209, 0.6648887, 1.1015064, -0.6438153, -0.11299133, 1.4123638, -1.6712453
-    ]  # fmt: skip
-    scores[:, 2] = [
-        -0.17621061, -0.4389734, -0.1607098, -0.26624438, 0.15561618, 0.02731106, -0.34138152,
-        0.40395564,
-    ]  # fmt: skip
-    shares = np.float32([3.2416502e-01, 6.7572927e-01, 1.0572856e-04])
-    weights = np.float32(
-        [0.5750583, 0.7238305, 0.56723136, 0.42650685, 0.6235913, 0.7926168, 0.56594086, 0.09393626]
-    )
-    labels = transport(scores, shares, weights)
-    np.testing.assert_allclose(weights @ labels, shares * weights.sum(), atol=2e-6)
+    """By rounding a way over class 2 may be the shortest, where the document has nearly nothing.
+
+    If that bounded the move, paths would be many and each would move nearly nothing.
+    """
+    mass = np.float32([[1, 0, 0.001], [0, 2, 0]])
+    excess, before = np.float32([0.5, -0.75, 0.25]), np.array([-1, 2, 0])
+    scores = np.zeros((2, 3), np.float32)
+    moved, left = jax.jit(_moved)(scores, mass, excess, before, np.int32(1))
+    np.testing.assert_allclose(moved, [[0.5, 0.5, 0.001], [0, 2, 0]])
+    np.testing.assert_allclose(left, [0, -0.25, 0.25])
 
 
 # What is refused

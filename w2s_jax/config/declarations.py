@@ -122,7 +122,7 @@ class LossSpec:
                 f"has {classes}; allowed: {', '.join(allowed)}"
             )
         field = self.balanced_by
-        value = self.name if field == "kind" else (self.defaults | options).get(field)
+        value = self.name if field == "kind" else {**self.defaults, **options}.get(field)
         if field and value != "argmax" and batch_size < 4 * classes:
             of_loss = "kind='confidence' with " if field == "kind" else ""
             unbalanced = "threshold" if field == "kind" else field

@@ -40,7 +40,11 @@ class _Flow(NamedTuple):
 
 
 def max_paths(documents: int, classes: int) -> int:
-    """Return the largest number of augmenting paths that `transported` takes."""
+    """Return the largest number of augmenting paths that `transported` takes.
+
+    It is far above what problems need, and ends the search whatever rounding does. Beyond it some
+    classes would not have their share.
+    """
     return 4 * classes * (documents + classes)
 
 
@@ -165,7 +169,7 @@ def _moved(
 ) -> tuple[Array, Array]:
     """Return masses and excesses after as much as possible moved along the path to `end`."""
 
-    def back(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def back(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         to, moves_BC = carry
         source = before_C[to]
         gap_B = scores_BC[:, source] - scores_BC[:, to]
@@ -176,7 +180,7 @@ def _moved(
     start, moves_BC = jax.lax.while_loop(
         lambda carry: before_C[carry[0]] >= 0, back, (end, jnp.zeros_like(mass_BC))
     )
-    # A document that makes several moves in a row needs mass only in the class where it starts.
+    # A document that makes moves in a row needs mass in the class of the first one only.
     amount = jnp.min(jnp.where(moves_BC < 0, mass_BC, jnp.inf))
     amount = jnp.minimum(amount, jnp.minimum(excess_C[start], -excess_C[end]))
     return mass_BC + amount * moves_BC, excess_C.at[start].add(-amount).at[end].add(amount)
