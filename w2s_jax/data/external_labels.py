@@ -52,7 +52,8 @@ def read_external_labels(
     An id is an integer or a string of digits. Strings that begin with 0x are hexadecimal; the
     others are all decimal, unless one of the file has a letter a to f: then all are hexadecimal.
     Negative ids are those of tools whose integers are signed: -1 is 2^64 - 1. A `p` within 1e-6 of
-    [0, 1] is clipped; those of C > 2 classes are divided by their sum, which is 1 within 0.001.
+    [0, 1] is clipped; those of C > 2 classes, whose sum is 1 within 0.001, are divided by it unless
+    float32 explains the difference.
 
     Args:
       path: the file.

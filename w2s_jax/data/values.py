@@ -28,6 +28,7 @@ _INTEGER = re.compile(r"-?\d+", re.ASCII)
 _ROUNDING = 1e-6
 # Probabilities in files are often rounded to three digits.
 _SUM_TOLERANCE = 1e-3
+_FLOAT32_ROUNDING = 6e-8
 
 
 def is_missing(value: Any) -> bool:
@@ -186,7 +187,7 @@ def parse_probabilities(value: Any, subject: str, classes: tuple[str, ...]) -> t
       classes: names of the classes.
 
     Returns:
-      C numbers with the sum 1.
+      C numbers with the sum 1, but for the rounding of float32.
 
     Raises:
       InputError: anything else.
@@ -212,6 +213,9 @@ def parse_probabilities(value: Any, subject: str, classes: tuple[str, ...]) -> t
         raise InputError(
             f"{subject} {shown(value)} has the sum {total:g}; allowed: 1 (within {_SUM_TOLERANCE})"
         )
+    # What float32 has rounded stays as it is, so that stored labels are read unchanged.
+    if abs(total - 1) <= _FLOAT32_ROUNDING * count:
+        return tuple(numbers)
     return tuple(number / total for number in numbers)
 
 
