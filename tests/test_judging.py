@@ -116,7 +116,8 @@ def test_any_text_is_read_back_from_every_kind_of_file(tmp_path):
     found = {"test": (np.arange(len(texts), dtype=np.uint64) + 2**60, texts)}
     for suffix in (".csv", ".jsonl"):
         path = tmp_path / f"labels{suffix}"
-        path.write_bytes(labels._text(found, "text", suffix))
+        write = labels._csv if suffix == ".csv" else labels._jsonl
+        path.write_bytes(write(found, "text"))
         assert list(read_external_texts(str(path)).values()) == texts, suffix
     rows = list(csv.reader((tmp_path / "labels.csv").open(newline="")))
     assert [row[2] for row in rows[1:]] == texts

@@ -205,11 +205,11 @@ def test_soft_labels_beside_labels_are_learnt_and_not_what_counts(tmp_path):
     config.pretrain.source = None
     resolved = resolve(validate(config))
     half = resolved.roles["weak"].splits["slice1"]
-    assert set(half.labels_N) == {0, 1} and set(half.targets_N) == {0.25, 0.75}
+    assert set(half.labels_N) == {0, 1} and set(half.soft_N) == {0.25, 0.75}
     weak = next(p for p in plan(resolved).phases if p.kind == "weak")
     context = phases.Context(resolved, tmp_path, sharding.make_mesh(), QUIET, lambda: False)
     targets_NC = inputs.TrainingInputs(weak, context).targets_NC
-    np.testing.assert_array_equal(targets_NC[:, 1], half.targets_N)
+    np.testing.assert_array_equal(targets_NC[:, 1], half.soft_N)
     plain = [{k: v for k, v in row.items() if k != "soft_label"} for row in rows]
     write(tmp_path / "both" / "train.jsonl", plain)
     again = resolve(validate(config))

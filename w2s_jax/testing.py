@@ -56,8 +56,8 @@ def tiny_records(count: int, seed: int = 0, *, labels: Sequence[Any] = (0, 1)) -
     while len(records) < count:
         label = len(records) % len(labels)
         words = list(rng.choice(_PLAIN, size=int(rng.integers(2, 9))))
-        telling = str(rng.choice((_BAD, _GOOD, _MIXED)[label]))
-        words.insert(int(rng.integers(len(words) + 1)), telling)
+        place = int(rng.integers(len(words) + 1))
+        words.insert(place, str(rng.choice((_BAD, _GOOD, _MIXED)[label])))
         text = " ".join(words)
         if text not in seen:
             seen.add(text)

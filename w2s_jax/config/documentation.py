@@ -26,9 +26,10 @@ def losses() -> str:
 
 def methods() -> str:
     """Return the table of methods: name, students, what it does, source."""
-    rows = [
-        (f"`{spec.name}`", spec.students, spec.summary, spec.source) for spec in METHODS.values()
-    ]
+    rows = []
+    for spec in METHODS.values():
+        summary = spec.summary + (". Two classes only" if spec.two_classes else "")
+        rows.append((f"`{spec.name}`", spec.students, summary, spec.source))
     return _table(("`method.name`", "students", "what it does", "source"), rows)
 
 

@@ -118,7 +118,7 @@ def _rows(labels: Labels) -> Iterator[tuple[str, str, Any]]:
             yield f"0x{id_:016x}", split, [*map(str, value)] if np.ndim(value) else str(value)
 
 
-def _csv(labels: Labels, name: str, classes: Sequence[str]) -> bytes:
+def _csv(labels: Labels, name: str, classes: Sequence[str] = ()) -> bytes:
     text = io.StringIO()
     # A carriage return in a text is kept only within quotes.
     writer = csv.writer(

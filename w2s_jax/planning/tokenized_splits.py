@@ -99,8 +99,9 @@ def tokenized_splits(
         notes=balanced,
     )
     found = [*balanced]
+    undecided = "soft_label 0.5" if readers[0].task.num_classes == 2 else "undecided soft labels"
     found += [
-        f"{split}: {count:,} ties (undecided soft labels), which are never evaluated"
+        f"{split}: {count:,} ties ({undecided}), which are never evaluated"
         for split, count in ties.items()
     ]
     tokenized = {
