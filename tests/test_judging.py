@@ -111,6 +111,18 @@ def test_settings_of_completions_are_refused_for_classes(field):
     assert text.startswith(f"{field}: 5, but task 'digits_even' asks for classes")
 
 
+def test_two_classes_have_one_column_also_where_they_have_names():
+    ids_N = np.array([3], np.uint64)
+    two = {"test": (ids_N, np.array([0.25], np.float32))}
+    assert labels._csv(two, "p", ["no", "yes"]).split() == [
+        b"id,split,p",
+        b"0x0000000000000003,test,0.25",
+    ]
+    three = {"test": (ids_N, np.array([[0.25, 0.5, 0.25]], np.float32))}
+    header, row = labels._csv(three, "p", ["no", "yes", "perhaps"]).split()
+    assert header == b"id,split,p.no,p.yes,p.perhaps" and row.endswith(b",0.25,0.5,0.25")
+
+
 def test_any_text_is_read_back_from_every_kind_of_file(tmp_path):
     texts = ["a\rb", "a\r", "a\r\nb", "\r", "", '"', "a,b", "\n"]
     found = {"test": (np.arange(len(texts), dtype=np.uint64) + 2**60, texts)}

@@ -126,7 +126,9 @@ def _csv(labels: Labels, name: str, classes: Sequence[str] = ()) -> bytes:
         lineterminator="\n",
         quoting=csv.QUOTE_MINIMAL if name == "p" else csv.QUOTE_ALL,
     )
-    writer.writerow(("id", "split", *([f"{name}.{c}" for c in classes] or [name])))
+    several = any(np.ndim(values) > 1 for _, values in labels.values())
+    columns = [f"{name}.{c}" for c in classes] if several else [name]
+    writer.writerow(("id", "split", *columns))
     for id_, split, value in _rows(labels):
         writer.writerow((id_, split, *([value] if isinstance(value, str) else value)))
     return text.getvalue().encode()
