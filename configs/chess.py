@@ -31,7 +31,7 @@ def get_config(choice: str = "0") -> config_dict.ConfigDict:
     config.losses = ("xent",)
 
     config.pretrain.source = "chess_games"
-    config.pretrain.max_docs = 300_000
+    config.pretrain.max_docs = 1_000_000
     config.pretrain.chunk_length = 80
     for section in (config.pretrain, config.train):
         section.optimizer = "adamw"
@@ -47,9 +47,9 @@ def get_config(choice: str = "0") -> config_dict.ConfigDict:
     config.train.learning_rate = 1e-3
 
     config.weak.model = "gpt-d32"
-    config.weak.pretrain.steps = 1000
+    config.weak.pretrain.steps = 6000
     config.strong.model = "rotary-d128"
-    config.strong.pretrain.steps = 4000
+    config.strong.pretrain.steps = 15_000
     config.method.name = "bootstrapping"
     config.method.bootstrapping.models = ("gpt-d64",)
     return config
