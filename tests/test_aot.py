@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from w2s_jax import testing
 from w2s_jax.cli.main import main
 from w2s_jax.config import MeshSettings, TrainSettings, default_config
 from w2s_jax.config.validation import validate
@@ -247,6 +248,29 @@ def test_models_and_documents_need_not_exist():
     # The learning rates and dtypes are those of a run.
     assert resolved.settings.strong.train.param_dtype == "bfloat16"
     assert resolved.settings.weak.train.learning_rate == 5e-5
+
+
+def test_synthetic_documents_of_a_folder_have_the_classes_of_the_config(tmp_path):
+    testing.write_tiny_task(tmp_path, labels=("bad", "good", "mixed"))
+
+    def found(**fields):
+        settings = settings_of(
+            strong__model="gpt2", task__name="tiny", task__data_dir=str(tmp_path), **fields
+        )
+        return inputs.find_inputs(settings, 1000, 100)
+
+    three = found(task__classes=("bad", "good", "mixed"))
+    strong = three.roles["strong"]
+    assert three.classes == ("bad", "good", "mixed") and strong.num_classes == 3
+    targets_NC = strong.splits["slice2"].targets_NC
+    assert targets_NC.shape == (500, 3) and set(targets_NC.argmax(1)) == {0, 1, 2}
+    two = found()
+    assert two.roles["strong"].num_classes == 2 and "two classes" in two.notes[0]
+    with pytest.raises(errors.InputError, match=r"method.name: 'em_posterior' works with two"):
+        found(task__classes=("bad", "good", "mixed"), method__name="em_posterior")
+    with pytest.raises(errors.InputError, match=r"task.classes: .* 'sst2' defines its own classes"):
+        settings = settings_of(strong__model="gpt2", task__classes=("a", "b", "c"))
+        inputs.find_inputs(settings, 1000, 100)
 
 
 def test_bad_models_and_lengths_are_named():

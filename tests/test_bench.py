@@ -27,6 +27,7 @@ from w2s_jax.perf import (
     throughput,
     workloads,
 )
+from w2s_jax.perf.aot import inputs as aot_inputs
 from w2s_jax.profiling import devices
 
 RECORD = {
@@ -126,6 +127,24 @@ def test_a_recipe_is_measured_as_its_ceiling_is_trained(tmp_path):
     assert record["documents"] == 80 and record["batch_size"] == 16
     with pytest.raises(errors.InputError, match="adamw"):
         peer.check_workload("torch", workload)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "program"), [((0, 1), 2, "confidence"), ((1, 2, 3), 3, "xent")]
+)
+def test_the_measured_step_is_that_of_a_run(tmp_path, labels, columns, program):
+    config = testing.tiny_config(testing.write_tiny_task(tmp_path, labels=labels))
+    workload = recipes.recipe_workload(config)
+    spec = programs.spec_of(workload, 5)
+    assert (spec.columns, spec.program_key().loss[0]) == (columns, program)
+
+
+def test_pairs_have_a_head_of_one_column():
+    model = dataclasses.replace(workloads.find_model("gpt-d8"), vocab_size=300)
+    documents = aot_inputs.synthetic_documents(model, 4, 8, num_texts=2)
+    workload = workloads.mix_workload(model, "short", dtype="float32", documents=32)
+    workload = dataclasses.replace(workload, documents=documents)
+    assert programs.spec_of(workload, 1).columns == 1
 
 
 def test_compile_checkpoint_and_all_take_no_config(capsys, tmp_path):

@@ -19,6 +19,7 @@ from w2s_jax.data.documents import hash_order, stable_id
 from w2s_jax.data.external_labels import join_labels, read_external_labels
 from w2s_jax.data.loading import load, refuse_one_class
 from w2s_jax.data.splits import make_splits
+from w2s_jax.data.task import TokenSpace
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.values import parse_label, parse_soft_label
 
@@ -311,6 +312,35 @@ def test_splits_that_no_run_uses_add_no_classes(tmp_path):
     path = write(tmp_path, "hard", ["a", "d"])
     assert f"{path}, line 2: field 'label': 'd'" in error(load, "mine", data_dir=str(tmp_path))
     assert found(tmp_path, used=("train",))[0] == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("fields", "classes", "message"),
+    [
+        ({"label": 3}, MOODS, "document 1: label 3; task 'own' allows 0 to 2"),
+        ({"label": 2}, (), "document 1: label 2; task 'own' allows 0 to 1"),
+        ({"label": -1}, MOODS, "document 1: label -1; task 'own' allows 0 to 2"),
+        ({"soft_label": 0.5}, MOODS, "allows a tuple of 3 probabilities"),
+        ({"soft_label": (0.2, 0.8, 0.0)}, (), r"task 'own' allows P(label 1)"),
+    ],
+)
+def test_labels_of_a_tasks_own_documents_are_its_classes(fields, classes, message):
+    def load_documents(split_seed):
+        return {"train": [Document(id=0, text="a", label=1), Document(id=1, text="b", **fields)]}
+
+    register_task(Task("own", "", "", load=load_documents, classes=classes))
+    assert message in error(load, "own")
+
+
+def test_a_token_space_has_a_token_for_each_class():
+    def registered_as(name, tokens, classes):
+        space = TokenSpace(9, 0, 1, tokens)
+        return register_task(Task(name, "", "", load=dict, token_space=space, classes=classes))
+
+    assert registered_as("three", (2, 3, 4), MOODS).num_classes == 3
+    assert registered_as("two", (2, 3), ()).num_classes == 2
+    message = error(registered_as, "other", (2, 3), MOODS)
+    assert "has 3 classes, but 2 `label_tokens`" in message
 
 
 def test_a_task_with_code_has_its_own_classes(tmp_path):

@@ -184,6 +184,26 @@ def _name(value: Any, where: str) -> str:
     return text if number else plain_text(value)
 
 
+def refuse_other_labels(documents: Mapping[str, Sequence[Document]], task: Task) -> None:
+    """Refuse labels that a task's own `load` gives documents, and that are none of its classes.
+
+    Raises:
+      InputError: a label out of range, or a soft label of another number of classes.
+    """
+    count = task.num_classes
+    for document in (document for split in documents.values() for document in split):
+        label, soft = document.label, document.soft_label
+        if label is not None and not 0 <= label < count:
+            raise InputError(
+                f"{document.name}: label {shown(label)}; task {task.name!r} allows 0 to {count - 1}"
+            )
+        if soft is not None and (len(soft) if isinstance(soft, tuple) else 2) != count:
+            wanted = "P(label 1)" if count == 2 else f"a tuple of {count} probabilities"
+            raise InputError(
+                f"{document.name}: soft label {shown(soft)}; task {task.name!r} allows {wanted}"
+            )
+
+
 def refuse_one_class(documents: Sequence[Document], classes: Sequence[str] = ()) -> None:
     """Refuse training documents that all have one label.
 

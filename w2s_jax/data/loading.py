@@ -13,6 +13,7 @@ from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.classes import (
     refuse_classes,
     refuse_one_class,
+    refuse_other_labels,
     refuse_unseen_classes,
     with_classes,
 )
@@ -189,6 +190,8 @@ def load(
     _check_source(task, source)
     if task.load is not None and source in ("auto", "embedded"):
         documents = task.load(split_seed=split_seed)
+        if not task.generates:
+            refuse_other_labels(documents, task)
         documents = kept_documents(documents, conditions, train_split, {}, notes)
         embedded = LoadedTask(task, documents, "embedded", "this package", tuple(notes), empty)
         return _with_seen_classes(embedded, train_split)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from w2s_jax import sharding
 from w2s_jax.data import packing
+from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
@@ -52,8 +53,15 @@ def initial_params(workload: Workload, mesh: Mesh) -> Any:
     """
     if workload.params is not None:
         return workload.params(mesh)
-    head = random_head(workload.model, 2 // workload.documents.num_texts, mesh)
+    head = random_head(workload.model, head_columns(workload.documents), mesh)
     return {"backbone": network.init_params(workload.model, 0, mesh), "head": head}
+
+
+def head_columns(documents: TokenizedDocuments) -> int:
+    """Return the columns of the class head of documents: one for each class, 1 for pairs."""
+    if documents.num_texts > 1:
+        return 1
+    return 2 if documents.soft_NC is None else documents.soft_NC.shape[1]
 
 
 def random_head(model: ModelConfig, columns: int, mesh: Mesh) -> Any:
@@ -103,9 +111,8 @@ def fresh_state(workload: Workload, total_steps: int, trained: Any, mesh: Mesh) 
 
 def spec_of(workload: Workload, total_steps: int) -> StepSpec:
     """Return the specification of the workload's training step."""
-    return StepSpec(
-        workload.model, workload.train, total_steps, workload.loss, workload.documents.num_texts
-    )
+    columns = head_columns(workload.documents)
+    return StepSpec(workload.model, workload.train, total_steps, workload.loss, columns)
 
 
 def training(

@@ -68,6 +68,12 @@ def _check_kind(task: Task) -> None:
             f"task.name: task {task.name!r} is of kind 'preference', but has {task.num_classes} "
             "classes; a pair has two: the first or the second text is better"
         )
+    space = task.token_space
+    if space is not None and len(space.label_tokens) != task.num_classes:
+        raise InputError(
+            f"task.name: task {task.name!r} has {task.num_classes} classes, but "
+            f"{len(space.label_tokens)} `label_tokens`; give a token for each class"
+        )
     for name in ("answer", "correct"):
         value = getattr(task, name)
         if value is not None and not callable(value):

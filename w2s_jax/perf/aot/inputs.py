@@ -12,15 +12,16 @@ import numpy as np
 
 from w2s_jax.config import Settings
 from w2s_jax.core import errors
+from w2s_jax.data.classes import refuse_classes
 from w2s_jax.data.task import Task
-from w2s_jax.data.tasks import get_task
+from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.perf.workloads import VOCABULARY
-from w2s_jax.planning import generation
+from w2s_jax.planning import classes, generation
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
 from w2s_jax.planning.role_settings import check_model, with_defaults
@@ -66,8 +67,9 @@ def find_inputs(settings: Settings, documents: int | None, tokens: int | None) -
     sources = {name: _source(name, role.model) for name, role in settings.roles.items()}
     for name, source in sources.items():
         check_model(name, source, settings)
-    task = get_task(settings.task.name, settings.task.data_dir)
+    task = _task(settings)
     generation.check_methods(task, settings)
+    classes.check(task, settings)
     roles = {
         name: _role_input(name, sources[name], task, settings, documents, tokens)
         for name in sources
@@ -79,11 +81,25 @@ def find_inputs(settings: Settings, documents: int | None, tokens: int | None) -
     )
     settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
     note = f"{_SYNTHETIC}{documents:,} of {tokens} tokens each; trains the whole vocabulary"
+    if task.name not in TASKS and not task.classes and task.kind == "classification":
+        note += "; two classes, as task.classes lists no others"
     completion = roles["strong"].completion
     if completion is not None:
         prompt, new = tokens - completion.max_new_tokens, completion.max_new_tokens
         note = f"{_SYNTHETIC}{documents:,} of {prompt} tokens each, completed with {new}"
     return Resolved(settings, roles, (note,), task=task)
+
+
+def _task(settings: Settings) -> Task:
+    """Return the task. The classes of a folder are `task.classes`: its labels are not read.
+
+    Raises:
+      InputError: there is no such task, or it cannot have these classes.
+    """
+    name, names = settings.task.name, settings.task.classes
+    task = get_task(name, settings.task.data_dir)
+    refuse_classes(task, names, own_code=name in TASKS)
+    return dataclasses.replace(task, classes=names) if names else task
 
 
 def is_synthetic(resolved: Resolved) -> bool:
