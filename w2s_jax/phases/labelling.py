@@ -192,7 +192,8 @@ def make_labels(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str
         truth_N = _truth_of(phase, context, split, ids_N)
         known_N = ~np.isnan(truth_N)
         right_N = classification.predicted_classes(soft_NC[known_N]) == truth_N[known_N]
-        result.setdefault("label_accuracy", {})[split] = float(np.mean(right_N))
+        accuracy = float(np.mean(right_N)) if len(right_N) else None
+        result.setdefault("label_accuracy", {})[split] = accuracy
     return result | _seconds(started, compiled)
 
 
