@@ -48,8 +48,8 @@ def get_config(choice: str = "0") -> config_dict.ConfigDict:
 
     config.weak.model = "gpt-d32"
     config.weak.pretrain.steps = 6000
-    config.strong.model = "rotary-d128"
+    config.strong.model = "gpt-d64"
     config.strong.pretrain.steps = 15_000
     config.method.name = "bootstrapping"
-    config.method.bootstrapping.models = ("gpt-d64",)
+    config.method.bootstrapping.models = ("gpt-d48",)
     return config

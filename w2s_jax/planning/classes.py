@@ -57,17 +57,28 @@ def check_present(name: str, truth_N: np.ndarray, num_classes: int) -> None:
 
 
 def note_missing(splits: Mapping[str, TokenizedDocuments], task: Task, notes: list[str]) -> None:
-    """Note which classes of the test documents a slice does not have, of more than two."""
+    """Note, of more than two classes, which no document has, and which a slice lacks but test has.
+
+    Args:
+      splits: the documents of a role.
+      task: the task.
+      notes: lines for the user, to which the notes are added.
+    """
     if task.generates or task.num_classes == 2:
         return
+    slices = {name: docs.truth_N for name, docs in splits.items() if name.startswith("slice")}
     test_N = splits["test"].truth_N
-    for name, documents in splits.items():
-        if not name.startswith("slice"):
-            continue
-        missing = np.setdiff1d(test_N[~np.isnan(test_N)], documents.truth_N).astype(int).tolist()
+    test = set(test_N[~np.isnan(test_N)].astype(int).tolist())
+    unused = set(range(task.num_classes)) - test
+    for name, truth_N in slices.items():
+        unused -= set(truth_N[~np.isnan(truth_N)].astype(int).tolist())
+        missing = sorted(test.difference(truth_N.tolist()))
         if missing:
             names = ", ".join(task.classes[c] for c in missing)
-            notes.append(f"{name}: no document of {len(missing)} classes that test has: {names}")
+            notes.append(f"{name}: no document of classes that test has: {names}")
+    if unused:
+        names = ", ".join(task.classes[c] for c in sorted(unused))
+        notes.append(f"no document of slices and test has the classes {names}")
 
 
 def label_tokens(
