@@ -11,6 +11,7 @@ import w2s_jax
 from w2s_jax import models, sharding, testing
 from w2s_jax.config import METHODS, recipes
 from w2s_jax.core import errors
+from w2s_jax.core.files import TABLES
 from w2s_jax.execution import labels as exported
 from w2s_jax.models.convert import convert
 from w2s_jax.store.artifacts import PhaseFolder, load_labels, stored_labels
@@ -83,7 +84,7 @@ def test_the_report_has_a_confusion_matrix_with_names(finished):
     assert "onfusion" in page and all(name in page for name in NAMES)
 
 
-@pytest.mark.parametrize("suffix", exported.SUFFIXES)
+@pytest.mark.parametrize("suffix", TABLES)
 def test_exported_labels_give_the_same_student(finished, data_dir, tmp_path, suffix):
     result, workdir = finished
     weak = PhaseFolder(workdir / "phases" / result["weak"]["phase"])

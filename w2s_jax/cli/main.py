@@ -193,7 +193,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 def _data(options: argparse.Namespace) -> int:
     from w2s_jax.config.recipes import load_config
     from w2s_jax.core.classes import class_names
-    from w2s_jax.data import commands
+    from w2s_jax.data import commands, id_list
 
     _check_data_options(options)
     recipe = load_config(options.config, []) if options.config else {}  # registers its tasks
@@ -215,13 +215,16 @@ def _data(options: argparse.Namespace) -> int:
     where |= {
         "item_expansion": options.item_expansion,
         "seed": options.seed,
-        "tokenizer_name": options.tokenizer,
         "empty": of_task.get("empty"),
         "train_split": of_task.get("train_split"),
         "classes": class_names(
             of_task.get("classes", ()) if options.classes is None else (options.classes,)
         ),
     }
+    if options.action == "ids":
+        id_list.write_ids(options.task, options.to, console, **where)
+        return 0
+    where["tokenizer_name"] = options.tokenizer
     if options.action == "check":
         commands.check_task(options.task, console, **where)
         return 0

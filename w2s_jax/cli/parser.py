@@ -215,17 +215,17 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _add_data(commands: Any) -> None:
-    """Add `w2s data list | show | check | prepare`."""
+    """Add `w2s data list | show | check | ids | prepare`."""
     data = commands.add_parser(
         "data",
-        help="list, show, check or prepare tasks and their data",
-        description="List, show, check or prepare tasks and their data.",
+        help="list, show, check or prepare tasks and their data, or list ids",
+        description="List, show, check or prepare tasks and their data, or list their ids.",
         allow_abbrev=False,
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     recipe = (
-        "recipe that registers further tasks; its task.data_dir is the default of --data_dir; show "
-        "and check follow its task.empty and task.train_split"
+        "recipe that registers further tasks; its task.data_dir is the default of --data_dir; "
+        "show, check and ids follow its task.empty and task.train_split"
     )
     folder = "folder of local data (default: the recipe's, or W2S_DATA_DIR)"
     text = "list all tasks with their kind, sources and licence, or one with its fields"
@@ -236,6 +236,7 @@ def _add_data(commands: Any) -> None:
     helps = {
         "show": "show documents as the model sees them",
         "check": "show counts, class balance, lengths, duplicates and leaks between splits",
+        "ids": "write the ids of a task's documents to a file, to label them before any run",
         "prepare": "write a task or a corpus as a TFDS ArrayRecord dataset",
     }
     for name, text in helps.items():
@@ -267,6 +268,10 @@ def _add_data(commands: Any) -> None:
             help="classes of a folder, in the order of the labels (default: the recipe's "
             "task.classes, else those in its labels)",
         )
+        if name == "ids":
+            kinds = ".parquet, .csv, .jsonl or .jsonl.gz"
+            action.add_argument("--to", required=True, metavar="FILE", help=f"new file: {kinds}")
+            continue
         action.add_argument(
             "--tokenizer", default="bytes", help="bytes, a folder or a hub id (default: bytes)"
         )

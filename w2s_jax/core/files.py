@@ -333,3 +333,24 @@ def cache_folder(name: str) -> Path | None:
     # Without a home directory, '~' is not expanded.
     folder = Path(os.path.expanduser(chosen or default))
     return None if str(folder).startswith("~") else folder / name
+
+
+#: Endings of the files in which tables are written.
+TABLES = (".parquet", ".csv", ".jsonl", ".jsonl.gz")
+
+
+def new_table(path: Path, subject: str) -> str:
+    """Return the ending in `TABLES` of a file that is to be written.
+
+    Raises:
+      InputError: it has another ending or exists, or its folder does not; begins with `subject`.
+    """
+    suffix = next((suffix for suffix in TABLES if path.name.endswith(suffix)), None)
+    if suffix is None:
+        allowed = ", ".join(TABLES)
+        raise InputError(f"{subject}: {path}: unknown file type; allowed: {allowed}")
+    if path.exists():
+        raise InputError(f"{subject}: {path} exists; remove it, or choose another name")
+    if not path.parent.is_dir():
+        raise InputError(f"{subject}: {path}: the folder {path.parent} does not exist")
+    return suffix

@@ -171,6 +171,7 @@ def load(
     test_where: str | None = None,
     train_split: str | None = None,
     classes: Sequence[str] = (),
+    keep: Collection[str] = (),
 ) -> LoadedTask:
     """Load a task as `load_task` does, and return its source and notes too.
 
@@ -178,7 +179,7 @@ def load(
     Of training and validation only documents that meet the condition `where` are kept, of test
     those that meet `test_where` (see `conditions.kept_documents`). Their ids are the same with
     and without conditions. The task returned for a folder has the classes that `classes` gives, or
-    that were found.
+    that were found. Fields of records in `keep` are in `meta` of their documents.
     """
     conditions = Conditions.parse(where, test_where)
     _check_options(source, item_expansion, empty)
@@ -204,7 +205,7 @@ def load(
             split,
             opened.splits[split],
             skip_empty=empty == "skip",
-            keep=conditions.fields,
+            keep={*conditions.fields, *keep},
         )
 
     splits = [s for s in _official_first(opened.splits) if used is None or s in used]

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError
-from w2s_jax.core.files import atomic_write, read_json
+from w2s_jax.core.files import atomic_write, new_table, read_json
 from w2s_jax.report.runs import phase_folder
 from w2s_jax.store import artifacts, token_labels
 from w2s_jax.store.artifacts import PhaseFolder
-
-SUFFIXES = (".parquet", ".csv", ".jsonl", ".jsonl.gz")
 
 #: split -> (ids_N uint64, P(label 1) float32 [N], probabilities float32 [N, C], or texts).
 Labels = Mapping[str, tuple[np.ndarray, Sequence[Any] | np.ndarray]]
@@ -38,13 +36,7 @@ def export(source: Path, to: Path) -> str:
       InputError: no such phase, one without labels, several, an unknown format, or the file exists.
       StorageError: the labels are damaged.
     """
-    suffix = next((suffix for suffix in SUFFIXES if to.name.endswith(suffix)), None)
-    if suffix is None:
-        raise InputError(f"--to: {to}: unknown file type; allowed: {', '.join(SUFFIXES)}")
-    if to.exists():
-        raise InputError(f"--to: {to} exists; remove it, or choose another name")
-    if not to.parent.is_dir():
-        raise InputError(f"--to: {to}: the folder {to.parent} does not exist")
+    suffix = new_table(to, "--to")
     folder = _phase(source)
     name, labels = _stored(folder)
     if suffix == ".parquet":
