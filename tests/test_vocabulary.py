@@ -9,7 +9,7 @@ import pytest
 from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.data import packing
-from w2s_jax.data.tokenize import TokenizedDocuments, soft_labels
+from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models import adapting, heads, network
 from w2s_jax.training import vocabulary
 from w2s_jax.training.batch_sources import put_batches
@@ -52,7 +52,7 @@ def trained(mesh_shape, settings, cut):
         config, documents, start = kept.config(config), kept.documents(documents), kept.cut(start)
     order = packing.training_order(documents.ids_N, batch_size=8, num_steps=STEPS, seed=0)
     packed = packing.pack(documents, order, row_multiple=sharding.row_shards(mesh), max_shapes=1)
-    batches = put_batches(packed, soft_labels(documents.targets_N), mesh)
+    batches = put_batches(packed, documents.targets_NC, mesh)
     state = init_state(start, make_optimizer(settings), STEPS, mesh)
     step = compile_step(StepSpec(config, settings, STEPS, ("xent", ())), mesh, frozen)
     for number in range(STEPS):
