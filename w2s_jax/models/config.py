@@ -301,6 +301,7 @@ EMBEDDED_MODELS: dict[str, dict[str, Any]] = {
         _gpt("gpt-d8", 8, 1, 1),
         _gpt("gpt-d16", 16, 1, 1),
         _gpt("gpt-d32", 32, 2, 2),
+        _gpt("gpt-d40", 40, 2, 2),
         _gpt("gpt-d48", 48, 3, 3),
         _gpt("gpt-d64", 64, 3, 4),
         _rotary("rotary-d32", 32, 2, 2),
