@@ -5,7 +5,6 @@ With W2S_TRACEBACK=1 in the environment the traceback of an error precedes its l
 """
 
 import argparse
-import logging
 import os
 import re
 import sys
@@ -22,8 +21,6 @@ _WITH_FIELDS = ("run", "sweep", "bench", "compile")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
     accelerators.ignore_compiler_of_gpus()
-    # We report a failed write once; asyncio would add a traceback for every array.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
     resumes = arguments[:1] in (["run"], ["sweep"]) and not {"status", "--dry_run"} & {*arguments}
     try:

@@ -61,6 +61,9 @@ def diverts(command: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(command)
     def diverting(*args: Any) -> int:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        # We report a failed write once; asyncio would add a traceback for every array, some of them
+        # when the interpreter exits.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         _log.folder = _log.written = None
         with _diverted():
             status = command(*args)
