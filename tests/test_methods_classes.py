@@ -1,4 +1,4 @@
-"""What methods make of labels of more than two classes, against closed forms and brute force."""
+"""Methods with more than two classes, against closed forms and brute force."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The tokens that stand for classes, and what is said about classes without documents."""
+"""The tokens of classes, and notes on classes without documents."""
 
 import dataclasses
 

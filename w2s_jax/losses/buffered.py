@@ -60,8 +60,8 @@ def update_buffer(
 def _balanced(targets_BC: Array, weights_B: Array | None) -> Array:
     """Return the labels with their log-odds shifted to the mean 0 over the batch, [B, C].
 
-    Of more than two classes, the mean of each log w_c + 1e-7 is taken off it: softmax_c(log(w_c +
-    1e-7) - its mean over the batch), which is the same for two.
+    Of more than two classes they are softmax_c(log(w_c + 1e-7) - m_c), with m_c the mean of the
+    logarithm over the batch, which is the same for two.
     """
     if targets_BC.shape[1] != 2:
         log_w_BC = jnp.log(targets_BC + 1e-7)

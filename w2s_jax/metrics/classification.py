@@ -270,9 +270,9 @@ def agreement_metrics(
 ) -> dict[str, float | None]:
     """Agreement of a student's predictions with its supervisor's, on the test split.
 
-    The split by whether the supervisor is right
-    follows the imitation analysis of Burns et al. 2023 (arXiv 2312.09390): a student that
-    generalizes agrees with correct supervision and disagrees with wrong supervision.
+    The split by whether the supervisor is right follows the imitation analysis of Burns et al. 2023
+    (arXiv 2312.09390): a student that generalizes agrees with correct supervision and disagrees
+    with wrong supervision.
 
     Args:
         p_student: float [N], the student's P(label 1), or [N, C], those of C > 2 classes.
