@@ -355,6 +355,16 @@ def test_the_order_of_documents_changes_no_bit(kind):
         np.testing.assert_array_equal(moved, labels[order])
 
 
+def test_weights_of_equal_documents_are_added_in_one_order():
+    """In float32, small weights are lost if they are added to a large one, one by one."""
+    scores = np.array([[2, 1, 0]] * 9 + [[0, 1, 3], [1, 0, 0]], np.float32)
+    weights = np.array([2.0**24] + [1] * 8 + [2.0**23, 2.0**23], np.float32)
+    shares = np.array([0.3, 0.3, 0.4], np.float32)
+    labels = np.asarray(transport(scores, shares, weights))
+    moved = transport(scores[::-1], shares, weights[::-1])
+    np.testing.assert_array_equal(moved, labels[::-1])
+
+
 def test_equal_documents_share_as_one_of_their_weight():
     scores, shares, weights = problem("plain", 13, 3, 0)
     scores[6:11] = np.round(8 * scores[6]) / 8
