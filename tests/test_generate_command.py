@@ -85,6 +85,10 @@ def test_a_prompt_is_printed_with_its_completion(phase, capsys):
     assert main(["generate", f"--from={phase}", "--prompt=the film", "--max_new_tokens=3"]) == 0
     (row,) = generate.generate(str(phase), [{"prompt": "the film"}], generate.Sampling(3))
     assert capsys.readouterr().out == f"the film{row['text']}\n"
+    arguments = ["--prompt=the film", "--prompt=a plot", "--max_new_tokens=3"]
+    assert main(["generate", f"--from={phase}", *arguments]) == 0
+    first, second, _ = capsys.readouterr().out.split("\n---\n")
+    assert first == f"the film{row['text']}" and second.startswith("a plot")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def add_parser(commands: Any) -> None:
         help="DIR/phases/<kind>-<fingerprint>, a folder with a model, or a hub id",
     )
     prompts = command.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", metavar="TEXT", help="a prompt")
+    prompts.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="a prompt; may be given several times"
+    )
     prompts.add_argument(
         "--prompts",
         metavar="FILE",
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     if options.to is not None:
         generate.refuse_target(Path(options.to))
     if options.prompts is None:
-        rows: list[dict[str, Any]] = [{"prompt": options.prompt}]
+        rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in options.prompt]
     else:
         rows = generate.read_prompts(Path(options.prompts))
     sampling = generate.Sampling(
