@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from w2s_jax.data import packing
+from w2s_jax.data import packing, packing_shapes
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import TokenizedDocuments, tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
@@ -144,11 +144,11 @@ def test_the_lengths_chosen_are_the_best_ones():
 
         values = np.unique(needed)
         best = np.inf
-        extra = packing.SHAPE_STEPS * np.mean(needed * (1 + needed / 64))
+        extra = packing_shapes.SHAPE_STEPS * np.mean(needed * (1 + needed / 64))
         for count in (1, 2, 3):
             for levels in itertools.combinations(values, count):
                 best = min(best, cost(levels)[0] + count * extra)
-        total, rows = packing._levels(needed, 3, np.arange(20) / 64)
+        total, rows = packing_shapes.levels(needed, 3, np.arange(20) / 64)
         assert len(set(rows)) <= 3 and np.all(rows >= needed)
         again = np.sum(rows * (1 + rows / 64)) + len(set(rows)) * extra
         assert total == pytest.approx(best) == pytest.approx(again)
@@ -226,7 +226,7 @@ def test_evaluation_holds_every_document_once_and_fills_with_weight_zero():
 @pytest.mark.parametrize("chunk", [8, 32])
 def test_first_keys_and_last_slots_are_those_of_the_segments(monkeypatch, chunk):
     """Against a look at every slot: what a chunk may see begins at the earliest of its texts."""
-    monkeypatch.setattr(packing, "_KEY_GRID", 1)
+    monkeypatch.setattr(packing_shapes, "_KEY_GRID", 1)
     docs = documents(random_lengths(120))
     order = packing.training_order(docs.ids_N, batch_size=12, num_steps=10, seed=1)
     packed = packing.pack(docs, order, num_microbatches=2, chunk=chunk, attention_length=30)
@@ -245,12 +245,14 @@ def test_first_keys_and_last_slots_are_those_of_the_segments(monkeypatch, chunk)
 
 
 def test_first_keys_are_rounded_down_and_seen_slots_counted():
-    first = packing._first_keys(np.array([0, 70, 100]), np.array([70, 30, 50]), 160, 64)
+    first = packing_shapes.first_keys_of(np.array([0, 70, 100]), np.array([70, 30, 50]), 160, 64)
     np.testing.assert_array_equal(first, [0, 0, 96])
-    rows = packing._Rows(np.zeros((1, 3), int), np.array([[0, 70, 100]]), None, None)
-    seen = packing._seen(rows, np.array([[70, 30, 50]]), 160, 64)
+    rows = packing_shapes.Rows(np.zeros((1, 3), int), np.array([[0, 70, 100]]), None, None)
+    seen = packing_shapes.keys_seen(rows, np.array([[70, 30, 50]]), 160, 64)
     np.testing.assert_allclose(seen[[0, 64, 160]], [0, 64, (64 * 64 + 64 * 128 + 32 * 64) / 160])
-    np.testing.assert_array_equal(packing._seen(rows, np.array([[70, 30, 50]]), 5, None), range(6))
+    np.testing.assert_array_equal(
+        packing_shapes.keys_seen(rows, np.array([[70, 30, 50]]), 5, None), range(6)
+    )
 
 
 def test_row_lengths_are_multiples_where_kernels_want_that():

@@ -17,15 +17,15 @@ import pytest
 
 from w2s_jax import testing
 from w2s_jax.cli.main import main
-from w2s_jax.core import errors, processes
+from w2s_jax.core import errors, joining, processes
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER = [sys.executable, str(ROOT / "launch" / "local_multiprocess.py")]
-SLURM = dict.fromkeys(processes.SLURM, "0") | {"SLURM_NTASKS": "4"}
+SLURM = dict.fromkeys(joining.SLURM, "0") | {"SLURM_NTASKS": "4"}
 #: The shell of `salloc` is a step of one task.
 STEP = {"SLURM_STEP_NUM_TASKS": "1"}
 MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:5", "OMPI_COMM_WORLD_SIZE": "2"}
-EXPLICIT = dict(zip(processes.VARIABLES, ("host:1234", "4", "1"), strict=True))
+EXPLICIT = dict(zip(joining.VARIABLES, ("host:1234", "4", "1"), strict=True))
 JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 1}
 
 
@@ -62,7 +62,7 @@ JOINED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 
     ],
 )
 def test_how_processes_join(flags, environment, wanted):
-    assert processes.how_to_join(*flags, environment) == wanted
+    assert joining.how_to_join(*flags, environment) == wanted
 
 
 @pytest.mark.parametrize(
@@ -82,27 +82,27 @@ def test_how_processes_join(flags, environment, wanted):
 )
 def test_half_of_an_address_is_refused(flags, environment, parts):
     with pytest.raises(errors.InputError) as refused:
-        processes.how_to_join(*flags, environment)
+        joining.how_to_join(*flags, environment)
     assert all(part in str(refused.value) for part in parts), refused.value
 
 
 def test_a_coordinator_that_never_answers_is_one_line(monkeypatch):
-    monkeypatch.setattr(processes, "JOIN_SECONDS", 0.3)
+    monkeypatch.setattr(joining, "JOIN_SECONDS", 0.3)
     # Nobody listens there: that is the port of the protocol that discards.
     with pytest.raises(errors.InputError, match=r"127.0.0.1:9: process 0 does not answer"):
-        processes.join(JOINED | {"coordinator_address": "127.0.0.1:9"})
+        joining.join(JOINED | {"coordinator_address": "127.0.0.1:9"})
 
 
 WAIT = """
 import os, sys
-from w2s_jax.core import processes, signals
+from w2s_jax.core import joining, processes, signals
 
 def command():
     os.environ.update(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="4")
-    processes.join({"num_processes": 4, "process_id": 0, "coordinator_address": sys.argv[1]})
+    joining.join({"num_processes": 4, "process_id": 0, "coordinator_address": sys.argv[1]})
     return 0
 
-signals.GRACE_SECONDS, processes.JOIN_SECONDS = 0.5, float(sys.argv[2])
+signals.GRACE_SECONDS, joining.JOIN_SECONDS = 0.5, float(sys.argv[2])
 sys.exit(signals.guarded(command, hint="", last=True))
 """
 
@@ -145,7 +145,7 @@ def test_waiting_for_others_ends_with_a_signal_and_after_a_time(number):
 )  # fmt: skip
 def test_who_waits_says_for_whom(arguments, environment, text, seconds):
     """The first process at once, the others if it takes long."""
-    assert processes._awaited(arguments, environment) == (text, seconds)
+    assert joining._awaited(arguments, environment) == (text, seconds)
 
 
 def test_tpu_slices_of_several_hosts_are_evident(monkeypatch):
@@ -168,18 +168,18 @@ def test_tpu_slices_of_several_hosts_are_evident(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tpu_vm = {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"}
         several = {"TPU_WORKER_HOSTNAMES": "a,b"}
-        assert processes.detected_launcher(several) is None  # no chips here
-        monkeypatch.setattr(processes, "_has_tpu", lambda: True)
-        assert processes.detected_launcher(several) == "gke"
-        assert processes.detected_launcher({"TPU_WORKER_HOSTNAMES": "a"}) is None
+        assert joining.detected_launcher(several) is None  # no chips here
+        monkeypatch.setattr(joining, "_has_tpu", lambda: True)
+        assert joining.detected_launcher(several) == "gke"
+        assert joining.detected_launcher({"TPU_WORKER_HOSTNAMES": "a"}) is None
         slices = {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}
-        assert processes.detected_launcher(slices) == "gke"
-        assert processes.detected_launcher(tpu_vm) is None
+        assert joining.detected_launcher(slices) == "gke"
+        assert joining.detected_launcher(tpu_vm) is None
         Metadata.endpoints = "10.0.0.1,10.0.0.2"
-        assert processes.detected_launcher(tpu_vm) == "gcetpu"
-        assert processes.detected_launcher(tpu_vm | {"TPU_SKIP_MDS_QUERY": "1"}) is None
+        assert joining.detected_launcher(tpu_vm) == "gcetpu"
+        assert joining.detected_launcher(tpu_vm | {"TPU_SKIP_MDS_QUERY": "1"}) is None
         server.shutdown()
-    assert processes.detected_launcher(tpu_vm) is None
+    assert joining.detected_launcher(tpu_vm) is None
 
 
 def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_bad_flags_are_one_line_and_a_dry_run_joins_nobody(capsys, tmp_path, mon
     run = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     assert main([*run, "--coordinator=host:1"]) == 2
     assert "--process_id together" in capsys.readouterr().err
-    monkeypatch.setattr(processes, "join", lambda _: pytest.fail("joined"))
+    monkeypatch.setattr(joining, "join", lambda _: pytest.fail("joined"))
     flags = ["--coordinator=host:1", "--num_processes=2", "--process_id=1"]
     assert main([*run, *flags, "--dry_run"]) == 0
 

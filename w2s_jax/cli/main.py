@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from w2s_jax.core import accelerators, errors, library_logs, processes, signals, terminal
+from w2s_jax.core import accelerators, errors, joining, library_logs, processes, signals, terminal
 
 #: Commands that accept --config.FIELD=VALUE.
 _WITH_FIELDS = ("run", "sweep", "bench", "compile")
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_overrides("run", overrides)
     profile = None if options.profile is None else _step_range(options.profile)
     config = load_config(options.config, overrides)
-    how = processes.how_to_join(
+    how = joining.how_to_join(
         options.coordinator,
         options.num_processes,
         options.process_id,
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         os.environ,
     )
     if how is not None and not options.dry_run:
-        processes.join(how)
+        joining.join(how)
     from w2s_jax.execution import execute
 
     if options.debug_nans:

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from w2s_jax.config.mesh_shapes import known_shape
-from w2s_jax.core import accelerators, errors, library_logs, processes, signals, terminal
+from w2s_jax.core import accelerators, errors, joining, library_logs, processes, signals, terminal
 from w2s_jax.core.files import read_json, write_json
 from w2s_jax.execution import code_changes, printing, results, workdirs
 from w2s_jax.execution.prepare import Prepared, prepare_alike
@@ -47,7 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Run an experiment, or the part of it that is missing in `workdir`.
 
-    With several processes (`processes.join`) all of them call this with the same arguments; the
+    With several processes (`joining.join`) all of them call this with the same arguments; the
     first one writes and prints.
 
     Args:
@@ -174,7 +174,7 @@ def _mesh_and_wandb(
     settings = prepared.resolved.settings
     accelerators.check_slurm()
     workdirs.refuse_unwritable(prepared.workdir, prepared.store, settings)
-    processes.refuse_unjoined()
+    joining.refuse_unjoined()
     mesh = sharding.make_mesh(settings.mesh)
     printing.check_mesh(missing, mesh.devices.shape, console)
     device = mesh.local_devices[0]
