@@ -12,7 +12,7 @@ from training_problem import forget_programs, plain_descent, runner
 from w2s_jax import sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.core import errors
-from w2s_jax.data import packing
+from w2s_jax.data import packing, packing_shapes
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.models import network
@@ -131,7 +131,7 @@ def test_members_take_the_steps_that_they_would_take_alone(
     monkeypatch, how, devices, own_order, max_shapes
 ):
     """By plain gradient descent, so that a step is the gradient: 1e-5 of its norm after one."""
-    monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
+    monkeypatch.setattr(packing_shapes, "SHAPE_STEPS", 0)
     plain_descent(monkeypatch)
     program, state, batches = together(packed_for(own_order, max_shapes), how, devices)
     assert len(batches.buckets) == max_shapes

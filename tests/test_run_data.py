@@ -12,7 +12,7 @@ from rich.console import Console
 from w2s_jax import models, phases, sharding, testing
 from w2s_jax.config.validation import validate
 from w2s_jax.core import errors
-from w2s_jax.data import packing
+from w2s_jax.data import packing, packing_shapes
 from w2s_jax.data.loading import load, load_task
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.tokenize import tokenize
@@ -284,7 +284,7 @@ def test_make_splits_of_pairs_keeps_prompts_on_one_side(tmp_path):
 
 @pytest.mark.slow
 def test_batches_of_several_shapes_resume_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
+    monkeypatch.setattr(packing_shapes, "SHAPE_STEPS", 0)
     config = testing.tiny_config(testing.write_tiny_task(tmp_path / "data"))
     config.pretrain.steps, config.pretrain.max_shapes = 30, 3
     resolved = resolve(validate(config))

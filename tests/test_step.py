@@ -15,7 +15,7 @@ from training_problem import plain_descent, runner
 from w2s_jax import models, sharding, testing
 from w2s_jax.config import TrainSettings
 from w2s_jax.core import errors
-from w2s_jax.data import packing
+from w2s_jax.data import packing, packing_shapes
 from w2s_jax.data.documents import Document
 from w2s_jax.data.tokenize import soft_labels, tokenize
 from w2s_jax.losses import LOSSES
@@ -67,7 +67,7 @@ def test_a_whole_run_follows_the_released_code(
     Whole batches and microbatches of 8 documents (of the coupled loss too), in one shape and in
     several, on one device and on 8 data shards.
     """
-    monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
+    monkeypatch.setattr(packing_shapes, "SHAPE_STEPS", 0)
     run = np.load(golden / "released_run.npz")
     mesh = sharding.mesh_of(mesh_shape)
     config, backbone = models.load(golden / "gpt2", mesh)
@@ -425,7 +425,7 @@ def test_no_rate_that_is_let_through_makes_an_update_overflow():
 
 def block_problem(monkeypatch, mesh, **changes):
     """(spec, fresh state, batches in two shapes) of 11 steps."""
-    monkeypatch.setattr(packing, "SHAPE_STEPS", 0)
+    monkeypatch.setattr(packing_shapes, "SHAPE_STEPS", 0)
     config, docs, params = exact_problem()
     rng = np.random.default_rng(1)
     order = np.stack([rng.permutation(32)[:8] for _ in range(11)]).astype(np.int32)
