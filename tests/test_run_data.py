@@ -12,7 +12,7 @@ from rich.console import Console
 from w2s_jax import models, phases, sharding, testing
 from w2s_jax.config.validation import validate
 from w2s_jax.core import errors
-from w2s_jax.data import packing, packing_shapes
+from w2s_jax.data import packing_shapes
 from w2s_jax.data.loading import load, load_task
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.tokenize import tokenize
