@@ -137,7 +137,9 @@ class _Phases:
         ends = ("pgr_low", "pgr_high", "gap_low", "gap_high")
         if weak is None or ceiling is None:
             missing = self.plan.weak if weak is None else student.ceiling
-            note = f"no gap: {transfer.why_not(self.plan.phase(missing))}"
+            model = "weak model" if weak is None else "ceiling"
+            why = transfer.why_not(self.plan.phase(missing))
+            note = f"PGR is undefined: the {model} was not evaluated on these documents: {why}"
             return {"pgr": None, "pgr_note": note} | dict.fromkeys(ends)
         pgr, note = classification.performance_gap_recovered(
             weak["accuracy"], entry["accuracy"], ceiling["accuracy"]
