@@ -325,10 +325,10 @@ def why_not(phase: Phase) -> str:
     """Return why a phase makes no predictions of other documents; '' if it does."""
     if phase.kind == "labels":
         if phase.labels_digest is not None:
-            return "its labels are from a file, which has none of these documents"
-        return f"{phase.title} is not a trained model; it predicts documents of the run's task only"
+            return "labels from a file are of the run's own documents only"
+        return "labels made without training a model are of the run's own documents only"
     if phase.suffixed:
-        return "its documents end in their weak labels, which these documents do not have"
+        return "its documents end in their weak labels, which others do not have"
     if not phase.total_steps or phase.loss is None or PHASE_KINDS[phase.kind].forward != "logits":
         return f"phases of kind {phase.kind!r} are not evaluated on other documents"
     return ""

@@ -28,6 +28,7 @@ from w2s_jax.report.results import (
     Entry,
     Key,
     Result,
+    join,
     mean_and_error,
     normal_estimate,
     number,
@@ -59,14 +60,23 @@ def transfer_caveats(result: Result, task: str) -> list[str]:
 
     The first are on models that were not evaluated there.
     """
-    found = transfer_result(result, task)
-    lines = [f"Not evaluated: {key}: {why}." for key, why in found.get("notes", {}).items()]
-    reasons = {key: entry.get("agreement_note") for key, entry in found["students"].items()}
-    lines += [
-        f"No agreement of {key} with its supervisor: {why}." for key, why in reasons.items() if why
-    ]
     own = result_caveats(result)
-    return lines + [line for line in result_caveats(found) if line not in own]
+    more = result_caveats(transfer_result(result, task))
+    return _not_evaluated(result, task) + [line for line in more if line not in own]
+
+
+def _not_evaluated(result: Result, task: str) -> list[str]:
+    found = transfer_result(result, task)
+    students = found["students"].items()
+    reasons = {
+        "Not evaluated": found.get("notes", {}),
+        "The supervisor was not evaluated": {k: e.get("agreement_note") for k, e in students},
+    }
+    return [
+        f"{what} ({why}): {join(label for label, other in labels.items() if other == why)}."
+        for what, labels in reasons.items()
+        for why in dict.fromkeys(filter(None, labels.values()))
+    ]
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -177,17 +187,10 @@ def _row(found: Transfer, key: Key) -> dict[str, Any]:
 
 
 def _notes(found: Transfer) -> list[str]:
-    lines = [
-        line
-        for run in found.own.runs
-        if found.task in test_tasks(run.result)
-        for line in transfer_caveats(run.result, found.task)
-    ]
-    return (
-        list(dict.fromkeys(lines))
-        if len(found.there.runs) == 1
-        else [line for line in dict.fromkeys(lines) if line.startswith("No")]
-    )
+    """Return the caveats of a single run; of several those on models that were not evaluated."""
+    runs = [run.result for run in found.own.runs if found.task in test_tasks(run.result)]
+    caveats = transfer_caveats if len(runs) == 1 else _not_evaluated
+    return list(dict.fromkeys(line for result in runs for line in caveats(result, found.task)))
 
 
 # --- the figure ----------------------------------------------------------------------------------
