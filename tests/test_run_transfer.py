@@ -57,7 +57,8 @@ def finished(data_dir, tmp_path_factory):
 def predictions_of(workdir, phase):
     table = pq.read_table(workdir / "phases" / phase / "predictions.parquet").to_pydict()
     assert set(table["split"]) == {"test"}
-    return {name: np.array(values) for name, values in table.items()}
+    types = {"id": np.uint64}
+    return {name: np.array(values, types.get(name)) for name, values in table.items()}
 
 
 def entries_of(result):

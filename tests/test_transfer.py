@@ -57,7 +57,8 @@ def texts_of(resolved, split, role="weak"):
     """The text of each document."""
     documents = resolved.roles[role].splits[split]
     pieces = np.split(documents.tokens_T, documents.offsets[1:-1])
-    return [testing.TINY_TOKENIZER.decode(piece.tolist()) for piece in pieces]
+    texts = [testing.TINY_TOKENIZER.decode(piece) for piece in pieces]
+    return [text.removeprefix("[BOS]").removesuffix("[EOS]") for text in texts]
 
 
 # --- documents -----------------------------------------------------------------------------------
