@@ -53,7 +53,7 @@ def run(
     Args:
       config: see `w2s_jax.config.default_config`.
       workdir: the run's folder. A finished run is read, not repeated. More losses or methods add
-        their students; any other difference is refused.
+        their students, more of `task.test_tasks` evaluations; any other difference is refused.
       store: the folder of the phases, which runs may share; None for `workdir`/phases.
       dry_run: print what would be done, write nothing, and return {}.
       console: where to print.

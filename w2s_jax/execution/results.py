@@ -139,8 +139,8 @@ class _Phases:
             missing = self.plan.weak if weak is None else student.ceiling
             model = "weak model" if weak is None else "ceiling"
             why = transfer.why_not(self.plan.phase(missing))
-            note = f"PGR is undefined: the {model} was not evaluated on these documents: {why}"
-            return {"pgr": None, "pgr_note": note} | dict.fromkeys(ends)
+            reason = f"PGR is undefined: the {model} was not evaluated on these documents: {why}"
+            return {"pgr": None, "pgr_note": reason} | dict.fromkeys(ends)
         pgr, note = classification.performance_gap_recovered(
             weak["accuracy"], entry["accuracy"], ceiling["accuracy"]
         )

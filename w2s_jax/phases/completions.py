@@ -162,7 +162,7 @@ def store(
     columns: dict[str, list[Any]] = {name: [] for name in artifacts.ANSWER_COLUMNS}
     result: dict[str, Any] = {"metrics": {}}
     for name, found in made.items():
-        documents = documents_of(context, phase.inputs[name], found.ids_N)
+        documents = documents_of(context, phase.inputs.get(name, name), found.ids_N)
         answers = answers_of(context, found.texts)
         correct = right(context, answers, documents)
         columns["id"] += found.ids_N.tolist()

@@ -98,7 +98,7 @@ def store(
     if not p:
         return {}
     for name in p:
-        split = phase.inputs[name]
+        split = phase.inputs.get(name, name)
         documents = documents_of[split]
         columns["id"].append(documents.ids_N)
         columns["split"] += [name] * len(documents)
