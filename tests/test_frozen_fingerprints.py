@@ -13,7 +13,7 @@ from frozen_models import write_model
 from w2s_jax import testing
 from w2s_jax.config import default_config
 
-KINDS = {"pretrain", "features", "probe", "weak", "student", "ceiling", "labels"}
+KINDS = {"pretrain", "features", "probe", "weak", "student", "ceiling", "labels", "transfer"}
 LOSSES = (
     "xent", "confidence", "logconf", "product", "entropy", "l2_confidence", "buffered_confidence",
     "soft_buffered_confidence", "window", "kl", "reverse_kl", "reverse_xent", "cace",
@@ -140,6 +140,15 @@ def test_external_labels(data_dir, tmp_path):
     config.weak.labels = str(tmp_path / "judge.jsonl")
     (tmp_path / "judge.jsonl").write_text("\n".join(rows))
     check("fingerprints", {"labels from outside": phases_of(config)})
+
+
+def test_other_test_sets(data_dir):
+    (data_dir / "another").mkdir()
+    rows = [json.dumps(row) + "\n" for row in testing.tiny_records(40, seed=5)]
+    (data_dir / "another" / "test.jsonl").write_text("".join(rows))
+    config = tiny(data_dir, task__test_tasks=("another",), strong__train__adapt="probe")
+    config.probe.steps, config.probe.batch_size = 5, 16
+    check("fingerprints", {"another test set": phases_of(config)})
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_declarations_import_no_jax():
         "import sys\n"
         "from w2s_jax import phases\n"
         "assert list(phases.PHASE_KINDS) == "
-        "['pretrain', 'features', 'probe', 'weak', 'student', 'ceiling', 'labels']\n"
+        "['pretrain', 'features', 'probe', 'weak', 'student', 'ceiling', 'labels', 'transfer']\n"
         "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -39,5 +39,6 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.phases.kinds.features",
         "w2s_jax.phases.kinds.finetune",
         "w2s_jax.phases.kinds.labels",
+        "w2s_jax.phases.kinds.transfer",
     ),
 }

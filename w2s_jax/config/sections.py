@@ -262,6 +262,11 @@ class TaskSettings:
     test_where: str | None = option(
         None, meaning="The same of test documents; None: as `where`; '': all"
     )
+    test_tasks: tuple[str, ...] = option(
+        (),
+        meaning="Other tasks, or folders, on whose test documents all models of the run are "
+        "evaluated too; their classes must be those of `name`",
+    )
     max_new_tokens: int | None = option(
         None,
         low=1,

@@ -53,7 +53,7 @@ def validate(config: config_dict.ConfigDict) -> Settings:
     return Settings(
         name=config.name,
         seed=config.seed,
-        task=TaskSettings(**config.task.to_dict() | {"classes": _classes(config.task.classes)}),
+        task=_task(config.task),
         protocol=_protocol(config.protocol),
         weak=weak,
         strong=strong,
@@ -210,6 +210,21 @@ def middle_roles(strong: Role, methods: tuple[MethodSettings, ...]) -> tuple[Rol
 
 
 # --- sections -------------------------------------------------------------------------------------
+
+
+def _task(section: config_dict.ConfigDict) -> TaskSettings:
+    """The task, whose other test sets are other tasks, each once."""
+    sets = split(section.test_tasks)
+    for n, name in enumerate(sets):
+        if name in sets[:n]:
+            raise errors.InputError(f"task.test_tasks: {name!r} is listed twice")
+        if name == section.name:
+            raise errors.InputError(
+                f"task.test_tasks: {name!r} is the run's own task (task.name), on which its models "
+                "are evaluated anyway; list other tasks"
+            )
+    own = {"classes": _classes(section.classes), "test_tasks": sets}
+    return TaskSettings(**section.to_dict() | own)
 
 
 def _classes(value: tuple[str, ...]) -> tuple[str, ...]:

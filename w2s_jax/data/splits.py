@@ -143,6 +143,28 @@ def make_splits(
     return result
 
 
+def choose_test(
+    documents: Sequence[Document], count: int | None, *, balance: bool, split_seed: int = 0
+) -> list[Document]:
+    """Return the test documents of a task of which nothing else is used.
+
+    Args:
+      documents: those of one split.
+      count: number of documents; None, or more than there are: all.
+      balance: take equally many of each class that occurs.
+      split_seed: seed of the order.
+
+    Returns:
+      The documents, without ties; none if all are ties.
+    """
+    groups = _groups(documents, {}, split_seed)
+    counts = Counter(_class(document) for document in documents if not document.is_tie)
+    classes = tuple(sorted(counts)) if balance else ()
+    have = len(classes) * min(counts.values()) if counts and balance else counts.total()
+    wanted = have if count is None else min(count, have)
+    return _take(groups, wanted, classes, "task.test_docs", "test")[0] if have else []
+
+
 @contextmanager
 def _naming_removed(removed: Mapping[str, int]) -> Iterator[None]:
     """Add to errors on too few documents how many of them grouping has removed."""

@@ -53,7 +53,7 @@ def run(
     Args:
       config: see `w2s_jax.config.default_config`.
       workdir: the run's folder. A finished run is read, not repeated. More losses or methods add
-        their students; any other difference is refused.
+        their students, more of `task.test_tasks` evaluations; any other difference is refused.
       store: the folder of the phases, which runs may share; None for `workdir`/phases.
       dry_run: print what would be done, write nothing, and return {}.
       console: where to print.
@@ -140,7 +140,6 @@ def _run_missing(
     processes.on_first("folders", lambda: _make_folders(prepared))
     processes.log_to(prepared.workdir / "logs")
     library_logs.write_to(prepared.workdir / "logs")
-    starts = (phase.parents.get("init") for phase in prepared.plan.phases)
     with signals.stop_on_signals() as asked:
         context = phases.Context(
             resolved=prepared.resolved,
@@ -151,7 +150,7 @@ def _run_missing(
             wandb_run=wandb_run,
             profile=profile,
             dump_hlo=dump_hlo,
-            starts=frozenset(name for name in starts if name is not None),
+            starts=frozenset(name for phase in prepared.plan.phases for name in phase.starts),
         )
         for number, phase in enumerate(missing, 1):
             _run_claimed(phase, missing[number:], context)

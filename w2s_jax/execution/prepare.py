@@ -70,6 +70,7 @@ def prepare(
         workdirs.refuse_other_config(workdir, stored["config"], stored["data"], config)
         settings = workdirs.with_earlier_losses(settings, stored["config"])
         settings = workdirs.with_earlier_methods(settings, stored["config"])
+        settings = workdirs.with_earlier_test_tasks(settings, stored["config"])
     folder = workdir / "phases" if store is None else Path(store)
     # A finished run is read from anywhere, even a read-only disk.
     if not (workdir / "result.json").exists():
@@ -78,11 +79,35 @@ def prepare(
     if stored is not None:
         workdirs.refuse_other_data(workdir, stored, resolved)
     plan = make_plan(resolved)
+    _refuse_without_parameters(plan, folder)
     record = workdirs.record(config, stored, resolved)
     record["phases"] = [phase.name for phase in plan.phases]
     if store is not None:
         record["store"] = str(Path(store).absolute())
     return Prepared(workdir, folder, record, resolved, plan)
+
+
+def _refuse_without_parameters(plan: Plan, store: Path) -> None:
+    """Refuse to evaluate phases of which only the results were kept.
+
+    Raises:
+      InputError: there are such; training them again might not give the models behind the results.
+    """
+    gone = []
+    for phase in plan.phases:
+        trained = phase.parents.get("model")
+        if trained is None or PhaseFolder(store / phase.name).complete:
+            continue
+        folder = PhaseFolder(store / trained)
+        if folder.complete and not folder.final.exists():
+            gone.append(trained)
+    if gone:
+        raise errors.InputError(
+            f"task.test_tasks: the final parameters of {errors.listed(dict.fromkeys(gone))} were "
+            "not kept (checkpoint.keep_final=False, or w2s gc --finals), so these models cannot be "
+            "evaluated on other documents; use another folder (--workdir, --store), where they are "
+            "trained again"
+        )
 
 
 def prepare_alike(

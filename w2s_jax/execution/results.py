@@ -1,12 +1,14 @@
 """The result of a run, computed from the results of its phases. Imports no JAX."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from w2s_jax.core import errors
 from w2s_jax.metrics import answers, classification, intervals
+from w2s_jax.planning import transfer
 from w2s_jax.planning.plan import Plan, Student
 from w2s_jax.planning.resolve import Resolved
 from w2s_jax.store import artifacts
@@ -14,7 +16,10 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 
 def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
-    """Return the contents of a run's result.json; `classes` has the names of more than two classes.
+    """Return the contents of a run's result.json.
+
+    `classes` has the names of more than two classes, `transfer` the results on the test sets of
+    other tasks; others have no such field.
 
     Args:
       plan: the phases of the run, all complete.
@@ -36,6 +41,9 @@ def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
         "weak": phases.role(plan.weak),
         "ceiling": phases.role(plan.ceiling),
         "students": {key: phases.student(student) for key, student in plan.students.items()},
+        **(
+            {"transfer": {name: phases.on(name) for name in plan.transfer}} if plan.transfer else {}
+        ),
         "stages": phases.stages(),
         "timing": {
             "seconds": sum(result["seconds"] for result in found.values()),
@@ -46,62 +54,119 @@ def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
     }
 
 
+#: What a student's predictions are compared with those of its supervisor by.
+_AGREEMENTS = ("agreement", "agreement_when_correct", "agreement_when_wrong")
+
+
 @dataclass(frozen=True)
 class _Phases:
-    """The complete phases of a run and their results, by name."""
+    """The complete phases of a run and their results, by name.
+
+    Attributes:
+      plan, resolved, store: as of `collect`.
+      found: phase -> its result.
+      at: phase -> the phase with its predictions on the test set of another task, if it has some;
+        None: those on the run's own.
+    """
 
     plan: Plan
     resolved: Resolved
     store: Path
     found: dict[str, dict[str, Any]]
+    at: Mapping[str, str] | None = None
 
-    def role(self, name: str) -> dict[str, Any]:
-        """Return a phase's model and its test metrics."""
-        result = self.found[name]
+    def on(self, task: str) -> dict[str, Any]:
+        """Return the results on the test set of another task, null where there are none.
+
+        `notes` says why, by the key of the student, or 'weak'.
+        """
+        plan, there = self.plan, dataclasses.replace(self, at=self.plan.transfer[task])
+        students = {key: there.student(student) for key, student in plan.students.items()}
+        entries = {"weak": there.role(plan.weak), "ceiling": there.role(plan.ceiling)}
+        phases = {"weak": plan.weak} | {key: s.phase for key, s in plan.students.items()}
+        missing = [key for key, entry in (entries | students).items() if entry is None]
+        notes = {key: transfer.why_not(plan.phase(phases[key])) for key in missing}
+        return {**entries, "students": students} | ({"notes": notes} if notes else {})
+
+    def role(self, name: str) -> dict[str, Any] | None:
+        """Return a phase's model and its test metrics; None if it was not evaluated."""
+        place = self._place(name)
+        if place is None:
+            return None
+        result = self.found[place]
         if name == self.plan.weak and self.resolved.settings.weak.labels is not None:
             entry = {"model": self.plan.phase(name).label}
         else:
             entry = {"model": result["model"], "parameters": result["parameters"]}
-        return entry | {"phase": name, **result["metrics"]["test"]}
+        return entry | {"phase": place, **result["metrics"]["test"]}
 
-    def student(self, student: Student) -> dict[str, Any]:
+    def student(self, student: Student) -> dict[str, Any] | None:
         """Return a student's test metrics, with the gap that it recovers and its agreement."""
         plan = self.plan
         kinds = {loss.label: loss.kind for loss in self.resolved.settings.losses}
         weak, ceiling = self.role(plan.weak), self.role(student.ceiling)
         entry = self.role(student.phase)
+        if entry is None:
+            return None
         entry |= {"loss": kinds.get(student.loss), "method": student.method}
         if student.ceiling != plan.ceiling:
             entry["ceiling"] = ceiling
-        if student.supervisor != plan.weak:
-            entry["supervisor"] = self.role(student.supervisor)
+        supervisor = self.role(student.supervisor)
+        if student.supervisor != plan.weak and supervisor is not None:
+            entry["supervisor"] = supervisor
+        entry |= self._recovered(student, weak, entry, ceiling)
+        if supervisor is None:
+            why = transfer.why_not(plan.phase(student.supervisor))
+            return entry | dict.fromkeys(_AGREEMENTS) | {"agreement_note": why}
+        own, other = (self._test_predictions(n) for n in (student.phase, student.supervisor))
+        self._refuse_other_documents(student.phase, own, student.supervisor, other)
+        if "answer" in own:
+            return entry | answers.answer_agreement(
+                own["answer"], other["answer"], other["correct"]
+            )
+        return entry | classification.agreement_metrics(own["p"], other["p"], own["ground_truth"])
+
+    def _recovered(
+        self,
+        student: Student,
+        weak: dict[str, Any] | None,
+        entry: dict[str, Any],
+        ceiling: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """Return a student's PGR with its interval, and that of the gap."""
+        ends = ("pgr_low", "pgr_high", "gap_low", "gap_high")
+        if weak is None or ceiling is None:
+            missing = self.plan.weak if weak is None else student.ceiling
+            model = "weak model" if weak is None else "ceiling"
+            why = transfer.why_not(self.plan.phase(missing))
+            reason = f"PGR is undefined: the {model} was not evaluated on these documents: {why}"
+            return {"pgr": None, "pgr_note": reason} | dict.fromkeys(ends)
         pgr, note = classification.performance_gap_recovered(
             weak["accuracy"], entry["accuracy"], ceiling["accuracy"]
         )
-        entry |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
+        found: dict[str, Any] = {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
         own = self._test_predictions(student.phase)
-        others = {
-            name: self._test_predictions(name)
-            for name in (student.supervisor, plan.weak, student.ceiling)
-        }
-        for name, other in others.items():
-            if list(own["id"]) != list(other["id"]):
-                raise errors.StorageError(
-                    f"{self.store / student.phase}: its test documents are not those of {name}"
-                )
+        others = [self._test_predictions(name) for name in (self.plan.weak, student.ceiling)]
+        for name, other in zip((self.plan.weak, student.ceiling), others, strict=True):
+            self._refuse_other_documents(student.phase, own, name, other)
         interval = intervals.pgr_interval(
-            others[plan.weak]["p"], own["p"], others[student.ceiling]["p"], own["ground_truth"]
+            others[0]["p"], own["p"], others[1]["p"], own["ground_truth"]
         )
-        entry |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
-        entry |= {name: interval[name] for name in ("gap_low", "gap_high")}
-        supervisor = others[student.supervisor]
-        if "answer" in own:
-            return entry | answers.answer_agreement(
-                own["answer"], supervisor["answer"], supervisor["correct"]
+        ends_of = {"pgr_low": interval["low"], "pgr_high": interval["high"]}
+        return found | ends_of | {name: interval[name] for name in ends[2:]}
+
+    def _refuse_other_documents(
+        self, name: str, own: dict[str, Any], other_name: str, other: dict[str, Any]
+    ) -> None:
+        if list(own["id"]) != list(other["id"]):
+            raise errors.StorageError(
+                f"{self.store / str(self._place(name))}: its test documents are not those of "
+                f"{self._place(other_name)}"
             )
-        return entry | classification.agreement_metrics(
-            own["p"], supervisor["p"], own["ground_truth"]
-        )
+
+    def _place(self, name: str) -> str | None:
+        """Return the phase with the predictions of another one; None if there are none."""
+        return name if self.at is None else self.at.get(name)
 
     def stages(self) -> list[dict[str, Any]]:
         """Return a record of each phase, each after its parents."""
@@ -119,7 +184,8 @@ class _Phases:
         return stages
 
     def _test_predictions(self, name: str) -> dict[str, Any]:
-        return artifacts.read_predictions(PhaseFolder(self.store / name).predictions, "test")
+        folder = PhaseFolder(self.store / str(self._place(name)))
+        return artifacts.read_predictions(folder.predictions, "test")
 
 
 def _versions(results: Iterable[dict[str, Any]]) -> dict[str, str]:

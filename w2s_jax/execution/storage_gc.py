@@ -28,6 +28,7 @@ from rich.table import Table
 from w2s_jax.core import errors, files
 from w2s_jax.core.files import read_json
 from w2s_jax.planning.kinds import PHASE_KINDS
+from w2s_jax.planning.phase import STARTS
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
 
@@ -231,7 +232,7 @@ def _finals(runs: list[RunFolder], phases: list[PhaseFolder]) -> set[str]:
     if any(run.phases is None for run in open_runs):
         return set()
     needed = _with_parents({n for run in open_runs for n in run.phases or ()}, phases)
-    starts = {_parents(phase).get("init") for phase in phases}
+    starts = {_parents(phase).get(key) for phase in phases for key in STARTS}
     return {
         phase.path.name
         for phase in phases

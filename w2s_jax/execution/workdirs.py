@@ -14,7 +14,10 @@ from w2s_jax.core.files import read_json
 from w2s_jax.planning.resolve import Resolved
 
 #: Fields in which a config may differ from the one that a working directory was created with.
-FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses", "method.name")
+FREE_FIELDS = (
+    "name", "log.", "mesh.", "checkpoint.", "task.data_dir", "task.test_tasks", "losses",
+    "method.name",
+)  # fmt: skip
 FREE_ENDINGS = (".microbatch_size", ".remat")
 #: Fields whose None is one of their other values: what counts is whether the documents differ.
 BY_DOCUMENTS = ("task.train_split", "task.truncate", "task.empty")
@@ -80,6 +83,13 @@ def with_earlier_methods(settings: Settings, earlier: dict[str, Any]) -> Setting
     methods = (*kept, *settings.methods)
     middle = validation.middle_roles(settings.strong, methods)
     return dataclasses.replace(settings, methods=methods, middle=middle)
+
+
+def with_earlier_test_tasks(settings: Settings, earlier: dict[str, Any]) -> Settings:
+    """Return the settings with the test sets of the working directory before their own."""
+    sets = (*earlier["task"].get("test_tasks", ()), *settings.task.test_tasks)
+    task = dataclasses.replace(settings.task, test_tasks=tuple(dict.fromkeys(sets)))
+    return dataclasses.replace(settings, task=task)
 
 
 def _method_matters(field: str, methods: list[str]) -> bool:
@@ -184,7 +194,7 @@ def _by_documents(earlier: dict[str, Any], resolved: Resolved) -> list[str]:
 def _other_run(workdir: Path, differences: list[str]) -> errors.InputError:
     return errors.InputError(
         f"--workdir: {workdir} contains a run that differs in {'; '.join(differences)}; use the "
-        "same config (losses and methods may be added), or another folder"
+        "same config (losses, methods and test sets may be added), or another folder"
     )
 
 
@@ -195,6 +205,7 @@ def record(
     plain = _plain(config)
     if stored is not None:
         plain["loss"] = stored["config"]["loss"] | plain["loss"]
+    plain["task"]["test_tasks"] = list(resolved.settings.task.test_tasks)
     plain["losses"] = [loss.label for loss in resolved.settings.losses]
     plain["method"]["name"] = ",".join(m.kind for m in resolved.settings.methods) or "naive"
     return {"config": plain, "data": dict(resolved.digests)}

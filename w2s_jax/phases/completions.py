@@ -140,11 +140,11 @@ def predict(
     """Complete validation, test and label splits; store predictions and labels; return a record."""
     params = parts.joined()
     keep, made = folder.path / "completions", {}
-    evaluated = [s for s in ("validation", "test") if s in phase.inputs]
-    for split in dict.fromkeys((*evaluated, *phase.label_splits)):
+    inputs = {s: phase.inputs[s] for s in ("validation", "test") if s in phase.inputs}
+    for split in dict.fromkeys((*inputs.values(), *phase.label_splits)):
         top_k = phase.label_top_k if split in phase.label_splits else 0
         made[split] = complete(phase, context, params, split, keep=keep, top_k=top_k)
-    result = store(phase, context, folder, {split: made[split] for split in evaluated})
+    result = store(phase, context, folder, {name: made[split] for name, split in inputs.items()})
     if phase.label_splits:
         labels = {split: made[split] for split in phase.label_splits}
         token_labels.save(folder, labels)
@@ -156,23 +156,23 @@ def predict(
 def store(
     phase: Phase, context: Context, folder: PhaseFolder, made: dict[str, TokenLabels]
 ) -> dict[str, Any]:
-    """Store the predictions of splits, and return their metrics."""
+    """Store the predictions of 'validation' and 'test', and return their metrics."""
     if not made:
         return {}
     columns: dict[str, list[Any]] = {name: [] for name in artifacts.ANSWER_COLUMNS}
     result: dict[str, Any] = {"metrics": {}}
-    for split, found in made.items():
-        documents = documents_of(context, split, found.ids_N)
+    for name, found in made.items():
+        documents = documents_of(context, phase.inputs.get(name, name), found.ids_N)
         answers = answers_of(context, found.texts)
         correct = right(context, answers, documents)
         columns["id"] += found.ids_N.tolist()
-        columns["split"] += [split] * len(documents)
+        columns["split"] += [name] * len(documents)
         columns["text"] += list(found.texts)
         columns["answer"] += answers
         columns["target"] += [document.target for document in documents]
         columns["correct"] += correct
         columns["logprob"] += found.total_logprobs_N.tolist()
-        result["metrics"][split] = answer_metrics(correct, scores(context, answers, documents))
+        result["metrics"][name] = answer_metrics(correct, scores(context, answers, documents))
     processes.on_first("predictions", lambda: artifacts.write_answers(folder.predictions, columns))
     return result
 

@@ -125,7 +125,7 @@ class TrainingInputs:
         what their seeds initialise in trained parameters.
         """
         phase, train = self.phase, self.phase.train
-        if not phase.classifies:
+        if not phase.classifies or not phase.total_steps:
             return None
         start: Any = phase.parents.get("features") or phase.parents.get("init")
         if start is None and self.context.data(phase).source is None:

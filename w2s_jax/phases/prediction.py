@@ -72,14 +72,14 @@ def predict(
     The record has the metrics of validation and test and, if the phase labels splits, their sizes.
     """
     documents_of = context.data(phase).splits
-    splits = [s for s in ("validation", "test") if s in phase.inputs]
+    inputs = {s: phase.inputs[s] for s in ("validation", "test") if s in phase.inputs}
     params = parts.joined()
     p = {}
-    for split in dict.fromkeys((*splits, *phase.label_splits)):
+    for split in dict.fromkeys((*inputs.values(), *phase.label_splits)):
         logits_NC = predictor(phase, context, split, params)(params)
         check_finite(phase, logits_NC, "logits")
         p[split] = probabilities(logits_NC)
-    result = store(phase, context, folder, {split: p[split] for split in splits})
+    result = store(phase, context, folder, {name: p[split] for name, split in inputs.items()})
     if phase.label_splits:
         labels = {s: (documents_of[s].ids_N, p[s]) for s in phase.label_splits}
         result["labels"] = artifacts.save_labels(folder, labels)
@@ -89,7 +89,7 @@ def predict(
 def store(
     phase: Phase, context: Context, folder: PhaseFolder, p: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Store predictions, split -> float32 [N, C], and return their metrics."""
+    """Store predictions, 'validation', 'test' -> float32 [N, C], and return their metrics."""
     documents_of = context.data(phase).splits
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "split", "p", "label", "ground_truth")
@@ -97,13 +97,14 @@ def store(
     result: dict[str, Any] = {"metrics": {}}
     if not p:
         return {}
-    for split in p:
+    for name in p:
+        split = phase.inputs.get(name, name)
         documents = documents_of[split]
         columns["id"].append(documents.ids_N)
-        columns["split"] += [split] * len(documents)
-        shown = classification.class_probabilities(p[split])
+        columns["split"] += [name] * len(documents)
+        shown = classification.class_probabilities(p[name])
         truth_N = documents.truth_N
-        result["metrics"][split] = classification.classification_metrics(shown, truth_N)
+        result["metrics"][name] = classification.classification_metrics(shown, truth_N)
         targets_NC = targets_of(phase, context, split, documents)
         two = shown.ndim == 1
         columns["p"].append(shown)

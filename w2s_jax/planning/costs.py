@@ -65,7 +65,7 @@ def forward_flops(phase: Phase, resolved: Resolved) -> dict[str, float]:
     documents.
     """
     splits = resolved.roles[phase.role].splits
-    evaluated = {"validation", "test"} & set(phase.inputs.values())
+    evaluated = {phase.inputs[name] for name in ("validation", "test") if name in phase.inputs}
     return {split: _forward(phase, splits[split]) for split in {*phase.label_splits, *evaluated}}
 
 

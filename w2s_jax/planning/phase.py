@@ -16,6 +16,9 @@ from w2s_jax.config import LossSettings, TrainSettings
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.planning.kinds import PHASE_KINDS, kind_title
 
+#: Keys of `Phase.parents`: phases from whose final parameters a phase starts. They are kept.
+STARTS = ("init", "model")
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -49,7 +52,8 @@ class Phase:
       loss: what a classifier minimises; None for language models and where nothing is trained.
       inputs: 'train', 'validation', 'test' -> name of a split.
       parents: 'init' (parameters to start from), 'features', 'head' (a probed one), 'labels' (weak
-        labels) -> name of a phase; phases of kind 'labels' may have others.
+        labels), 'model' (what is evaluated) -> name of a phase; phases of kind 'labels' may have
+        others.
       label_splits: the splits whose class probabilities the phase stores as weak labels, or whose
         features.
       select: the step that a student keeps is the best one by 'agreement' with its labels or by
@@ -104,6 +108,11 @@ class Phase:
     pairs: bool = False
     task: str = ""
     label_sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> set[str]:
+        """The phases from whose final parameters it starts."""
+        return {self.parents[key] for key in STARTS if key in self.parents}
 
     @property
     def classifies(self) -> bool:

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from w2s_jax.config import METHODS, PREFERENCES, LossSettings, Settings
+from w2s_jax.planning import transfer
 from w2s_jax.planning.build import ceiling_slice
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase as Phase
@@ -41,12 +42,14 @@ class Plan:
       weak: the phase of the weak model.
       ceiling: the phase of the ceiling.
       students: key in result.json ('<loss>' or '<loss>+<method>') -> student.
+      transfer: task of `task.test_tasks` -> phase -> the phase that evaluates it there.
     """
 
     phases: tuple[Phase, ...]
     weak: str
     ceiling: str
     students: Mapping[str, Student]
+    transfer: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def phase(self, name: str) -> Phase:
         """Return the phase of that name."""
@@ -291,9 +294,11 @@ def plan(resolved: Resolved) -> Plan:
     used = {naive.weak, naive.ceiling}
     for student in students.values():
         used |= {student.phase, student.supervisor, student.ceiling}
+    evaluated = transfer.add_phases(builder, [name for name in builder.phases if name in used])
+    used |= {name for phases in evaluated.values() for name in phases.values()}
     used = _with_ancestors(builder, used)
     phases = tuple(phase for phase in builder.phases.values() if phase.name in used)
-    return dataclasses.replace(naive, phases=phases, students=students)
+    return dataclasses.replace(naive, phases=phases, students=students, transfer=evaluated)
 
 
 def _with_ancestors(builder: PlanBuilder, names: Iterable[str]) -> set[str]:

@@ -23,7 +23,7 @@ from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
-from w2s_jax.planning import classes, generation
+from w2s_jax.planning import classes, generation, transfer
 from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
@@ -77,6 +77,7 @@ class Resolved:
       outside: sha256 of the file with the supervisor's labels, if these are external.
       task: the task.
       documents: split -> its documents, of generation tasks: answers are compared with them.
+      test_tasks: split -> the task, of the test sets of other tasks (`task.test_tasks`).
     """
 
     settings: Settings
@@ -85,6 +86,7 @@ class Resolved:
     outside: str | None = None
     task: Task | None = None
     documents: Mapping[str, list[Document]] = field(default_factory=dict)
+    test_tasks: Mapping[str, Task] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,6 +132,7 @@ def resolve(settings: Settings) -> Resolved:
     task = loaded.task
     notes = [*loaded.notes]
     train_split = choose_training(loaded, task_settings.train_split, notes)
+    others = [transfer.load_set(name, task, settings) for name in task_settings.test_tasks]
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles:
         check_model(role, found[role], settings)
@@ -184,7 +187,11 @@ def resolve(settings: Settings) -> Resolved:
             tokenizers=[d.tokenizer for d in roles.values()] if task.generates else None,
             classes=task.classes,
         )
-    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept)
+    for other in others:
+        chosen, roles = transfer.with_set(other, roles, readers, raw, settings, notes)
+        kept |= chosen
+    tasks = {other.split: other.task for other in others}
+    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept, tasks)
 
 
 def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelConfig:

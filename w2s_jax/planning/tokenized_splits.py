@@ -52,7 +52,7 @@ def without_overlong(
     kept = dict(documents)
     for name, docs in documents.items():
         if name != "pretrain":
-            short = _tokenize_split(name, docs, reader, notes)
+            short = tokenize_split(name, docs, reader, notes)
             ids = set(short.ids_N.tolist())
             kept[name] = [document for document in docs if document.id in ids]
     return kept
@@ -106,7 +106,7 @@ def tokenized_splits(
     ]
     tokenized = {
         reader.key: {
-            name: _tokenize_split(name, docs, reader, found)
+            name: tokenize_split(name, docs, reader, found)
             for name, docs in raw.items()
             if name != "pretrain" and docs
         }
@@ -128,9 +128,10 @@ def tokenized_splits(
     return tokenized_splits(rest, readers, settings, notes, train_split, removed)
 
 
-def _tokenize_split(
+def tokenize_split(
     name: str, documents: list[Document], reader: Reader, notes: list[str]
 ) -> TokenizedDocuments:
+    """Return the documents of a split as a reader reads them; what it changes is noted."""
     convert = tokenization(reader.task)
     tokenized, counts = convert(
         documents,

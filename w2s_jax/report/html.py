@@ -62,6 +62,13 @@ _SECTIONS = {
         " bars: ± 1 standard error over seeds, and over the test documents that they share.",
         "no agreement is recorded",
     ),
+    "transfer": _Section(
+        "Other test sets",
+        "Accuracy on the test set of another task against that on the run's own. A model on the"
+        " dotted line is as accurate on both. Error bars: ± 1 standard error (over test documents;"
+        " for several seeds over these, and over the test documents that they share).",
+        "no accuracies are recorded",
+    ),
     "confusion": _Section(
         "Confusion of classes",
         "Predicted class by true class, as percentages of the test documents of a true class. Blue:"
@@ -98,10 +105,11 @@ _ANSWERS_NOT_CALIBRATED = "answers have no probabilities of being right"
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write `report.html`, figures as PNG and SVG, and CSV tables into a folder.
 
-    The figures are `ladder`, `pgr`, `accuracy`, `agreement`, `confusion`, `calibration` and
-    `training`, those that have data. The tables are `table.csv` (the metrics of every run),
+    The figures are `ladder`, `pgr`, `accuracy`, `agreement`, `transfer`, `confusion`, `calibration`
+    and `training`, those that have data. The tables are `table.csv` (the metrics of every run),
     `curves.csv` and `calibration.csv`; where a task asks for answers, also `answers.csv`, some of
-    them side by side; where it has more than two classes, also `confusion.csv`.
+    them side by side; where it has more than two classes, also `confusion.csv`; with other test
+    sets, also `transfer.csv`.
 
     Args:
         run_dirs: folders of finished runs, or of sweeps, whose finished runs are used.
@@ -115,7 +123,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         InputError: a folder has no result.json (the message names it), or a file cannot be read.
         StorageError: `out` cannot be written.
     """
-    from w2s_jax.report import agreement, charts, curves
+    from w2s_jax.report import agreement, charts, curves, transfer
     from w2s_jax.report.drawing import figure_of, png, svg_file
 
     out = Path(out)
@@ -130,6 +138,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         "pgr": charts.gap_panels(settings),
         "accuracy": charts.accuracy_panels(settings),
         "agreement": agreement.agreement_panels(settings),
+        "transfer": transfer.transfer_panels(settings),
         "confusion": confusion.confusion_panels(settings, confused),
         "calibration": curves.calibration_panels(settings, bins),
         "training": curves.training_panels(phases),
@@ -148,6 +157,10 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     if confused:
         found = confusion.confusion_rows(confused)
         files["confusion.csv"] = tables.to_csv(confusion.CONFUSION_COLUMNS, found)
+    transferred = transfer.transfer_rows(settings)
+    if transferred:
+        columns = transfer.transfer_columns(transferred)
+        files["transfer.csv"] = tables.to_csv(columns, transferred)
     for name, shown in panels.items():
         if shown:
             figure = figure_of(shown[:MAX_PANELS])
@@ -160,7 +173,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
             with atomic_write(out / name) as file:
                 file.write(content)
         figures = [f"{figure}.{kind}" for figure in panels for kind in ("png", "svg")]
-        for name in (*figures, "answers.csv", "confusion.csv"):
+        for name in (*figures, "answers.csv", "confusion.csv", "transfer.csv"):
             if name not in files:
                 (out / name).unlink(missing_ok=True)
     except OSError as error:
@@ -269,13 +282,15 @@ def _render_page(
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
+    from w2s_jax.report.transfer import transfer_context
+
     environment = Environment(
         loader=PackageLoader("w2s_jax.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(show=show, p_value=_p_value)
+    environment.filters.update(show=show, p_value=_p_value, interval=show_interval)
     environment.filters.update(shortened=answers.shortened, printable=answers.printable)
     environment.globals.update(below=_below)
     # Only the output of svg_inline, which escapes texts, is inserted as markup.
@@ -302,6 +317,7 @@ def _render_page(
         sections=sections,
         answers=shown_answers,
         confusion=classes,
+        transfer=transfer_context(settings),
         multiclass=tables.any_multiclass(rows),
         rows=rows,
         runs=[_run_context(i, run, defaults, out) for i, run in enumerate(runs)],

@@ -20,7 +20,9 @@ from w2s_jax.report.runs import FinishedRun, Predictions
 from w2s_jax.report.uncertainty import Estimates, estimate
 
 # Fields that cannot change a result: names, paths, logging, layout.
-_IGNORED = ("name", "mesh", "log", "checkpoint", "losses", "task.data_dir", "store")
+_IGNORED = (
+    "name", "mesh", "log", "checkpoint", "losses", "task.data_dir", "task.test_tasks", "store",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Print a result as a table in the terminal."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.core import terminal
@@ -12,6 +13,7 @@ from w2s_jax.report.results import (
     show_accuracy,
     show_pgr,
 )
+from w2s_jax.report.transfer import test_tasks, transfer_caveats, transfer_result
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +36,7 @@ def _fold(name: str, separator: str, width: int) -> str:
 
 
 def print_result(result: dict[str, Any], console: "Console | None" = None) -> None:
-    """Print a table of all models, followed by the caveats.
+    """Print a table of all models, followed by the caveats; then one for each other test set.
 
     Numbers are never truncated at 80 columns or more; long names are folded.
 
@@ -42,11 +44,24 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
         result: the content of result.json; missing fields are shown as a dash.
         console: a `rich` console; defaults to standard output (`core.terminal.console`).
     """
+    console = console or terminal.console()
+    title = (
+        f"{result.get('name', 'run')}: task {result.get('task', '?')},"
+        f" {result.get('protocol', '?')} protocol, seed {result.get('seed', '?')}"
+    )
+    _print_table(result, title, result_caveats(result), console)
+    for task in test_tasks(result):
+        found = transfer_result(result, task)
+        _print_table(found, f"the same models on {task}", transfer_caveats(result, task), console)
+
+
+def _print_table(
+    result: dict[str, Any], title: str, caveats: Sequence[str], console: "Console"
+) -> None:
     from rich.box import ASCII, SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    console = console or terminal.console()
     unicode = console.encoding.lower().startswith("utf")
 
     def text(value: str, style: str = "") -> Text:
@@ -57,10 +72,6 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
             )
         return Text(value, style=style)
 
-    title = _printable(
-        f"{result.get('name', 'run')}: task {result.get('task', '?')},"
-        f" {result.get('protocol', '?')} protocol, seed {result.get('seed', '?')}"
-    )
     scores = {"auroc": "AUROC", "ece": "ECE"}
     if any(is_multiclass(entry) for _, _, entry in roles(result)):
         scores |= {"macro_f1": "macro\nF1", "log_loss": "log\nloss"}
@@ -88,7 +99,7 @@ def print_result(result: dict[str, Any], console: "Console | None" = None) -> No
         cells += [show(entry.get("agreement")) if role == "student" else ""]
         cells += [show(entry.get("n"))]
         table.add_row(*[text(cell, styles[role] if i == 0 else "") for i, cell in enumerate(cells)])
-    console.print(text(title, "bold"))
+    console.print(text(_printable(title), "bold"))
     console.print(table)
-    for line in result_caveats(result):
+    for line in caveats:
         console.print(text(f"note: {_printable(line)}", "dim"))

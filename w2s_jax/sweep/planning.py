@@ -63,8 +63,7 @@ class SweepPlan:
     @property
     def starts(self) -> frozenset[str]:
         """The phases from whose parameters others start."""
-        phases = self.phases.values()
-        return frozenset(p.parents["init"] for p in phases if "init" in p.parents)
+        return frozenset(name for phase in self.phases.values() for name in phase.starts)
 
     @property
     def uses(self) -> Counter[str]:

@@ -59,7 +59,7 @@ def make_units(plan: SweepPlan, names: Sequence[str]) -> list[Unit]:
 
 def _packing_key(plan: SweepPlan, phase: Phase) -> Any:
     """Return a key that is equal for phases that may form a population, as far as is known."""
-    if phase.loss is None or not phase.classifies:
+    if phase.loss is None or not phase.classifies or not phase.total_steps:
         return phase.name
     start = phase.parents.get("features") or phase.parents.get("init") or phase.seed
     return (

@@ -95,7 +95,7 @@ def completing(
       host: the devices of one host. Each runs batches of its own if the model fits on it.
     """
     data = resolved.roles[phase.role]
-    names = [s for s in ("validation", "test") if s in phase.inputs.values()]
+    names = [phase.inputs[s] for s in ("validation", "test") if s in phase.inputs]
     splits = tuple(dict.fromkeys((*names, *phase.label_splits)))
     if not splits:
         return []

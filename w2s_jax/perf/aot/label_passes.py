@@ -35,7 +35,7 @@ def label_passes(
     needed = inference.bytes_on_one_device(params, phase.train.compute_dtype)
     alone = needed <= memory / 2 and len(host) > 1
     data = resolved.roles[phase.role]
-    names = [s for s in ("validation", "test") if s in phase.inputs.values()]
+    names = [phase.inputs[s] for s in ("validation", "test") if s in phase.inputs]
     made = [
         _label_pass(phase, data.splits[split], group_N, params, mesh, host if alone else [])
         for split in dict.fromkeys((*names, *phase.label_splits))

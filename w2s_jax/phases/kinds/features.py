@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from w2s_jax.store.artifacts import PhaseFolder
 
 
-def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
+def build(
+    resolved: Resolved,
+    role: str,
+    parents: Mapping[str, str],
+    *,
+    splits: tuple[str, ...] = (),
+) -> Phase:
     """Return the phase of the features that probes of a role's model are trained on.
 
     It also stores a head for probes to start from.
@@ -26,12 +32,14 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
       role: the role.
       parents: {'init': the phase that made the model's parameters}; {} for the pretrained ones, or
         fresh ones made with `seed`.
+      splits: the documents; () for all that probes of the run need.
     """
     settings, data = resolved.settings, resolved.roles[role]
-    splits = sorted(name for name in data.splits if name.startswith("slice"))
-    if role == "strong" and ceiling_slice(settings) == "slice2":
-        splits.remove("slice1")
-    splits += sorted({"test", "validation"} & set(data.splits))
+    wanted = [*splits] or sorted(name for name in data.splits if name.startswith("slice"))
+    if not splits:
+        if role == "strong" and ceiling_slice(settings) == "slice2":
+            wanted.remove("slice1")
+        wanted += sorted({"test", "validation"} & set(data.splits))
     return Phase(
         kind="features",
         role=role,
@@ -40,11 +48,11 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
         train=dataclasses.replace(settings.roles[role].train, adapt="full"),
         seed=settings.seed,
         parents=parents,
-        label_splits=tuple(splits),
+        label_splits=tuple(wanted),
         num_texts=data.splits["test"].num_texts,
         label_tokens=data.label_tokens,
         num_classes=data.num_classes,
-        data_digests={name: data.digests[name] for name in sorted(splits)},
+        data_digests={name: data.digests[name] for name in sorted(wanted)},
         weights_digest=weights_digest(data),
     )
 

@@ -1,0 +1,367 @@
+"""Test sets of other tasks (`task.test_tasks`): their documents, and the phases on them.
+
+Their labels are for evaluation alone: no other phase of a run depends on them. Imports no JAX.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from w2s_jax.config import Settings
+from w2s_jax.core import errors
+from w2s_jax.data.documents import Document, stable_id
+from w2s_jax.data.loading import LoadedTask, load
+from w2s_jax.data.records import OFFICIAL_SPLITS
+from w2s_jax.data.splits import choose_test, normalised_text
+from w2s_jax.data.task import Task
+from w2s_jax.data.tasks import TASKS
+from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.planning import classes, generation
+from w2s_jax.planning.kinds import PHASE_KINDS
+from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.tokenized_splits import Key, Reader, tokenize_split, without_overlong
+
+if TYPE_CHECKING:
+    from w2s_jax.planning.plan import PlanBuilder
+    from w2s_jax.planning.resolve import RoleInput
+
+#: The first of these splits that a task has is its test set.
+_PREFERRED = ("test", "validation", "train")
+
+
+def split_name(name: str) -> str:
+    """Return the name of the split with the test documents of another task, safe in file names."""
+    safe = re.sub(r"[^\w-]", "_", name)
+    return f"test:{safe}" if safe == name else f"test:{safe}-{stable_id(name):016x}"
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test set of another task.
+
+    Attributes:
+      name: of the task.
+      loaded: the task and its documents.
+      origin: the split that the documents are from.
+    """
+
+    name: str
+    loaded: LoadedTask
+    origin: str
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.loaded.task
+
+    @property
+    def split(self) -> str:
+        """The name of the split in the run."""
+        return split_name(self.name)
+
+    @property
+    def documents(self) -> list[Document]:
+        """All documents of the split."""
+        return self.loaded.documents[self.origin]
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+
+def load_set(name: str, own: Task, settings: Settings) -> TestSet:
+    """Return the test set of another task: its split 'test', else 'validation', else 'train'.
+
+    Conditions (`task.where`) do not apply to it.
+
+    Args:
+      name: of the task, an entry of `task.test_tasks`.
+      own: the task of the run.
+      settings: of the run.
+
+    Raises:
+      InputError: there is no such task, it has no documents, or its labels do not mean the same.
+    """
+    with _of_the_field(name):
+        loaded = _load(name, settings)
+        _check_labels(loaded.task, own)
+        if own.classes and loaded.task.classes not in ((), own.classes):
+            # A folder's labels are names, which the run's task orders.
+            loaded = _load(name, settings, own.classes)
+        there = [split for split in _PREFERRED if loaded.documents.get(split)]
+        if not there:
+            raise errors.InputError(f"{loaded.location} has no documents to test on")
+    return TestSet(name, loaded, there[0])
+
+
+def _load(name: str, settings: Settings, names: Sequence[str] = ()) -> LoadedTask:
+    given = settings.task
+
+    def read(*splits: str) -> LoadedTask:
+        return load(
+            name,
+            given.source,
+            given.data_dir,
+            settings.protocol.item_expansion,
+            seed=settings.seed,
+            split_seed=given.split_seed,
+            empty=given.empty,
+            used=splits,
+            classes=names,
+        )
+
+    if name not in TASKS:
+        # The classes of a folder are those of all its labels.
+        return read(*OFFICIAL_SPLITS)
+    loaded = read("test", "validation")
+    return loaded if any(loaded.documents.values()) else read("train")
+
+
+def _check_labels(task: Task, own: Task) -> None:
+    """Check that labels of a task mean what those of the run's task mean, as far as is known.
+
+    Raises:
+      InputError: the kinds differ, the numbers of classes, their names, or the tokens.
+    """
+    if task.kind != own.kind:
+        raise errors.InputError(
+            f"it is of kind {task.kind!r}, but task {own.name!r} of kind {own.kind!r}; list tasks "
+            "of the same kind"
+        )
+    if (task.token_space is None) != (own.token_space is None) or task.token_space not in (
+        None,
+        own.token_space,
+    ):
+        raise errors.InputError(
+            f"its documents are {_contents(task)}, but those of task {own.name!r} are "
+            f"{_contents(own)}, which its models read"
+        )
+    if task.generates:
+        return
+    names, wanted = _folded(task), _folded(own)
+    # A folder is read again, with the names in the order of the run's task.
+    if task.name not in TASKS and names and set(names) <= set(wanted):
+        return
+    if task.num_classes != own.num_classes:
+        raise errors.InputError(
+            f"it has {_named(task)}, but task {own.name!r} has {_named(own)}; list tasks with the "
+            "same classes"
+        )
+    if names and wanted and names != wanted:
+        same = "in another order" if set(names) == set(wanted) else "which mean something else"
+        raise errors.InputError(
+            f"it has {_named(task)}, but task {own.name!r} has {_named(own)}, {same}; list tasks "
+            "with the same classes, or a folder with these names"
+        )
+
+
+def _folded(task: Task) -> list[str]:
+    return [name.casefold() for name in task.classes]
+
+
+def _named(task: Task) -> str:
+    names = f" ({errors.listed(task.classes, limit=80)})" if task.classes else ""
+    return f"{task.num_classes} classes{names}"
+
+
+def _contents(task: Task) -> str:
+    space = task.token_space
+    return "texts" if space is None else f"tokens of a vocabulary of {space.vocab_size}"
+
+
+def with_set(
+    found: TestSet,
+    roles: "Mapping[str, RoleInput]",
+    readers: Mapping[str, Reader],
+    own: Mapping[str, Sequence[Document]],
+    settings: Settings,
+    notes: list[str],
+) -> "tuple[dict[str, list[Document]], dict[str, RoleInput]]":
+    """Tokenise a test set for all roles, as the run's own test set is.
+
+    Args:
+      found: the test set.
+      roles: the models of the run and their data.
+      readers: role -> how it reads the run's own task.
+      own: the run's own splits. Documents of slices and validation are left out of the set.
+      settings: of the run.
+      notes: lines for the user are appended.
+
+    Returns:
+      {split: documents} in a generation task, else {}; and the roles with the split.
+
+    Raises:
+      InputError: no document is left, or all have one class.
+    """
+    with _of_the_field(found.name):
+        reading = {
+            role: _reader(found, readers[role], data, settings) for role, data in roles.items()
+        }
+        lines = [*found.loaded.notes]
+        unseen = _unseen(found, own, lines)
+        different = {reader.key: reader for reader in reading.values()}
+        chosen, tokenized = _chosen(found, unseen, list(different.values()), settings, lines)
+        with_split = {}
+        for role, data in roles.items():
+            part = tokenized[reading[role].key]
+            digest = part.digest()
+            if data.completion is None:
+                classes.check_present(found.split, part.truth_N, data.num_classes)
+            else:
+                generation.check_room(role, data.model, {found.split: part}, data.completion)
+                digest = generation.with_judged(found.task, digest, chosen)
+            with_split[role] = dataclasses.replace(
+                data,
+                splits={**data.splits, found.split: part},
+                digests={**data.digests, found.split: digest},
+            )
+        if found.task.generates:
+            generation.check_functions(found.task, {found.split: chosen})
+    place = found.loaded.file_names[found.origin]
+    notes.append(
+        f"{found.split}: from {found.loaded.source} ({found.loaded.location}), {place}: "
+        f"{len(chosen):,} of {len(found.documents):,} documents; their labels are never learnt"
+    )
+    notes += [line if line.startswith(found.split) else f"{found.split}: {line}" for line in lines]
+    return {found.split: chosen} if found.task.generates else {}, with_split
+
+
+def _reader(found: TestSet, own: Reader, data: "RoleInput", settings: Settings) -> Reader:
+    """Return how a role reads the documents of a test set.
+
+    An embedded model has as many positions as the documents of its own task need.
+    """
+    limit, longest = own.limit, data.model.max_positions
+    if data.model.positions == "learned":
+        limit = longest if limit is None else min(limit, longest)
+    truncate = settings.task.truncate or found.task.truncate
+    return dataclasses.replace(
+        own, task=found.task, limit=limit, truncate=truncate, empty=found.loaded.empty
+    )
+
+
+def _unseen(
+    found: TestSet, own: Mapping[str, Sequence[Document]], notes: list[str]
+) -> list[Document]:
+    """Return the documents that are not among those that the run trains on, or selects steps by."""
+    names = [name for name in own if name.startswith("slice") or name == "validation"]
+    seen = {_content(document) for name in names for document in own[name]}
+    unseen = [document for document in found.documents if _content(document) not in seen]
+    removed = len(found.documents) - len(unseen)
+    if not unseen:
+        raise errors.InputError(
+            f"all {removed:,} documents are also in {', '.join(names)} of the run, so none can "
+            "test it; list another set"
+        )
+    if removed:
+        notes.append(f"removed {removed:,} documents that are also in {', '.join(names)}")
+    return unseen
+
+
+def _content(document: Document) -> Any:
+    """Return what is equal for documents with the same content; of pairs in both orders."""
+    text = normalised_text(document)
+    return document.tokens if text is None else tuple(sorted(text.split("\0")))
+
+
+def _chosen(
+    found: TestSet,
+    documents: list[Document],
+    readers: Sequence[Reader],
+    settings: Settings,
+    notes: list[str],
+) -> tuple[list[Document], dict[Key, TokenizedDocuments]]:
+    """Return the documents to test on, and as each reader reads them, all the same documents.
+
+    As of the run's own splits (`tokenized_splits`), those that a reader drops are replaced.
+    """
+    kept: Mapping[str, list[Document]] = {found.split: documents}
+    for reader in readers:
+        kept = without_overlong(kept, reader, notes)
+    documents = kept[found.split]
+    wanted = settings.task.test_docs
+    while True:
+        chosen = choose_test(
+            documents,
+            wanted,
+            balance=settings.protocol.balance_test and not found.task.generates,
+            split_seed=settings.task.split_seed,
+        )
+        if not chosen:
+            raise errors.InputError("it has no document with a label to test on")
+        lines: list[str] = []
+        made = {
+            reader.key: tokenize_split(found.split, chosen, reader, lines) for reader in readers
+        }
+        read = set.intersection(*(set(part.ids_N.tolist()) for part in made.values()))
+        if len(read) == len(chosen):
+            break
+        empty = {document.id for document in chosen} - read
+        documents = [document for document in documents if document.id not in empty]
+    notes += lines
+    skipped = len(kept[found.split]) - len(documents)
+    if skipped:
+        notes.append(f"skipped {skipped:,} documents with a text that gives no token (task.empty)")
+    if wanted is not None and len(chosen) <= wanted - found.task.num_classes:
+        notes.append(f"fewer documents than task.test_docs={wanted}")
+    return chosen, made
+
+
+@contextlib.contextmanager
+def _of_the_field(name: str) -> Iterator[None]:
+    try:
+        yield
+    except errors.InputError as error:
+        reason = str(error).removeprefix("task.name: ")
+        raise errors.InputError(f"task.test_tasks: {name}: {reason}") from error
+
+
+# --- phases --------------------------------------------------------------------------------------
+
+
+def why_not(phase: Phase) -> str:
+    """Return why a phase makes no predictions of other documents; '' if it does."""
+    if phase.kind == "labels":
+        if phase.labels_digest is not None:
+            return "labels from a file are of the run's own documents only"
+        return "labels made without training a model are of the run's own documents only"
+    if phase.suffixed:
+        return "its documents end in their weak labels, which others do not have"
+    if not phase.total_steps or phase.loss is None or PHASE_KINDS[phase.kind].forward != "logits":
+        return f"phases of kind {phase.kind!r} are not evaluated on other documents"
+    return ""
+
+
+def add_phases(builder: "PlanBuilder", names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Add the phases that evaluate others on the test sets of other tasks.
+
+    Args:
+      builder: has the phases of the run.
+      names: the phases to evaluate; those that cannot be (`why_not`) are left out.
+
+    Returns:
+      Name of the task -> phase -> the phase that evaluates it there.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in builder.settings.task.test_tasks if builder.resolved.test_tasks else ():
+        split = split_name(name)
+        found[name] = {
+            trained: _evaluating(builder, builder.phases[trained], name, split)
+            for trained in names
+            if not why_not(builder.phases[trained])
+        }
+    return found
+
+
+def _evaluating(builder: "PlanBuilder", trained: Phase, name: str, split: str) -> str:
+    parents = {"model": trained.name}
+    if "init" in trained.parents:
+        parents["init"] = trained.parents["init"]
+    if "features" in trained.parents:
+        start = builder.phases[trained.parents["features"]].parents
+        parents["features"] = builder.make(
+            "features", role=trained.role, parents=start, splits=(split,)
+        )
+    return builder.make("transfer", trained=trained, task=name, split=split, parents=parents)
