@@ -29,6 +29,7 @@ from w2s_jax.models.families import (
 )
 from w2s_jax.models.families.base import accepted_architectures
 from w2s_jax.models.families.reading import rope_notes
+from w2s_jax.models.locations import truncated, with_layers
 from w2s_jax.models.notes import say
 
 Stored = dict[str, files.StoredTensor]
@@ -49,7 +50,8 @@ class Checked:
       views: the view of each parameter, by flat path.
       names: maps the tensor names in `views` (of every layer) to those in the files.
       absent: flat paths of language-model head parameters that the folder lacks; they become zeros.
-      head: the tensors of the class head, 'kernel' and perhaps 'bias'; {} if there is none.
+      head: the tensors of the class head, 'kernel' and perhaps 'bias'; {} if there is none, or if
+        blocks are left out.
       head_problem: why the class head cannot be read, which matters only where it is used; else ''.
       adapters: PEFT's adapters, which are merged into `stored`, if the folder has only these.
     """
@@ -86,7 +88,9 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]
       InputError: if config.json is missing or damaged, or describes a model that is not supported.
     """
     if peft_files.is_adapter_folder(folder):
-        return read_description(peft_files.read_adapters(folder).base)
+        adapters = peft_files.read_adapters(folder)
+        record, family, config = read_description(adapters.base)
+        return record, family, truncated(config, adapters.layers, str(folder))
     record = files.read_config(folder)
     family = family_of(record, str(folder / files.CONFIG))
     try:
@@ -99,8 +103,13 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]
     return record, family, config
 
 
-def check_folder(folder: Path) -> Checked:
+def check_folder(folder: Path, layers: int | None = None) -> Checked:
     """Check a folder with config.json and safetensors.
+
+    Args:
+      folder: the folder.
+      layers: the number of blocks of the model that is wanted; None: all. What the folder holds
+        beyond them is checked too.
 
     Raises:
       InputError: if anything is missing, damaged, of the wrong shape or type, or unknown, or if
@@ -111,6 +120,7 @@ def check_folder(folder: Path) -> Checked:
     if peft_files.is_adapter_folder(folder):
         adapters = peft_files.read_adapters(folder)
         folder = adapters.base
+        layers = _fewer(given, layers, adapters.layers)
     record, family, config = read_description(folder)
     stored = files.open_tensors(folder)
     if config.num_layers > len(stored):
@@ -119,17 +129,31 @@ def check_folder(folder: Path) -> Checked:
             f"only {len(stored)} tensors"
         )
     if adapters is not None:
-        stored = peft_files.merged(adapters, family, config, stored)
+        stored = peft_files.merged(adapters, family, config, stored, layers)
     head = _class_head(family, record, stored)
     config = completed(folder, family, config, stored.keys(), bool(head))
     config, names = _names(folder, family, config, stored)
     absent = _check(folder, family, config, record, stored, names, head)
+    if layers is not None:
+        config, head = truncated(config, layers, str(given)), {}
     views = family.views(config)
     table = stored[names[views["embedding"].name]]
-    problem = _head_problem(folder, family, config, record, head)
+    problem = "" if layers else _head_problem(folder, family, config, record, head)
     found = Checked(config, family, record, stored, views, names, absent, head, problem, adapters)
     tokenizer_record.check(found.tokenizer_of(given), config.vocab_size, table.location)
     return found
+
+
+def _fewer(folder: Path, layers: int | None, of_base: int | None) -> int | None:
+    """Return the blocks of a model of adapters, whose base may have been cut itself."""
+    if layers is None or of_base is None:
+        return of_base if layers is None else layers
+    if layers > of_base:
+        raise InputError(
+            f"{with_layers(str(folder), layers)}: layers: {layers}; allowed: 1 to {of_base}, the "
+            "blocks of the model"
+        )
+    return layers
 
 
 def _class_head(family: Family, record: Mapping[str, Any], stored: Stored) -> Stored:

@@ -21,6 +21,7 @@ from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
 from w2s_jax.models.hf_models import local_folder, split_id
+from w2s_jax.models.locations import split_layers, truncated, with_layers
 from w2s_jax.store import checksums
 
 #: The `kind` of a folder written by `w2s convert`; other kinds are phase kinds.
@@ -40,10 +41,11 @@ class ModelSource:
       folder: the local folder; for a hub id the snapshot of one commit.
       config: the model.
       digest: SHA-256 (hexadecimal) of everything that determines the parameters: the config without
-        its name, and the contents of the weight files in reading order. Paths, times and tokenizers
-        are not included.
+        its name, and the contents of the weight files in reading order; with '@layers=K', of that
+        digest and K. Paths, times and tokenizers are not included.
       huggingface: content of the Hugging Face config.json that the model came from, if any.
       tokenizer: folder with the tokenizer files, if any.
+      layers: the number of first blocks of which the model consists; None: all of the folder's.
     """
 
     given: str
@@ -53,6 +55,12 @@ class ModelSource:
     digest: str
     huggingface: dict[str, Any] | None
     tokenizer: Path | None
+    layers: int | None = None
+
+    @property
+    def location(self) -> str:
+        """The folder, with '@layers=K' if blocks are left out: what `models.load` takes."""
+        return with_layers(str(self.folder), self.layers)
 
 
 def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
@@ -60,7 +68,8 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
 
     Args:
       path_or_hub_id: a folder in Hugging Face's layout; a hub id, optionally with '@revision'
-        (downloaded if needed); a folder written by `w2s convert`; or a phase folder.
+        (downloaded if needed); a folder written by `w2s convert`; or a phase folder; each
+        optionally with '@layers=K'.
 
     Raises:
       InputError: if there is no such model (the message says what was tried, and names the nearest
@@ -68,10 +77,16 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
         file and the tensor).
     """
     given = os.fspath(path_or_hub_id)
+    model, layers = split_layers(given)
+    if model in EMBEDDED_MODELS and layers is not None:
+        raise InputError(
+            f"{given}: {model} is pretrained within the run; @layers=K needs a trained model: a "
+            "folder, a hub id or a phase"
+        )
     try:
-        folder = local_folder(given)
+        folder = local_folder(model)
     except hf_hub.NotFound as error:
-        match = nearest(given, EMBEDDED_MODELS)
+        match = nearest(model, EMBEDDED_MODELS)
         if match is None or "/" in given:
             raise
         raise hf_hub.NotFound(f"{error} (did you mean {match!r}?)") from error
@@ -97,14 +112,19 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
             config = dataclasses.replace(config.without_adapters(), name=name)
         if record.get("trained", "full") != "full":
             base_of(folder, record["base"])
+    digest = _digest(config, weights)
+    if layers is not None:
+        config = truncated(config, layers, model)
+        digest = hashlib.sha256(f"{digest}, {layers} layers".encode()).hexdigest()
     return ModelSource(
         given,
-        _name(given, folder),
+        with_layers(_name(model, folder), layers),
         folder.absolute(),
         config,
-        _digest(config, weights),
+        digest,
         huggingface,
         tokenizer.absolute() if files.tokenizer_files(tokenizer) else None,
+        layers,
     )
 
 
@@ -126,7 +146,8 @@ def base_of(folder: Path, base: dict[str, Any]) -> ModelSource | None:
     if "phase" in base:
         location: str | Path = folder.parent / base["phase"]
     else:
-        location = base["folder"] if Path(base["folder"]).is_dir() else base["model"]
+        local = Path(split_layers(base["folder"])[0])
+        location = base["folder"] if local.is_dir() else base["model"]
     try:
         source = find(location)
     except InputError as error:
