@@ -20,6 +20,7 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
+from w2s_jax.models.gguf_files import is_gguf, origin_of
 from w2s_jax.models.hf_models import local_folder, split_id
 from w2s_jax.models.locations import split_layers, truncated, with_layers
 from w2s_jax.store import checksums
@@ -38,7 +39,7 @@ class ModelSource:
     Attributes:
       given: what the user wrote: a path, or a hub id, optionally with '@revision'.
       name: short name for tables: the last part of the id (with its revision) or of the path.
-      folder: the local folder; for a hub id the snapshot of one commit.
+      folder: the local folder; for a hub id the snapshot of one commit; or a GGUF file.
       config: the model.
       digest: SHA-256 (hexadecimal) of everything that determines the parameters: the config without
         its name, and the contents of the weight files in reading order; with '@layers=K', of that
@@ -118,7 +119,7 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
         digest = hashlib.sha256(f"{digest}, {layers} layers".encode()).hexdigest()
     return ModelSource(
         given,
-        with_layers(_name(model, folder), layers),
+        with_layers(_name(model, folder), layers) + origin_of(config.name),
         folder.absolute(),
         config,
         digest,
@@ -147,7 +148,7 @@ def base_of(folder: Path, base: dict[str, Any]) -> ModelSource | None:
         location: str | Path = folder.parent / base["phase"]
     else:
         local = Path(split_layers(base["folder"])[0])
-        location = base["folder"] if local.is_dir() else base["model"]
+        location = base["folder"] if local.exists() else base["model"]
     try:
         source = find(location)
     except InputError as error:
@@ -180,7 +181,12 @@ def check_fits(source: ModelSource, tokenizer_vocab_size: int, tokenizer: str) -
 
 
 def is_huggingface(folder: Path) -> bool:
-    """Return whether a folder is in Hugging Face's layout, even if incomplete, and not in ours."""
+    """Return whether a folder is in Hugging Face's layout, even if incomplete, and not in ours.
+
+    A GGUF file counts as such a folder.
+    """
+    if is_gguf(folder):
+        return True
     if (folder / "checkpoints").exists():
         return False
     if any(path.suffix in (".safetensors", ".bin") for path in contents(folder)):
@@ -236,6 +242,7 @@ def _name(given: str, folder: Path) -> str:
     hub_id = None if Path(given).expanduser() == folder else split_id(given)
     if hub_id is None:
         path = Path(os.path.abspath(folder))
+        path = path.with_suffix("") if is_gguf(folder) else path
         return "/".join(path.parts[-2:]) if path.name in _BARE else path.name
     repository, revision = hub_id
     name = repository.rpartition("/")[2]
