@@ -8,7 +8,7 @@ import peers
 import pytest
 
 from w2s_jax import models
-from w2s_jax.models import families, heads
+from w2s_jax.models import families, heads, network
 
 LENGTH = 20
 
@@ -190,6 +190,12 @@ def test_a_random_configuration_agrees_with_pytorch(name, seed, tmp_path):
         return hidden, heads.language_model_logits(config, params, hidden)
 
     hidden, logits = run(params)
+    _, taps = network.forward_with_taps(
+        config, params, tokens, tap=lambda x: x, scan=bool(seed % 2)
+    )
+    assert len(taps) == len(out.hidden_states) - 2
+    for ours, theirs in zip(taps, out.hidden_states[1:-1], strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
     wanted = out.hidden_states[-1].numpy()
     assert np.abs(wanted).max() > 0.5
     np.testing.assert_allclose(hidden, wanted, rtol=1e-4, atol=1e-4)

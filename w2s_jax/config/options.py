@@ -4,6 +4,7 @@ Fields of a config, options of losses and options of methods are all declared wi
 checked by it.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -28,7 +29,8 @@ class Option:
     Attributes:
       default: the value if the user gives none; if it is None, None is always allowed.
       meaning: one line for the documentation.
-      low, high: the smallest and the largest value. A float must be finite, unless `high` is not.
+      low, high: the smallest and the largest value, or entry of a tuple, whose entries are then
+        numbers. A float must be finite, unless `high` is not.
       above, below: as `low` and `high`, but excluded.
       also: values that are allowed outside this range.
       choices: the allowed values, or entries of a tuple; (): all.
@@ -103,6 +105,8 @@ class Option:
             values = split(values)
         if self.default and not values:
             raise errors.InputError(f"{field}: is empty; list at least one")
+        if self._bounded:
+            return tuple(self._number(field, value) for value in values)
         names = not self.default or isinstance(self.default[0], str)
         for value in values if names else ():
             if not isinstance(value, str):
@@ -115,6 +119,18 @@ class Option:
         for value in values if self.choices else ():
             choice(field, value, self.choices)
         return values
+
+    @property
+    def _bounded(self) -> bool:
+        return any(x is not None for x in (self.low, self.high, self.above, self.below))
+
+    def _number(self, field: str, value: Any) -> float:
+        """Return an entry of a tuple of numbers."""
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(value)
+            if not isinstance(value, bool) and math.isfinite(number) and self._in_range(number):
+                return number
+        raise errors.InputError(f"{field}: {value!r}; allowed: numbers {self.allowed}")
 
     def _in_range(self, value: float) -> bool:
         return value in self.also or (

@@ -121,6 +121,7 @@ def _role_options(model: str) -> dict[str, Any]:
     """The options of `weak` or `strong`; None in its sections: inherited."""
     own = options_of(Role, inherit=True)
     own["model"] = dataclasses.replace(own["model"], default=model)
+    own["read_out_layers"] = dataclasses.replace(own["read_out_layers"], default=())
     return own | {name: options_of(cls, inherit=True) for name, cls in ROLE_SECTIONS.items()}
 
 

@@ -328,6 +328,13 @@ class Role:
     read_out: str | None = option(
         choices=READ_OUTS, meaning="Slots that the class head reads; None: the model's own"
     )
+    read_out_layers: tuple[float, ...] = option(
+        (),
+        above=0,
+        high=1,
+        meaning="Relative depths of the layers whose hidden states a probe's head reads, averaged: "
+        "d is block ceil(d L) of L; empty: the last. Only with `adapt='probe'`",
+    )
     labels: str | None = option(
         None,
         meaning="File of external labels (people, a judge) that replace the weak model's; only of "

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from w2s_jax.config.declarations import METHODS, PREFERENCES, loss_named
 from w2s_jax.config.mesh_shapes import MESH_AXES, divisors, nearest_divisor
-from w2s_jax.config.options import Option, choice, split
+from w2s_jax.config.options import Option, choice, options_of, split
 from w2s_jax.config.schema import (
     LossSettings,
     MethodSettings,
@@ -286,6 +286,9 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
         model=section.model,
         tokenizer=section.tokenizer,
         read_out=section.read_out,
+        read_out_layers=options_of(Role)["read_out_layers"].check(
+            f"{role}.read_out_layers", section.read_out_layers
+        ),
         labels=section.get("labels"),
         **merged,
     )

@@ -14,6 +14,7 @@ from w2s_jax.data.documents import stable_id
 from w2s_jax.data.formats import read_json_lines
 from w2s_jax.data.tokenized import offsets_of
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
+from w2s_jax.models.locations import split_layers
 
 if TYPE_CHECKING:
     from w2s_jax.models.loading import Loaded
@@ -120,7 +121,7 @@ def refuse_target(path: Path) -> None:
 
 def _record(source: str) -> dict[str, Any]:
     """Return config.json of a phase folder; {} for other models."""
-    path = Path(source).expanduser() / "config.json"
+    path = Path(split_layers(source)[0]).expanduser() / "config.json"
     found = read_json(path) if path.is_file() else {}
     return found if "spec" in found else {}
 

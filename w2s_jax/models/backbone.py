@@ -61,8 +61,9 @@ class Backbone(nnx.Module):
         scan: bool,
         remat: str,
         first_keys: tuple[int, ...] = (),
-    ) -> Array:
-        """Return the hidden states at all slots, [R, L, D], or at `slots_RQ`, [R, Q, D].
+        tap: Callable[[Array], Array] | None = None,
+    ) -> tuple[Array, list[Array]]:
+        """Return the hidden states at all slots, [R, L, D], or at `slots_RQ`, [R, Q, D], and taps.
 
         `tail` holds the stacks of blocks that follow `self.blocks`; for the other arguments see
         `network.forward`.
@@ -72,7 +73,7 @@ class Backbone(nnx.Module):
             if dropout is not None:
                 x_RLD = dropout.within(0)(x_RLD)
         graphdef, blocks = nnx.split(self.blocks)
-        x_RLD = run_blocks(
+        x_RLD, taps = run_blocks(
             self.config,
             graphdef,
             [blocks, *tail],
@@ -84,8 +85,9 @@ class Backbone(nnx.Module):
             scan=scan,
             remat=remat,
             first_keys=first_keys,
+            tap=tap,
         )
-        return self.finish(x_RLD)
+        return self.finish(x_RLD), taps
 
 
 def stack_blocks(

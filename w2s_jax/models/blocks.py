@@ -3,7 +3,7 @@
 Shapes in names: R rows, L slots, Q selected slots, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,8 +32,9 @@ def run_blocks(
     scan: bool,
     remat: str,
     first_keys: tuple[int, ...] = (),
-) -> Array:
-    """Return the output of the last block, [R, L, D], or at `slots_RQ`, [R, Q, D].
+    tap: Callable[[Array], Array] | None = None,
+) -> tuple[Array, list[Array]]:
+    """Return the output of the last block, [R, L, D], or at `slots_RQ`, [R, Q, D], and taps.
 
     A stack that is not differentiated needs no backward pass if none of those before it is
     differentiated either.
@@ -53,7 +54,10 @@ def run_blocks(
       remat: 'none', 'block' (the backward pass recomputes each block) or 'dots' (it recomputes
         everything except the outputs of projections).
       first_keys: see `attention.attention`.
+      tap: a function of the output of each block but the last, [R, L, D], such as what a head reads
+        of it. The results are the second value, stacked by layer, in one or several arrays.
     """
+    taps: list[Array] = []
     shared, varied = reaches(config, x_RLD.shape[1], first_keys)
 
     def layer(
@@ -71,6 +75,10 @@ def run_blocks(
             after = block(x_RLD, segment_ids_RL, positions_RL, reach, slots_RQ, of_layer)
             return sharding.split_rows(after)
 
+    def step(x_RLD: Array, xs: Any) -> tuple[Array, Array | None]:
+        after_RLD = layer(x_RLD, *xs)
+        return after_RLD, None if tap is None else tap(after_RLD)
+
     if remat != "none":
         # The policies for matmuls would keep their float32 results; names keep the cast ones.
         keep = jax.checkpoint_policies.save_only_these_names(PROJECTED)
@@ -87,15 +95,17 @@ def run_blocks(
         last = first == config.num_layers and slots_RQ is not None
         if scan and not last:
             own = jax.tree.map(lambda *x: jnp.stack(x), *owns) if owns else None
-            x_RLD, _ = jax.lax.scan(
-                lambda x, xs: (layer(x, *xs), None), x_RLD, (stacked, own, numbers)
-            )
+            x_RLD, tapped = jax.lax.scan(step, x_RLD, (stacked, own, numbers))
+            if tapped is not None:
+                taps.append(tapped if first < config.num_layers else tapped[:-1])
         else:
             for i, params in enumerate(_unstack(stacked, count)):
                 here_RQ = slots_RQ if last and i == count - 1 else None
                 number = None if numbers is None else numbers[i]
                 x_RLD = layer(x_RLD, params, owns[i] if owns else None, number, here_RQ)
-    return x_RLD
+                if tap is not None and not (first == config.num_layers and i == count - 1):
+                    taps.append(tap(x_RLD)[None])
+    return x_RLD, taps
 
 
 def _last_apart(stacks: Sequence[Any]) -> list[Any]:

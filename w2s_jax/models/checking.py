@@ -29,6 +29,10 @@ from w2s_jax.models.families import (
 )
 from w2s_jax.models.families.base import accepted_architectures
 from w2s_jax.models.families.reading import rope_notes
+from w2s_jax.models.gguf_files import GgufModel, dequantised, is_gguf, read_gguf
+from w2s_jax.models.gguf_models import config_of, tensors_of
+from w2s_jax.models.gguf_tokenizer import tokenizer_folder
+from w2s_jax.models.locations import truncated, with_layers
 from w2s_jax.models.notes import say
 
 Stored = dict[str, files.StoredTensor]
@@ -49,9 +53,11 @@ class Checked:
       views: the view of each parameter, by flat path.
       names: maps the tensor names in `views` (of every layer) to those in the files.
       absent: flat paths of language-model head parameters that the folder lacks; they become zeros.
-      head: the tensors of the class head, 'kernel' and perhaps 'bias'; {} if there is none.
+      head: the tensors of the class head, 'kernel' and perhaps 'bias'; {} if there is none, or if
+        blocks are left out.
       head_problem: why the class head cannot be read, which matters only where it is used; else ''.
       adapters: PEFT's adapters, which are merged into `stored`, if the folder has only these.
+      gguf: the GGUF file that the model is read from, if it is not a folder.
     """
 
     config: ModelConfig
@@ -64,15 +70,23 @@ class Checked:
     head: Stored
     head_problem: str
     adapters: peft_files.Adapters | None = None
+    gguf: GgufModel | None = None
 
     @property
     def files(self) -> list[Path]:
         """The files with tensors, in reading order."""
+        if self.gguf is not None:
+            return list(self.gguf.files)
         adapters = [] if self.adapters is None else [self.adapters.file]
         return list(dict.fromkeys([*(t.file for t in self.stored.values()), *adapters]))
 
     def tokenizer_of(self, folder: Path) -> Path:
-        """Return the folder with the tokenizer: `folder`, or that of the adapters' base."""
+        """Return the folder with the tokenizer: `folder`, or that of the adapters' base.
+
+        That of a GGUF file is in the user's cache; it does not exist if it cannot be rebuilt.
+        """
+        if self.gguf is not None:
+            return tokenizer_folder(self.gguf) or folder.with_suffix("")
         own = self.adapters is None or (folder / tokenizer_record.TOKENIZER).is_file()
         return folder if own or self.adapters is None else self.adapters.base
 
@@ -86,21 +100,31 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]
       InputError: if config.json is missing or damaged, or describes a model that is not supported.
     """
     if peft_files.is_adapter_folder(folder):
-        return read_description(peft_files.read_adapters(folder).base)
-    record = files.read_config(folder)
-    family = family_of(record, str(folder / files.CONFIG))
+        adapters = peft_files.read_adapters(folder)
+        record, family, config = read_description(adapters.base)
+        return record, family, truncated(config, adapters.layers, str(folder))
+    if is_gguf(folder):
+        record, where = config_of(read_gguf(folder)), folder
+    else:
+        record, where = files.read_config(folder), folder / files.CONFIG
+    family = family_of(record, str(where))
     try:
         config = family.to_config(record)
         notes = rope_notes(record, config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     for note in notes:
-        say(f"{folder / files.CONFIG}: {note}")
+        say(f"{where}: {note}")
     return record, family, config
 
 
-def check_folder(folder: Path) -> Checked:
-    """Check a folder with config.json and safetensors.
+def check_folder(folder: Path, layers: int | None = None) -> Checked:
+    """Check a folder with config.json and safetensors, or a GGUF file.
+
+    Args:
+      folder: the folder or file.
+      layers: the number of blocks of the model that is wanted; None: all. What the folder holds
+        beyond them is checked too.
 
     Raises:
       InputError: if anything is missing, damaged, of the wrong shape or type, or unknown, or if
@@ -111,25 +135,46 @@ def check_folder(folder: Path) -> Checked:
     if peft_files.is_adapter_folder(folder):
         adapters = peft_files.read_adapters(folder)
         folder = adapters.base
+        layers = _fewer(given, layers, adapters.layers)
     record, family, config = read_description(folder)
-    stored = files.open_tensors(folder)
+    gguf = read_gguf(folder) if is_gguf(folder) else None
+    stored = files.open_tensors(folder) if gguf is None else tensors_of(gguf, record)
     if config.num_layers > len(stored):
         raise InputError(
-            f"{folder / files.CONFIG}: describes {config.num_layers} layers, but the files have "
-            f"only {len(stored)} tensors"
+            f"{folder if gguf else folder / files.CONFIG}: describes {config.num_layers} "
+            f"layers, but the files have only {len(stored)} tensors"
         )
     if adapters is not None:
-        stored = peft_files.merged(adapters, family, config, stored)
+        stored = peft_files.merged(adapters, family, config, stored, layers)
     head = _class_head(family, record, stored)
-    config = completed(folder, family, config, stored.keys(), bool(head))
+    if gguf is None:
+        config = completed(folder, family, config, stored.keys(), bool(head))
     config, names = _names(folder, family, config, stored)
     absent = _check(folder, family, config, record, stored, names, head)
+    if layers is not None:
+        config, head = truncated(config, layers, str(given)), {}
+    if gguf is not None:
+        config = dataclasses.replace(config, name=config.name + dequantised(gguf.quantisation))
     views = family.views(config)
     table = stored[names[views["embedding"].name]]
-    problem = _head_problem(folder, family, config, record, head)
-    found = Checked(config, family, record, stored, views, names, absent, head, problem, adapters)
+    problem = "" if layers else _head_problem(folder, family, config, record, head)
+    found = Checked(
+        config, family, record, stored, views, names, absent, head, problem, adapters, gguf
+    )
     tokenizer_record.check(found.tokenizer_of(given), config.vocab_size, table.location)
     return found
+
+
+def _fewer(folder: Path, layers: int | None, of_base: int | None) -> int | None:
+    """Return the blocks of a model of adapters, whose base may have been cut itself."""
+    if layers is None or of_base is None:
+        return of_base if layers is None else layers
+    if layers > of_base:
+        raise InputError(
+            f"{with_layers(str(folder), layers)}: layers: {layers}; allowed: 1 to {of_base}, the "
+            "blocks of the model"
+        )
+    return layers
 
 
 def _class_head(family: Family, record: Mapping[str, Any], stored: Stored) -> Stored:
@@ -221,6 +266,7 @@ def _check(
 ) -> set[str]:
     """Compare the headers with the config; return the paths of absent parameters."""
     whole = str(folder / (files.SINGLE if (folder / files.SINGLE).is_file() else files.INDEX))
+    whole = str(folder) if is_gguf(folder) else whole
     absent = set()
     for path, view in family.views(config).items():
         layers = range(config.num_layers) if "{layer}" in view.name else [0]

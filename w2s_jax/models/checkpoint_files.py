@@ -6,7 +6,7 @@ Only safetensors and JSON are read, never pickles. Imports no JAX.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ _LFS_POINTER = b"version https://git-lfs"
 class StoredTensor:
     """A tensor in a safetensors file, as described by the file's header.
 
-    With `deltas` it is a matrix to which these are added.
+    With `deltas` it is a matrix to which these are added. A tensor of another kind of file has a
+    function `read` that returns a slice, as `read_box` does.
     """
 
     file: Path
@@ -60,6 +61,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     deltas: tuple["Delta", ...] = ()
+    read: Callable[[Sequence[tuple[int, int]]], np.ndarray] | None = None
 
     @property
     def location(self) -> str:
@@ -220,9 +222,12 @@ def read_box(tensor: StoredTensor, box: Sequence[tuple[int, int]]) -> np.ndarray
     Raises:
       InputError: if the file is damaged or has changed.
     """
-    with _opened(tensor.file) as handle:
-        piece = handle.get_slice(tensor.name)
-        data = np.asarray(piece[tuple(slice(start, stop) for start, stop in box) or ...])
+    if tensor.read is not None:
+        data = tensor.read(box)
+    else:
+        with _opened(tensor.file) as handle:
+            piece = handle.get_slice(tensor.name)
+            data = np.asarray(piece[tuple(slice(start, stop) for start, stop in box) or ...])
     for delta in tensor.deltas:
         data = data.astype(np.float32) + delta.read(box)
     return data

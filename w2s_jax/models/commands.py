@@ -10,6 +10,8 @@ from w2s_jax.models import budget, ladders, sources
 from w2s_jax.models.checking import read_description
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.families import FAMILIES
+from w2s_jax.models.gguf_files import dequantised, is_gguf, read_gguf
+from w2s_jax.models.locations import split_layers, truncated
 from w2s_jax.models.peft_files import is_adapter_folder
 
 #: Embedded models take their vocabulary and length from the task; these are used for display.
@@ -163,9 +165,20 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
             "positions (in a run, the task sets both)"
         )
         return _embedded(name), name, note
+    whole, layers = split_layers(name)
+    if layers is not None:
+        if whole in EMBEDDED_MODELS:
+            raise InputError(f"models: {name!r}: @layers=K needs a trained model, not {whole}")
+        config, _, note = _read(whole)
+        return truncated(config, layers, whole), name, note
     path = Path(name).expanduser() / "config.json"
     if is_adapter_folder(path.parent):
         path = path.with_name("adapter_config.json")
+    if is_gguf(path.parent):
+        _, family, config = read_description(path.parent)
+        kind = dequantised(read_gguf(path.parent).quantisation)
+        note = f"read from {path.parent}; family {family.name}{kind}"
+        return config, name, note
     if path.is_file() and not sources.is_huggingface(path.parent):
         config = sources.read_ours(path.parent)[1].without_adapters()
         return config, name, f"read from {path}"

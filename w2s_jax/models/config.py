@@ -85,6 +85,8 @@ class ModelConfig:
       pooler: has a dense layer with tanh on the first token's hidden state (BERT).
       read_out: what a head reads of a text: the hidden state of its 'last' or 'first' token, the
         'mean' over its tokens, or the 'pooler' applied to the first.
+      read_out_layers: numbers, from 1, of the blocks whose hidden states a head reads, averaged;
+        (): the last block. See `network.forward_with_taps` on the final norm.
       lora_rank: rank of low-rank adapters (0: none); see `models.lora`.
       lora_alpha: adapters are scaled by lora_alpha / lora_rank.
       lora_targets: the projections with adapters: 'attention.query', 'mlp.up', ...
@@ -135,6 +137,7 @@ class ModelConfig:
     token_types: int = _late(0)
     pooler: bool = _late(False)
     read_out: str = _late("last")
+    read_out_layers: tuple[int, ...] = _late(())
     lora_rank: int = _late(0)
     lora_alpha: float = _late(0.0)
     lora_targets: tuple[str, ...] = _late(())
@@ -143,6 +146,7 @@ class ModelConfig:
         # JSON has no tuples, and a config must be hashable.
         object.__setattr__(self, "local_layers", tuple(self.local_layers))
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        object.__setattr__(self, "read_out_layers", tuple(self.read_out_layers))
         for field, allowed in (
             ("norm", NORMS),
             ("positions", POSITIONS),

@@ -125,6 +125,12 @@ def check_head(family: Family, config: ModelConfig, head: Mapping[str, Any]) -> 
             f"{config.name}: its head reads {config.read_out!r}, but {family.classifier} reads "
             f"{read_out!r}; export without the head"
         )
+    if config.read_out_layers:
+        layers = ", ".join(map(str, config.read_out_layers))
+        raise InputError(
+            f"{config.name}: its head reads the layers {layers}, but {family.classifier} "
+            "reads the last; export without the head"
+        )
     if "bias" in head and family.classifier_bias is None:
         raise InputError(
             f"{config.name}: its head has a bias, but {family.classifier} has none; export without "
@@ -160,7 +166,13 @@ def _essence(config: ModelConfig) -> ModelConfig:
     """Return the config without fields that change no result or are not in config.json."""
     length = config.max_positions if config.positions == "learned" else 0
     return dataclasses.replace(
-        config, name="", init_std=0.0, max_positions=length, pooler=False, read_out="last"
+        config,
+        name="",
+        init_std=0.0,
+        max_positions=length,
+        pooler=False,
+        read_out="last",
+        read_out_layers=(),
     )
 
 

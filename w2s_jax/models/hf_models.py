@@ -21,6 +21,7 @@ from w2s_jax.models.checkpoint_files import (
     TOKENIZER_FILES,
     no_safetensors,
 )
+from w2s_jax.models.gguf_files import is_gguf
 
 _ID = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
@@ -32,7 +33,7 @@ def split_id(path_or_id: str) -> tuple[str, str | None] | None:
 
 
 def local_folder(path_or_id: str | os.PathLike[str]) -> Path:
-    """Return the local folder of a model given by path or hub id.
+    """Return the local folder of a model given by path or hub id; of a GGUF file, its path.
 
     Only the safetensors, JSON and tokenizer files of a repository are downloaded, to the hub's
     cache. The environment variables HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE and HF_HUB_OFFLINE are
@@ -49,8 +50,10 @@ def local_folder(path_or_id: str | os.PathLike[str]) -> Path:
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
+    if is_gguf(path):
+        return path
     if path.exists():
-        raise InputError(f"{path}: is a file; give the folder of a model")
+        raise InputError(f"{path}: is a file; give the folder of a model, or a .gguf file")
     found = split_id(str(path_or_id))
     if found is None:
         raise hf_hub.NotFound(

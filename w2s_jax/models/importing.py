@@ -56,6 +56,7 @@ def import_huggingface(
     dtype: str = "float32",
     *,
     with_head: bool = True,
+    layers: int | None = None,
 ) -> Imported:
     """Read a model from a folder with config.json and safetensors.
 
@@ -68,6 +69,8 @@ def import_huggingface(
       dtype: dtype of the parameters, 'float32' or 'bfloat16', independent of the file's; the head
         is float32.
       with_head: whether to read the class head, if there is one.
+      layers: the number of first blocks to read, with the final norm and without a class head;
+        None: the whole model.
 
     Raises:
       InputError: if anything is missing, damaged, of the wrong shape or type, or unknown. The
@@ -75,7 +78,7 @@ def import_huggingface(
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    found = check_folder(Path(folder))
+    found = check_folder(Path(folder), layers)
     if with_head and found.head_problem:
         raise InputError(found.head_problem)
     config, stored = found.config, found.stored

@@ -18,6 +18,7 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.heads import abstract_class_head
 from w2s_jax.models.hf_models import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
+from w2s_jax.models.locations import split_layers, truncated
 from w2s_jax.models.sources import CONVERTED, final_of, is_huggingface, read_ours
 from w2s_jax.store import trees
 
@@ -53,6 +54,7 @@ def load(
     Args:
       path_or_hub_id: a phase folder, DIR/phases/<kind>-<fingerprint>; a folder written by
         `w2s convert`; a folder in Hugging Face's layout; or a hub id, optionally with '@revision'.
+        MODEL@layers=K is the model of the first K blocks of one of these, with its final norm.
       mesh: where to put the parameters (default: a copy on each device).
       dtype: dtype of the parameters, 'float32' or 'bfloat16' (None: as stored in a phase or
         converted folder; float32 for Hugging Face's).
@@ -95,11 +97,13 @@ def load_all(
     """
     if dtype is not None and dtype not in DTYPES:
         raise errors.unknown("dtype", dtype, DTYPES)
-    folder = local_folder(path_or_hub_id)
+    name, layers = split_layers(path_or_hub_id)
+    folder = local_folder(name)
     mesh = sharding.make_mesh() if mesh is None else mesh
     if not is_huggingface(folder):
-        return _load_ours(folder, mesh, dtype)
-    found = import_huggingface(folder, mesh, dtype or "float32", with_head=with_head)
+        loaded = _load_ours(folder, mesh, dtype)
+        return loaded if layers is None else _first_layers(loaded, layers, name)
+    found = import_huggingface(folder, mesh, dtype or "float32", with_head=with_head, layers=layers)
     return Loaded(found.config, found.params, found.head, found.huggingface, found.tokenizer)
 
 
@@ -125,6 +129,16 @@ def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
     found = _parts(folder, mesh, dtype)
     config, params = adapting.whole(found.config, {"backbone": found.params})
     return dataclasses.replace(found, config=config, params=params["backbone"])
+
+
+def _first_layers(loaded: Loaded, layers: int, location: str) -> Loaded:
+    """Return the first blocks of a model, without its head."""
+    config = truncated(loaded.config, layers, location)
+    if layers == loaded.config.num_layers:
+        return dataclasses.replace(loaded, config=config, head=None)
+    params = network.split_tail(loaded.config, loaded.params, loaded.config.num_layers - layers)
+    del params["tail_blocks"]
+    return dataclasses.replace(loaded, config=config, params=params, head=None)
 
 
 def _head_columns(record: Mapping[str, Any], spec: Mapping[str, Any]) -> int:
@@ -192,4 +206,4 @@ def _base(record: dict[str, Any], folder: Path, config: ModelConfig, mesh: Mesh,
     source = sources.base_of(folder, record)
     if source is None:
         return adapting.cast(network.init_params(config, record["seed"], mesh), dtype)
-    return load(source.folder, mesh, dtype)[1]
+    return load(source.location, mesh, dtype)[1]

@@ -95,6 +95,67 @@ def forward(
     Raises:
       InputError: for an unknown `remat`.
     """
+    hidden, _ = _run(
+        config,
+        params,
+        tokens_RL,
+        segment_ids_RL,
+        positions_RL,
+        slots_RQ=slots_RQ,
+        dropout=dropout,
+        compute_dtype=compute_dtype,
+        scan=scan,
+        remat=remat,
+        first_keys=first_keys,
+    )
+    return hidden
+
+
+def forward_with_taps(
+    config: ModelConfig,
+    params: Params,
+    tokens_RL: Array,
+    segment_ids_RL: Array | None = None,
+    positions_RL: Array | None = None,
+    *,
+    tap: Callable[[Array], Array],
+    **how: Any,
+) -> tuple[Array, Array | None]:
+    """Return hidden states as `forward` does, and a function of those of all other blocks.
+
+    As in transformers' `hidden_states`, the output of a block before the last one is taken as it
+    is; only the last one is followed by the final norm.
+
+    Args:
+      config: as for `forward`.
+      params: as for `forward`.
+      tokens_RL: as for `forward`.
+      segment_ids_RL: as for `forward`.
+      positions_RL: as for `forward`.
+      tap: function of the output of a block, [R, L, D]; only its result is kept.
+      **how: the other arguments of `forward`.
+
+    Returns:
+      The hidden states of `forward`, and the results of `tap` for the blocks 1, ...,
+      `num_layers` - 1, stacked along a new first axis (None if there is one block).
+    """
+    hidden, taps = _run(config, params, tokens_RL, segment_ids_RL, positions_RL, tap=tap, **how)
+    return hidden, jnp.concatenate(taps) if taps else None
+
+
+def _run(
+    config: ModelConfig,
+    params: Params,
+    tokens_RL: Array,
+    segment_ids_RL: Array | None,
+    positions_RL: Array | None,
+    *,
+    compute_dtype: Any = None,
+    scan: bool | None = None,
+    remat: str = "none",
+    **how: Any,
+) -> tuple[Array, list[Array]]:
+    """Call the model with the arguments of `forward`, and those that are None filled in."""
     if remat not in REMATS:
         raise errors.unknown("remat", remat, REMATS)
     tokens_RL = jnp.asarray(tokens_RL)
@@ -111,12 +172,10 @@ def forward(
         segment_ids_RL,
         positions_RL,
         tail=stacks[1:],
-        slots_RQ=slots_RQ,
-        dropout=dropout,
         compute_dtype=compute_dtype or params["embedding"].dtype,
         scan=scan_by_default(config) if scan is None else scan,
         remat=remat,
-        first_keys=first_keys,
+        **how,
     )
 
 

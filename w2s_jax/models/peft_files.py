@@ -19,11 +19,13 @@ from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import Family, classifier_name, file_names
 from w2s_jax.models.families.base import tensor_names
 from w2s_jax.models.hf_models import local_folder
+from w2s_jax.models.locations import split_layers
 
 Stored = dict[str, files.StoredTensor]
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])\.(default\.)?weight")
+_BLOCK = re.compile(r"\.(\d+)\.")
 # Options under which B A is not simply added to the base's weight, and their only allowed values.
 _OPTIONS: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -43,11 +45,13 @@ class Adapters:
       config: content of adapter_config.json.
       base: folder of the base model.
       file: adapter_model.safetensors.
+      layers: the number of first blocks of the base that are the model; None: all.
     """
 
     config: dict[str, Any]
     base: Path
     file: Path
+    layers: int | None = None
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -78,8 +82,10 @@ def read_adapters(folder: Path) -> Adapters:
             f"{path}: base_model_name_or_path: {str(name)[:80]!r}; give the folder or hub id of "
             "the base model"
         )
-    beside = folder / name
+    layers = None
     try:
+        name, layers = split_layers(name)
+        beside = folder / name
         base = beside if beside.is_dir() and not Path(name).is_dir() else local_folder(name)
     except (InputError, OSError, ValueError) as error:
         raise InputError(
@@ -94,14 +100,28 @@ def read_adapters(folder: Path) -> Adapters:
     file = folder / files.ADAPTER
     if not file.is_file():
         raise InputError(f"{folder}: has {files.ADAPTER_CONFIG}, but no {files.ADAPTER}")
-    return Adapters(config, base, file)
+    return Adapters(config, base, file, layers)
 
 
-def merged(adapters: Adapters, family: Family, config: ModelConfig, stored: Stored) -> Stored:
+def merged(
+    adapters: Adapters,
+    family: Family,
+    config: ModelConfig,
+    stored: Stored,
+    layers: int | None = None,
+) -> Stored:
     """Return the tensors of the base with the adapters merged.
 
+    Args:
+      adapters: the adapters.
+      family: the family of the base.
+      config: the whole base.
+      stored: its tensors.
+      layers: the number of its blocks that are used; None: all.
+
     Raises:
-      InputError: if the adapters do not fit the base. The message names the file and the tensor.
+      InputError: if the adapters do not fit the base, or adapt blocks that are left out. The
+        message names the file and the tensor.
     """
     names = file_names(family, config, stored.keys())
     views = {view.name: view for view in family.views(config).values()}
@@ -110,6 +130,12 @@ def merged(adapters: Adapters, family: Family, config: ModelConfig, stored: Stor
     for tensor in files.open_file(adapters.file):
         name = tensor.name.removeprefix(_PREFIX)
         name = re.sub(r"\.(modules_to_save|base_layer)(\.default)?(?=\.)", "", name)
+        block = _BLOCK.search(name)
+        if layers is not None and block is not None and int(block[1]) >= layers:
+            raise InputError(
+                f"{tensor.location}: adapts block {int(block[1]) + 1}, but the model is cut after "
+                f"{layers} (@layers={layers}); keep all adapted blocks"
+            )
         found = _LORA.fullmatch(name)
         if found is not None:
             pairs.setdefault(found["module"], {})[found["part"]] = tensor

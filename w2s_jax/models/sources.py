@@ -20,7 +20,9 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
+from w2s_jax.models.gguf_files import is_gguf, origin_of
 from w2s_jax.models.hf_models import local_folder, split_id
+from w2s_jax.models.locations import split_layers, truncated, with_layers
 from w2s_jax.store import checksums
 
 #: The `kind` of a folder written by `w2s convert`; other kinds are phase kinds.
@@ -37,13 +39,14 @@ class ModelSource:
     Attributes:
       given: what the user wrote: a path, or a hub id, optionally with '@revision'.
       name: short name for tables: the last part of the id (with its revision) or of the path.
-      folder: the local folder; for a hub id the snapshot of one commit.
+      folder: the local folder; for a hub id the snapshot of one commit; or a GGUF file.
       config: the model.
       digest: SHA-256 (hexadecimal) of everything that determines the parameters: the config without
-        its name, and the contents of the weight files in reading order. Paths, times and tokenizers
-        are not included.
+        its name, and the contents of the weight files in reading order; with '@layers=K', of that
+        digest and K. Paths, times and tokenizers are not included.
       huggingface: content of the Hugging Face config.json that the model came from, if any.
       tokenizer: folder with the tokenizer files, if any.
+      layers: the number of first blocks of which the model consists; None: all of the folder's.
     """
 
     given: str
@@ -53,6 +56,12 @@ class ModelSource:
     digest: str
     huggingface: dict[str, Any] | None
     tokenizer: Path | None
+    layers: int | None = None
+
+    @property
+    def location(self) -> str:
+        """The folder, with '@layers=K' if blocks are left out: what `models.load` takes."""
+        return with_layers(str(self.folder), self.layers)
 
 
 def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
@@ -60,7 +69,8 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
 
     Args:
       path_or_hub_id: a folder in Hugging Face's layout; a hub id, optionally with '@revision'
-        (downloaded if needed); a folder written by `w2s convert`; or a phase folder.
+        (downloaded if needed); a folder written by `w2s convert`; or a phase folder; each
+        optionally with '@layers=K'.
 
     Raises:
       InputError: if there is no such model (the message says what was tried, and names the nearest
@@ -68,10 +78,16 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
         file and the tensor).
     """
     given = os.fspath(path_or_hub_id)
+    model, layers = split_layers(given)
+    if model in EMBEDDED_MODELS and layers is not None:
+        raise InputError(
+            f"{given}: {model} is pretrained within the run; @layers=K needs a trained model: a "
+            "folder, a hub id or a phase"
+        )
     try:
-        folder = local_folder(given)
+        folder = local_folder(model)
     except hf_hub.NotFound as error:
-        match = nearest(given, EMBEDDED_MODELS)
+        match = nearest(model, EMBEDDED_MODELS)
         if match is None or "/" in given:
             raise
         raise hf_hub.NotFound(f"{error} (did you mean {match!r}?)") from error
@@ -97,14 +113,19 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
             config = dataclasses.replace(config.without_adapters(), name=name)
         if record.get("trained", "full") != "full":
             base_of(folder, record["base"])
+    digest = _digest(config, weights)
+    if layers is not None:
+        config = truncated(config, layers, model)
+        digest = hashlib.sha256(f"{digest}, {layers} layers".encode()).hexdigest()
     return ModelSource(
         given,
-        _name(given, folder),
+        with_layers(_name(model, folder), layers) + origin_of(config.name),
         folder.absolute(),
         config,
-        _digest(config, weights),
+        digest,
         huggingface,
         tokenizer.absolute() if files.tokenizer_files(tokenizer) else None,
+        layers,
     )
 
 
@@ -126,7 +147,8 @@ def base_of(folder: Path, base: dict[str, Any]) -> ModelSource | None:
     if "phase" in base:
         location: str | Path = folder.parent / base["phase"]
     else:
-        location = base["folder"] if Path(base["folder"]).is_dir() else base["model"]
+        local = Path(split_layers(base["folder"])[0])
+        location = base["folder"] if local.exists() else base["model"]
     try:
         source = find(location)
     except InputError as error:
@@ -159,7 +181,12 @@ def check_fits(source: ModelSource, tokenizer_vocab_size: int, tokenizer: str) -
 
 
 def is_huggingface(folder: Path) -> bool:
-    """Return whether a folder is in Hugging Face's layout, even if incomplete, and not in ours."""
+    """Return whether a folder is in Hugging Face's layout, even if incomplete, and not in ours.
+
+    A GGUF file counts as such a folder.
+    """
+    if is_gguf(folder):
+        return True
     if (folder / "checkpoints").exists():
         return False
     if any(path.suffix in (".safetensors", ".bin") for path in contents(folder)):
@@ -215,6 +242,7 @@ def _name(given: str, folder: Path) -> str:
     hub_id = None if Path(given).expanduser() == folder else split_id(given)
     if hub_id is None:
         path = Path(os.path.abspath(folder))
+        path = path.with_suffix("") if is_gguf(folder) else path
         return "/".join(path.parts[-2:]) if path.name in _BARE else path.name
     repository, revision = hub_id
     name = repository.rpartition("/")[2]

@@ -287,7 +287,7 @@ def split_features(
     """Return the features of a split, or of some of its documents, float32 [N, K, D]."""
     documents = split_documents(phase, context, split) if documents is None else documents
     folder = context.folder(phase.parents["features"])
-    return artifacts.load_features(folder, split, documents.ids_N)
+    return artifacts.load_features(folder, split, documents.ids_N, phase.model.read_out_layers)
 
 
 def targets_of(

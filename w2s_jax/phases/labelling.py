@@ -3,6 +3,7 @@
 Which function makes them is declared with the methods: `MethodSpec.label_makers`.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -70,7 +71,8 @@ class LabelWork:
         """A parent's features of a split's documents, float32 [N, K * D]."""
         folder = self.context.folder(self.phase.parents["features"])
         ids_N = self.documents(split).ids_N
-        return artifacts.load_features(folder, split, ids_N).reshape(len(ids_N), -1)
+        layers = self.phase.model.read_out_layers
+        return artifacts.load_features(folder, split, ids_N, layers).reshape(len(ids_N), -1)
 
     def of_all(self, split: str, soft_NC: np.ndarray) -> Labels:
         """Labels of all documents of a split."""
@@ -148,9 +150,12 @@ class LabelWork:
         return probabilities(logits_NC)
 
     def _predictor(self, documents: TokenizedDocuments, *, features: bool) -> Predictor:
-        dtype = self.phase.train.compute_dtype
+        dtype, model = self.phase.train.compute_dtype, self.phase.model
+        if not features:
+            # Next tokens follow from the last layer.
+            model = dataclasses.replace(model, read_out_layers=())
         return Predictor(
-            self.phase.model,
+            model,
             documents,
             self.context.mesh,
             compute_dtype=dtype,

@@ -19,6 +19,7 @@ from w2s_jax.core.files import read_json
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import adapting, heads, loading, lora, network
 from w2s_jax.models.checkpoint_files import copy_tokenizer, tokenizer_files
+from w2s_jax.models.locations import split_layers
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning.phase import Phase
 from w2s_jax.store import artifacts, trees
@@ -55,8 +56,8 @@ def _base(phase: Phase, source: ModelSource | None) -> dict[str, Any]:
     if "init" in phase.parents:
         return {"phase": phase.parents["init"]}
     if source is not None:
-        local = Path(source.given).expanduser().is_dir()
-        folder = str(source.folder)
+        local = Path(split_layers(source.given)[0]).expanduser().exists()
+        folder = source.location
         return {
             "model": folder if local else source.given,
             "folder": folder,
@@ -83,7 +84,7 @@ def backbone(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) 
         # A finetuned model also has a head.
         return trees.load_part(final, target)["backbone"]
     if source is not None:
-        return loading.load(source.folder, mesh, dtype)[1]
+        return loading.load(source.location, mesh, dtype)[1]
     fresh = network.init_params(config, phase.seed, mesh)
     return adapting.cast(fresh, dtype)
 

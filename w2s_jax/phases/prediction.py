@@ -118,7 +118,7 @@ def store(
 
 
 def compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
-    """Store the features of a frozen model: the inputs of its class heads."""
+    """Store the features of a frozen model: the inputs of its class heads, or those by layer."""
     started, compiled = time.monotonic(), compilation.compile_clock().seconds
     data, mesh = context.data(phase), context.mesh
     backbone = parameters.backbone(phase, data.source, context.store, mesh)
@@ -130,16 +130,17 @@ def compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dic
             mesh,
             compute_dtype=phase.train.compute_dtype,
             per_device=fits_on_one_device(backbone, phase.train.compute_dtype),
-            features=True,
+            features="layers" if phase.all_layers else True,
         )
-        features_NKD = run({"backbone": backbone})
-        check_finite(phase, features_NKD, "features")
-        found[split] = (data.splits[split].ids_N, features_NKD)
+        features = run({"backbone": backbone})
+        check_finite(phase, features, "features")
+        found[split] = (data.splits[split].ids_N, features)
     artifacts.save_features(folder, found, parameters.features_head(phase, backbone, mesh))
     sizes = {split: len(ids_N) for split, (ids_N, _) in found.items()}
-    shape = next(iter(found.values()))[1].shape[1:]
+    *layers, texts, width = next(iter(found.values()))[1].shape[1:]
+    record: dict[str, Any] = {"splits": sizes, "shape": [texts, width]}
     return {
-        "features": {"splits": sizes, "shape": list(shape)},
+        "features": record | ({"layers": layers[0]} if layers else {}),
         "seconds": time.monotonic() - started,
         "compile_seconds": compilation.compile_clock().seconds - compiled,
     }

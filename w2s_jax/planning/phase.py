@@ -75,6 +75,7 @@ class Phase:
       label_top_k: most probable tokens that are stored with each token of its completions.
       pairs: whether it learns which of two completions is better, of labels that are pairs.
       task: name of the task, whose functions judge its completions; '' of tasks with classes.
+      all_layers: whether the features that it stores are those of every layer.
       label_sources: split -> the phase with the weak labels that this one learns and is evaluated
         by on the split; splits that are not listed have ground truth.
     """
@@ -107,6 +108,7 @@ class Phase:
     label_top_k: int = 0
     pairs: bool = False
     task: str = ""
+    all_layers: bool = False
     label_sources: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -28,7 +28,7 @@ from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.readers import reader_of
-from w2s_jax.planning.role_settings import check_model, with_defaults
+from w2s_jax.planning.role_settings import check_model, with_defaults, with_read_out_layers
 from w2s_jax.planning.tokenized_splits import Reader, tokenized_splits, without_overlong
 from w2s_jax.planning.used_files import choose_training, describe_files
 
@@ -251,6 +251,7 @@ def _role_input(
         model = dataclasses.replace(source.config, name=source.name)
     if own.read_out is not None:
         model = dataclasses.replace(model, read_out=own.read_out)
+    model = with_read_out_layers(role, model, own.read_out_layers, notes)
     head_init = settings.protocol.head_init if completion is None else ""
     if completion is not None:
         generation.check_room(role, model, splits, completion)

@@ -1,6 +1,8 @@
 """Settings of a role that depend on its model: checks and defaults. Imports no JAX."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from w2s_jax.config import Role, Settings
@@ -29,6 +31,16 @@ def check_model(role: str, source: ModelSource | None, settings: Settings) -> No
     if own.read_out == "pooler" and not model.pooler:
         raise errors.InputError(
             f"{role}.read_out: 'pooler', but {own.model} has no pooler; allowed: last, first, mean"
+        )
+    if own.read_out_layers and own.train.adapt != "probe":
+        raise errors.InputError(
+            f"{role}.read_out_layers: {own.read_out_layers}, but {role}.train.adapt="
+            f"{own.train.adapt!r} trains a head on the last layer; allowed: (), or adapt 'probe'"
+        )
+    if own.read_out_layers and (own.read_out or model.read_out) == "pooler":
+        raise errors.InputError(
+            f"{role}.read_out_layers: {own.read_out_layers}, but the pooler of {own.model} reads "
+            f"the last layer; allowed: (), or {role}.read_out last, first or mean"
         )
     if own.train.adapt == "last_layers" and own.train.last_layers > model.num_layers:
         raise errors.InputError(
@@ -61,6 +73,28 @@ def check_model(role: str, source: ModelSource | None, settings: Settings) -> No
             f"{role}.pretrain.chunk_length: {pretrain.chunk_length}; allowed: at most the "
             f"{model.max_positions} positions of {own.model}"
         )
+
+
+def with_read_out_layers(
+    role: str, model: ModelConfig, depths: Sequence[float], notes: list[str]
+) -> ModelConfig:
+    """Return a model whose heads read the layers at relative depths, as `Role.read_out_layers`.
+
+    Args:
+      role: the role, for notes.
+      model: its model.
+      depths: in (0, 1]; () for the last layer.
+      notes: gets a line if several depths are one layer, which then counts once.
+    """
+    count = model.num_layers
+    # Rounded first, so that 0.1 of 30 layers is 3, though the product is above 3 in floating point.
+    blocks = [max(1, math.ceil(round(depth * count, 9))) for depth in depths]
+    if len(set(blocks)) < len(blocks):
+        notes.append(
+            f"{role}: read_out_layers {', '.join(f'{depth:g}' for depth in depths)} are blocks "
+            f"{', '.join(map(str, blocks))} of {count}; each is counted once"
+        )
+    return dataclasses.replace(model, read_out_layers=tuple(sorted(set(blocks))))
 
 
 def with_defaults(own: Role, model: ModelConfig) -> Role:

@@ -7,7 +7,7 @@ A phase is complete exactly when its result.json exists; it is written last, by 
 imported only to read and write labels and features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,20 +190,47 @@ def save_features(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]],
     head: Mapping[str, np.ndarray],
 ) -> None:
-    """Store split -> (ids_N uint64, features float32 [N, K, D]), and an initial head."""
-    _save_by_id(folder.features, "features", features, {"head": dict(head)})
+    """Store split -> (ids_N uint64, features float32 [N, K, D]), and an initial head.
+
+    Features of J layers, float32 [N, J, K, D], are stored layer by layer, so that some can be read.
+    """
+    tree: dict[str, Any] = {}
+    for split, (ids_N, values) in features.items():
+        by_layer = values.ndim == 4
+        parts = (
+            {f"layer{j + 1}": values[:, j] for j in range(values.shape[1])}
+            if by_layer
+            else {"features": values}
+        )
+        tree[split] = {"ids": as_pairs(ids_N)} | {
+            name: np.ascontiguousarray(part, np.float32) for name, part in parts.items()
+        }
+    _save(folder.features, tree | {"head": dict(head)})
 
 
-def load_features(folder: PhaseFolder, split: str, ids_N: np.ndarray) -> np.ndarray:
+def load_features(
+    folder: PhaseFolder, split: str, ids_N: np.ndarray, layers: Sequence[int] = ()
+) -> np.ndarray:
     """Return the features of the documents `ids_N`, float32 [N, K, D], joined by id.
+
+    Args:
+      folder: of the phase that stored them.
+      split: the split.
+      ids_N: ids of documents.
+      layers: numbers, from 1, of the layers to average, where features are stored by layer.
 
     Raises:
       StorageError: they are damaged.
       InputError: a document has none.
     """
     record = read_json(folder.result)["features"]
-    shape = tuple(record["shape"])
-    return _load_by_id(folder.features, "features", record["splits"], shape, split, ids_N)
+    shape, path, sizes = tuple(record["shape"]), folder.features, record["splits"]
+    if not layers:
+        return _load_by_id(path, "features", sizes, shape, split, ids_N)
+    total = np.zeros((len(ids_N), *shape), np.float32)
+    for number in layers:
+        total += _load_by_id(path, f"layer{number}", sizes, shape, split, ids_N)
+    return total / np.float32(len(layers))
 
 
 def load_features_head(folder: PhaseFolder) -> dict[str, np.ndarray]:
@@ -222,13 +249,17 @@ def _save_by_id(
     values: Mapping[str, tuple[np.ndarray, np.ndarray]],
     more: dict[str, Any],
 ) -> None:
-    from w2s_jax.store.trees import save_tree
-
     tree = {
         split: {"ids": as_pairs(ids_N), name: value.astype(np.float32)}
         for split, (ids_N, value) in values.items()
     }
-    save_tree(path, tree | more)
+    _save(path, tree | more)
+
+
+def _save(path: Path, tree: Mapping[str, Any]) -> None:
+    from w2s_jax.store.trees import save_tree
+
+    save_tree(path, dict(tree))
 
 
 def _load_by_id(

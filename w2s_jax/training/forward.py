@@ -1,7 +1,8 @@
 """The forward pass of a microbatch: hidden states, class logits, and logits of target tokens.
 
 Shapes in names: R rows, L slots, Q some slots of a row, m documents per microbatch, K texts per
-document, C classes, D width, V vocabulary.
+document, C classes, D width, V vocabulary,
+J layers.
 """
 
 from typing import Any
@@ -42,9 +43,45 @@ def hidden_states(
 
 def class_features(model: ModelConfig, params: Any, micro: Microbatch, **how: str) -> Array:
     """Return the inputs of the class head, [m, K, D]; `how` as in `hidden_states`."""
+    if model.read_out_layers:
+        features_mJKD = layer_features(model, params, micro, **how)
+        chosen = jnp.asarray(model.read_out_layers) - 1
+        return features_mJKD[:, chosen].astype(jnp.float32).mean(1)
     slots_RQ = heads.seen_slots(model, micro.segment_ids_RL, micro.slots_RQ)
     hidden = hidden_states(model, params, micro, slots_RQ, **how)
-    read_out = heads.read_out if slots_RQ is None else heads.read_out_of_seen
+    return _read_out(model, params, micro, hidden, seen=slots_RQ is not None)
+
+
+def layer_features(
+    model: ModelConfig, params: Any, micro: Microbatch, *, compute_dtype: str, remat: str = "none"
+) -> Array:
+    """Return what `class_features` would be for each layer alone, [m, J, K, D].
+
+    Layers before the last are read without the final norm (see `network.forward_with_taps`).
+    """
+    slots_RQ = heads.seen_slots(model, micro.segment_ids_RL, micro.slots_RQ)
+    last, before_JmKD = network.forward_with_taps(
+        model,
+        params["backbone"],
+        micro.tokens_RL,
+        micro.segment_ids_RL,
+        tap=lambda x_RLD: _read_out(model, params, micro, x_RLD),
+        slots_RQ=slots_RQ,
+        dropout=micro.dropout,
+        compute_dtype=jnp.dtype(compute_dtype),
+        remat=remat,
+        first_keys=micro.first_keys,
+    )
+    last_1mKD = _read_out(model, params, micro, last, seen=slots_RQ is not None)[None]
+    layers_JmKD = last_1mKD if before_JmKD is None else jnp.concatenate([before_JmKD, last_1mKD])
+    return jnp.swapaxes(layers_JmKD, 0, 1)
+
+
+def _read_out(
+    model: ModelConfig, params: Any, micro: Microbatch, hidden: Array, *, seen: bool = False
+) -> Array:
+    """Read hidden states out, [m, K, D]; if `seen`, they are those of `heads.seen_slots` alone."""
+    read_out = heads.read_out_of_seen if seen else heads.read_out
     return read_out(model, params["backbone"], hidden, micro.segment_ids_RL, micro.read_outs_mK)
 
 

@@ -3,13 +3,13 @@
 If the model fits on one device, `jax.pmap` runs one batch on each device, and each of several
 processes computes documents of its own. A larger model runs as a sharded jit program on the
 training mesh. Shapes in names: R rows, L slots, m documents of a batch, K texts per document, D
-width, N documents, B documents of the batches of one dispatch, C classes.
+width, N documents, B documents of the batches of one dispatch, C classes, J layers.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,17 @@ from w2s_jax.models import heads
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.training.batches import Microbatch
-from w2s_jax.training.forward import class_features, class_logits, text_log_probabilities
+from w2s_jax.training.forward import (
+    class_features,
+    class_logits,
+    layer_features,
+    text_log_probabilities,
+)
 from w2s_jax.training.sequences import target_counts, target_tokens
 
 Array = jax.Array
+#: Whether a pass returns the inputs of a class head, or those of each layer; see `label_pass`.
+Features = bool | Literal["layers"]
 #: Largest number of documents per device and dispatch; on CPUs, larger batches leave the cache.
 CPU_BATCH_SIZE, BATCH_SIZE = 64, 1_024
 #: Largest mean number of tokens per device and dispatch (but at least one document).
@@ -39,12 +46,13 @@ BATCH_LOGITS = 2**26
 
 @functools.lru_cache(maxsize=64)
 def label_pass(
-    model: ModelConfig, compute_dtype: str, features: bool, completions: bool = False
+    model: ModelConfig, compute_dtype: str, features: Features, completions: bool = False
 ) -> Callable[..., Array]:
     """Return the function (parameters, batch) -> class logits, float32 [m, C].
 
-    With `features` it returns the inputs of a class head instead, float32 [m, K, D], and with
-    `completions` the summed log-probability of the target tokens of each text, float32 [m, K].
+    With `features` it returns the inputs of a class head instead, float32 [m, K, D], or, if it is
+    'layers', those that each layer would give, float32 [m, J, K, D]. With `completions` it returns
+    the summed log-probability of the target tokens of each text, float32 [m, K].
     """
 
     def run(params: Any, batch: Microbatch) -> Array:
@@ -55,8 +63,8 @@ def label_pass(
             )
             return logp.reshape(shape)
         if features:
-            found_mKD = class_features(model, params, batch, compute_dtype=compute_dtype)
-            return found_mKD.astype(jnp.float32)
+            of = layer_features if features == "layers" else class_features
+            return of(model, params, batch, compute_dtype=compute_dtype).astype(jnp.float32)
         return class_logits(model, params, batch, compute_dtype=compute_dtype)
 
     return run
@@ -64,7 +72,7 @@ def label_pass(
 
 @functools.lru_cache(maxsize=32)
 def _programs(
-    model: ModelConfig, compute_dtype: str, features: bool, completions: bool, mesh: Mesh | None
+    model: ModelConfig, compute_dtype: str, features: Features, completions: bool, mesh: Mesh | None
 ) -> tuple[Callable, Callable]:
     """Return `label_pass` compiled by (pmap over devices, jit).
 
@@ -84,9 +92,9 @@ class Predictor:
     The documents are packed and placed on the devices once, in groups of similar length. A call
     with parameters ({'backbone', 'head'}) returns class logits, float32 [N, C], in the order of the
     documents. Without a head, it returns with `features` the inputs of a class head, float32 [N, K,
-    D], and with `completions` the summed log-probability of each text's target tokens, float32
-    [N, K] (see `sequences`). Of several processes, all must make and call it, and each gets all
-    results.
+    D] ([N, J, K, D] if it is 'layers', those that each layer would give), and with `completions`
+    the summed log-probability of each text's target tokens, float32 [N, K] (see `sequences`). Of
+    several processes, all must make and call it, and each gets all results.
 
     Args:
       model: the model.
@@ -108,7 +116,7 @@ class Predictor:
         compute_dtype: str = "float32",
         batch_size: int | None = None,
         per_device: bool = True,
-        features: bool = False,
+        features: Features = False,
         completions: bool = False,
     ):
         self.num_documents = len(documents)

@@ -19,12 +19,13 @@ from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.locations import split_layers, truncated, with_layers
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.perf.workloads import VOCABULARY
 from w2s_jax.planning import classes, generation
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
-from w2s_jax.planning.role_settings import check_model, with_defaults
+from w2s_jax.planning.role_settings import check_model, with_defaults, with_read_out_layers
 
 #: Synthetic documents of a task's training, test and validation splits.
 DOCUMENTS, TEST_DOCUMENTS, VALIDATION_DOCUMENTS = 20_000, 1_000, 500
@@ -108,7 +109,7 @@ def is_synthetic(resolved: Resolved) -> bool:
 
 
 def _is_local(model: str) -> bool:
-    return model in EMBEDDED_MODELS or Path(model).expanduser().is_dir()
+    return model in EMBEDDED_MODELS or Path(split_layers(model)[0]).expanduser().exists()
 
 
 def _source(role: str, model: str) -> ModelSource | None:
@@ -127,9 +128,11 @@ def _source(role: str, model: str) -> ModelSource | None:
             f"{role}.model: unknown model {model!r}{hint}; use a folder or a name that w2s models "
             "lists"
         )
-    digest = hashlib.sha256(known.name.encode()).hexdigest()
-    name = known.name.rpartition("/")[2]
-    return ModelSource(model, name, Path(model), known.config(), digest, None, None)
+    whole, layers = split_layers(model)
+    digest = hashlib.sha256(with_layers(known.name, layers).encode()).hexdigest()
+    name = with_layers(known.name.rpartition("/")[2], layers)
+    config = truncated(known.config(), layers, whole)
+    return ModelSource(model, name, Path(model), config, digest, None, None)
 
 
 def _role_input(
@@ -153,6 +156,7 @@ def _role_input(
         model = dataclasses.replace(source.config, name=source.name)
     if own.read_out is not None:
         model = dataclasses.replace(model, read_out=own.read_out)
+    model = with_read_out_layers(role, model, own.read_out_layers, [])
     if model.positions == "learned" and tokens > model.max_positions:
         raise errors.InputError(
             f"--tokens: {tokens}; allowed: at most {model.max_positions}, the positions of "

@@ -66,7 +66,8 @@ def _label_pass(
         **row_preferences(phase.model),
     )
     forward = PHASE_KINDS[phase.kind].forward
-    run = prediction.label_pass(phase.model, phase.train.compute_dtype, forward == "features")
+    features = "layers" if phase.all_layers else forward == "features"
+    run = prediction.label_pass(phase.model, phase.train.compute_dtype, features)
     rows, whole = sharding.rows(mesh, leading=0), sharding.replicated(mesh)
     if alone:
         batch = jax.tree.map(

@@ -25,7 +25,8 @@ def build(
 ) -> Phase:
     """Return the phase of the features that probes of a role's model are trained on.
 
-    It also stores a head for probes to start from.
+    Where the role reads some layers, these are the features of all, so that the phase serves every
+    choice. It also stores a head for probes to start from.
 
     Args:
       resolved: the run's input.
@@ -44,7 +45,7 @@ def build(
         kind="features",
         role=role,
         label=data.model.name,
-        model=data.model,
+        model=dataclasses.replace(data.model, read_out_layers=()),
         train=dataclasses.replace(settings.roles[role].train, adapt="full"),
         seed=settings.seed,
         parents=parents,
@@ -54,6 +55,7 @@ def build(
         num_classes=data.num_classes,
         data_digests={name: data.digests[name] for name in sorted(wanted)},
         weights_digest=weights_digest(data),
+        all_layers=bool(data.model.read_out_layers),
     )
 
 
@@ -68,6 +70,8 @@ def spec(phase: Phase) -> dict[str, Any]:
         "parents": dict(phase.parents),
         "texts": phase.num_texts,
     }
+    if phase.all_layers:
+        found["layers"] = "all"
     if not phase.parents and phase.weights_digest is None:
         found["seed"] = phase.seed
     return found

@@ -56,7 +56,7 @@ def build(
         role=role,
         label=label,
         # Next-token training has no read-outs.
-        model=dataclasses.replace(data.model, read_out="last"),
+        model=dataclasses.replace(data.model, read_out="last", read_out_layers=()),
         train=train,
         total_steps=num_steps(
             f"{role}.pretrain", train, 0 if streamed else len(data.splits[split])
