@@ -1,6 +1,6 @@
 """The result of a run, computed from the results of its phases. Imports no JAX."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,13 @@ from w2s_jax.planning.plan import Plan, Student
 from w2s_jax.planning.resolve import Resolved
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
+
+#: `pgr_note` of students without a ceiling.
+NO_CEILING = (
+    "There is no ceiling, so no PGR: with protocol.halves='shared' it would be trained on the "
+    "documents of task.unlabelled, which have no labels; protocol.halves=separate trains it on "
+    "slice 1."
+)
 
 
 def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
@@ -34,7 +41,7 @@ def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
         "seed": settings.seed,
         "protocol": settings.protocol.name,
         "weak": phases.role(plan.weak),
-        "ceiling": phases.role(plan.ceiling),
+        "ceiling": None if plan.ceiling is None else phases.role(plan.ceiling),
         "students": {key: phases.student(student) for key, student in plan.students.items()},
         "stages": phases.stages(),
         "timing": {
@@ -68,32 +75,24 @@ class _Phases:
         """Return a student's test metrics, with the gap that it recovers and its agreement."""
         plan = self.plan
         kinds = {loss.label: loss.kind for loss in self.resolved.settings.losses}
-        weak, ceiling = self.role(plan.weak), self.role(student.ceiling)
         entry = self.role(student.phase)
         entry |= {"loss": kinds.get(student.loss), "method": student.method}
-        if student.ceiling != plan.ceiling:
-            entry["ceiling"] = ceiling
+        if student.ceiling is not None and student.ceiling != plan.ceiling:
+            entry["ceiling"] = self.role(student.ceiling)
         if student.supervisor != plan.weak:
             entry["supervisor"] = self.role(student.supervisor)
-        pgr, note = classification.performance_gap_recovered(
-            weak["accuracy"], entry["accuracy"], ceiling["accuracy"]
-        )
-        entry |= {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
         own = self._test_predictions(student.phase)
         others = {
             name: self._test_predictions(name)
             for name in (student.supervisor, plan.weak, student.ceiling)
+            if name is not None
         }
         for name, other in others.items():
             if list(own["id"]) != list(other["id"]):
                 raise errors.StorageError(
                     f"{self.store / student.phase}: its test documents are not those of {name}"
                 )
-        interval = intervals.pgr_interval(
-            others[plan.weak]["p"], own["p"], others[student.ceiling]["p"], own["ground_truth"]
-        )
-        entry |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
-        entry |= {name: interval[name] for name in ("gap_low", "gap_high")}
+        entry |= self._recovered(student, entry["accuracy"], own, others)
         supervisor = others[student.supervisor]
         if "answer" in own:
             return entry | answers.answer_agreement(
@@ -102,6 +101,38 @@ class _Phases:
         return entry | classification.agreement_metrics(
             own["p"], supervisor["p"], own["ground_truth"]
         )
+
+    def _recovered(
+        self,
+        student: Student,
+        accuracy: float,
+        own: Mapping[str, Any],
+        others: Mapping[str, Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """Return the gap that a student recovers, with intervals; null without a ceiling.
+
+        Args:
+          student: the student.
+          accuracy: its accuracy.
+          own: its predictions.
+          others: phase -> its predictions, of the weak model and of the ceiling.
+        """
+        if student.ceiling is None:
+            names = ("pgr", "pgr_note", "pgr_low", "pgr_high", "gap_low", "gap_high")
+            return dict.fromkeys(names) | {"pgr_note": NO_CEILING}
+        weak, ceiling = self.role(self.plan.weak), self.role(student.ceiling)
+        pgr, note = classification.performance_gap_recovered(
+            weak["accuracy"], accuracy, ceiling["accuracy"]
+        )
+        found: dict[str, Any] = {"pgr": pgr} | ({} if note is None else {"pgr_note": note})
+        interval = intervals.pgr_interval(
+            others[self.plan.weak]["p"],
+            own["p"],
+            others[student.ceiling]["p"],
+            own["ground_truth"],
+        )
+        found |= {"pgr_low": interval["low"], "pgr_high": interval["high"]}
+        return found | {name: interval[name] for name in ("gap_low", "gap_high")}
 
     def stages(self) -> list[dict[str, Any]]:
         """Return a record of each phase, each after its parents."""

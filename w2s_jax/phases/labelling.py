@@ -25,6 +25,7 @@ from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import completed, completions, kept_batches, parameters, prediction
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.pool import require_truth
 from w2s_jax.planning.resolve import RoleInput
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts, token_labels
@@ -58,7 +59,12 @@ class LabelWork:
         return self.data.splits[split]
 
     def truth(self, split: str) -> np.ndarray:
-        """Ground truth, the class, float32 [N]; NaN for ties, which only slices have."""
+        """Ground truth, the class, float32 [N]; NaN for ties, which only slices have.
+
+        Raises:
+          InputError: the documents have no labels.
+        """
+        require_truth(self.context.settings, split)
         return self.documents(split).truth_N
 
     def labels(self, split: str, parent: str = "labels") -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import LoadedTask, refuse_one_class
-from w2s_jax.data.roles import roles
+from w2s_jax.data.roles import POOL, roles
 
 
 def choose_training(loaded: LoadedTask, wanted: str | None, notes: list[str]) -> str:
@@ -48,6 +48,9 @@ def describe_files(
     train, test, validation = roles(loaded.documents, train_split)
     used = {train, "pretrain"} if pretraining else {train}
     parts = [f"training: {names[train]}"]
+    if POOL in loaded.documents:
+        used.add(POOL)
+        parts.append(f"unlabelled: {names[POOL]}")
     for role, split in (("validation", validation), ("test", test)):
         if not splits[role]:
             parts.append(f"{role}: none")
@@ -57,6 +60,7 @@ def describe_files(
             used.add(split)
             parts.append(f"{role}: {names[split]}")
     unused = {name for split, name in names.items() if split not in used}
+    unused -= {names.get(POOL)}  # also a split of its own
     parts.append(f"unused: {', '.join(sorted(unused | {*loaded.unused})) or 'none'}")
     counts = [f"{count:,} of {names[split]}" for split, count in removed.items() if count]
     parts.append(f"removed by grouping: {', '.join(counts) or 'none'}")

@@ -29,7 +29,7 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
     """
     settings, data = resolved.settings, resolved.roles[role]
     splits = sorted(name for name in data.splits if name.startswith("slice"))
-    if role == "strong" and ceiling_slice(settings) == "slice2":
+    if role == "strong" and ceiling_slice(settings) != "slice1":
         splits.remove("slice1")
     splits += sorted({"test", "validation"} & set(data.splits))
     return Phase(
