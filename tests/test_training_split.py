@@ -120,7 +120,7 @@ READERS = [files, bucket, hub, prepared, embedded]
     "splits,found,choice",
     [
         (("training", "validation", "test"), "test, training, validation", "validation"),
-        (("train_label", "train_unlabel", "test"), "test, train_label, train_unlabel", "test"),
+        (("train_label", "test"), "test, train_label", "test"),
         (("whole",), "whole", None),
     ],
 )

@@ -97,6 +97,7 @@ def _load(
     empty: str | None,
     train_split: str | None,
     classes: Sequence[str],
+    unlabelled: str | None,
 ) -> LoadedTask:
     loaded = load(
         name,
@@ -107,6 +108,7 @@ def _load(
         empty=empty,
         train_split=train_split,
         classes=classes,
+        unlabelled=unlabelled,
     )
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
     files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
@@ -151,6 +153,7 @@ def show_task(
     empty: str | None = None,
     train_split: str | None = None,
     classes: Sequence[str] = (),
+    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
     max_length: int | None = None,
     overlong: str = "truncate",
@@ -163,7 +166,16 @@ def show_task(
     if n < 1:
         raise InputError(f"--n: {n}; must be at least 1")
     loaded = _load(
-        name, source, data_dir, item_expansion, seed, console, empty, train_split, classes
+        name,
+        source,
+        data_dir,
+        item_expansion,
+        seed,
+        console,
+        empty,
+        train_split,
+        classes,
+        unlabelled,
     )
     split = next(iter(loaded.documents)) if split is None else split
     if split not in loaded.documents:
@@ -245,6 +257,7 @@ def check_task(
     empty: str | None = None,
     train_split: str | None = None,
     classes: Sequence[str] = (),
+    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
 ) -> None:
     """Print counts, class balance, lengths, duplicates and leaks of a task's splits.
@@ -253,7 +266,16 @@ def check_task(
       InputError: an unknown task, or bad data.
     """
     loaded = _load(
-        name, source, data_dir, item_expansion, seed, console, empty, train_split, classes
+        name,
+        source,
+        data_dir,
+        item_expansion,
+        seed,
+        console,
+        empty,
+        train_split,
+        classes,
+        unlabelled,
     )
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
@@ -364,7 +386,8 @@ def _print_overlaps(found: Sequence[check.Overlap], console: Console) -> None:
                 highlight=False,
             )
     console.print(
-        "With protocol.grouping, a run drops such training documents; without it they are used.",
+        "With protocol.grouping, a run drops such training and unlabelled documents; without it "
+        "they are used.",
         highlight=False,
     )
 

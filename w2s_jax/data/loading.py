@@ -267,7 +267,9 @@ def load(
         none = [[UNLABELLED] * len(candidates) for _, candidates in found.items]
         chosen = _choose(task, pool.split, found.items, none, item_expansion, seed, split_seed)
         documents[POOL] = _documents(task, pool.split, found.items, none, chosen)
-        fields[POOL], names[POOL] = found.fields, pool.file
+        fields[POOL] = found.fields
+        names.pop(pool.split, None)
+        names[POOL] = pool.file
     documents = kept_documents(documents, conditions, train_split, fields, notes)
     loaded = LoadedTask(
         task,

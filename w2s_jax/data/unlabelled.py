@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core.errors import InputError, did_you_mean, listed, shown
-from w2s_jax.core.files import location
+from w2s_jax.core.errors import InputError, did_you_mean, listed, nearest
+from w2s_jax.core.files import contents, location
 from w2s_jax.data import records
 from w2s_jax.data.documents import Document
 from w2s_jax.data.items import Items, read_items
@@ -66,6 +66,11 @@ def with_pool(
         names = dict(opened.names)
         names["train"] = names.pop(theirs, theirs)
         opened = dataclasses.replace(opened, splits=splits, names=names)
+    if wanted is not None and task.generates:
+        raise InputError(
+            f"task.unlabelled: {wanted!r}, but task {task.name!r} asks for completions; "
+            "allowed: None"
+        )
     training = train_split or ("train" if "train" in opened.splits else task.train_split)
     return opened, None if wanted is None else _find_pool(task, opened, wanted, training)
 
@@ -79,21 +84,32 @@ def _find_pool(task: Task, opened: OpenedRecords, wanted: str, training: str | N
     if not split:
         with records.reaching(path):
             if not path.is_file():
-                names = [*opened.splits, *files]
-                raise InputError(
-                    f"task.unlabelled: {shown(wanted)} is neither a split of {opened.location} nor "
-                    f"a file{did_you_mean(wanted, names)}; its splits: {listed(opened.splits)}"
-                )
+                raise _not_there(wanted, path, opened)
             split = _split_of(path, opened)
     if split and split == training:
         raise InputError(
-            f"task.unlabelled: {shown(wanted)} is the training split, whose labels the supervisor "
+            f"task.unlabelled: {wanted!r} is the training split, whose labels the supervisor "
             "learns; allowed: another split, or a file"
         )
     if split:
         return Pool(wanted, split, opened.names.get(split, split), opened.splits[split])
     fields = (*task.fields, *task.optional_fields)
     return Pool(wanted, POOL, wanted, lambda: records.read_records(path, fields))
+
+
+def _not_there(wanted: str, path: Path, opened: OpenedRecords) -> InputError:
+    """Return the error on a name that is neither a split nor a file."""
+    if "/" not in wanted:
+        hint = did_you_mean(wanted, opened.splits)
+        return InputError(
+            f"task.unlabelled: {wanted!r} is neither a split of {opened.location} nor a file"
+            f"{hint}; its splits: {listed(opened.splits)}"
+        )
+    near = nearest(
+        path.name, [p.name for p in contents(path.parent)] if path.parent.is_dir() else ()
+    )
+    hint = f" (did you mean {path.with_name(near)}?)" if near else ""
+    return InputError(f"task.unlabelled: there is no file {wanted!r}{hint}")
 
 
 def _split_of(path: Path, opened: OpenedRecords) -> str:
@@ -138,7 +154,7 @@ def read_pool(
         if len(candidates) > 1 and not task.orders:
             raise InputError(
                 f"task.unlabelled: {where}: task {task.name!r} makes {len(candidates)} documents "
-                "of a record, right and wrong ones, which only its label tells apart; allowed: None"
+                "of the record, right and wrong ones; an unlabelled record must be one document"
             )
         if not all(is_unlabelled(c.label) and is_unlabelled(c.soft_label) for c in candidates):
             labelled.add(where)
@@ -172,7 +188,7 @@ def embedded_pool(
     allowed = [s for s in documents if s not in ("pretrain", train_split or "train")]
     if split not in allowed:
         raise InputError(
-            f"task.unlabelled: {shown(wanted)}, but the data of task {task.name!r} are embedded; "
+            f"task.unlabelled: {wanted!r}, but the data of task {task.name!r} are embedded; "
             f"allowed: one of its splits ({listed(allowed)}), without labels"
         )
     found = documents[split]
@@ -189,7 +205,7 @@ def _on_labels(
         return
     if split in OFFICIAL_SPLITS:
         raise InputError(
-            f"task.unlabelled: {shown(wanted)}: {labelled:,} of its {count:,} records have labels, "
+            f"task.unlabelled: {wanted!r}: {labelled:,} of its {count:,} records have labels, "
             f"and runs are evaluated on {split!r}; allowed: a split of another name, or one "
             "without labels"
         )

@@ -1,4 +1,4 @@
-"""Runs on an unlabelled pool: what lacks ground truth, and what a run may not do with it. No JAX."""
+"""Runs on an unlabelled pool: which documents lack ground truth, and what needs it. No JAX."""
 
 import dataclasses
 from collections.abc import Iterable

@@ -60,7 +60,6 @@ def describe_files(
             used.add(split)
             parts.append(f"{role}: {names[split]}")
     unused = {name for split, name in names.items() if split not in used}
-    unused -= {names.get(POOL)}  # also a split of its own
     parts.append(f"unused: {', '.join(sorted(unused | {*loaded.unused})) or 'none'}")
     counts = [f"{count:,} of {names[split]}" for split, count in removed.items() if count]
     parts.append(f"removed by grouping: {', '.join(counts) or 'none'}")
