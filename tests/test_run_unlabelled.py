@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import re
 
@@ -16,10 +17,11 @@ from w2s_jax import phases, sharding, testing
 from w2s_jax.cli import main
 from w2s_jax.config.validation import validate
 from w2s_jax.core.files import read_json
+from w2s_jax.data.completions import tokenize_completions
 from w2s_jax.execution import execute
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
-from w2s_jax.store import artifacts, trees
+from w2s_jax.store import artifacts, token_labels, trees
 from w2s_jax.store.artifacts import PhaseFolder
 
 pytestmark = pytest.mark.medium
@@ -119,6 +121,56 @@ def test_the_pool_gives_the_bits_of_the_same_documents_with_labels(data_dir, run
             labels = [artifacts.stored_labels(folder)["slice2"] for folder in (own, other)]
             for found_N, wanted_N in zip(*labels, strict=True):
                 np.testing.assert_array_equal(found_N, wanted_N)
+
+
+def test_prompts_without_targets_give_the_bits_of_those_with_targets(tmp_path):
+    """Completions, student and predictions do not depend on targets that are hidden."""
+    texts = ["".join(letters) for letters in itertools.product("abcdef", repeat=3)]
+    rows = [{"prompt": text, "target": text[1]} for text in texts[::-1]]
+    folder = tmp_path / "data" / "letters"
+    folder.mkdir(parents=True)
+    parts = {"train": rows[::3], "test": rows[1::3], "asked": rows[2::3]}
+    for name, part in parts.items():
+        hidden = [{"prompt": row["prompt"]} for row in part] if name == "asked" else part
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in hidden))
+    config = config_of(folder.parent, task__name="letters", task__unlabelled="asked",
+                       task__validation_docs=16, train__steps=3)  # fmt: skip
+    result = execute.run(config, tmp_path / "run", console=QUIET)
+    assert result["ceiling"] is None and result["students"]["xent"]["pgr"] is None
+    resolved = resolve(validate(config))
+    documents = [dataclasses.replace(d, target=d.text[1]) for d in resolved.documents["slice2"]]
+    labelled, _ = tokenize_completions(
+        documents, testing.TINY_TOKENIZER, max_length=None, overlong="error"
+    )
+    roles = {
+        role: dataclasses.replace(
+            data,
+            splits={**data.splits, "slice2": labelled},
+            digests={**data.digests, "slice2": labelled.digest()},
+        )
+        for role, data in resolved.roles.items()
+    }
+    task = dataclasses.replace(resolved.settings.task, unlabelled=None)
+    settings = dataclasses.replace(resolved.settings, task=task)
+    shown = dataclasses.replace(
+        resolved, roles=roles, settings=settings,
+        documents={**resolved.documents, "slice2": documents},
+    )  # fmt: skip
+    context = phases.Context(shown, tmp_path / "shown", sharding.make_mesh(), QUIET, lambda: False)
+    store = tmp_path / "run" / "phases"
+    wanted = {phase.title: PhaseFolder(store / phase.name) for phase in plan(resolved).phases}
+    for phase in [p for p in plan(shown).phases if p.title != "ceiling"]:
+        context.folder(phase.name).path.mkdir(parents=True)
+        phases.run_phase(phase, context)
+        pair = (context.folder(phase.name), wanted[phase.title])
+        found, same = (artifacts.read_predictions(f.predictions, "test") for f in pair)
+        for column in ("id", "text", "correct", "logprob"):
+            np.testing.assert_array_equal(found[column], same[column])
+        jax.tree.map(np.testing.assert_array_equal, *(trees.load_tree(f.final, None) for f in pair))
+        if phase.title == "weak":
+            made = [token_labels.stored(folder, "slice2") for folder in pair]
+            assert made[0].texts == made[1].texts
+            np.testing.assert_array_equal(made[0].tokens_NT, made[1].tokens_NT)
 
 
 def nulls(value):

@@ -368,11 +368,56 @@ def test_bad_pools_are_refused_in_one_line(data, changes, message):
     assert message.format(data=data) in refusal(data, **here)
 
 
-def test_completions_are_refused(tmp_path):
-    folder = tmp_path / "data" / "asks"
-    write(folder, [{"prompt": f"{n} + 1 =", "target": f" {n + 1}"} for n in range(60)])
-    message = refusal(folder, task__unlabelled="train")
-    assert "task 'asks' asks for completions" in message
+SUMS = [{"prompt": f"{n} + 1 =", "target": f" {n + 1}"} for n in range(200)]
+
+
+@pytest.mark.parametrize("target", [..., None, " 7", 3])
+def test_prompts_without_targets(tmp_path, capsys, target):
+    """Targets that are there are ignored; prompts of labelled documents are left out."""
+    folder = tmp_path / "data" / "sums"
+    for name, rows in (("train", SUMS[:60]), ("validation", SUMS[60:80]), ("test", SUMS[80:120])):
+        write(folder, rows, name)
+    rows = [{"prompt": r["prompt"]} | ({} if target is ... else {"target": target})
+            for r in SUMS[110:]]  # fmt: skip
+    write(folder, rows, "asked")
+    found = resolved(folder, task__unlabelled="asked")
+    documents = found.roles["strong"].splits["slice2"]
+    decode = testing.TINY_TOKENIZER.decode
+    prompts = [decode(documents.document(n)[1:-1]) for n in range(len(documents))]
+    assert set(prompts) == {row["prompt"] for row in SUMS[120:]}
+    np.testing.assert_array_equal(documents.piece_lengths_P - documents.prompt_lengths_P, 1)
+    assert any("removed by grouping: 10 of asked.jsonl" in note for note in found.notes)
+    assert any("ignored" in n for n in found.notes) == (target not in (..., None))
+    # "200" and the end, of the longest target of slice 1.
+    assert found.roles["strong"].completion.max_new_tokens == len(" 59") + 1
+    assert plan(found).ceiling is None
+    for name in [name for name, spec in METHODS.items() if "generation" in spec.kinds]:
+        how = {"losses": ("xent", "dpo")} if METHODS[name].pairs else {}
+        planned = plan(resolved(folder, task__unlabelled="asked", method__name=name, **how))
+        for phase in planned.phases:
+            if phase.targets == "tokens" and "labels" not in phase.parents:
+                assert phase.inputs["train"] == "slice1"
+    how = [f"--data_dir={folder.parent}", "--unlabelled=asked"]
+    assert main.main(["data", "check", "sums", *how]) == 0
+    assert "unlabelled vs test: 10 duplicate texts" in capsys.readouterr().out
+    assert main.main(["data", "show", "sums", "--n=1", "--split=unlabelled", *how]) == 0
+    out = capsys.readouterr().out
+    assert ", no target" in out and "(target" not in out
+    # Labelled records still need a target.
+    write(folder, rows[:1] if target in (..., None) else [{"prompt": "1"}], "test")
+    assert "target" in refusal(folder, task__unlabelled="asked")
+
+
+def test_questions_of_a_task_with_code(tmp_path):
+    write(tmp_path / "gsm8k", [ROWS["gsm8k"].record])
+    question = {"question": "How many are 2 and 3?"}
+    write(tmp_path / "gsm8k", [question, {**question, "answer": "Five.\n#### 5"}], "pool")
+    loaded = load("gsm8k", "files", str(tmp_path), unlabelled="pool")
+    pool = loaded.documents["unlabelled"]
+    assert [(d.text, d.target) for d in pool] == [(question["question"], "")] * 2
+    assert any("labels of 1 of 2 records" in note for note in loaded.notes)
+    write(tmp_path / "gsm8k", [question], "test")
+    assert "field 'answer' is missing" in error(load, "gsm8k", "files", str(tmp_path))
 
 
 def test_external_labels_are_needed_for_the_pool(data, tmp_path):

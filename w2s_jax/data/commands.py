@@ -13,6 +13,7 @@ from w2s_jax.data import check, records
 from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
+from w2s_jax.data.roles import POOL
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.local import LABEL_FIELDS
@@ -221,8 +222,8 @@ def _title(document: Document, split: str, task: Task) -> str:
         parts.append(f"soft label {listed((f'{name} {p:g}' for name, p in named), limit=80)}")
     elif document.soft_label is not None:
         parts.append(f"soft label {document.soft_label}")
-    if document.label is None and document.soft_label is None and document.target is None:
-        parts.append("no label")
+    if document.label is None and document.soft_label is None and not document.target:
+        parts.append("no label" if document.target is None else "no target")
     if document.group is not None:
         group = " ".join(document.group.split())
         parts.append(f"group {group[:40]}{'...' if len(group) > 40 else ''}")
@@ -234,6 +235,8 @@ def _lines(tokens: TokenizedDocuments, number: int, tokenizer: Tokenizer | None)
     if tokens.prompt_lengths_P is not None:
         tokens_L, length = tokens.document(number), int(tokens.prompt_lengths_P[number])
         yield _words(tokens_L[:length], "prompt, ", tokenizer)
+        if length + 1 == len(tokens_L):  # no target, just an end
+            return
         yield _words(tokens_L[length:], "target, ", tokenizer)
         return
     for k in range(tokens.num_texts):
@@ -285,7 +288,7 @@ def check_task(
             documents, tokenizer, max_length=None, overlong="error", empty=loaded.empty
         )
         lengths_N, targets_N = tokens.lengths_N, None
-        if tokens.prompt_lengths_P is not None:
+        if tokens.prompt_lengths_P is not None and split != POOL:
             targets_N = lengths_N - tokens.prompt_lengths_P
         facts[split] = check.split_facts(documents, lengths_N, targets_N)
     console.print(_facts_table(facts, loaded.task))

@@ -1,7 +1,8 @@
 """The unlabelled pool: documents without ground truth, from which the student's slices come.
 
-`task.unlabelled` names a split of the task or a file. Labels in it are never read. The layout of
-public harnesses, a folder of `train_label`, `train_unlabel` and `test`, has such a pool by itself.
+`task.unlabelled` names a split of the task or a file. Labels and targets in it are never read. The
+layout of public harnesses, a folder of `train_label`, `train_unlabel` and `test`, has such a pool
+by itself.
 """
 
 import dataclasses
@@ -66,11 +67,6 @@ def with_pool(
         names = dict(opened.names)
         names["train"] = names.pop(theirs, theirs)
         opened = dataclasses.replace(opened, splits=splits, names=names)
-    if wanted is not None and task.generates:
-        raise InputError(
-            f"task.unlabelled: {wanted!r}, but task {task.name!r} asks for completions; "
-            "allowed: None"
-        )
     training = train_split or ("train" if "train" in opened.splits else task.train_split)
     return opened, None if wanted is None else _find_pool(task, opened, wanted, training)
 
@@ -143,10 +139,13 @@ def read_pool(
         for where, record in pool.reader():
             if not all(is_unlabelled(record.get(name)) for name in names):
                 labelled.add(where)
-            yield where, {k: None if k in names else value for k, value in record.items()}
+            if task.generates:
+                yield where, {k: value for k, value in record.items() if k not in names}
+            else:
+                yield where, {k: None if k in names else value for k, value in record.items()}
 
     try:
-        found = read_items(task, POOL, read, skip_empty=skip_empty, keep=keep)
+        found = read_items(task, POOL, read, skip_empty=skip_empty, keep=keep, targets=False)
     except InputError as error:
         raise InputError(f"task.unlabelled: {error}") from error
     items = []
@@ -156,9 +155,15 @@ def read_pool(
                 f"task.unlabelled: {where}: task {task.name!r} makes {len(candidates)} documents "
                 "of the record, right and wrong ones; an unlabelled record must be one document"
             )
-        if not all(is_unlabelled(c.label) and is_unlabelled(c.soft_label) for c in candidates):
+        if not all(
+            is_unlabelled(c.label) and is_unlabelled(c.soft_label) and c.target is None
+            for c in candidates
+        ):
             labelled.add(where)
-        bare = [dataclasses.replace(c, label=None, soft_label=None) for c in candidates]
+        bare = [
+            dataclasses.replace(c, label=None, soft_label=None, target=_no_target(task))
+            for c in candidates
+        ]
         items.append((where, bare))
     notes += found.notes
     _on_labels(pool.name, pool.split, pool.file, len(labelled), len(items), notes)
@@ -192,9 +197,15 @@ def embedded_pool(
             f"allowed: one of its splits ({listed(allowed)}), without labels"
         )
     found = documents[split]
-    labelled = sum(d.label is not None or d.soft_label is not None for d in found)
+    labelled = sum(bool(d.target) or (d.label, d.soft_label) != (None, None) for d in found)
     _on_labels(wanted, split, split, labelled, len(found), notes)
-    return split, [dataclasses.replace(d, label=None, soft_label=None) for d in found]
+    bare = {"label": None, "soft_label": None, "target": _no_target(task)}
+    return split, [dataclasses.replace(d, **bare) for d in found]
+
+
+def _no_target(task: Task) -> str | None:
+    """Return the target of documents without one: '' in generation tasks, which need some."""
+    return "" if task.generates else None
 
 
 def _on_labels(

@@ -176,7 +176,8 @@ def resolve(settings: Settings) -> Resolved:
         classes.note_missing({name: data.splits[name] for name in known}, task, notes)
     kept = {name: docs for name, docs in raw.items() if task.generates and name != "pretrain"}
     if task.generates:
-        generation.check_functions(task, kept)
+        known = pool.labelled(settings, kept)
+        generation.check_functions(task, {name: kept[name] for name in known})
         generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
     outside = None
     if settings.weak.labels is not None:
@@ -261,7 +262,7 @@ def _role_input(
         head_init = head_init if label_tokens else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
-        for name in digests.keys() - {"pretrain"}:
+        for name in pool.labelled(settings, digests.keys() - {"pretrain"}):
             digests[name] = generation.with_judged(reader.task, digests[name], raw[name])
     for name, corpus in streams.items():
         assert tokenizer is not None
