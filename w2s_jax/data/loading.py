@@ -279,7 +279,7 @@ def load(
         tuple(notes),
         empty,
         names,
-        opened.unused,
+        tuple(name for name in opened.unused if pool is None or name != pool.file),
         None if pool is None else pool.name,
     )
     return _with_seen_classes(loaded, train_split)

@@ -74,7 +74,8 @@ def with_pool(
 def _find_pool(task: Task, opened: OpenedRecords, wanted: str, training: str | None) -> Pool:
     split = records.official_split(wanted) or wanted
     files = {name: split for split, name in opened.names.items()}
-    if split not in opened.splits:
+    readers = {**opened.others, **opened.splits}
+    if split not in readers:
         split = files.get(wanted, "")
     path = location(wanted)
     if not split:
@@ -88,7 +89,7 @@ def _find_pool(task: Task, opened: OpenedRecords, wanted: str, training: str | N
             "learns; allowed: another split, or a file"
         )
     if split:
-        return Pool(wanted, split, opened.names.get(split, split), opened.splits[split])
+        return Pool(wanted, split, opened.names.get(split, split), readers[split])
     fields = (*task.fields, *task.optional_fields)
     return Pool(wanted, POOL, wanted, lambda: records.read_records(path, fields))
 
@@ -96,10 +97,10 @@ def _find_pool(task: Task, opened: OpenedRecords, wanted: str, training: str | N
 def _not_there(wanted: str, path: Path, opened: OpenedRecords) -> InputError:
     """Return the error on a name that is neither a split nor a file."""
     if "/" not in wanted:
-        hint = did_you_mean(wanted, opened.splits)
+        splits = [*opened.splits, *opened.others]
         return InputError(
             f"task.unlabelled: {wanted!r} is neither a split of {opened.location} nor a file"
-            f"{hint}; its splits: {listed(opened.splits)}"
+            f"{did_you_mean(wanted, splits)}; its splits: {listed(splits)}"
         )
     near = nearest(
         path.name, [p.name for p in contents(path.parent)] if path.parent.is_dir() else ()
@@ -199,8 +200,9 @@ def embedded_pool(
     found = documents[split]
     labelled = sum(bool(d.target) or (d.label, d.soft_label) != (None, None) for d in found)
     _on_labels(wanted, split, split, labelled, len(found), notes)
-    bare = {"label": None, "soft_label": None, "target": _no_target(task)}
-    return split, [dataclasses.replace(d, **bare) for d in found]
+    target = _no_target(task)
+    bare = [dataclasses.replace(d, label=None, soft_label=None, target=target) for d in found]
+    return split, bare
 
 
 def _no_target(task: Task) -> str | None:

@@ -267,8 +267,8 @@ class MethodPlanner:
             label=f"{loss.label}+{method}",
             **more,
         )
-        ceiling = ceiling or self.naive.ceiling
-        return Student(phase, loss.label, method, supervisor or labels, ceiling)
+        supervisor, whole = supervisor or labels, ceiling or self.naive.ceiling
+        return Student(phase, loss.label, method, supervisor, whole)
 
     def students(self, method: str, labels: str, **more: Any) -> dict[str, Student]:
         """Add a student for each loss, and return them by their keys in result.json."""
