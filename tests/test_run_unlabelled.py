@@ -16,6 +16,7 @@ from tiny_sweeps import write_sweep
 from w2s_jax import phases, sharding, testing
 from w2s_jax.cli import main
 from w2s_jax.config.validation import validate
+from w2s_jax.core import errors
 from w2s_jax.core.files import read_json
 from w2s_jax.data.completions import tokenize_completions
 from w2s_jax.execution import execute
@@ -241,5 +242,15 @@ def test_the_layout_of_public_harnesses_runs_as_it_is(runs, tmp_path):
     config = config_of(tmp_path / "data", train__steps=2)
     result = execute.run(config, tmp_path / "run", console=QUIET)
     assert result["ceiling"] is None and result["students"]["xent"]["pgr"] is None
-    again = execute.run(config, tmp_path / "run", console=QUIET)
-    assert again == result
+    config.task.unlabelled = "train_unlabel"
+    assert execute.run(config, tmp_path / "run", console=QUIET) == result
+    config.task.unlabelled = "test"
+    with pytest.raises(errors.InputError, match="labels"):
+        execute.run(config, tmp_path / "run", console=QUIET)
+    pool = (tmp_path / "data" / "mine" / "train_unlabel.jsonl").read_text()
+    (tmp_path / "data" / "mine" / "part.jsonl").write_text(
+        pool[: len(pool) // 2].rpartition("\n")[0]
+    )
+    config.task.unlabelled = "part"
+    with pytest.raises(errors.InputError, match="task.unlabelled"):
+        execute.run(config, tmp_path / "run", console=QUIET)

@@ -513,3 +513,13 @@ def test_the_bench_of_a_recipe_without_a_ceiling_is_refused(data):
     assert "protocol.halves=separate" in error(recipe_workload, config)
     config.protocol.halves = "separate"
     assert math.isfinite(len(recipe_workload(config).documents))
+
+
+def test_synthetic_documents_of_the_compiler_have_the_sizes_of_a_pool(data):
+    from w2s_jax.perf.aot.inputs import find_inputs
+
+    config = config_of(data, task__unlabelled="unsupervised", task__unlabelled_docs=96)
+    found = find_inputs(validate(config), documents=64, tokens=16)
+    sizes = {name: len(docs) for name, docs in found.roles["strong"].splits.items()}
+    assert sizes["slice1"] == 64 and sizes["slice2"] == 96
+    assert plan(found).ceiling is None

@@ -17,7 +17,7 @@ from w2s_jax.planning.resolve import Resolved
 FREE_FIELDS = ("name", "log.", "mesh.", "checkpoint.", "task.data_dir", "losses", "method.name")
 FREE_ENDINGS = (".microbatch_size", ".remat")
 #: Fields whose None is one of their other values: what counts is whether the documents differ.
-BY_DOCUMENTS = ("task.train_split", "task.truncate", "task.empty")
+BY_DOCUMENTS = ("task.train_split", "task.truncate", "task.empty", "task.unlabelled")
 
 
 def make(folder: Path) -> None:
