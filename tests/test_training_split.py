@@ -120,7 +120,7 @@ READERS = [files, bucket, hub, prepared, embedded]
     "splits,found,choice",
     [
         (("training", "validation", "test"), "test, training, validation", "validation"),
-        (("train_label", "train_unlabel", "test"), "test, train_label, train_unlabel", "test"),
+        (("train_label", "test"), "test, train_label", "test"),
         (("whole",), "whole", None),
     ],
 )
@@ -270,3 +270,60 @@ def test_too_few_documents_because_of_grouping(tmp_path):
     (tmp_path / "mine" / "test.jsonl").unlink()
     write(tmp_path / "mine", train=[row | {"group": 7} for row in ROWS])
     assert "protocol.grouping removed " in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("reader", [files, bucket, hub, prepared])
+def test_the_layout_of_public_harnesses(tmp_path, monkeypatch, reader):
+    """`train_label` is the training split and `train_unlabel` the pool, whatever reads them."""
+    parts = dict(zip(("train_label", "test", "train_unlabel"), PARTS.values(), strict=True))
+    write(tmp_path / "mine", **parts)
+    known = {row["text"]: name for name, rows in parts.items() for row in rows}
+    wanted = resolved(tmp_path)
+    place = reader(tmp_path, monkeypatch)
+    found = resolved(place)
+    assert found.digests == wanted.digests
+    assert found.settings.task.unlabelled == "train_unlabel"
+    where = {
+        document.id: known[document.text]
+        for documents in load_task("mine", data_dir=str(place)).values()
+        for document in documents
+    }
+    splits = found.roles["weak"].splits
+    assert {part: {where[int(i)] for i in docs.ids_N} for part, docs in splits.items()} == {
+        "slice1": {"train_label"}, "slice2": {"train_unlabel"}, "validation": {"train_label"},
+        "test": {"test"},
+    }  # fmt: skip
+    assert len(splits["slice2"]) == 100
+    named = resolved(place, unlabelled="train_unlabel")
+    assert named.digests == wanted.digests
+
+
+def test_a_split_of_the_hub_that_a_task_does_not_use_may_be_the_pool(tmp_path, monkeypatch):
+    """As 'unsupervised' of IMDB, which is not among the task's splits."""
+
+    def reader(rows):
+        return lambda: iter([(f"row {n}", dict(row)) for n, row in enumerate(rows)])
+
+    hidden = [row | {"label": -1} for row in PARTS["validation"]]
+    there = {"train": PARTS["train"], "test": PARTS["test"], "unsupervised": hidden}
+    readers = {name: reader(rows) for name, rows in there.items()}
+    monkeypatch.setattr(hf_datasets, "open_hub", lambda origin: readers)
+    how = {"name": "imdb", "source": "hub"}
+    found = resolved(tmp_path, unlabelled="unsupervised", **how)
+    assert len(found.roles["weak"].splits["slice2"]) == 100
+    line = next(note for note in found.notes if note.startswith("training: "))
+    assert "; unlabelled: unsupervised; " in line and "unused: none" in line
+    plain = next(n for n in resolved(tmp_path, **how).notes if n.startswith("training: "))
+    assert "unused: unsupervised" in plain
+    assert "did you mean 'unsupervised'?" in refusal(tmp_path, unlabelled="unsupervise", **how)
+
+
+def test_a_pool_in_a_bucket(tmp_path, monkeypatch):
+    write(tmp_path / "mine", train=PARTS["train"], test=PARTS["test"], pool=PARTS["validation"])
+    there = bucket(tmp_path, monkeypatch)
+    wanted = resolved(there, unlabelled="pool")
+    assert len(wanted.roles["weak"].splits["slice2"]) == 100
+    assert resolved(there, unlabelled=f"{there}/mine/pool.jsonl").digests == wanted.digests
+    other = resolved(tmp_path, unlabelled=f"{there}/mine/pool.jsonl")
+    assert len(other.roles["weak"].splits["slice2"]) == 100
+    assert "there is no file" in refusal(there, unlabelled=f"{there}/mine/none.jsonl")

@@ -214,6 +214,7 @@ def _data(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "empty": of_task.get("empty"),
         "train_split": of_task.get("train_split"),
+        "unlabelled": options.unlabelled or of_task.get("unlabelled"),
         "classes": class_names(
             of_task.get("classes", ()) if options.classes is None else (options.classes,)
         ),

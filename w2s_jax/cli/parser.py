@@ -225,7 +225,7 @@ def _add_data(commands: Any) -> None:
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     recipe = (
         "recipe that registers further tasks; its task.data_dir is the default of --data_dir; "
-        "show, check and ids follow its task.empty and task.train_split"
+        "show, check and ids follow its task.empty, task.train_split and task.unlabelled"
     )
     folder = "folder of local data (default: the recipe's, or W2S_DATA_DIR)"
     text = "list all tasks with their kind, sources and licence, or one with its fields"
@@ -267,6 +267,12 @@ def _add_data(commands: Any) -> None:
             metavar="NAME,...",
             help="classes of a folder, in the order of the labels (default: the recipe's "
             "task.classes, else those in its labels)",
+        )
+        action.add_argument(
+            "--unlabelled",
+            metavar="SPLIT_OR_FILE",
+            help="documents without labels (default: the recipe's task.unlabelled, else "
+            "train_unlabel beside train_label)",
         )
         if name == "ids":
             kinds = ".parquet, .csv, .jsonl or .jsonl.gz"

@@ -7,7 +7,7 @@ planning, training and the tables of the documentation read these declarations.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from w2s_jax.config.options import Option, defaults
 from w2s_jax.config.tables import Table
@@ -251,6 +251,8 @@ class MethodSpec:
       kinds: the kinds of tasks that it works with.
       pairs: whether its students learn from pairs of completions, by a loss of `PREFERENCES`.
       two_classes: whether it is defined for two classes only.
+      truth_of: the documents whose ground truth it uses beyond slice 1, validation and test:
+        'slice2', 'ceiling' (the ceiling's slice), or ''.
       students: the keys of its students, in Markdown.
       summary: what it does, in one line of Markdown.
       source: the paper that it is from.
@@ -264,6 +266,7 @@ class MethodSpec:
     kinds: tuple[str, ...] = ("classification", "preference")
     pairs: bool = False
     two_classes: bool = False
+    truth_of: Literal["", "ceiling", "slice2"] = ""
     students: str = ""
     summary: str = ""
     source: str = ""

@@ -222,6 +222,15 @@ class TaskSettings:
     train_docs: int | None = option(
         None, low=2, meaning="Training documents, counted before halving; None: all"
     )
+    unlabelled: str | None = option(
+        None,
+        meaning="Documents without labels, for the student: a split of the task, or a file with "
+        "the same fields. Slice 1 is then all training documents; None: the training documents "
+        "are halved",
+    )
+    unlabelled_docs: int | None = option(
+        None, low=2, meaning="Documents of `unlabelled`, drawn by a hash; None: all"
+    )
     test_docs: int | None = option(
         None, low=2, meaning="Test documents; None: all of the official split"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from w2s_jax.data.documents import Document
+from w2s_jax.data.roles import POOL
 from w2s_jax.data.splits import normalised_text
 
 
@@ -82,8 +83,12 @@ def split_facts(
 
 
 def overlaps(documents: Mapping[str, Sequence[Document]]) -> list[Overlap]:
-    """Return the overlap of each pair of splits, except pretraining documents."""
-    names = [name for name in documents if name != "pretrain"]
+    """Return the overlap of each pair of splits, except pretraining documents.
+
+    The first of a pair is the one that loses documents by grouping.
+    """
+    names = [name for name in documents if name not in ("pretrain", POOL)]
+    names = [*([POOL] if POOL in documents else []), *names]
     texts = {name: {_content(d) for d in documents[name]} for name in names}
     groups = {name: {d.group for d in documents[name]} - {None} for name in names}
     return [

@@ -13,6 +13,7 @@ from w2s_jax.data import check, records
 from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
+from w2s_jax.data.roles import POOL
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.local import LABEL_FIELDS
@@ -97,6 +98,7 @@ def _load(
     empty: str | None,
     train_split: str | None,
     classes: Sequence[str],
+    unlabelled: str | None,
 ) -> LoadedTask:
     loaded = load(
         name,
@@ -107,6 +109,7 @@ def _load(
         empty=empty,
         train_split=train_split,
         classes=classes,
+        unlabelled=unlabelled,
     )
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
     files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
@@ -151,6 +154,7 @@ def show_task(
     empty: str | None = None,
     train_split: str | None = None,
     classes: Sequence[str] = (),
+    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
     max_length: int | None = None,
     overlong: str = "truncate",
@@ -163,7 +167,16 @@ def show_task(
     if n < 1:
         raise InputError(f"--n: {n}; must be at least 1")
     loaded = _load(
-        name, source, data_dir, item_expansion, seed, console, empty, train_split, classes
+        name,
+        source,
+        data_dir,
+        item_expansion,
+        seed,
+        console,
+        empty,
+        train_split,
+        classes,
+        unlabelled,
     )
     split = next(iter(loaded.documents)) if split is None else split
     if split not in loaded.documents:
@@ -209,8 +222,8 @@ def _title(document: Document, split: str, task: Task) -> str:
         parts.append(f"soft label {listed((f'{name} {p:g}' for name, p in named), limit=80)}")
     elif document.soft_label is not None:
         parts.append(f"soft label {document.soft_label}")
-    if document.label is None and document.soft_label is None and document.target is None:
-        parts.append("no label")
+    if document.label is None and document.soft_label is None and not document.target:
+        parts.append("no label" if document.target is None else "no target")
     if document.group is not None:
         group = " ".join(document.group.split())
         parts.append(f"group {group[:40]}{'...' if len(group) > 40 else ''}")
@@ -222,6 +235,8 @@ def _lines(tokens: TokenizedDocuments, number: int, tokenizer: Tokenizer | None)
     if tokens.prompt_lengths_P is not None:
         tokens_L, length = tokens.document(number), int(tokens.prompt_lengths_P[number])
         yield _words(tokens_L[:length], "prompt, ", tokenizer)
+        if length + 1 == len(tokens_L):  # no target, just an end
+            return
         yield _words(tokens_L[length:], "target, ", tokenizer)
         return
     for k in range(tokens.num_texts):
@@ -245,6 +260,7 @@ def check_task(
     empty: str | None = None,
     train_split: str | None = None,
     classes: Sequence[str] = (),
+    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
 ) -> None:
     """Print counts, class balance, lengths, duplicates and leaks of a task's splits.
@@ -253,7 +269,16 @@ def check_task(
       InputError: an unknown task, or bad data.
     """
     loaded = _load(
-        name, source, data_dir, item_expansion, seed, console, empty, train_split, classes
+        name,
+        source,
+        data_dir,
+        item_expansion,
+        seed,
+        console,
+        empty,
+        train_split,
+        classes,
+        unlabelled,
     )
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
@@ -263,7 +288,7 @@ def check_task(
             documents, tokenizer, max_length=None, overlong="error", empty=loaded.empty
         )
         lengths_N, targets_N = tokens.lengths_N, None
-        if tokens.prompt_lengths_P is not None:
+        if tokens.prompt_lengths_P is not None and split != POOL:
             targets_N = lengths_N - tokens.prompt_lengths_P
         facts[split] = check.split_facts(documents, lengths_N, targets_N)
     console.print(_facts_table(facts, loaded.task))
@@ -364,7 +389,8 @@ def _print_overlaps(found: Sequence[check.Overlap], console: Console) -> None:
                 highlight=False,
             )
     console.print(
-        "With protocol.grouping, a run drops such training documents; without it they are used.",
+        "With protocol.grouping, a run drops such training and unlabelled documents; without it "
+        "they are used.",
         highlight=False,
     )
 

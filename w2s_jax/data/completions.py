@@ -67,6 +67,8 @@ def tokenize_completions(
 ) -> tuple[TokenizedDocuments, dict[str, int]]:
     """Tokenise documents with a prompt (`text`) and a `target`, in the same order.
 
+    Documents of an unlabelled pool all have the target '', and become prompts with just an end.
+
     `overlong` decides what happens to a document of more than `max_length` tokens (None: no limit):
       'truncate': the prompt is cut at the side `truncate` ('start' or 'end'), never inside a
         character, and never the target.
@@ -192,13 +194,14 @@ def _end_of(tokenizer: Tokenizer | None) -> int:
 
 def _texts_of(documents: Sequence[Document]) -> tuple[list[str], list[str]]:
     prompts, targets = [], []
+    unlabelled = all(document.target == "" for document in documents)
     for document in documents:
         if document.text is None:
             what = "tokens" if document.tokens is not None else "no text"
             raise InputError(f"{document.name} has {what}; a completion needs a text as its prompt")
         if document.target is None:
             raise InputError(f"{document.name} needs a target: the completion of its prompt")
-        if not document.target.strip():
+        if not document.target.strip() and not unlabelled:
             raise InputError(f"{document.name}: field 'target': empty: {shown(document.target)}")
         prompts.append(document.text)
         targets.append(document.target)

@@ -19,7 +19,7 @@ from typing import Any
 
 from w2s_jax.core.errors import InputError, did_you_mean, listed, shown
 from w2s_jax.data.documents import Document
-from w2s_jax.data.roles import roles
+from w2s_jax.data.roles import POOL, roles
 from w2s_jax.data.values import is_missing, plain_text
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -165,8 +165,8 @@ def kept_documents(
 
     Args:
       documents: by split.
-      conditions: on training and validation documents, and on test documents. Other splits are not
-        changed.
+      conditions: on training and validation documents, and on test documents; the unlabelled pool
+        counts as training documents. Other splits are not changed.
       train_split: `task.train_split`.
       fields: split -> the names in its records, for errors.
       notes: get a line for each condition: what it compares with, and how many documents it keeps.
@@ -184,8 +184,9 @@ def kept_documents(
             f"{train!r}, to which task.where applies; allowed: None"
         )
     kept = dict(documents)
+    pool = [POOL] if POOL in documents else []
     parts = (
-        (conditions.where, [train, *([validation] if validation else [])]),
+        (conditions.where, [train, *([validation] if validation else []), *pool]),
         (conditions.test_where, [test] if test else []),
     )
     lines: dict[str, list[str]] = {}

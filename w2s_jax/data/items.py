@@ -82,7 +82,13 @@ class Items:
 
 
 def read_items(
-    task: Task, split: str, reader: Reader, *, skip_empty: bool, keep: Collection[str] = ()
+    task: Task,
+    split: str,
+    reader: Reader,
+    *,
+    skip_empty: bool,
+    keep: Collection[str] = (),
+    targets: bool = True,
 ) -> Items:
     """Read a split.
 
@@ -92,6 +98,7 @@ def read_items(
       reader: of its records.
       skip_empty: leave out records with an empty text, and count them.
       keep: fields of records that are added to the candidates' `meta`, where they exist.
+      targets: whether records of a generation task need a target.
 
     Raises:
       InputError: a bad record; an empty text unless `skip_empty`; a record of train or validation
@@ -107,7 +114,7 @@ def read_items(
         has_label = task.generates or task.label_field in record
         no_label = "" if has_label else _missing(task.label_field, record)
         try:
-            candidates = _expanded(task, record, where, no_label)
+            candidates = _expanded(task, record, where, no_label, targets)
             for candidate in candidates:
                 if not all(text.strip() for text in candidate.texts):
                     raise EmptyText(
@@ -125,7 +132,7 @@ def read_items(
         if not items:
             fields = tuple(dict.fromkeys([*record, *(k for c in candidates for k in c.meta)]))
         if task.generates:
-            _check_target(task, candidates, where)
+            _check_target(task, candidates, where, needed=targets)
         elif unlabelled is None and any(map(_lacks_label, candidates)):
             what = no_label or f"field {task.label_field!r}: {shown(record[task.label_field])}"
             unlabelled = where, what
@@ -148,7 +155,7 @@ def read_items(
     return Items(task, split, items, notes, unlabelled, fields)
 
 
-def _check_target(task: Task, candidates: Sequence[Candidate], where: str) -> None:
+def _check_target(task: Task, candidates: Sequence[Candidate], where: str, *, needed: bool) -> None:
     """Check what a record of a generation task became: one text with a target, without label."""
     if len(candidates) > 1:
         raise InputError(
@@ -161,6 +168,8 @@ def _check_target(task: Task, candidates: Sequence[Candidate], where: str) -> No
         raise InputError(f"{where}: a generation task has one text as its prompt, not a pair")
     if not _lacks_label(candidate):
         raise InputError(f"{where}: a generation task has a target, not a label")
+    if target is None and not needed:
+        return
     if target is None:
         raise InputError(f"{where}: the record needs a target: the completion of its prompt")
     if not isinstance(target, str) or not target.strip():
@@ -188,11 +197,14 @@ def _lacks_label(candidate: Candidate) -> bool:
     return is_unlabelled(candidate.label) and is_unlabelled(candidate.soft_label)
 
 
-def _expanded(task: Task, record: dict[str, Any], where: str, no_label: str) -> list[Candidate]:
+def _expanded(
+    task: Task, record: dict[str, Any], where: str, no_label: str, targets: bool
+) -> list[Candidate]:
     """Call `task.expand`, which may be the user's own code."""
     assert task.expand is not None
+    may_lack = None if task.generates and targets else task.label_field
     for name in task.fields:
-        if name not in record and name != task.label_field:
+        if name not in record and name != may_lack:
             raise InputError(f"{where}: {_missing(name, record)}")
     if no_label and task.label_field in task.fields:
         record = {**record, task.label_field: None}

@@ -21,10 +21,11 @@ from w2s_jax.data.conditions import Conditions, kept_documents
 from w2s_jax.data.documents import Document, hash_keys, stable_id
 from w2s_jax.data.items import Item, Items, read_items
 from w2s_jax.data.records import OFFICIAL_SPLITS
-from w2s_jax.data.roles import training_split
+from w2s_jax.data.roles import POOL, training_split
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import TASKS, get_task
+from w2s_jax.data.unlabelled import embedded_pool, read_pool, with_pool
 from w2s_jax.data.values import (
     UNLABELLED,
     group_key,
@@ -62,6 +63,8 @@ class LoadedTask:
       notes: messages for the user: the task's warning, skipped records, splits without labels.
       empty: what is done with texts that are empty, or give no token: 'skip' or 'error'.
       names, unused: as in `OpenedRecords`.
+      pool: value of `task.unlabelled` that names the documents 'unlabelled', given or implied by
+        the layout; None without a pool.
     """
 
     task: Task
@@ -72,6 +75,7 @@ class LoadedTask:
     empty: str = "error"
     names: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    pool: str | None = None
 
     @property
     def file_names(self) -> dict[str, str]:
@@ -88,7 +92,7 @@ class LoadedTask:
           InputError: there is no such split.
         """
         return training_split(
-            [split for split in self.documents if split != "pretrain"],
+            [split for split in self.documents if split not in ("pretrain", POOL)],
             wanted=wanted,
             declared=self.task.train_split,
             place=self.location,
@@ -107,6 +111,7 @@ def load_task(
     item_expansion: str | None = None,
     empty: str | None = None,
     classes: Sequence[str] = (),
+    unlabelled: str | None = None,
 ) -> dict[str, list[Document]]:
     """Return the documents of a task by split: train, validation, test if they exist, then others.
 
@@ -137,6 +142,8 @@ def load_task(
         built-in tasks, 'error' for others.
       classes: names of the classes of a folder, in the order of the labels; (): those found in the
         labels (see `classes.find_classes`). Tasks with code have their own.
+      unlabelled: a split or a file whose documents are returned as the split 'unlabelled', without
+        labels (see `data.unlabelled`).
 
     Raises:
       InputError: an unknown name or option, missing data, or a bad record; names the file, the line
@@ -154,6 +161,7 @@ def load_task(
         split_seed=split_seed,
         empty=empty,
         classes=classes,
+        unlabelled=unlabelled,
     ).documents
 
 
@@ -172,6 +180,7 @@ def load(
     train_split: str | None = None,
     classes: Sequence[str] = (),
     keep: Collection[str] = (),
+    unlabelled: str | None = None,
 ) -> LoadedTask:
     """Load a task as `load_task` does, and return its source and notes too.
 
@@ -179,7 +188,8 @@ def load(
     Of training and validation only documents that meet the condition `where` are kept, of test
     those that meet `test_where` (see `conditions.kept_documents`). Their ids are the same with
     and without conditions. The task returned for a folder has the classes that `classes` gives, or
-    that were found. Fields of records in `keep` are in `meta` of their documents.
+    that were found. Fields of records in `keep` are in `meta` of their documents. The pool that
+    `unlabelled` names, or the layout has (see `data.unlabelled`), is the split 'unlabelled'.
     """
     conditions = Conditions.parse(where, test_where)
     _check_options(source, item_expansion, empty)
@@ -190,14 +200,29 @@ def load(
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]
     _check_source(task, source)
     if task.load is not None and source in ("auto", "embedded"):
-        documents = task.load(split_seed=split_seed)
+        documents, pool_names = task.load(split_seed=split_seed), {}
         if not task.generates:
             refuse_other_labels(documents, task)
+        if unlabelled is not None:
+            split, pool_documents = embedded_pool(task, unlabelled, documents, train_split, notes)
+            rest = {name: docs for name, docs in documents.items() if name != split}
+            documents, pool_names = rest | {POOL: pool_documents}, {POOL: split}
         documents = kept_documents(documents, conditions, train_split, {}, notes)
-        embedded = LoadedTask(task, documents, "embedded", "this package", tuple(notes), empty)
+        embedded = LoadedTask(
+            task,
+            documents,
+            "embedded",
+            "this package",
+            tuple(notes),
+            empty,
+            pool_names,
+            pool=unlabelled,
+        )
         return _with_seen_classes(embedded, train_split)
 
     opened = open_records(task, source, data_dir)
+    opened, pool = with_pool(task, opened, unlabelled, train_split)
+    keep = {*conditions.fields, *keep}
 
     def read(split: str) -> Items:
         return read_items(
@@ -205,35 +230,46 @@ def load(
             split,
             opened.splits[split],
             skip_empty=empty == "skip",
-            keep={*conditions.fields, *keep},
+            keep=keep,
         )
 
     splits = [s for s in _official_first(opened.splits) if used is None or s in used]
+    if pool is not None:
+        splits = [s for s in splits if s not in (pool.split, POOL)]
     all_items: dict[str, Items] = {}
     if name not in TASKS and task.kind == "classification":
         # Labels of all splits are read before any is converted.
         all_items = {split: read(split) for split in splits}
         task = with_classes(task, all_items, classes, notes)
-    documents, fields, unlabelled = {}, {}, ""
+    documents, fields, without = {}, {}, ""
     for split in splits:
         found = dataclasses.replace(all_items.get(split) or read(split), task=task)
         fields[split] = found.fields
         notes += found.notes
         labels = found.labels()
-        unlabelled = found.without_labels(labels)
-        if unlabelled:
-            notes.append(f"{split}: left out, because {unlabelled}")
+        without = found.without_labels(labels)
+        if without:
+            notes.append(f"{split}: left out, because {without}")
             continue
         chosen = _choose(task, split, found.items, labels, item_expansion, seed, split_seed)
         documents[split] = _documents(task, split, found.items, labels, chosen)
         if split == "train":
             refuse_one_class(documents[split], task.classes)
         notes += _several_targets(split, documents[split])
-    if not documents and unlabelled:
+    if not documents and without:
         raise InputError(
             f"{opened.location}, split test: field {task.label_field!r}: the only split is "
-            f"unlabelled: {unlabelled}"
+            f"unlabelled: {without}"
         )
+    names = dict(opened.names)
+    if pool is not None:
+        found = read_pool(task, pool, skip_empty=empty == "skip", keep=keep, notes=notes)
+        none = [[UNLABELLED] * len(candidates) for _, candidates in found.items]
+        chosen = _choose(task, pool.split, found.items, none, item_expansion, seed, split_seed)
+        documents[POOL] = _documents(task, pool.split, found.items, none, chosen)
+        fields[POOL] = found.fields
+        names.pop(pool.split, None)
+        names[POOL] = pool.file
     documents = kept_documents(documents, conditions, train_split, fields, notes)
     loaded = LoadedTask(
         task,
@@ -242,8 +278,9 @@ def load(
         opened.location,
         tuple(notes),
         empty,
-        opened.names,
-        opened.unused,
+        names,
+        tuple(name for name in opened.unused if pool is None or name != pool.file),
+        None if pool is None else pool.name,
     )
     return _with_seen_classes(loaded, train_split)
 

@@ -48,6 +48,7 @@ class OpenedRecords:
       splits: our name of a split -> a reader of its records in the task's fields.
       names: our name of a split -> its file, or its name in the source, for messages.
       unused: names of other visible files of the folder, or of other splits of the source.
+      others: those of `unused` that may be an unlabelled pool -> a reader, as in `splits`.
     """
 
     source: str
@@ -55,6 +56,7 @@ class OpenedRecords:
     splits: Mapping[str, Reader]
     names: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    others: Mapping[str, Reader] = field(default_factory=dict)
 
 
 @contextmanager

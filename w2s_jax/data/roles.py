@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import Document
 
+#: Name of the unlabelled pool among the splits of documents (see `data.unlabelled`).
+POOL = "unlabelled"
+
 
 def training_split(
     splits: Iterable[str],

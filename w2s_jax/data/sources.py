@@ -122,9 +122,11 @@ def _as_ours(
         names = _our_names(splits, title)
     unused = tuple(split for split in splits if split not in names.values())
     readers = {name: splits[theirs] for name, theirs in names.items()}
+    others = {split: splits[split] for split in unused}
     if origin is not None and origin.convert is not None:
         readers = {name: _converted(reader, origin) for name, reader in readers.items()}
-    return OpenedRecords(source, title, dict(sorted(readers.items())), names, unused)
+        others = {name: _converted(reader, origin) for name, reader in others.items()}
+    return OpenedRecords(source, title, dict(sorted(readers.items())), names, unused, others)
 
 
 def _our_names(splits: Iterable[str], title: str | Path) -> dict[str, str]:

@@ -20,6 +20,8 @@ from w2s_jax.data.roles import roles
 # of two classes 55% (the paper's rule).
 MAJORITY_LIMIT = 1.1
 
+_FIELD = "task.train_docs"
+
 # Documents that stay together. All functions below keep the order of and within groups.
 Group = list[Document]
 
@@ -101,14 +103,14 @@ def make_splits(
     if ties is not None:
         counts = {name: sum(d.is_tie for d in documents[name]) for name in names}
         ties |= {name: count for name, count in counts.items() if count}
-    keys = _group_keys([document for name in names for document in documents[name]], grouping)
-    pool = _groups(documents[train], keys, split_seed)
-    test_groups = _groups(documents[test], keys, split_seed) if test else []
-    validation_groups = _groups(documents[validation], keys, split_seed) if validation else []
+    keys = group_keys([document for name in names for document in documents[name]], grouping)
+    pool = grouped(documents[train], keys, split_seed)
+    test_groups = grouped(documents[test], keys, split_seed) if test else []
+    validation_groups = grouped(documents[validation], keys, split_seed) if validation else []
     classes = _classes(pool)
     before = _size(pool), _size(validation_groups)
-    validation_groups = _without(validation_groups, test_groups, keys)
-    pool = _without(pool, [*test_groups, *validation_groups], keys)
+    validation_groups = without(validation_groups, test_groups, keys)
+    pool = without(pool, [*test_groups, *validation_groups], keys)
 
     test_classes = classes if balance_test else ()
     lost = {train: before[0] - _size(pool)}
@@ -135,7 +137,7 @@ def make_splits(
     if removed is not None:
         removed |= lost
 
-    slices = _slices(training, num_slices, keys) if grouping else _cut(training, num_slices)
+    slices = sliced(training, num_slices, keys) if grouping else cut(training, num_slices)
     result = {f"slice{s + 1}": slices[s] for s in range(num_slices)}
     result |= {"validation": chosen_validation, "test": chosen_test}
     if "pretrain" in documents:
@@ -194,10 +196,10 @@ def normalised_text(document: Document) -> str | None:
 
 
 #: Document id -> name of its group; documents without an entry are groups of their own.
-_Keys = Mapping[int, str]
+Keys = Mapping[int, str]
 
 
-def _group_keys(documents: Sequence[Document], grouping: bool) -> _Keys:
+def group_keys(documents: Sequence[Document], grouping: bool) -> Keys:
     """Return the groups of documents: their own, else one of documents with the same words."""
     if not grouping:
         return {}
@@ -209,7 +211,7 @@ def _group_keys(documents: Sequence[Document], grouping: bool) -> _Keys:
     }
 
 
-def _groups(documents: Sequence[Document], keys: _Keys, split_seed: int) -> list[Group]:
+def grouped(documents: Sequence[Document], keys: Keys, split_seed: int) -> list[Group]:
     """Return groups in hash order of their keys, each in hash order of document ids."""
     members: dict[int, Group] = {}
     for document in documents:
@@ -232,7 +234,7 @@ def _size(groups: Sequence[Group]) -> int:
     return sum(map(len, groups))
 
 
-def _without(groups: Sequence[Group], others: Sequence[Group], keys: _Keys) -> list[Group]:
+def without(groups: Sequence[Group], others: Sequence[Group], keys: Keys) -> list[Group]:
     """Return the groups whose names do not occur in `others`."""
     names = {keys.get(group[0].id) for group in others} - {None}
     return [group for group in groups if keys.get(group[0].id) not in names]
@@ -378,33 +380,37 @@ def _balanced(ordered: Sequence[Document], classes: Sequence[int]) -> list[Docum
     return [ordered[n] for _, n in sorted(ranked)]
 
 
-def _cut(training: Sequence[Document], num_slices: int) -> list[list[Document]]:
+def cut(
+    training: Sequence[Document], num_slices: int, *, field: str = _FIELD
+) -> list[list[Document]]:
     """Return consecutive parts of equal size, the later ones possibly one larger."""
-    _refuse_too_few(training, num_slices)
+    _refuse_too_few(training, num_slices, field)
     bounds = [len(training) * s // num_slices for s in range(num_slices + 1)]
     return [list(training[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
-def _refuse_too_few(training: Sequence[Document], num_slices: int) -> None:
+def _refuse_too_few(training: Sequence[Document], num_slices: int, field: str) -> None:
     if len(training) < num_slices:
         raise InputError(
-            f"task.train_docs: {len(training)} documents cannot be cut into {num_slices} slices"
+            f"{field}: {len(training)} documents cannot be cut into {num_slices} slices"
         )
 
 
-def _slices(training: Sequence[Document], num_slices: int, keys: _Keys) -> list[list[Document]]:
+def sliced(
+    training: Sequence[Document], num_slices: int, keys: Keys, *, field: str = _FIELD
+) -> list[list[Document]]:
     """Assign whole groups to slices: largest first, each to the smallest slice.
 
     Ties go to the slice with the fewest documents of the group's classes, so that classes are
     spread as evenly as sizes.
     """
-    _refuse_too_few(training, num_slices)
+    _refuse_too_few(training, num_slices, field)
     members: dict[str | int, list[int]] = {}
     for n, document in enumerate(training):
         key: str | int = keys.get(document.id, document.id)
         members.setdefault(key, []).append(n)
     groups = sorted(members.values(), key=len, reverse=True)
-    _refuse_unequal(training, groups, num_slices, keys)
+    _refuse_unequal(training, groups, num_slices, keys, field)
     # Documents of each slice by class, and its ties.
     counts: list[Counter[int]] = [Counter() for _ in range(num_slices)]
     positions: list[list[int]] = [[] for _ in range(num_slices)]
@@ -418,7 +424,11 @@ def _slices(training: Sequence[Document], num_slices: int, keys: _Keys) -> list[
 
 
 def _refuse_unequal(
-    training: Sequence[Document], groups: Sequence[Sequence[int]], num_slices: int, keys: _Keys
+    training: Sequence[Document],
+    groups: Sequence[Sequence[int]],
+    num_slices: int,
+    keys: Keys,
+    field: str,
 ) -> None:
     """Refuse a group above half of the data or one and a half slices, and empty slices."""
     if num_slices == 1:
@@ -427,11 +437,11 @@ def _refuse_unequal(
     if size > min(total / 2, 1.5 * total / num_slices):
         name = keys.get(training[groups[0][0]].id)
         raise InputError(
-            f"task.train_docs: group {shown(name)} has {size} of {total} documents, too many "
+            f"{field}: group {shown(name)} has {size} of {total} documents, too many "
             f"for one of {num_slices} slices"
         )
     if len(groups) < num_slices:
         raise InputError(
-            f"task.train_docs: {total} documents in {len(groups)} groups cannot be cut into "
+            f"{field}: {total} documents in {len(groups)} groups cannot be cut into "
             f"{num_slices} slices without splitting a group"
         )

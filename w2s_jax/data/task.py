@@ -98,7 +98,8 @@ class Task:
       truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
         (a question, a reply) comes last. Default: 'start' for pairs, whose texts often begin alike;
         else 'end'.
-      label_field: the field that unlabelled records lack, leave empty or set to -1.
+      label_field: the field that unlabelled records lack, leave empty or set to -1; in a generation
+        task that of the target, which `expand` then makes of a record without it as None.
       empty: what to do with records that have an empty text: 'skip' or 'error'.
       warning: printed by runs and `w2s data`, to prevent misreading results.
       train_split: 'validation' or 'test' if the dataset has no other split with labels to train

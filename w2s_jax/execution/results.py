@@ -14,6 +14,13 @@ from w2s_jax.planning.resolve import Resolved
 from w2s_jax.store import artifacts
 from w2s_jax.store.artifacts import PhaseFolder
 
+#: `pgr_note` of students without a ceiling.
+NO_CEILING = (
+    "There is no ceiling, so no PGR: with protocol.halves='shared' it would be trained on the "
+    "documents of task.unlabelled, which have no labels; protocol.halves=separate trains it on "
+    "slice 1."
+)
+
 
 def collect(plan: Plan, resolved: Resolved, store: Path) -> dict[str, Any]:
     """Return the contents of a run's result.json.
@@ -84,14 +91,17 @@ class _Phases:
         students = {key: there.student(student) for key, student in plan.students.items()}
         entries = {"weak": there.role(plan.weak), "ceiling": there.role(plan.ceiling)}
         phases = {"weak": plan.weak} | {key: s.phase for key, s in plan.students.items()}
-        missing = [key for key, entry in (entries | students).items() if entry is None]
-        notes = {key: transfer.why_not(plan.phase(phases[key])) for key in missing}
+        notes = {
+            key: transfer.why_not(plan.phase(name))
+            for key, name in phases.items()
+            if (entries | students)[key] is None
+        }
         return {**entries, "students": students} | ({"notes": notes} if notes else {})
 
-    def role(self, name: str) -> dict[str, Any] | None:
+    def role(self, name: str | None) -> dict[str, Any] | None:
         """Return a phase's model and its test metrics; None if it was not evaluated."""
-        place = self._place(name)
-        if place is None:
+        place = None if name is None else self._place(name)
+        if name is None or place is None:
             return None
         result = self.found[place]
         if name == self.plan.weak and self.resolved.settings.weak.labels is not None:
@@ -109,7 +119,7 @@ class _Phases:
         if entry is None:
             return None
         entry |= {"loss": kinds.get(student.loss), "method": student.method}
-        if student.ceiling != plan.ceiling:
+        if student.ceiling is not None and student.ceiling != plan.ceiling:
             entry["ceiling"] = ceiling
         supervisor = self.role(student.supervisor)
         if student.supervisor != plan.weak and supervisor is not None:
@@ -135,6 +145,8 @@ class _Phases:
     ) -> dict[str, Any]:
         """Return a student's PGR with its interval, and that of the gap."""
         ends = ("pgr_low", "pgr_high", "gap_low", "gap_high")
+        if student.ceiling is None:
+            return {"pgr": None, "pgr_note": NO_CEILING} | dict.fromkeys(ends)
         if weak is None or ceiling is None:
             missing = self.plan.weak if weak is None else student.ceiling
             model = "weak model" if weak is None else "ceiling"

@@ -20,7 +20,7 @@ FREE_FIELDS = (
 )  # fmt: skip
 FREE_ENDINGS = (".microbatch_size", ".remat")
 #: Fields whose None is one of their other values: what counts is whether the documents differ.
-BY_DOCUMENTS = ("task.train_split", "task.truncate", "task.empty")
+BY_DOCUMENTS = ("task.train_split", "task.truncate", "task.empty", "task.unlabelled")
 
 
 def make(folder: Path) -> None:

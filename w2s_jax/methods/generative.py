@@ -23,6 +23,7 @@ def generative(planner: MethodPlanner, *, epochs: float) -> Students:
     if model.bidirectional:
         raise refused("generative", "a decoder", f"{model.name} predicts no next token")
     init = builder.generative("strong", "slice2", epochs)
-    split = ceiling_slice(builder.settings)
-    ceiling = builder.trained("ceiling", "strong", split, init=init, label="generative")
-    return planner.students("generative", planner.naive.weak, init=init, ceiling=ceiling)
+    split, more = ceiling_slice(builder.settings), {}
+    if split is not None:
+        more["ceiling"] = builder.trained("ceiling", "strong", split, init=init, label="generative")
+    return planner.students("generative", planner.naive.weak, init=init, **more)

@@ -1,7 +1,7 @@
 """Registration of methods, and refusals of those that a run does not allow."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from w2s_jax.config.declarations import METHODS, MethodSpec
 from w2s_jax.config.options import declared
@@ -24,6 +24,7 @@ def register(
     kinds: tuple[str, ...] = ("classification", "preference"),
     pairs: bool = False,
     two_classes: bool = False,
+    truth_of: Literal["", "ceiling", "slice2"] = "",
     students: str = "",
     summary: str = "",
     source: str = "",
@@ -44,6 +45,9 @@ def register(
       kinds: the kinds of tasks that it works with.
       pairs: whether its students learn from pairs of completions, by `dpo` or `orpo`.
       two_classes: whether it is defined for two classes only.
+      truth_of: the documents whose ground truth it uses beyond slice 1, validation and test, so
+        that it is refused where they have none (`task.unlabelled`): 'slice2', 'ceiling' (the slice
+        that the ceiling learns), or ''.
       students: the keys of its students, for the documentation.
       summary: what it does, for the documentation; '': the first line of the docstring.
       source: the paper that it is from.
@@ -68,6 +72,7 @@ def register(
                 kinds=kinds,
                 pairs=pairs,
                 two_classes=two_classes,
+                truth_of=truth_of,
                 students=students,
                 summary=summary or (plan.__doc__ or "").partition("\n")[0],
                 source=source,

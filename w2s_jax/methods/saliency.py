@@ -7,6 +7,7 @@ from w2s_jax.planning.plan import MethodPlanner, Student
 
 @register(
     "saliency",
+    truth_of="ceiling",
     students="`lp_truth`, `+lp_weak`, `+ft_weak_lp_truth`",
     summary="Linear probes with ground truth and with weak labels, and a probe with ground truth "
     "after weak finetuning: with the naive student and the ceiling, the five bars of the section. "
@@ -18,6 +19,7 @@ def saliency(planner: MethodPlanner) -> Students:
     builder, weak = planner.builder, planner.naive.weak
     require_full(builder, "strong", "saliency")
     split, ceiling = ceiling_slice(builder.settings), planner.naive.ceiling
+    assert split is not None  # `truth_of`
     truth = builder.trained("ceiling", "strong", split, adapt="probe", label="lp(truth)")
     students: Students = {"lp_truth": Student(truth, "", "lp_truth", weak, ceiling)}
     for loss in planner.losses:

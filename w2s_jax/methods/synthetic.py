@@ -58,6 +58,7 @@ def _synthetic(work: "LabelWork", *, structure: str) -> "Labels":
 @register(
     "synthetic",
     label_makers={"synthetic": _synthetic},
+    truth_of="slice2",
     students="`+synthetic_<structure>`",
     summary="Supervisors made of ground truth with exactly as many errors as the weak model makes: "
     "its own, at random, on the longest or shortest documents, or where a strong model is least or "

@@ -27,6 +27,11 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
     """
     resolved = resolve(validate(config))
     phases = plan(resolved)
+    if phases.ceiling is None:
+        raise errors.InputError(
+            f"protocol.halves: 'shared', but task.unlabelled={resolved.settings.task.unlabelled!r} "
+            "leaves no ceiling to measure; set protocol.halves=separate"
+        )
     phase = phases.phase(phases.ceiling)
     if phase.train.adapt == "probe":
         raise errors.InputError(

@@ -26,6 +26,7 @@ from w2s_jax.models.inference import fits_on_one_device
 from w2s_jax.phases import completed, completions, kept_batches, parameters, prediction
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
+from w2s_jax.planning.pool import lacks_truth, require_truth
 from w2s_jax.planning.resolve import RoleInput
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts, token_labels
@@ -59,7 +60,12 @@ class LabelWork:
         return self.data.splits[split]
 
     def truth(self, split: str) -> np.ndarray:
-        """Ground truth, the class, float32 [N]; NaN for ties, which only slices have."""
+        """Ground truth, the class, float32 [N]; NaN for ties, which only slices have.
+
+        Raises:
+          InputError: the documents have no labels.
+        """
+        require_truth(self.context.settings, split)
         return self.documents(split).truth_N
 
     def labels(self, split: str, parent: str = "labels") -> np.ndarray:
@@ -88,7 +94,8 @@ class LabelWork:
         return token_labels.load(folder, split, self.documents(split).ids_N)
 
     def targets(self, split: str) -> TokenLabels:
-        """The targets of a split's documents, as completions."""
+        """The targets of a split's documents, as completions; refused as `truth` is."""
+        require_truth(self.context.settings, split)
         ids_N = self.documents(split).ids_N
         documents = completions.documents_of(self.context, split, ids_N)
         return self.given(ids_N, [document.target or "" for document in documents])
@@ -225,6 +232,9 @@ def _store_completions(
         result |= completions.store(phase, context, folder, evaluated)
         result["label_accuracy"] = {}
         for split, found in made.items():
+            if lacks_truth(context.settings, split):
+                result["label_accuracy"][split] = None
+                continue
             found = found.select(np.unique(found.ids_N, return_index=True)[1])
             documents = completions.documents_of(context, split, found.ids_N)
             answers = completions.answers_of(context, found.texts)

@@ -152,7 +152,7 @@ def log_result(result: dict[str, Any], workdir: Path, settings: LogSettings) -> 
     from tensorboardX import SummaryWriter
 
     shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
-    entries = {"weak": result["weak"], "ceiling": result["ceiling"], **result["students"]}
+    entries = {"weak": result["weak"], "ceiling": result["ceiling"] or {}, **result["students"]}
     with SummaryWriter(str(workdir / "tensorboard")) as board:
         for label, entry in entries.items():
             for name, value in entry.items():

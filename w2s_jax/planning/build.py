@@ -8,6 +8,7 @@ from w2s_jax.config import Settings, TrainSettings
 from w2s_jax.config.sections import MAX_STEPS
 from w2s_jax.core import errors
 from w2s_jax.data.packing import steps_per_epoch
+from w2s_jax.planning import pool
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import RoleInput
 
@@ -23,9 +24,10 @@ _LATE = {
 }
 
 
-def ceiling_slice(settings: Settings) -> str:
-    """Return the slice whose ground truth the ceiling learns."""
-    return "slice2" if settings.protocol.halves == "shared" else "slice1"
+def ceiling_slice(settings: Settings) -> str | None:
+    """Return the slice whose ground truth the ceiling learns; None if it has none."""
+    split = "slice2" if settings.protocol.halves == "shared" else "slice1"
+    return None if pool.lacks_truth(settings, split) else split
 
 
 def num_steps(field: str, train: TrainSettings, num_documents: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_jax.config import METHODS, PREFERENCES, LossSettings, Settings
-from w2s_jax.planning import transfer
+from w2s_jax.planning import pool, transfer
 from w2s_jax.planning.build import ceiling_slice
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase as Phase
@@ -23,14 +23,14 @@ class Student:
       loss: label of its loss.
       method: the method that adds it, or 'naive'.
       supervisor: the phase with whose test labels its agreement is measured.
-      ceiling: the phase that recovers the whole gap.
+      ceiling: the phase that recovers the whole gap; None without a ceiling.
     """
 
     phase: str
     loss: str
     method: str
     supervisor: str
-    ceiling: str
+    ceiling: str | None
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Plan:
     Attributes:
       phases: distinct, each after its parents.
       weak: the phase of the weak model.
-      ceiling: the phase of the ceiling.
+      ceiling: the phase of the ceiling; None if the documents that it would learn have no labels.
       students: key in result.json ('<loss>' or '<loss>+<method>') -> student.
       transfer: task of `task.test_tasks` -> phase -> the phase that evaluates it there.
     """
 
     phases: tuple[Phase, ...]
     weak: str
-    ceiling: str
+    ceiling: str | None
     students: Mapping[str, Student]
     transfer: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -181,7 +181,8 @@ def base(builder: PlanBuilder) -> Plan:
     else:
         name = f"labels of {Path(settings.weak.labels).name}"
         weak = builder.labels("outside", "weak", splits, {}, label=name)
-    ceiling = builder.trained("ceiling", "strong", ceiling_slice(settings))
+    split = ceiling_slice(settings)
+    ceiling = None if split is None else builder.trained("ceiling", "strong", split)
     students = {
         loss.label: Student(
             builder.trained("student", "strong", "slice2", loss=loss, parents={"labels": weak}),
@@ -268,8 +269,8 @@ class MethodPlanner:
             label=f"{loss.label}+{method}",
             **more,
         )
-        ceiling = ceiling or self.naive.ceiling
-        return Student(phase, loss.label, method, supervisor or labels, ceiling)
+        supervisor, whole = supervisor or labels, ceiling or self.naive.ceiling
+        return Student(phase, loss.label, method, supervisor, whole)
 
     def students(self, method: str, labels: str, **more: Any) -> dict[str, Student]:
         """Add a student for each loss, and return them by their keys in result.json."""
@@ -285,15 +286,17 @@ def plan(resolved: Resolved) -> Plan:
     Raises:
       InputError: for a method that the models, the data or the other settings do not allow.
     """
+    pool.check(resolved.settings)
     builder = PlanBuilder(resolved)
     naive = base(builder)
     students = dict(naive.students)
     for method in resolved.settings.methods:
         spec = METHODS[method.kind]
         students |= spec.plan(MethodPlanner(builder, naive), **dict(method.options))
-    used = {naive.weak, naive.ceiling}
+    needed = {naive.weak, naive.ceiling}
     for student in students.values():
-        used |= {student.phase, student.supervisor, student.ceiling}
+        needed |= {student.phase, student.supervisor, student.ceiling}
+    used = {name for name in needed if name is not None}
     evaluated = transfer.add_phases(builder, [name for name in builder.phases if name in used])
     used |= {name for phases in evaluated.values() for name in phases.values()}
     used = _with_ancestors(builder, used)

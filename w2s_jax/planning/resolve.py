@@ -23,7 +23,7 @@ from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
-from w2s_jax.planning import classes, generation, transfer
+from w2s_jax.planning import classes, generation, pool, transfer
 from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
@@ -128,7 +128,9 @@ def resolve(settings: Settings) -> Resolved:
         test_where=task_settings.test_where,
         train_split=task_settings.train_split,
         classes=task_settings.classes,
+        unlabelled=task_settings.unlabelled,
     )
+    settings = pool.with_pool(settings, loaded)
     task = loaded.task
     notes = [*loaded.notes]
     train_split = choose_training(loaded, task_settings.train_split, notes)
@@ -173,10 +175,12 @@ def resolve(settings: Settings) -> Resolved:
     settings = dataclasses.replace(settings, weak=weak, strong=strong, middle=tuple(middle))
     for role, data in roles.items():
         _check(role, data, settings)
-        classes.note_missing(data.splits, task, notes)
+        known = pool.labelled(settings, data.splits)
+        classes.note_missing({name: data.splits[name] for name in known}, task, notes)
     kept = {name: docs for name, docs in raw.items() if task.generates and name != "pretrain"}
     if task.generates:
-        generation.check_functions(task, kept)
+        known = pool.labelled(settings, kept)
+        generation.check_functions(task, {name: kept[name] for name in known})
         generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
     outside = None
     if settings.weak.labels is not None:
@@ -266,7 +270,7 @@ def _role_input(
         head_init = head_init if label_tokens else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
-        for name in digests.keys() - {"pretrain"}:
+        for name in pool.labelled(settings, digests.keys() - {"pretrain"}):
             digests[name] = generation.with_judged(reader.task, digests[name], raw[name])
     for name, corpus in streams.items():
         assert tokenizer is not None
@@ -325,7 +329,7 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for name in (*slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
-        if data.completion is not None:
+        if data.completion is not None or pool.lacks_truth(settings, name):
             continue
         classes.check_present(name, splits[name].truth_N, data.num_classes)
     used = [slices[list(settings.roles).index(role)]]
@@ -343,10 +347,11 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for name, part in wanted:
         batch, available = getattr(own, part).batch_size, len(splits[name])
         if available < batch:
+            unlabelled = pool.lacks_truth(settings, name)
             raise errors.InputError(
                 f"{role}.{part}.batch_size: {batch} exceeds the {available} documents of "
                 f"{'pretrain:' + role if name == 'pretrain' else name}; allowed: at most "
-                f"{available} (or raise task.train_docs)"
+                f"{available} (or raise task.{'unlabelled' if unlabelled else 'train'}_docs)"
             )
     if settings.protocol.early_stopping != "none" and "validation" not in splits:
         raise errors.InputError(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from w2s_jax.config import Settings
 from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document
+from w2s_jax.data.pool_slices import pool_slices
+from w2s_jax.data.roles import POOL
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -88,7 +90,7 @@ def tokenized_splits(
         train_docs=task.train_docs,
         test_docs=task.test_docs,
         validation_docs=task.validation_docs,
-        num_slices=settings.num_slices,
+        num_slices=1 if POOL in documents else settings.num_slices,
         balance=protocol.balance and classes,
         balance_test=protocol.balance_test and classes,
         grouping=protocol.grouping,
@@ -98,6 +100,18 @@ def tokenized_splits(
         ties=ties,
         notes=balanced,
     )
+    if POOL in documents:
+        slices = pool_slices(
+            documents,
+            count=task.unlabelled_docs,
+            num_slices=settings.num_slices - 1,
+            validation=task.validation_docs != 0,
+            grouping=protocol.grouping,
+            split_seed=task.split_seed,
+            train_split=train_split,
+            removed=removed,
+        )
+        raw = {"slice1": raw.pop("slice1"), **slices, **raw}
     found = [*balanced]
     undecided = "soft_label 0.5" if readers[0].task.num_classes == 2 else "undecided soft labels"
     found += [

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import LoadedTask, refuse_one_class
-from w2s_jax.data.roles import roles
+from w2s_jax.data.roles import POOL, roles
 
 
 def choose_training(loaded: LoadedTask, wanted: str | None, notes: list[str]) -> str:
@@ -48,6 +48,9 @@ def describe_files(
     train, test, validation = roles(loaded.documents, train_split)
     used = {train, "pretrain"} if pretraining else {train}
     parts = [f"training: {names[train]}"]
+    if POOL in loaded.documents:
+        used.add(POOL)
+        parts.append(f"unlabelled: {names[POOL]}")
     for role, split in (("validation", validation), ("test", test)):
         if not splits[role]:
             parts.append(f"{role}: none")

@@ -12,6 +12,7 @@ from w2s_jax.report.results import (
     gap,
     has_answers,
     join,
+    lacks_ceiling,
     number,
     plural,
     roles,
@@ -27,6 +28,7 @@ from w2s_jax.report.settings import Key, Setting
 CAVEATS = {
     "same model": "Weak and strong model are the same",
     "undefined": "No gap to recover",
+    "no ceiling": "No ceiling",
     "indistinguishable": "Not distinguishable",
     "documents": "Too few test documents",
     "chance": "Chance level",
@@ -129,8 +131,16 @@ def _at_chance(entry: Entry, level: float) -> bool:
 
 def _gap_caveats(setting: Setting, seeds: list[dict[Key, Entry]]) -> list[tuple[str, str]]:
     """Return the caveats on the gap between weak model and ceiling."""
-    lines = []
+    results = [{"ceiling": found.get(("ceiling", "ceiling"))} for found in seeds]
     notes = [{str(e["pgr_note"]) for e in found.values() if e.get("pgr_note")} for found in seeds]
+    absent = dict.fromkeys(
+        str(entry["pgr_note"])
+        for result, found in zip(results, seeds, strict=True)
+        for entry in found.values()
+        if entry.get("pgr_note") and lacks_ceiling(result, entry)
+    )
+    lines = [("no ceiling", note) for note in absent]
+    notes = [found - absent.keys() for found in notes]
     if len(seeds) == 1:
         lines += [("undefined", note) for note in sorted(notes[0])]
     elif any(notes):

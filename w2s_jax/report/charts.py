@@ -128,7 +128,7 @@ def _ladder_alt_text(lines: dict[tuple[str, str], Line], ceilings: Line) -> str:
             f"{size:.0f} parameters: {show(mean_and_error(e)[0])}"
             for size, e in sorted(line.items())
         )
-        parts.append(f"{name} ({values})")
+        parts += [f"{name} ({values})"] if values else []
     return "Test accuracy against parameters of the strong model: " + "; ".join(parts) + "."
 
 

@@ -267,6 +267,12 @@ def gap(result: Result, entry: Entry) -> Estimate:
     return Estimate(value, low, high, se, n=1, over="documents")
 
 
+def lacks_ceiling(result: Result, entry: Entry) -> bool:
+    """Return whether a student has no ceiling, because the documents for it have no labels."""
+    ceiling = entry.get("ceiling") or result.get("ceiling")
+    return not ceiling and bool(entry.get("pgr_note"))
+
+
 def defined_pgr(result: Result, entry: Entry) -> float | None:
     """Return a student's PGR, or None where it is missing or the gap's interval holds 0."""
     return None if gap(result, entry).not_above_zero else number(entry.get("pgr"))
@@ -274,6 +280,8 @@ def defined_pgr(result: Result, entry: Entry) -> float | None:
 
 def show_pgr(result: Result, entry: Entry) -> str:
     """Format a student's PGR: `0.153`, `undefined`, or a dash if the result has none."""
+    if lacks_ceiling(result, entry):
+        return DASH
     undefined = entry.get("pgr_note") or gap(result, entry).not_above_zero
     return "undefined" if undefined else show(entry.get("pgr"))
 

@@ -13,6 +13,7 @@ from w2s_jax.report.results import (
     defined_pgr,
     gap,
     join,
+    lacks_ceiling,
     median,
     number,
     plural,
@@ -24,6 +25,8 @@ from w2s_jax.report.results import (
 )
 from w2s_jax.report.settings import Setting, student_labels
 from w2s_jax.report.uncertainty import WEAK, Seed
+
+_NO_CEILING = "and there is no ceiling, so no PGR"
 
 
 def overview(settings: Sequence[Setting]) -> dict[str, Any]:
@@ -93,9 +96,11 @@ def setting_summary(setting: Setting) -> str:
     seeds = list(setting.seeds.values())
     weak = median(found.get(WEAK, {}).get("accuracy") for found in seeds)
     ceiling = median(found.get(("ceiling", "ceiling"), {}).get("accuracy") for found in seeds)
+    without = all(run.result.get("ceiling", {}) is None for run in setting.runs)
+    of_ceiling = _NO_CEILING if without else f"that of the ceiling {show(ceiling)}"
     parts = [
-        f"{setting.kind_of_runs}. The median accuracy of the weak model is {show(weak)}, that of"
-        f" the ceiling {show(ceiling)}."
+        f"{setting.kind_of_runs}. The median accuracy of the weak model is {show(weak)},"
+        f" {of_ceiling}."
     ]
     labels = student_labels([setting])
     medians = {
@@ -133,7 +138,8 @@ def _seeds_sentence(label: str, seeds: Sequence[Seed], pgr: Estimate) -> str:
     )
     if pgr.value is not None:
         sentence += f"; median PGR {show(pgr.value)}"
-    if pgr.n < len(pairs):
+    without = all(lacks_ceiling(r, e) for r, e in pairs)
+    if pgr.n < len(pairs) and not without:
         sentence += f"; PGR is undefined or missing in {len(pairs) - pgr.n} of them"
     return sentence + "."
 
@@ -142,17 +148,17 @@ def summary(result: Result) -> str:
     """Return a paragraph on one run: what was trained, accuracies, differences and PGR."""
     weak, ceiling = result.get("weak") or {}, result.get("ceiling") or {}
     students: dict[str, Entry] = result.get("students") or {}
+    without = result.get("ceiling", {}) is None
+    also = "" if without else " and, for the ceiling, on ground truth"
     parts = [
         f"On the task {result.get('task', 'unnamed')}, the weak model"
         f" {weak.get('model', '(unnamed)')} was finetuned on ground truth and then labelled further"
         f" documents. The strong model {strong_model(result)} was finetuned on these labels only"
-        f" ({_list_students(students)}) and, for the ceiling, on ground truth."
+        f" ({_list_students(students)}){also}."
     ]
     n = f" on {show(weak['n'])} test documents" if weak.get("n") else ""
-    parts.append(
-        f"The weak model's accuracy is {show_accuracy(weak)}{n}, the ceiling's"
-        f" {show_accuracy(ceiling)}."
-    )
+    of_ceiling = _NO_CEILING if without else f"the ceiling's {show_accuracy(ceiling)}"
+    parts.append(f"The weak model's accuracy is {show_accuracy(weak)}{n}, {of_ceiling}.")
     chosen = _select_students({k: e.get("accuracy") for k, e in students.items()})
     if len(chosen) < len(students):
         gaps = [student_difference(result, entry).value for entry in students.values()]
@@ -162,9 +168,10 @@ def summary(result: Result) -> str:
             " best and the worst are:"
         )
     parts += [_student_sentence(result, label, students[label]) for label in chosen]
-    if any(e.get("pgr_note") for e in students.values()):
+    with_ceiling = [e for e in students.values() if not lacks_ceiling(result, e)]
+    if any(e.get("pgr_note") for e in with_ceiling):
         parts.append("PGR is undefined because the ceiling does not exceed the weak model.")
-    elif any(gap(result, e).holds_zero for e in students.values()):
+    elif any(gap(result, e).holds_zero for e in with_ceiling):
         parts.append(
             "PGR is undefined because the ceiling is not distinguishable from the weak model."
         )

@@ -75,7 +75,9 @@ class SweepResults:
             return
         self.finished.add(run.name)
         roles = {"weak": result["weak"], **result["students"], "ceiling": result["ceiling"]}
-        accuracies = ", ".join(f"{name} {role['accuracy']:.3f}" for name, role in roles.items())
+        accuracies = ", ".join(
+            f"{name} {role['accuracy']:.3f}" for name, role in roles.items() if role is not None
+        )
         self.console.print(
             f"{run.name}: {accuracies}", highlight=False, markup=False, soft_wrap=True
         )

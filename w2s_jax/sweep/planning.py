@@ -128,6 +128,7 @@ class SharedResolver:
         found = self._resolved[key]
         own = dataclasses.replace(
             settings,
+            task=found.settings.task,  # with the pool that the layout of files implies
             weak=found.settings.weak,
             strong=found.settings.strong,
             middle=found.settings.middle,

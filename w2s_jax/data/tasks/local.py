@@ -56,6 +56,7 @@ def local_task(name: str, data_dir: str | None, prepared: Path | None = None) ->
             fields=("prompt", "target"),
             expand=expand_prompt,
             kind="generation",
+            label_field="target",
             optional_fields=("group",),
         )
     texts = ("text_a", "text_b") if pair else ("text",)
@@ -83,8 +84,12 @@ def expand_pair(record: Mapping[str, Any], where: str) -> list[Candidate]:
 
 
 def expand_prompt(record: Mapping[str, Any], where: str) -> list[Candidate]:
-    """Return the candidate of a record with a prompt and a target, which are not stripped."""
-    prompt, target = (verbatim(record, name, where) for name in ("prompt", "target"))
+    """Return the candidate of a record with a prompt and a target, which are not stripped.
+
+    Records of an unlabelled pool have no target.
+    """
+    prompt = verbatim(record, "prompt", where)
+    target = verbatim(record, "target", where) if "target" in record else None
     group = group_key(record.get("group"), where)
     return [Candidate(prompt, None, group=group, target=target)]
 

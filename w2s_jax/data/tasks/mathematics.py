@@ -109,7 +109,12 @@ def _parts(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
 
 
 def expand_gsm8k_answers(record: Mapping[str, Any], where: str) -> list[Candidate]:
-    """The question as the prompt; the steps and the final number as the target."""
+    """The question as the prompt; the steps and the final number as the target.
+
+    Records of an unlabelled pool have no answer.
+    """
+    if "answer" not in record:
+        return [Candidate(text_of(record, "question", where), None)]
     question, steps, final = _parts(record, where)
     target = f"{steps}\n{FINAL} {final}".lstrip()
     return [Candidate(question, None, target=target, meta={"answer": plain_number(final)})]
@@ -163,6 +168,7 @@ TASKS: tuple[Task, ...] = (
         description="Grade-school word problems, answered step by step; the answer is the number "
         "after #### (GSM8K).",
         kind="generation",
+        label_field="answer",
         expand=expand_gsm8k_answers,
         answer=final_number,
         **_SOURCES,

@@ -166,6 +166,9 @@ def _role_input(
         f"slice{number}": documents // settings.num_slices
         for number in range(1, settings.num_slices + 1)
     }
+    if settings.task.unlabelled is not None:
+        pool = (settings.task.unlabelled_docs or documents) // (settings.num_slices - 1)
+        sizes = dict.fromkeys(sizes, pool) | {"slice1": documents}
     validation = settings.task.validation_docs
     sizes["validation"] = VALIDATION_DOCUMENTS if validation is None else validation
     sizes["test"] = settings.task.test_docs or TEST_DOCUMENTS

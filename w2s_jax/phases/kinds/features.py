@@ -38,7 +38,7 @@ def build(
     settings, data = resolved.settings, resolved.roles[role]
     wanted = [*splits] or sorted(name for name in data.splits if name.startswith("slice"))
     if not splits:
-        if role == "strong" and ceiling_slice(settings) == "slice2":
+        if role == "strong" and ceiling_slice(settings) != "slice1":
             wanted.remove("slice1")
         wanted += sorted({"test", "validation"} & set(data.splits))
     return Phase(

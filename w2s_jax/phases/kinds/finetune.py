@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.config import LossSettings, TrainSettings
+from w2s_jax.planning import pool
 from w2s_jax.planning.build import (
     completion_spec,
     model_spec,
@@ -68,9 +69,12 @@ def build(
       train: None for the role's settings.
 
     Raises:
-      InputError: if the training documents do not fill a batch.
+      InputError: if the training documents do not fill a batch, or lack the ground truth that the
+        phase would learn.
     """
     settings, data = resolved.settings, resolved.roles[role]
+    if "labels" not in parents:
+        pool.require_truth(settings, split)
     own = settings.roles[role]
     train, model = train or (own.probe if probe else own.train), data.model
     if train.adapt == "probe_then_full":
