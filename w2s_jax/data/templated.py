@@ -139,7 +139,7 @@ def tokenize_inside(
         body = [whole[n]]
         if over_N[n]:
             given = [own[n * num_texts + k] for k in template.order]
-            body = _cut(given, words, limit - ends, tokenizer, truncate)
+            body = _cut(given, words, limit, ends, tokenizer, truncate)
         parts = [prefix, *body, last, suffix]
         pieces += parts
         lengths.append(sum(map(len, parts)))
@@ -167,14 +167,15 @@ def tokenize_inside(
 def _cut(
     texts: Sequence[np.ndarray],
     words: Sequence[np.ndarray],
-    length: int,
+    limit: int,
+    ends: int,
     tokenizer: Tokenizer,
     side: str,
 ) -> list[np.ndarray]:
-    """Return the texts, cut to what a template's words leave of `length` tokens, and the words."""
-    room = length - sum(map(len, words))
+    """Return the texts, cut to what words and `ends` leave of `limit` tokens, among the words."""
+    room = limit - ends - sum(map(len, words))
     if room < len(texts):
-        raise NoRoom(len(texts) - room)
+        raise NoRoom(limit, limit + len(texts) - room)
     first = len(texts[0])
     shares = [room]
     if len(texts) == 2:
@@ -187,14 +188,14 @@ def _cut(
 
 
 class NoRoom(InputError):
-    """The words of a template leave no room for a text; `missing` more tokens would do."""
+    """The words of a template leave no room for a text within `limit` tokens; `least` would do."""
 
-    def __init__(self, missing: int):
+    def __init__(self, limit: int, least: int):
         super().__init__(
-            "task.template: the words of the template leave no room for a text; task.max_length "
-            f"must be larger by at least {missing}"
+            f"task.max_length: {limit}; the words of the template leave no room for a text; "
+            f"allowed: at least {least}"
         )
-        self.missing = missing
+        self.limit, self.least = limit, least
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_jax.core.classes import check_classes
-from w2s_jax.core.errors import InputError, did_you_mean, listed, shown
+from w2s_jax.core.errors import InputError, did_you_mean, listed, shown, unknown
 from w2s_jax.core.files import read_json
 from w2s_jax.data.records import TEMPLATES_FILE, data_root, is_plain, reaching
 
@@ -123,6 +123,26 @@ def _check_template(start: str, name: Any, template: Any, task: "Task") -> None:
             f"{task.num_classes} classes of task {task.name!r}"
             + (f": {listed(task.classes)}" if task.classes else "")
         )
+
+
+def find_template(task: "Task", name: str, field: str = "task.template") -> Template:
+    """Return a template of a task.
+
+    Args:
+      task: the task.
+      name: of the template.
+      field: begins errors.
+
+    Raises:
+      InputError: the task has no such template.
+    """
+    if name in task.templates:
+        return task.templates[name]
+    if not task.templates:
+        raise InputError(
+            f"{field}: {name!r}, but task {task.name!r} has no templates; leave it at None"
+        )
+    raise unknown(field, name, task.templates)
 
 
 def with_file(task: "Task", data_dir: str | None) -> "Task":

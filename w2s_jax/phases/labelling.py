@@ -142,14 +142,17 @@ class LabelWork:
         return [(Prompts(self.data.splits, tokens, tuple((token,) for token in tokens)),)]
 
     def next_token_labels(
-        self, documents: TokenizedDocuments, label_tokens: tuple[int, ...]
+        self, documents: TokenizedDocuments, label_tokens: tuple[int, ...] | None = None
     ) -> np.ndarray:
-        """Probabilities of the label tokens after any documents, float32 [N, C]."""
+        """Probabilities of the label tokens after any documents, float32 [N, C].
+
+        None: the label tokens of the run's documents.
+        """
         head = heads.init_class_head(
             "unembedding",
             self.phase.model,
             self._backbone,
-            label_tokens,
+            self.data.label_tokens if label_tokens is None else label_tokens,
             self.context.mesh,
             self.phase.num_classes,
         )

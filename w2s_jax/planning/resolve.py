@@ -18,6 +18,7 @@ from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
+from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
@@ -136,7 +137,8 @@ def resolve(settings: Settings) -> Resolved:
     for role in settings.roles:
         check_model(role, found[role], settings)
     generation.check_methods(task, settings)
-    templates.check(task, settings)
+    if task_settings.template is not None:
+        find_template(task, task_settings.template)
     if not task.generates:
         generation.check_unused(task, settings)
         classes.check(task, settings)

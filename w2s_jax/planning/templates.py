@@ -41,22 +41,6 @@ class Prompts:
     swapped: bool = False
 
 
-def check(task: Task, settings: Settings) -> None:
-    """Check that a task has the template of a run.
-
-    Raises:
-      InputError: it has not.
-    """
-    name = settings.task.template
-    if name is None or name in task.templates:
-        return
-    if not task.templates:
-        raise errors.InputError(
-            f"task.template: {name!r}, but task {task.name!r} has no templates; leave it at None"
-        )
-    raise errors.unknown("task.template", name, task.templates)
-
-
 def names_of(choice: str, task: Task, settings: Settings) -> tuple[str, ...]:
     """Return the templates over which a method averages; () if it reads documents as all models do.
 
@@ -115,11 +99,9 @@ def prompts_of(
         try:
             found[name] = _prompts(replace(reader, limit=limit), name, splits, raw, notes)
         except NoRoom as error:
-            assert limit is not None
-            least = limit + error.missing + spare
             raise errors.InputError(
                 f"task.max_length: the template {name!r} of task {task.name!r} leaves no room for "
-                f"a text within {limit} tokens; allowed: at least {least}, or "
+                f"a text within {error.limit} tokens; allowed: at least {error.least + spare}, or "
                 + ", ".join(f"method.{kind}.templates='task'" for kind in readers[name])
             ) from error
     kinds: dict[str, list[str]] = {}
@@ -152,7 +134,7 @@ def _prompts(
         answers = tuple((token,) for token in label_tokens)
     after = separator(tokenizer)
     answers = tuple((*answer, *after) for answer in answers)
-    found = []
+    found, cut = [], []
     for in_other_order in (False, True) if task.num_texts == 2 else (False,):
         made = {}
         for split, documents in splits.items():
@@ -169,11 +151,13 @@ def _prompts(
             )
             assert (made[split].ids_N == documents.ids_N).all()
             if counts["truncated"] and not in_other_order:
-                notes.append(
-                    f"{split}: {counts['truncated']} of {counts['documents']} documents are cut to "
-                    f"fit inside the template {name!r} and {reader.limit} tokens"
-                )
+                cut.append(f"{counts['truncated']:,} of {counts['documents']:,} of {split}")
         found.append(Prompts(made, label_tokens, answers, in_other_order))
+    if cut:
+        notes.append(
+            f"template {name!r}: texts are cut to fit within {reader.limit} tokens (task.max_length "
+            f"or the model's positions) in {', '.join(cut)}"
+        )
     return tuple(found)
 
 
