@@ -155,8 +155,8 @@ def _prompts(
         found.append(Prompts(made, label_tokens, answers, in_other_order))
     if cut:
         notes.append(
-            f"template {name!r}: texts are cut to fit within {reader.limit} tokens (task.max_length "
-            f"or the model's positions) in {', '.join(cut)}"
+            f"template {name!r}: texts are cut to fit within {reader.limit} tokens (by "
+            f"task.max_length or the model's positions) in {', '.join(cut)}"
         )
     return tuple(found)
 
