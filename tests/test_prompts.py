@@ -12,6 +12,7 @@ from w2s_jax.data.tokenize import tokenize
 from w2s_jax.data.tokenizers import ByteTokenizer
 
 BYTES = ByteTokenizer()
+ANSWERS = [(token,) for token in BYTES.label_tokens]
 ENDS = {"prefix": BYTES.prefix, "suffix": BYTES.suffix}
 
 
@@ -75,11 +76,11 @@ def test_added_tokens_have_no_loss_weight():
     assert out.tokens_T.tolist() == [5, 6, 3, 8, 9, 4]
     assert out.loss_weights_T.tolist() == [0, 1, 0, 0, 2, 0]
     assert out.loss_weights_T.dtype == np.float32
-    out = few_shot(weighted(), texts_of("a"), [1], (3, 4), None, 0)
+    out = few_shot(weighted(), texts_of("a"), [1], [(3,), (4,)], None, 0)
     assert out.loss_weights_T.tolist() == [0, 0, 0, 0, 0, 1, 0.5, 0, 0, 0, 0, 0, 2]
     begun = Document(id=1, tokens=(1, 6, 7, 2), loss_weights=(0, 3, 4, 5))
     begun = tokenize([begun], None, max_length=None, overlong="error")[0]
-    out = few_shot(begun, texts_of("a"), [1], (3, 4), None, 0, **ENDS)
+    out = few_shot(begun, texts_of("a"), [1], [(3,), (4,)], None, 0, **ENDS)
     assert out.tokens_T.tolist() == [1, 3 + ord("a"), 4, 6, 7]
     assert out.loss_weights_T.tolist() == [0, 0, 0, 3, 4]
 
@@ -92,7 +93,7 @@ def test_solved_examples_stand_before_each_document():
     documents, examples = texts_of("what", "who"), texts_of("ab", "cd", "ef", first=50)
     labels_E = np.array([1, 0, 1])
     solved = ["ab1", "cd0", "ef1"]
-    out = few_shot(documents, examples, labels_E, BYTES.label_tokens, None, 3, **ENDS)
+    out = few_shot(documents, examples, labels_E, ANSWERS, None, 3, **ENDS)
     expected = [
         "<" + "".join(solved[e] for e in order_of(examples, id_, 3)) + text
         for id_, text in ((10, "what"), (11, "who"))
@@ -106,7 +107,7 @@ def test_the_first_examples_go_where_not_all_fit():
     labels, solved = [1, 0, 1], ["ab1", "cd0", "ef1"]
     first = "".join(solved[e] for e in order_of(examples, 10, 0))
     for length, left in ((14, 9), (13, 6), (11, 6), (10, 3), (8, 3), (7, 0), (5, 0), (3, 0)):
-        out = few_shot(documents, examples, labels, BYTES.label_tokens, length, 0, **ENDS)
+        out = few_shot(documents, examples, labels, ANSWERS, length, 0, **ENDS)
         assert spelt(out)[0] == "<" + first[len(first) - left :] + "what"
         # Never cut, even if it is too long by itself.
         assert spelt(out)[1].endswith("a long one")
@@ -119,7 +120,7 @@ def test_nothing_stands_before_an_example_that_does_not_fit():
     seen = set()
     for seed in range(10):
         order = order_of(examples, 10, seed)
-        out = few_shot(documents, examples, [0, 0, 1], BYTES.label_tokens, 10, seed, **ENDS)
+        out = few_shot(documents, examples, [0, 0, 1], ANSWERS, 10, seed, **ENDS)
         after = order[order.index(1) + 1 :]
         assert spelt(out) == ["<" + "".join(solved[e] for e in after) + "what"]
         seen.add(len(after))
@@ -131,7 +132,7 @@ def test_the_order_of_examples_depends_on_seed_and_document_alone():
     examples = texts_of("A", "B", "C", "D", first=50)
 
     def prompts(these, seed):
-        return few_shot(these, examples, [0, 1, 0, 1], BYTES.label_tokens, None, seed, **ENDS)
+        return few_shot(these, examples, [0, 1, 0, 1], ANSWERS, None, seed, **ENDS)
 
     out = spelt(prompts(documents, 1))
     assert len({text[1:-1] for text in out}) > 3  # orders differ between documents
@@ -142,7 +143,7 @@ def test_the_order_of_examples_depends_on_seed_and_document_alone():
 
 def test_a_document_is_no_example_for_itself():
     documents = texts_of("a", "b")
-    out = few_shot(documents, documents, [0, 1], BYTES.label_tokens, None, 0, **ENDS)
+    out = few_shot(documents, documents, [0, 1], ANSWERS, None, 0, **ENDS)
     assert spelt(out) == ["<b1a", "<a0b"]
 
 
@@ -152,14 +153,14 @@ def test_pairs_and_unlabelled_examples_and_wrong_ends_are_refused():
         with_suffix(pairs(), 5)
     for one, other in ((pairs(), documents), (documents, pairs())):
         with pytest.raises(InputError, match="few_shot: documents of 2 texts"):
-            few_shot(one, other, [0, 1], BYTES.label_tokens, None, 0)
+            few_shot(one, other, [0, 1], ANSWERS, None, 0)
     for labels in ([0], [0, np.nan]):
         with pytest.raises(InputError, match="few_shot: 2 examples with 1 labels"):
-            few_shot(documents, documents, labels, BYTES.label_tokens, None, 0)
+            few_shot(documents, documents, labels, ANSWERS, None, 0)
     with pytest.raises(InputError, match=r"suffix: 2 of 2 documents do not have \(9,\) .*10"):
         with_suffix(documents, 5, suffix=(9,))
     with pytest.raises(InputError, match=r"prefix: .*\(9,\)"):
-        few_shot(documents, documents, [0, 1], BYTES.label_tokens, None, 0, prefix=(9,))
+        few_shot(documents, documents, [0, 1], ANSWERS, None, 0, prefix=(9,))
     # The second alone is too short to end so; with the end of the first it would.
     short = [Document(id=1, tokens=(5, 6)), Document(id=2, tokens=(7,))]
     short = tokenize(short, None, max_length=None, overlong="error")[0]

@@ -233,6 +233,7 @@ def _data(options: argparse.Namespace) -> int:
         split=options.split,
         max_length=options.max_length,
         overlong=options.overlong,
+        template=options.template,
         **where,
     )
     return 0

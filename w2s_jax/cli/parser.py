@@ -286,6 +286,11 @@ def _add_data(commands: Any) -> None:
             action.add_argument("--split", help="split to show (default: the first)")
             action.add_argument("--max_length", type=int, help="maximum tokens per text")
             action.add_argument(
+                "--template",
+                metavar="NAME",
+                help="template of the task to show the texts in (default: the bare texts)",
+            )
+            action.add_argument(
                 "--overlong",
                 default="truncate",
                 help="longer texts: truncate, drop or error (default: truncate)",

@@ -213,6 +213,11 @@ class TaskSettings:
         meaning="Classes of a folder, in the order of the labels 0, 1, ...; empty: those in its "
         "labels (names in alphabetical order, integers by value), or the task's own",
     )
+    template: str | None = option(
+        None,
+        meaning="Template of the task, inside of which all models read the texts (`w2s data list "
+        "TASK` shows them); None: the bare texts",
+    )
     train_split: str | None = option(
         None,
         choices=("train", "validation", "test"),

@@ -8,5 +8,6 @@ from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load_task
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import register_task
+from w2s_jax.data.templates import Template
 
-__all__ = ["Candidate", "Document", "Task", "load_task", "register_task"]
+__all__ = ["Candidate", "Document", "Task", "Template", "load_task", "register_task"]

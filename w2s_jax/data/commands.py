@@ -1,5 +1,7 @@
 """The commands `w2s data list | show | check | prepare`."""
 
+import functools
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +19,8 @@ from w2s_jax.data.roles import POOL
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.local import LABEL_FIELDS
+from w2s_jax.data.templated import tokenize_inside
+from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -27,13 +31,14 @@ MAX_CLASS_ROWS = 50
 
 
 def list_tasks(console: Console) -> None:
-    """Print all registered tasks: kind, names in the catalogues, licence."""
+    """Print all registered tasks: kind, names in the catalogues, templates, licence."""
     table = Table(box=None, pad_edge=False)
-    for column in ("task", "kind", "hub", "tfds", "licence"):
+    for column in ("task", "kind", "hub", "tfds", "templates", "licence"):
         table.add_column(column, no_wrap=True)
     for name in sorted(TASKS):
         task = TASKS[name]
-        table.add_row(name, task.kind, *_origins(task), task.licence)
+        templates = ", ".join(task.templates) or "-"
+        table.add_row(name, task.kind, *_origins(task), templates, task.licence)
     console.print(table)
     console.print(
         f"{len(TASKS)} tasks; any folder of files with text and label (or text_a, text_b and "
@@ -44,7 +49,7 @@ def list_tasks(console: Console) -> None:
 
 
 def list_task(name: str, console: Console, *, data_dir: str | None = None) -> None:
-    """Print what a task is, its sources, and the fields and files that local data must have.
+    """Print what a task is, its sources, templates, and the fields and files of local data.
 
     Raises:
       InputError: an unknown task.
@@ -73,6 +78,9 @@ def list_task(name: str, console: Console, *, data_dir: str | None = None) -> No
         rows["trains on"] = "train"
         if task.train_split:
             rows["trains on"] += f", else {task.train_split}"
+    for name, template in task.templates.items():
+        words = f" -> {' | '.join(template.classes)}" if template.classes else ""
+        rows[f"template {name}"] = f"{json.dumps(template.text, ensure_ascii=False)}{words}"
     for title, value in rows.items():
         table.add_row(title, value)
     console.print(table, highlight=False, markup=False)
@@ -158,11 +166,12 @@ def show_task(
     tokenizer_name: str = "bytes",
     max_length: int | None = None,
     overlong: str = "truncate",
+    template: str | None = None,
 ) -> None:
     """Print `n` documents of a split (default: the first) as the model sees them.
 
     Raises:
-      InputError: an unknown task or split, or bad data.
+      InputError: an unknown task, split or template, or bad data.
     """
     if n < 1:
         raise InputError(f"--n: {n}; must be at least 1")
@@ -186,6 +195,11 @@ def show_task(
     picked = [documents[i] for i in order_N]
     tokenizer = _tokenizer(loaded, tokenizer_name)
     convert = tokenization(loaded.task)
+    if template is not None:
+        chosen = find_template(loaded.task, template, "--template")
+        convert = functools.partial(
+            tokenize_inside, template=chosen, num_classes=loaded.task.num_classes
+        )
     tokens, _ = convert(
         picked,
         tokenizer,

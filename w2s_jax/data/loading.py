@@ -25,6 +25,7 @@ from w2s_jax.data.roles import POOL, training_split
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import TASKS, get_task
+from w2s_jax.data.templates import check_templates, templates_file
 from w2s_jax.data.unlabelled import embedded_pool, read_pool, with_pool
 from w2s_jax.data.values import (
     UNLABELLED,
@@ -199,6 +200,10 @@ def load(
     empty = empty or task.empty
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]
     _check_source(task, source)
+    template_file = str(templates_file(name, data_dir) or "")
+    own_classes = name not in TASKS and task.kind == "classification"
+    if not own_classes:
+        check_templates(task, template_file)
     if task.load is not None and source in ("auto", "embedded"):
         documents, pool_names = task.load(split_seed=split_seed), {}
         if not task.generates:
@@ -237,10 +242,11 @@ def load(
     if pool is not None:
         splits = [s for s in splits if s not in (pool.split, POOL)]
     all_items: dict[str, Items] = {}
-    if name not in TASKS and task.kind == "classification":
+    if own_classes:
         # Labels of all splits are read before any is converted.
         all_items = {split: read(split) for split in splits}
         task = with_classes(task, all_items, classes, notes)
+        check_templates(task, template_file)
     documents, fields, without = {}, {}, ""
     for split in splits:
         found = dataclasses.replace(all_items.get(split) or read(split), task=task)

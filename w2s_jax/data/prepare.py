@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError, unknown
-from w2s_jax.core.files import is_remote, location, new_folder, refuse_existing, write_json
+from w2s_jax.core.files import (
+    atomic_write,
+    is_remote,
+    location,
+    new_folder,
+    refuse_existing,
+    write_json,
+)
 from w2s_jax.core.version import __version__
 from w2s_jax.data import records, tfds
 from w2s_jax.data.documents import stable_id
@@ -30,6 +37,7 @@ from w2s_jax.data.records import OpenedRecords, Reader
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tasks.local import LABEL_FIELDS
+from w2s_jax.data.templates import templates_file
 
 VERSION = "1.0.0"  # of the format of the examples
 _SHARD_BYTES = 256 << 20
@@ -88,6 +96,8 @@ def prepare(
 ) -> PreparedDataset:
     """Write all splits of a task, or of a folder of texts, to `<to>/<name>/<version>/`.
 
+    The file with templates of the task's folder is copied to `<to>/<name>/`, if there is none.
+
     Records are read twice, as a stream: memory grows by 8 bytes per record. The folder appears
     under its name when it is complete; an existing one is never overwritten.
 
@@ -125,6 +135,10 @@ def prepare(
         digests = _write(name, opened, scans, temporary)
         info = _info(name, opened, scans, digests)
         write_json(temporary / tfds.OUR_INFO_FILE, info)
+    templates, target = templates_file(name, data_dir), folder.parent / records.TEMPLATES_FILE
+    if templates is not None and not target.exists():
+        with atomic_write(target) as file:
+            file.write(templates.read_bytes())
     counts = {split: scan.records for split, scan in scans.items()}
     return PreparedDataset(
         folder, name, opened.source, opened.location, counts, info["sha256"], opened.unused

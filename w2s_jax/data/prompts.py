@@ -66,16 +66,16 @@ def few_shot(
     documents: TokenizedDocuments,
     examples: TokenizedDocuments,
     labels_E: ArrayLike,
-    label_tokens: Sequence[int],
+    answers: Sequence[Sequence[int]],
     max_length: int | None,
     seed: int,
     *,
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
 ) -> TokenizedDocuments:
-    """Return prompts: solved examples, each followed by its label's token, then the document.
+    """Return prompts: solved examples, each followed by its label's tokens, then the document.
 
-    A prompt is `prefix`, then text and label token of each example, then the document's text. It
+    A prompt is `prefix`, then text and answer of each example, then the document's text. It
     does not end in `suffix`: the next token that a language model predicts is the document's label,
     as in the examples.
 
@@ -87,7 +87,7 @@ def few_shot(
       documents: of one text each.
       examples: likewise, from the same tokenizer.
       labels_E: their classes.
-      label_tokens: the token for each class.
+      answers: the tokens after an example, for each class.
       max_length: largest number of tokens of a prompt, unless its document is longer; None: no
         limit.
       seed: seed of the order of the examples.
@@ -107,11 +107,13 @@ def few_shot(
             f"few_shot: {len(examples)} examples with {np.count_nonzero(~np.isnan(labels_E))} "
             "labels; each example needs a label"
         )
-    tokens_E = np.array(label_tokens, np.int32)[labels_E.astype(np.int64)]
+    answers_E = [np.array(answers[int(label)], np.int32) for label in labels_E.tolist()]
     start, end = len(prefix), len(suffix)
     solved = [
-        np.append(examples.document(e)[start : length - end], token)
-        for e, (length, token) in enumerate(zip(examples.lengths_N.tolist(), tokens_E, strict=True))
+        np.concatenate([examples.document(e)[start : length - end], answer])
+        for e, (length, answer) in enumerate(
+            zip(examples.lengths_N.tolist(), answers_E, strict=True)
+        )
     ]
     head = np.asarray(prefix, np.int32)
     tokens, weights, lengths = [], [], []

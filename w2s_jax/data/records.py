@@ -29,6 +29,8 @@ _READERS = {
     ".json": formats.read_json,
     ".parquet": formats.read_parquet,
 }
+#: Not data: words around the texts of a task (see `templates`).
+TEMPLATES_FILE = "templates.json"
 OFFICIAL_SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {split: split for split in OFFICIAL_SPLITS} | dict.fromkeys(
     ("dev", "val", "valid"), "validation"
@@ -149,11 +151,15 @@ def other_files(task: str, data_dir: str | None) -> list[str]:
     return sorted(path.name for path in found[1])[:5]
 
 
+def is_plain(name: str) -> bool:
+    """Return whether a name is that of a folder, and cannot point outside the data folder."""
+    return name not in ("", ".", "..") and Path(name).name == name
+
+
 def _contents(task: str, data_dir: str | None) -> tuple[Path, list[Path]] | None:
     """Return the folder of `task` in the data folder and what is in it; None if there is none."""
     root = data_root(data_dir)
-    # Only plain names, so that no task name can point outside the data folder.
-    if root is None or task in ("", ".", "..") or Path(task).name != task:
+    if root is None or not is_plain(task):
         return None
     folder = root / task
     with reaching(folder):
@@ -218,7 +224,7 @@ def task_files(task: str, data_dir: str | None) -> TaskFiles:
     unused = []
     with reaching(folder):
         for path in contents(folder):
-            if not _is_file(path):
+            if not _is_file(path) or path.name == TEMPLATES_FILE:
                 continue
             split = split_of(path)
             if split is None:

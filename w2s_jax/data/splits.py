@@ -159,7 +159,7 @@ def choose_test(
     Returns:
       The documents, without ties; none if all are ties.
     """
-    groups = _groups(documents, {}, split_seed)
+    groups = grouped(documents, {}, split_seed)
     counts = Counter(_class(document) for document in documents if not document.is_tie)
     classes = tuple(sorted(counts)) if balance else ()
     have = len(classes) * min(counts.values()) if counts and balance else counts.total()

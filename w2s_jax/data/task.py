@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from w2s_jax.data.documents import Document
+from w2s_jax.data.templates import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,8 @@ class Task:
       optional_fields: fields that a record may have.
       classes: names of the classes, in the order of the labels 0, 1, ..., C - 1; (): two classes
         without names. Labels of records may be names, and exported classifiers have them.
+      templates: words around the texts and for the classes, by name: `task.template` picks one, and
+        prompting averages over all. Of tasks of texts with classes.
       answer: (text of a completion) -> the answer in it, '' if there is none. None: the text
         without spaces around it. Only of generation tasks, as all that follow.
       correct: (answer, document) -> whether it is right. None: it equals the answer in the
@@ -146,6 +149,7 @@ class Task:
     scores: Mapping[str, Callable[[str, Document], float | None]] = field(default_factory=dict)
     tokenizer: str | None = None
     pretraining: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    templates: Mapping[str, Template] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.truncate:

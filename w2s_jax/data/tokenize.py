@@ -73,7 +73,7 @@ def tokenize(
         'chunk', an unknown `overlong` or `truncate`, a `max_length` below 3 (chunk: 6), a text
         without tokens, a document with neither text nor tokens, or text without a tokenizer.
     """
-    _check_options(documents, max_length, overlong, truncate)
+    check_options(documents, max_length, overlong, truncate)
     counts = dict.fromkeys(_COUNTS, 0)
     counts["documents"] = len(documents)
     encoded = _encode(documents, tokenizer)
@@ -81,7 +81,7 @@ def tokenize(
     own_NK = np.diff(encoded.offsets).reshape(-1, encoded.num_texts)
     empty_N = ((own_NK + special if empty is None else own_NK) == 0).any(1)
     if empty_N.any() and empty != "skip":
-        raise _no_tokens(documents[int(np.flatnonzero(empty_N)[0])], tokenizer)
+        raise no_tokens(documents[int(np.flatnonzero(empty_N)[0])], tokenizer)
     lengths_NK = own_NK + special
     lengths_NK[empty_N] = 0
     counts["empty"] = int(empty_N.sum())
@@ -89,11 +89,7 @@ def tokenize(
     over_N = np.any(lengths_NK > limit, axis=1)
     over = counts["overlong"] = int(over_N.sum())
     if over and (overlong == "error" or (overlong == "drop" and over == len(documents))):
-        longest = documents[int(lengths_NK.max(1).argmax())]
-        raise InputError(
-            f"task.max_length: {over} of {len(documents)} documents have more than "
-            f"{max_length} tokens (the longest has {lengths_NK.max()}: {longest.name})"
-        )
+        raise too_long(documents, lengths_NK.max(1), over, limit)
     table_P5 = _whole(encoded)
     table_P5 = table_P5[~empty_N[table_P5[:, 0]]]
     if over:
@@ -119,7 +115,19 @@ def tokenize(
     return tokenized, counts
 
 
-def _no_tokens(document: Document, tokenizer: Tokenizer | None) -> InputError:
+def too_long(
+    documents: Sequence[Document], lengths_N: np.ndarray, over: int, limit: int
+) -> InputError:
+    """Return the error about `over` documents with a text of more than `limit` tokens."""
+    longest = documents[int(lengths_N.argmax())]
+    return InputError(
+        f"task.max_length: {over} of {len(documents)} documents have more than "
+        f"{limit} tokens (the longest has {lengths_N.max()}: {longest.name})"
+    )
+
+
+def no_tokens(document: Document, tokenizer: Tokenizer | None) -> InputError:
+    """Return the error about a document with a text that gives no token."""
     texts = document.texts or (document.text,)
     of = "" if tokenizer is None else f" for the tokenizer {tokenizer.name}"
     return InputError(
@@ -143,9 +151,14 @@ def _same(encoded: _Encoded, cuts: Sequence[_Cut]) -> int:
     )
 
 
-def _check_options(
+def check_options(
     documents: Sequence[Document], max_length: int | None, overlong: str, truncate: str
 ) -> None:
+    """Check the options of `tokenize`, which describes them.
+
+    Raises:
+      InputError: one is unknown, or does not suit the documents.
+    """
     if overlong not in OVERLONG:
         raise unknown("task.overlong", overlong, OVERLONG)
     if truncate not in SIDES:
@@ -254,20 +267,26 @@ def _truncate(
         )
     cuts: list[_Cut] = []
     for k, (start, stop) in enumerate(_texts_of(encoded, n)):
-        tokens_L = encoded.tokens_T[start:stop]
-        length = stop - start
-        if length > room and side == "end":
-            stop = start + (room if tokenizer is None else tokenizer.cut(tokens_L, room))
-        elif length > room:
-            first = length - room
-            # Skip to a token that does not begin inside a character.
-            while (
-                tokenizer is not None and first < length and tokenizer.cut(tokens_L, first) < first
-            ):
-                first += 1
-            start += first
-        cuts.append((n, k, start, stop, True))
+        kept = kept_part(encoded.tokens_T[start:stop], room, tokenizer, side)
+        cuts.append((n, k, start + kept.start, start + kept.stop, True))
     return cuts
+
+
+def kept_part(tokens_L: np.ndarray, room: int, tokenizer: Tokenizer | None, side: str) -> slice:
+    """Return which tokens of a text are kept where it may have `room`: those at the other side.
+
+    It is never cut inside a character.
+    """
+    length = len(tokens_L)
+    if length <= room:
+        return slice(0, length)
+    if side == "end":
+        return slice(0, room if tokenizer is None else tokenizer.cut(tokens_L, room))
+    first = length - room
+    # Skip to a token that does not begin inside a character.
+    while tokenizer is not None and first < length and tokenizer.cut(tokens_L, first) < first:
+        first += 1
+    return slice(first, length)
 
 
 def _chunks(
@@ -330,7 +349,7 @@ def _assemble(
             for id_, n, number in zip(ids, firsts, number_P, strict=True)
         ]
     labelled = [documents[n] for n in firsts]
-    labels_N, soft_N, soft_NC = _labels(labelled, num_classes)
+    labels_N, soft_N, soft_NC = labels_of(labelled, num_classes)
     return TokenizedDocuments(
         ids_N=np.array(ids, np.uint64),
         tokens_T=tokens_T,
@@ -343,7 +362,7 @@ def _assemble(
     )
 
 
-def _labels(
+def labels_of(
     documents: Sequence[Document], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return `labels_N`, `soft_N` and `soft_NC` of `TokenizedDocuments`."""

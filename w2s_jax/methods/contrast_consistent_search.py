@@ -16,34 +16,67 @@ from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.labels import p_of
 from w2s_jax.methods.registry import Students, register, require_label_tokens
 from w2s_jax.planning.plan import MethodPlanner, Student
+from w2s_jax.planning.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from w2s_jax.phases.labelling import Labels, LabelWork
+    from w2s_jax.planning.templates import Prompts
 
 
-def _contrast(work: "LabelWork", *, tries: int, iterations: int) -> "Labels":
-    """Predictions of a probe that is fitted on slice 2 without its labels.
+def _contrast(
+    work: "LabelWork", *, tries: int, iterations: int, templates: tuple[str, ...] = ()
+) -> "Labels":
+    """Predictions of probes that are fitted on slice 2 without its labels: the mean over templates.
 
-    Which of its two ends is label 1 is chosen by agreement with the weak labels.
+    Each template has its own probe. Which of its two ends is label 1 is chosen by agreement with
+    the weak labels.
     """
-    label_0, label_1 = work.data.label_tokens
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for split in ("slice2", *work.phase.label_splits):
-        sides = []
-        for token in (label_1, label_0):
-            completed = with_suffix(
-                work.documents(split), token, work.max_length, suffix=work.data.suffix
-            )
-            sides.append(normalised(work.model_features(completed)))
-        pairs[split] = (sides[0], sides[1])
-    probe = fit_ccs(*pairs["slice2"], seed=work.phase.seed, tries=tries, steps=iterations)
-    p_N = predict_ccs(probe, *pairs["slice2"])
-    flipped = not np.allclose(oriented(p_N, work.labels("slice2")[:, 1]), p_N)
+    found = [
+        _predictions(work, both_orders, tries=tries, iterations=iterations)
+        for both_orders in work.prompts(templates)
+    ]
     made: Labels = {}
     for split in work.phase.label_splits:
-        p_N = predict_ccs(probe, *pairs[split])
-        made |= work.of_all(split, soft_labels(1 - p_N if flipped else p_N))
+        p_N = np.mean([p_of_split[split] for p_of_split in found], axis=0)
+        made |= work.of_all(split, soft_labels(p_N))
     return made
+
+
+def _predictions(
+    work: "LabelWork", both_orders: tuple["Prompts", ...], *, tries: int, iterations: int
+) -> dict[str, np.ndarray]:
+    """Return P(label 1) of each split by the probe of a template.
+
+    Features are normalised for each template and each order of a pair by themselves. The probe of
+    pairs is fitted on both orders together, and p = (p + 1 - p') / 2, where p' is its prediction
+    with the texts swapped.
+    """
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for split in ("slice2", *work.phase.label_splits):
+        pairs[split] = []
+        for prompts in both_orders:
+            label_0, label_1 = prompts.label_tokens
+            sides = []
+            for token in (label_1, label_0):
+                completed = with_suffix(
+                    prompts.splits[split], token, work.max_length, suffix=work.data.suffix
+                )
+                sides.append(normalised(work.model_features(completed)))
+            pairs[split].append((sides[0], sides[1]))
+    plus_ND, minus_ND = (np.concatenate(sides) for sides in zip(*pairs["slice2"], strict=True))
+    probe = fit_ccs(plus_ND, minus_ND, seed=work.phase.seed, tries=tries, steps=iterations)
+
+    def predict(split: str) -> np.ndarray:
+        found = []
+        for prompts, (plus_ND, minus_ND) in zip(both_orders, pairs[split], strict=True):
+            p_N = predict_ccs(probe, plus_ND, minus_ND)
+            found.append(1 - p_N if prompts.swapped else p_N)
+        return np.mean(found, axis=0, dtype=np.float32)
+
+    p_N = predict("slice2")
+    flipped = not np.allclose(oriented(p_N, work.labels("slice2")[:, 1]), p_N)
+    predictions = {split: predict(split) for split in work.phase.label_splits}
+    return {split: 1 - p_N if flipped else p_N for split, p_N in predictions.items()}
 
 
 @register(
@@ -52,16 +85,23 @@ def _contrast(work: "LabelWork", *, tries: int, iterations: int) -> "Labels":
     two_classes=True,
     students="`contrast_consistent_search`",
     summary="A direction in the features of each document completed by either label token. Labels "
-    "only tell its two ends apart. Decoders only",
+    "only tell its two ends apart. Averaged over the task's templates, each with its own probe. "
+    "Decoders only",
     source="Burns et al. 2022",
     tries=Option(10, "Random starts, of which the best is taken", low=1),
     iterations=Option(1000, "Steps of the optimizer", low=1),
+    templates=TEMPLATES,
 )
-def contrast_consistent_search(planner: MethodPlanner, **options: Any) -> Students:
+def contrast_consistent_search(
+    planner: MethodPlanner, *, templates: str, **options: Any
+) -> Students:
     """A student that is a direction in the strong model's features."""
     builder, naive = planner.builder, planner.naive
     name = "contrast_consistent_search"
-    require_label_tokens(planner, name)
+    names = planner.templates(templates)
+    require_label_tokens(planner, name, names)
+    if names:
+        options["templates"] = names
     parents = builder.init("strong") | {"labels": naive.weak}
     phase = builder.labels(name, "strong", builder.evaluated, parents, **options)
     return {name: Student(phase, "", name, naive.weak, naive.ceiling)}

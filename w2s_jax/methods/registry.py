@@ -1,6 +1,6 @@
 """Registration of methods, and refusals of those that a run does not allow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from w2s_jax.config.declarations import METHODS, MethodSpec
@@ -105,20 +105,35 @@ def require_validation(builder: PlanBuilder, method: str) -> None:
         raise refused(method, "a validation set", "set task.validation_docs above 0")
 
 
-def require_label_tokens(planner: MethodPlanner, method: str) -> None:
+def require_label_tokens(
+    planner: MethodPlanner, method: str, templates: Sequence[str] = ()
+) -> None:
     """Refuse a method where label tokens cannot follow the strong model's documents.
 
+    Args:
+      planner: of the run.
+      method: for errors.
+      templates: names of those inside of which it reads the documents; (): as the run does.
+
     Raises:
-      InputError: for an encoder, or pairs of texts.
+      InputError: for an encoder, classes without tokens, or pairs of texts outside a template.
     """
     data = planner.builder.resolved.roles["strong"]
     if data.model.bidirectional:
         raise refused(method, "a decoder", f"{data.model.name} has no label tokens")
+    for name in templates:
+        if not data.prompts[name][0].label_tokens:
+            found = f"words of the template {name!r} begin with the same token of the strong model"
+            raise refused(method, "a token for each class", f"{found}'s tokenizer")
+    if templates:
+        return
     if not data.label_tokens:
         found = "names of classes begin with the same token of the strong model's tokenizer"
         raise refused(method, "a token for each class", found)
     if data.splits["test"].num_texts > 1:
-        raise refused(method, "documents of one text", "these are pairs")
+        raise refused(
+            method, "documents of one text, or templates", "these are pairs without a template"
+        )
 
 
 def refused(method: str, needed: str, found: str) -> errors.InputError:

@@ -28,6 +28,7 @@ from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.pool import lacks_truth, require_truth
 from w2s_jax.planning.resolve import RoleInput
+from w2s_jax.planning.templates import Prompts
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts, token_labels
 from w2s_jax.store.artifacts import PhaseFolder
@@ -142,13 +143,25 @@ class LabelWork:
         params = {"backbone": self._backbone}
         return self._predictor(documents, features=True)(params).reshape(len(documents), -1)
 
-    def next_token_labels(self, documents: TokenizedDocuments) -> np.ndarray:
-        """Probabilities of the label tokens after any documents, float32 [N, C]."""
+    def prompts(self, templates: Sequence[str]) -> list[tuple[Prompts, ...]]:
+        """The documents inside each template, of pairs in both orders; () for the bare ones."""
+        if templates:
+            return [self.data.prompts[name] for name in templates]
+        tokens = self.data.label_tokens
+        return [(Prompts(self.data.splits, tokens, tuple((token,) for token in tokens)),)]
+
+    def next_token_labels(
+        self, documents: TokenizedDocuments, label_tokens: tuple[int, ...] | None = None
+    ) -> np.ndarray:
+        """Probabilities of the label tokens after any documents, float32 [N, C].
+
+        None: the label tokens of the run's documents.
+        """
         head = heads.init_class_head(
             "unembedding",
             self.phase.model,
             self._backbone,
-            self.data.label_tokens,
+            self.data.label_tokens if label_tokens is None else label_tokens,
             self.context.mesh,
             self.phase.num_classes,
         )

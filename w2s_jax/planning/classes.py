@@ -7,6 +7,8 @@ import numpy as np
 from w2s_jax.config import METHODS, Settings
 from w2s_jax.core import errors
 from w2s_jax.data.task import Task, TokenSpace
+from w2s_jax.data.templated import class_tokens
+from w2s_jax.data.templates import Template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.losses import check_classes
@@ -82,20 +84,31 @@ def note_missing(splits: Mapping[str, TokenizedDocuments], task: Task, notes: li
 
 
 def label_tokens(
-    role: str, task: Task, tokenizer: Tokenizer | None, notes: list[str]
+    role: str,
+    task: Task,
+    tokenizer: Tokenizer | None,
+    notes: list[str],
+    template: Template | None = None,
 ) -> tuple[int, ...]:
     """Return the token that stands for each class.
 
-    Of two classes they are those of '0' and '1', of more the first token of each class's name.
+    They are those of the words of a template with words. Without, of two classes they are those of
+    '0' and '1', of more the first token of each class's name.
 
     Returns:
-      () if two names begin with the same token, which is noted.
+      () if two names or words begin with the same token, which is noted.
 
     Raises:
       InputError: a tokenizer has no single token for '0' or '1'.
     """
     vocabulary: TokenSpace | Tokenizer | None = task.token_space or tokenizer
     assert vocabulary is not None
+    if template is not None and template.classes:
+        assert tokenizer is not None
+        found = class_tokens(template, tokenizer).label_tokens
+        if not found:
+            notes.append(f"{role}: {_alike('words of the template')}")
+        return found
     if task.num_classes == 2 or tokenizer is None:
         return tuple(vocabulary.label_tokens)
     tokens_T, lengths_C = tokenizer.encode_batch(task.classes)
@@ -106,8 +119,12 @@ def label_tokens(
         tokens = tokens_T[starts_C].tolist()
     if len(set(tokens)) == task.num_classes:
         return tuple(tokens)
-    notes.append(
-        f"{role}: names of classes begin with the same token, so that none stands for a class: "
-        "its head starts from zeros"
-    )
+    notes.append(f"{role}: {_alike('names of classes')}")
     return ()
+
+
+def _alike(what: str) -> str:
+    return (
+        f"{what} begin with the same token, so that none stands for a class: its head starts from "
+        "zeros"
+    )

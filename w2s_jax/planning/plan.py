@@ -12,6 +12,7 @@ from w2s_jax.planning.build import ceiling_slice
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase as Phase
 from w2s_jax.planning.resolve import Resolved
+from w2s_jax.planning.templates import names_of
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,14 @@ class MethodPlanner:
     def label_splits(self) -> tuple[str, ...]:
         """The splits that a supervisor labels: the student's slice, validation and test."""
         return ("slice2", *self.builder.evaluated)
+
+    def templates(self, choice: str) -> tuple[str, ...]:
+        """The templates over which a method averages, of its option `planning.templates.TEMPLATES`.
+
+        () if it reads the documents as all models do.
+        """
+        resolved = self.builder.resolved
+        return () if resolved.task is None else names_of(choice, resolved.task, resolved.settings)
 
     def size(self, split: str) -> int:
         """Documents of a split."""

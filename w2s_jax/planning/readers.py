@@ -34,7 +34,9 @@ def reader_of(
             notes.append(f"{role}: documents are limited to the {longest} tokens of {source.name}")
             limit = longest
     truncate = settings.task.truncate or task.truncate
-    return Reader(task, tokenizer, limit, overlong, truncate, loaded.empty)
+    chosen = settings.task.template
+    template = None if chosen is None else task.templates[chosen]
+    return Reader(task, tokenizer, limit, overlong, truncate, loaded.empty, template)
 
 
 def _tokenizer(

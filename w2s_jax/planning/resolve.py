@@ -18,12 +18,13 @@ from w2s_jax.data.documents import Document
 from w2s_jax.data.loading import load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
+from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
-from w2s_jax.planning import classes, generation, pool, transfer
+from w2s_jax.planning import classes, generation, pool, templates, transfer
 from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
@@ -50,6 +51,7 @@ class RoleInput:
       digests: split or stream -> sha256 of its tokenised contents.
       completion: how it completes prompts; None of tasks with classes.
       num_classes: of the task.
+      prompts: template -> the documents inside it, as methods of the strong model read them.
     """
 
     model: ModelConfig
@@ -64,6 +66,7 @@ class RoleInput:
     digests: Mapping[str, str]
     completion: Completion | None = None
     num_classes: int = 2
+    prompts: Mapping[str, tuple[templates.Prompts, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ def resolve(settings: Settings) -> Resolved:
     for role in settings.roles:
         check_model(role, found[role], settings)
     generation.check_methods(task, settings)
+    if task_settings.template is not None:
+        find_template(task, task_settings.template)
     if not task.generates:
         generation.check_unused(task, settings)
         classes.check(task, settings)
@@ -266,12 +271,18 @@ def _role_input(
     if completion is None and not model.bidirectional:
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
         with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
-            label_tokens = classes.label_tokens(role, reader.task, tokenizer, notes)
+            label_tokens = classes.label_tokens(
+                role, reader.task, tokenizer, notes, reader.template
+            )
         head_init = head_init if label_tokens else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
         for name in pool.labelled(settings, digests.keys() - {"pretrain"}):
             digests[name] = generation.with_judged(reader.task, digests[name], raw[name])
+    prompts = {}
+    if role == "strong":
+        prompts = templates.prompts_of(reader, model, splits, raw, settings, notes)
+    digests |= {f"template {name}": templates.digest(own) for name, own in prompts.items()}
     for name, corpus in streams.items():
         assert tokenizer is not None
         digests[name] = stream_digest(corpus, tokenizer)
@@ -293,6 +304,7 @@ def _role_input(
         digests,
         completion,
         reader.task.num_classes,
+        prompts,
     )
 
 

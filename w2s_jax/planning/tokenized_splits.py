@@ -1,5 +1,6 @@
 """The splits of a run, tokenised for each model. Imports no JAX."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from w2s_jax.data.pool_slices import pool_slices
 from w2s_jax.data.roles import POOL
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
+from w2s_jax.data.templated import tokenize_inside
+from w2s_jax.data.templates import Template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 
@@ -28,6 +31,7 @@ class Reader:
       overlong: what to do with longer ones: 'truncate', 'drop' or 'error'.
       truncate: side at which they are cut.
       empty: what to do with texts that give no token: 'skip' or 'error'.
+      template: what the texts are read inside of; None: the bare texts.
     """
 
     task: Task
@@ -36,6 +40,7 @@ class Reader:
     overlong: str
     truncate: str
     empty: str
+    template: Template | None = None
 
     @property
     def key(self) -> Key:
@@ -147,6 +152,10 @@ def tokenize_split(
 ) -> TokenizedDocuments:
     """Return the documents of a split as a reader reads them; what it changes is noted."""
     convert = tokenization(reader.task)
+    if reader.template is not None:
+        convert = functools.partial(
+            tokenize_inside, template=reader.template, num_classes=reader.task.num_classes
+        )
     tokenized, counts = convert(
         documents,
         reader.tokenizer,

@@ -14,6 +14,7 @@ from w2s_jax.core.errors import InputError, did_you_mean, shown, unknown
 from w2s_jax.data import records, tfds
 from w2s_jax.data.task import KINDS, Task
 from w2s_jax.data.tasks.local import local_task
+from w2s_jax.data.templates import check_templates, with_file
 
 # Files and packages of this package with a tuple `TASKS`.
 _FAMILIES = (
@@ -46,6 +47,7 @@ def register_task(task: Task) -> Task:
     if task.expand is None and task.load is None:
         raise InputError(f"task.name: task {task.name!r} has neither `expand` nor `load`")
     _check_kind(task)
+    check_templates(task)
     TASKS[task.name] = task
     return task
 
@@ -53,7 +55,7 @@ def register_task(task: Task) -> Task:
 def _check_kind(task: Task) -> None:
     """Refuse attributes that the task's kind does not have, and those of another type."""
     of_answers = ("answer", "correct", "scores", "tokenizer", "pretraining")
-    of_classes = ("orders", "token_space", "classes")
+    of_classes = ("orders", "token_space", "classes", "templates")
     others = of_classes if task.generates else of_answers
     for name in others:
         if getattr(task, name):
@@ -92,13 +94,19 @@ def _check_kind(task: Task) -> None:
 def get_task(name: str, data_dir: str | None = None) -> Task:
     """Return a registered task, or the task of a folder with data files (see `tasks/local.py`).
 
+    It has the templates of its folder, too (see `templates.with_file`).
+
     Args:
       name: value of `task.name`.
       data_dir: the data folder; None: the environment's W2S_DATA_DIR.
 
     Raises:
-      InputError: there is neither.
+      InputError: there is neither, or the folder's templates are bad.
     """
+    return with_file(_find_task(name, data_dir), data_dir)
+
+
+def _find_task(name: str, data_dir: str | None) -> Task:
     if name in TASKS:
         return TASKS[name]
     if records.task_folder(name, data_dir) is not None:

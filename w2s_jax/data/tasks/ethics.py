@@ -11,6 +11,7 @@ from typing import Any
 from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import empty_text, text_of
+from w2s_jax.data.tasks.wordings import QUESTIONS
 
 HUB, LICENCE = "hendrycks/ethics", "MIT"
 SPLITS = {"train": "train", "test": "validation", "test_hard": "test"}
@@ -79,6 +80,7 @@ TASKS: tuple[Task, ...] = (
         expand=expand_deontology,
         hub=Origin(HUB, config="deontology", splits=SPLITS),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="ethics_justice",
@@ -88,6 +90,7 @@ TASKS: tuple[Task, ...] = (
         expand=expand_justice,
         hub=Origin(HUB, config="justice", splits=SPLITS),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="ethics_utilitarianism",
@@ -98,6 +101,7 @@ TASKS: tuple[Task, ...] = (
         orders=True,
         hub=Origin(HUB, config="utilitarianism", splits=SPLITS),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="ethics_virtue",
@@ -107,5 +111,6 @@ TASKS: tuple[Task, ...] = (
         expand=expand_virtue,
         hub=Origin(HUB, config="virtue", splits=SPLITS),
         truncate="start",
+        templates=QUESTIONS,
     ),
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import text_of
+from w2s_jax.data.tasks.wordings import QUESTIONS
 
 
 def expand_cola(record: Mapping[str, Any], where: str) -> list[Candidate]:
@@ -24,5 +25,6 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("nyu-mll/glue", config="cola"),
         tfds=Origin("glue/cola"),
         truncate="start",
+        templates=QUESTIONS,
     ),
 )

@@ -9,6 +9,7 @@ from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import text_of
+from w2s_jax.data.tasks.wordings import QUESTIONS
 
 FINAL = "####"
 # Calculator annotations in the answers.
@@ -181,5 +182,6 @@ TASKS: tuple[Task, ...] = (
         **_SOURCES,
         warning="the final numbers alone tell right from wrong in about 57% of cases (gradient "
         "boosting on their digits); compare with that, not with 50%",
+        templates=QUESTIONS,
     ),
 )

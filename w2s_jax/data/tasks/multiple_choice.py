@@ -10,6 +10,7 @@ from typing import Any
 from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, part_of, text_of, texts_of
+from w2s_jax.data.tasks.wordings import QUESTIONS
 
 SCIQ_FIELDS = ("question", "correct_answer", "distractor1", "distractor2", "distractor3")
 LICENCE_SCIQ = "CC BY-NC 3.0"
@@ -162,6 +163,7 @@ TASKS: tuple[Task, ...] = (
         expand=expand_sciq,
         hub=Origin("allenai/sciq"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="sciq_with_support",
@@ -172,6 +174,7 @@ TASKS: tuple[Task, ...] = (
         folder="sciq",
         hub=Origin("allenai/sciq"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="openbookqa",
@@ -183,6 +186,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("allenai/openbookqa", config="main"),
         tfds=Origin("openbookqa", convert=convert_openbookqa),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="piqa",
@@ -194,6 +198,7 @@ TASKS: tuple[Task, ...] = (
         tfds=Origin("piqa"),
         truncate="start",
         train_split="validation",
+        templates=QUESTIONS,
     ),
     Task(
         name="hellaswag",
@@ -210,5 +215,6 @@ TASKS: tuple[Task, ...] = (
         ),
         truncate="start",
         train_split="validation",
+        templates=QUESTIONS,
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any
 from w2s_jax.core.errors import InputError, shown
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import index_of, part_of, text_of
+from w2s_jax.data.tasks.wordings import REPLIES, comparisons
 
 HH, HH_FIELDS, LICENCE_HH = "Anthropic/hh-rlhf", ("chosen", "rejected"), "MIT"
 REPLY = "\n\nAssistant:"
@@ -87,6 +88,11 @@ TASKS: tuple[Task, ...] = (
         orders=True,
         hub=Origin(HH, folder="helpful-base"),
         truncate="start",
+        templates=comparisons(
+            "Conversation",
+            "In which conversation is the last reply more helpful?",
+            "The last reply is more helpful in the",
+        ),
     ),
     Task(
         name="hh_rlhf_harmless",
@@ -98,6 +104,11 @@ TASKS: tuple[Task, ...] = (
         orders=True,
         hub=Origin(HH, folder="harmless-base"),
         truncate="start",
+        templates=comparisons(
+            "Conversation",
+            "In which conversation is the last reply less harmful?",
+            "The last reply is less harmful in the",
+        ),
     ),
     Task(
         name="summarize_from_feedback",
@@ -110,6 +121,11 @@ TASKS: tuple[Task, ...] = (
         orders=True,
         hub=Origin("openai/summarize_from_feedback", config="comparisons"),
         truncate="start",
+        templates=comparisons(
+            "Post",
+            "After which post is the summary at its end better?",
+            "The summary is better in the",
+        ),
     ),
     Task(
         name="anthropic_hh",
@@ -123,5 +139,6 @@ TASKS: tuple[Task, ...] = (
         truncate="start",
         warning="every model is at chance, because a reply can only be judged against the other "
         "one; hh_rlhf_helpful and hh_rlhf_harmless show both",
+        templates=REPLIES,
     ),
 )

@@ -12,6 +12,7 @@ from w2s_jax.data.documents import stable_id
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import UNLABELLED, index_of, one_of, text_of, texts_of
 from w2s_jax.data.tasks.multiple_choice import answer_candidates, key_of, question_text
+from w2s_jax.data.tasks.wordings import QUESTIONS
 from w2s_jax.data.values import is_unlabelled
 
 YES_NO = {"true": 1, "false": 0, "1": 1, "0": 0}
@@ -133,6 +134,7 @@ TASKS: tuple[Task, ...] = (
         tfds=Origin("bool_q"),
         truncate="start",
         train_split="validation",
+        templates=QUESTIONS,
     ),
     Task(
         name="cosmos_qa",
@@ -144,6 +146,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("allenai/cosmos_qa"),
         tfds=Origin("cosmos_qa"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="dream",
@@ -154,6 +157,7 @@ TASKS: tuple[Task, ...] = (
         label_field="answer",
         hub=Origin("dataset-org/dream"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="quail",
@@ -164,6 +168,7 @@ TASKS: tuple[Task, ...] = (
         label_field="correct_answer_id",
         hub=Origin("textmachinelab/quail"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="quartz",
@@ -174,6 +179,7 @@ TASKS: tuple[Task, ...] = (
         label_field="answerKey",
         hub=Origin("allenai/quartz"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="social_i_qa",
@@ -183,6 +189,7 @@ TASKS: tuple[Task, ...] = (
         expand=expand_social_i_qa,
         hub=Origin("allenai/social_i_qa"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="multirc",
@@ -193,6 +200,7 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("aps/super_glue", config="multirc"),
         tfds=Origin("super_glue/multirc"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="mc_taco",
@@ -204,5 +212,6 @@ TASKS: tuple[Task, ...] = (
         tfds=Origin("mctaco"),
         truncate="start",
         train_split="validation",
+        templates=QUESTIONS,
     ),
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import index_of, text_of
+from w2s_jax.data.tasks.wordings import QUESTIONS
 
 
 def expand_anli(record: Mapping[str, Any], where: str) -> list[Candidate]:
@@ -61,6 +62,7 @@ TASKS: tuple[Task, ...] = (
         ),
         tfds=Origin("anli/r2", convert=convert_anli),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="paws",
@@ -72,6 +74,7 @@ TASKS: tuple[Task, ...] = (
         # The hub's sentences are tokenised as well.
         tfds=Origin("paws_wiki/labeled_final_tokenized"),
         truncate="start",
+        templates=QUESTIONS,
     ),
     Task(
         name="wic",
@@ -82,5 +85,6 @@ TASKS: tuple[Task, ...] = (
         hub=Origin("aps/super_glue", config="wic"),
         tfds=Origin("super_glue/wic"),
         truncate="start",
+        templates=QUESTIONS,
     ),
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from w2s_jax.data.task import Candidate, Origin, Task
 from w2s_jax.data.tasks.fields import empty_text, expand_text_and_label, index_of, text_of
+from w2s_jax.data.tasks.wordings import OPINIONS
 
 
 def expand_sst2(record: Mapping[str, Any], where: str) -> list[Candidate]:
@@ -49,6 +50,7 @@ TASKS: tuple[Task, ...] = (
         expand=expand_sst2,
         hub=Origin("stanfordnlp/sst2"),
         tfds=Origin("glue/sst2"),
+        templates=OPINIONS,
     ),
     Task(
         name="amazon_polarity",
@@ -58,6 +60,7 @@ TASKS: tuple[Task, ...] = (
         classes=("negative", "positive"),
         expand=expand_amazon,
         hub=Origin("fancyzhx/amazon_polarity"),
+        templates=OPINIONS,
     ),
     Task(
         name="amazon_blitzer",
@@ -67,6 +70,7 @@ TASKS: tuple[Task, ...] = (
         fields=("title", "content", "label"),
         classes=("negative", "positive"),
         expand=expand_amazon,
+        templates=OPINIONS,
     ),
     Task(
         name="imdb",
@@ -77,6 +81,7 @@ TASKS: tuple[Task, ...] = (
         expand=expand_imdb,
         hub=Origin("stanfordnlp/imdb", splits=IMDB_SPLITS),
         tfds=Origin("imdb_reviews", splits=IMDB_SPLITS),
+        templates=OPINIONS,
     ),
     Task(
         name="rotten_tomatoes",
@@ -86,6 +91,7 @@ TASKS: tuple[Task, ...] = (
         classes=("negative", "positive"),
         expand=expand_text_and_label,
         hub=Origin("cornell-movie-review-data/rotten_tomatoes"),
+        templates=OPINIONS,
     ),
     Task(
         name="twitter_sentiment",
@@ -98,5 +104,6 @@ TASKS: tuple[Task, ...] = (
         classes=("negative", "positive"),
         expand=expand_twitter,
         hub=Origin("cardiffnlp/tweet_eval", config="sentiment"),
+        templates=OPINIONS,
     ),
 )

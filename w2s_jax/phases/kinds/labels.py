@@ -38,10 +38,13 @@ def build(
       method: the label maker (see `phases.labelling`).
       splits: the splits to label.
       parents: the phases whose results it uses.
-      options: of the method; `seed` decides what is drawn.
+      options: of the method; `seed` decides what is drawn. `templates` are names of those inside
+        of which it reads the documents.
       label: as in `Phase`; '' for the method.
     """
     settings, data = resolved.settings, resolved.roles[role]
+    read = {*splits, "slice1", "slice2"}
+    read |= {f"template {name}" for name in options.get("templates", ())}
     return Phase(
         kind="labels",
         role=role,
@@ -55,7 +58,7 @@ def build(
         method=(method, tuple(sorted(options.items()))),
         label_tokens=data.label_tokens,
         num_classes=data.num_classes,
-        data_digests={name: data.digests[name] for name in {*splits, "slice1", "slice2"}},
+        data_digests={name: data.digests[name] for name in read},
         weights_digest=weights_digest(data),
         labels_digest=resolved.outside if method == "outside" else None,
         completion=data.completion,
