@@ -78,12 +78,26 @@ def register(
     return wrap
 
 
+def require_network(builder: PlanBuilder, role: str, method: str) -> None:
+    """Refuse a method where a role's model is features of documents.
+
+    Raises:
+      InputError: see above.
+    """
+    model = builder.resolved.roles[role].model
+    if model.is_features:
+        raise refused(
+            method, f"a {role} model with a network", f"{role}.model={model.name} is features alone"
+        )
+
+
 def require_full(builder: PlanBuilder, role: str, method: str) -> None:
     """Refuse a method where a role's model is not finetuned in full.
 
     Raises:
       InputError: see above.
     """
+    require_network(builder, role, method)
     adapt = builder.settings.roles[role].train.adapt
     if adapt != "full" or (role == "weak" and builder.settings.weak.labels is not None):
         found = f"{role}.train.adapt={adapt!r}" if adapt != "full" else "weak.labels is given"
@@ -106,6 +120,7 @@ def require_label_tokens(planner: MethodPlanner, method: str) -> None:
     Raises:
       InputError: for an encoder, or pairs of texts.
     """
+    require_network(planner.builder, "strong", method)
     data = planner.builder.resolved.roles["strong"]
     if data.model.bidirectional:
         raise refused(method, "a decoder", f"{data.model.name} has no label tokens")

@@ -28,6 +28,10 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
     resolved = resolve(validate(config))
     phases = plan(resolved)
     phase = phases.phase(phases.ceiling)
+    if phase.model.is_features:
+        raise errors.InputError(
+            f"strong.model: {phase.model.name} has no network to measure, just heads on features"
+        )
     if phase.train.adapt == "probe":
         raise errors.InputError(
             "strong.train.adapt: 'probe' cannot be measured; choose one that trains the model"

@@ -32,7 +32,9 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
     """
     settings, data = resolved.settings, resolved.roles[role]
     splits = sorted(name for name in data.splits if name.startswith("slice"))
-    if role == "strong" and ceiling_slice(settings) == "slice2":
+    # A network's features of slice 1, on which no head of it is trained, would cost a pass.
+    unused = role == "strong" and ceiling_slice(settings) == "slice2"
+    if unused and not data.model.is_features:
         splits.remove("slice1")
     splits += sorted({"test", "validation"} & set(data.splits))
     return Phase(
