@@ -104,6 +104,18 @@ def require_full(builder: PlanBuilder, role: str, method: str) -> None:
         raise refused(method, f"a {role} model that is finetuned in full", found)
 
 
+def require_slice1(builder: PlanBuilder, method: str) -> None:
+    """Refuse a method that uses ground truth of slice 1 where there is no such slice.
+
+    Raises:
+      InputError: see above.
+    """
+    if "slice1" not in builder.settings.slices:
+        raise refused(
+            method, "ground truth of slice 1", "protocol.halves=none gives all to the student"
+        )
+
+
 def require_validation(builder: PlanBuilder, method: str) -> None:
     """Refuse a method where there is no validation set.
 

@@ -1,5 +1,6 @@
 """The workload of a recipe: its strong model, trained as its ceiling."""
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -46,7 +47,8 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
     return Workload(
         mix=f"{resolved.settings.task.name} {phase.inputs['train']}",
         model=phase.model,
-        train=phase.train,
+        # Whose cost is nothing beside that of the model.
+        train=dataclasses.replace(phase.train, head_bias=False),
         loss=(phase.loss.kind, phase.loss.options),
         documents=documents,
         params=functools.partial(_params, phase, resolved),

@@ -166,10 +166,7 @@ def _role_input(
             f"--tokens: {tokens}; allowed: at most {model.max_positions}, the positions of "
             f"{model.name}"
         )
-    sizes = {
-        f"slice{number}": documents // settings.num_slices
-        for number in range(1, settings.num_slices + 1)
-    }
+    sizes = dict.fromkeys(settings.slices, documents // len(settings.slices))
     validation = settings.task.validation_docs
     sizes["validation"] = VALIDATION_DOCUMENTS if validation is None else validation
     sizes["test"] = settings.task.test_docs or TEST_DOCUMENTS

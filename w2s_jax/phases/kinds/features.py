@@ -35,7 +35,7 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
     # A network's features of slice 1, on which no head of it is trained, would cost a pass.
     unused = role == "strong" and ceiling_slice(settings) == "slice2"
     if unused and not data.model.is_features:
-        splits.remove("slice1")
+        splits = [name for name in splits if name != "slice1"]
     splits += sorted({"test", "validation"} & set(data.splits))
     return Phase(
         kind="features",
