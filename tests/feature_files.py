@@ -37,7 +37,8 @@ def write(path, ids, values, name="features"):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.table({"id": pa.array(ids.tolist()), name: values.tolist()})
+        ids = pa.array(ids.tolist() if ids.dtype.kind == "U" else ids)
+        table = pa.table({"id": ids, name: values.tolist()})
         pq.write_table(table, path, row_group_size=100)
     return path
 

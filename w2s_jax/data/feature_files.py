@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError, did_you_mean, shown
-from w2s_jax.core.files import contents, is_remote, location
+from w2s_jax.core.files import contents, location
 from w2s_jax.data import feature_formats as formats
 from w2s_jax.data.documents import Document
 from w2s_jax.data.feature_sources import (
@@ -73,9 +73,9 @@ class FeatureFiles(FeatureSource):
           InputError: there is no such file, or it is not one of features.
         """
         subject = f"{PREFIX}{given}"
-        path = location(given)
-        if not given or is_remote(path):
+        if not given or "://" in given:
             raise InputError(f"{subject}: give a local file or folder, or a registered name")
+        path = location(given)
         if path.is_dir():
             files = sorted(p for p in contents(path) if p.suffix in formats.SUFFIXES)
             files = [p for p in files if not formats.has_ids_of(p)]
