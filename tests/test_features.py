@@ -14,7 +14,9 @@ from w2s_jax.config.validation import validate
 from w2s_jax.data import feature_formats as formats
 from w2s_jax.data.documents import Document
 from w2s_jax.data.feature_sources import FEATURES, find_features, register_features
+from w2s_jax.planning.costs import phase_flops
 from w2s_jax.planning.external import normalised
+from w2s_jax.planning.memory import memory_estimate
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 
@@ -345,6 +347,21 @@ def refused(folder, **changes):
 )
 def test_settings_that_features_do_not_have_are_refused(images, changes, message):
     assert re.search(message, refused(images[0], **changes))
+
+
+def test_a_file_without_the_prefix_gets_a_hint(images):
+    path = images[0] / "f.npz"
+    text = refused(images[0], strong__model=str(path))
+    assert text.endswith(f"is a file; if it has features of documents, give features:{path}")
+
+
+def test_features_cost_no_flops_and_only_their_memory(images):
+    config = config_of(images[0], protocol__balance=False, protocol__balance_test=False)
+    resolved = resolve(validate(config))
+    for phase in plan(resolved).phases:
+        assert phase_flops(phase, resolved).total == 0
+        if phase.kind == "features":
+            assert memory_estimate(phase, resolved)["total"] == 4 * 12 * 120
 
 
 def test_what_features_do_not_have_is_not_asked_for(images):
