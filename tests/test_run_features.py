@@ -7,13 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from feature_files import softmax, write, write_task
+from refusals import error
 
 import w2s_jax
-from w2s_jax import sharding, testing
+from w2s_jax import models, sharding, testing
 from w2s_jax.cli import main
 from w2s_jax.config import default_config
 from w2s_jax.config.validation import validate
 from w2s_jax.data.feature_sources import FEATURES, register_features
+from w2s_jax.models.convert import convert
 from w2s_jax.perf.aot import programs
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
@@ -355,3 +357,26 @@ def _config(finished):
     from w2s_jax.config import recipes
 
     return recipes.load_config(str(finished[1]), [])
+
+
+@pytest.mark.parametrize("adapt", ["full", "last_layers", "probe_then_full"])
+def test_heads_of_networks_may_have_a_bias(tmp_path, adapt):
+    """It is trained, stored, loaded with the model, and goes through `w2s convert`."""
+    config = testing.tiny_config(testing.write_tiny_task(tmp_path / "data"))
+    config.pretrain.source = None
+    config.losses = ("xent",)
+    config.train.adapt = adapt
+    config.train.head_bias = True
+    config.probe.head_bias = adapt == "probe_then_full"
+    config.probe.steps = config.train.steps = 10
+    config.probe.batch_size = 16
+    result = w2s_jax.run(config, tmp_path / "run")
+    phase = tmp_path / "run" / "phases" / result["ceiling"]["phase"]
+    convert(str(phase), tmp_path / "out", "orbax")
+    mesh = sharding.mesh_of((1, 1, 1))
+    for folder in (phase, tmp_path / "out"):
+        head = models.load_with_head(folder, mesh)[1]["head"]
+        bias = np.asarray(head["bias"])
+        assert bias.shape == (2,) and np.abs(bias).max() > 1e-3
+    text = error(convert, str(phase), tmp_path / "hf", "huggingface")
+    assert "its head has a bias" in text
