@@ -41,4 +41,5 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.phases.kinds.labels",
         "w2s_jax.phases.kinds.transfer",
     ),
+    "feature function": (),
 }

@@ -5,9 +5,18 @@ needs JAX, and packages that are slow to import are imported on first use.
 """
 
 from w2s_jax.data.documents import Document
+from w2s_jax.data.feature_sources import register_features
 from w2s_jax.data.loading import load_task
 from w2s_jax.data.task import Candidate, Task
 from w2s_jax.data.tasks import register_task
 from w2s_jax.data.templates import Template
 
-__all__ = ["Candidate", "Document", "Task", "Template", "load_task", "register_task"]
+__all__ = [
+    "Candidate",
+    "Document",
+    "Task",
+    "Template",
+    "load_task",
+    "register_features",
+    "register_task",
+]

@@ -135,12 +135,33 @@ def compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dic
         features = run({"backbone": backbone})
         check_finite(phase, features, "features")
         found[split] = (data.splits[split].ids_N, features)
-    artifacts.save_features(folder, found, parameters.features_head(phase, backbone, mesh))
-    sizes = {split: len(ids_N) for split, (ids_N, _) in found.items()}
-    *layers, texts, width = next(iter(found.values()))[1].shape[1:]
-    record: dict[str, Any] = {"splits": sizes, "shape": [texts, width]}
-    return {
-        "features": record | ({"layers": layers[0]} if layers else {}),
+    return _kept(phase, context, folder, found, backbone) | {
         "seconds": time.monotonic() - started,
         "compile_seconds": compilation.compile_clock().seconds - compiled,
     }
+
+
+def store_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
+    """Store features that were computed elsewhere, of the documents of the phase."""
+    data = context.data(phase)
+    assert data.features is not None
+    found = {
+        split: (data.splits[split].ids_N, data.features.read(split)) for split in phase.label_splits
+    }
+    return _kept(phase, context, folder, found, None)
+
+
+def _kept(
+    phase: Phase,
+    context: Context,
+    folder: PhaseFolder,
+    found: dict[str, tuple[np.ndarray, np.ndarray]],
+    backbone: Any,
+) -> dict[str, Any]:
+    """Store features by split, with a head to start from, and return their sizes."""
+    head = parameters.features_head(phase, backbone, context.mesh)
+    artifacts.save_features(folder, found, head)
+    sizes = {split: len(ids_N) for split, (ids_N, _) in found.items()}
+    *layers, texts, width = next(iter(found.values()))[1].shape[1:]
+    record: dict[str, Any] = {"splits": sizes, "shape": [texts, width]}
+    return {"features": record | ({"layers": layers[0]} if layers else {})}

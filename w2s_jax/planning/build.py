@@ -21,12 +21,14 @@ _LATE = {
     "dropout": 0.0,
     "ema": 0.0,
     "label_smoothing": 0.0,
+    "head_bias": False,
+    "cosine_steps": None,
 }
 
 
 def ceiling_slice(settings: Settings) -> str | None:
     """Return the slice whose ground truth the ceiling learns; None if it has none."""
-    split = "slice2" if settings.protocol.halves == "shared" else "slice1"
+    split = "slice1" if settings.protocol.halves == "separate" else "slice2"
     return None if pool.lacks_truth(settings, split) else split
 
 
@@ -102,6 +104,9 @@ def model_spec(phase: Phase, starts: Iterable[str] = ("init",)) -> dict[str, Any
       phase: the phase.
       starts: keys of `parents`: phases whose own specs have the digest.
     """
+    if phase.model.is_features:
+        # The digests of the documents include their features.
+        return {"model": {"features": phase.model.d_model}}
     model = phase.model.to_dict()
     if phase.weights_digest is None:
         return {"model": model}

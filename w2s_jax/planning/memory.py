@@ -15,8 +15,14 @@ def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
 
 
 def forward_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """Return the memory of a phase that trains nothing: its model's 'parameters'."""
-    del resolved
+    """Return the memory of a phase that trains nothing: its model's 'parameters'.
+
+    Of a model that is features, these, which are held by the host.
+    """
+    if phase.model.is_features:
+        sizes = {name: len(docs) for name, docs in resolved.roles[phase.role].splits.items()}
+        count = sum(sizes[name] for name in phase.label_splits)
+        return with_total({"features": 4 * count * phase.num_texts * phase.model.d_model})
     width = _WIDTHS[phase.train.param_dtype or "float32"]
     return with_total({"parameters": width * phase.model.num_parameters()})
 
@@ -25,7 +31,7 @@ def probe_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
     """Return the memory of a phase that trains a head: 'features' of all documents, 'batches'."""
     documents = resolved.roles[phase.role].splits[phase.inputs["train"]]
     features = 4 * len(documents) * documents.num_texts * phase.model.d_model
-    batches = 16 * phase.train.batch_size * phase.total_steps
+    batches = (8 + 4 * phase.num_classes) * phase.train.batch_size * phase.total_steps
     return with_total({"features": features, "batches": batches})
 
 

@@ -64,7 +64,7 @@ class Phase:
         None to train on the whole split.
       suffixed: whether each document is followed by the token of its weak label.
       num_texts: read-outs per document: 1, or 2 for pairs.
-      head_init: how a class head starts: 'unembedding' or 'zeros'; '' without one.
+      head_init: how a class head starts: 'unembedding', 'zeros' or 'uniform'; '' without one.
       label_tokens: ids of the tokens that stand for the classes; () if there are none.
       num_classes: the number of classes of the task.
       streamed: whether the training text is read while it is used.
@@ -125,6 +125,13 @@ class Phase:
     def head_columns(self) -> int:
         """Columns of its class head: one for each class, or one for the reward of a text."""
         return 1 if self.num_texts > 1 else self.num_classes
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of its model without a head; of a model that is features, those of a head."""
+        if self.model.is_features:
+            return (self.model.d_model + self.train.head_bias) * self.head_columns
+        return self.model.num_parameters()
 
     @property
     def targets(self) -> Literal["class", "tokens", "pairs"]:

@@ -15,6 +15,7 @@ from w2s_jax.config import Role, Settings, validation
 from w2s_jax.core import errors
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
+from w2s_jax.data.feature_sources import FeatureSource, SplitFeatures, find_features
 from w2s_jax.data.loading import load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
@@ -22,10 +23,15 @@ from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
-from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.config import (
+    EMBEDDED_MODELS,
+    ModelConfig,
+    embedded_model,
+    features_model,
+)
 from w2s_jax.models.sources import ModelSource
-from w2s_jax.planning import classes, generation, pool, templates, transfer
-from w2s_jax.planning.external import check_external
+from w2s_jax.planning import classes, features, generation, pool, templates, transfer
+from w2s_jax.planning.external import bound_labels, check_external, digest_of, is_array
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.readers import reader_of
@@ -44,7 +50,7 @@ class RoleInput:
       tokenizer: of the task's texts; None if its documents are tokens.
       label_tokens: ids of the tokens that stand for the classes, which are rows of the model's
         unembedding; () if there are none.
-      head_init: 'unembedding' (a head starts from the rows of these tokens) or 'zeros'.
+      head_init: 'unembedding' (a head starts from the rows of these tokens), 'zeros' or 'uniform'.
       prefix, suffix: the tokens that begin and end each text.
       splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
       streams: 'pretrain' -> text that is read while it is used.
@@ -52,6 +58,7 @@ class RoleInput:
       completion: how it completes prompts; None of tasks with classes.
       num_classes: of the task.
       prompts: template -> the documents inside it, as methods of the strong model read them.
+      features: of its documents, if these are its model; they are part of `digests`.
     """
 
     model: ModelConfig
@@ -67,6 +74,7 @@ class RoleInput:
     completion: Completion | None = None
     num_classes: int = 2
     prompts: Mapping[str, tuple[templates.Prompts, ...]] = field(default_factory=dict)
+    features: SplitFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,11 @@ class Resolved:
       settings: the validated config, with defaults that depend on the models filled in.
       roles: 'weak', 'strong' -> model and data.
       notes: facts about data and models for the user: counts, over-long documents.
-      outside: sha256 of the file with the supervisor's labels, if these are external.
+      outside: sha256 of the supervisor's labels, or of their file, if these are external.
       task: the task.
       documents: split -> its documents, of generation tasks: answers are compared with them.
       test_tasks: split -> the task, of the test sets of other tasks (`task.test_tasks`).
+      labels: the supervisor's labels, if these are external arrays; float32 [N, 1, C].
     """
 
     settings: Settings
@@ -90,6 +99,7 @@ class Resolved:
     task: Task | None = None
     documents: Mapping[str, list[Document]] = field(default_factory=dict)
     test_tasks: Mapping[str, Task] = field(default_factory=dict)
+    labels: SplitFeatures | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -118,6 +128,13 @@ def resolve(settings: Settings) -> Resolved:
         few documents for the config.
     """
     task_settings, protocol = settings.task, settings.protocol
+    if protocol.halves == "none" and settings.weak.labels is None:
+        raise errors.InputError(
+            "protocol.halves: 'none', but the weak model is trained on a slice of its own; give "
+            "weak.labels, or use shared or separate"
+        )
+    given = features.find(settings)
+    arrays = settings.weak.labels is not None and is_array(settings.weak.labels)
     loaded = load(
         task_settings.name,
         task_settings.source,
@@ -132,14 +149,16 @@ def resolve(settings: Settings) -> Resolved:
         train_split=task_settings.train_split,
         classes=task_settings.classes,
         unlabelled=task_settings.unlabelled,
+        keep=("id",) if given or arrays else (),
     )
     settings = pool.with_pool(settings, loaded)
     task = loaded.task
     notes = [*loaded.notes]
     train_split = choose_training(loaded, task_settings.train_split, notes)
     others = [transfer.load_set(name, task, settings) for name in task_settings.test_tasks]
+    features.check_task(task, given)
     found = {role: _source(role, settings) for role in settings.roles}
-    for role in settings.roles:
+    for role in settings.roles.keys() - given.keys():
         check_model(role, found[role], settings)
     generation.check_methods(task, settings)
     if task_settings.template is not None:
@@ -169,7 +188,9 @@ def resolve(settings: Settings) -> Resolved:
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
     chunks: dict[Any, TokenizedDocuments] = {}
     roles = {
-        role: _role_input(
+        role: _features_input(role, given[role], reader, tokenized[reader.key], raw, settings)
+        if role in given
+        else _role_input(
             role, found[role], reader, tokenized[reader.key], raw, settings, notes, chunks
         )
         for role, reader in readers.items()
@@ -187,8 +208,13 @@ def resolve(settings: Settings) -> Resolved:
         known = pool.labelled(settings, kept)
         generation.check_functions(task, {name: kept[name] for name in known})
         generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
-    outside = None
-    if settings.weak.labels is not None:
+    outside, rows = None, None
+    if settings.weak.labels is not None and arrays:
+        labelled = roles["weak"].splits.keys() - {"slice1", "pretrain"}
+        needed = {name: docs for name, docs in raw.items() if name in labelled}
+        rows = bound_labels(settings.weak.labels, needed, task, notes)
+        outside = digest_of(rows)
+    elif settings.weak.labels is not None:
         outside = check_external(
             settings.weak.labels,
             roles["weak"].splits,
@@ -197,10 +223,10 @@ def resolve(settings: Settings) -> Resolved:
             classes=task.classes,
         )
     for other in others:
-        chosen, roles = transfer.with_set(other, roles, readers, raw, settings, notes)
+        chosen, roles = transfer.with_set(other, roles, readers, raw, settings, notes, given)
         kept |= chosen
     tasks = {other.split: other.task for other in others}
-    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept, tasks)
+    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept, tasks, rows)
 
 
 def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelConfig:
@@ -213,7 +239,7 @@ def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelC
 def _source(role: str, settings: Settings) -> ModelSource | None:
     """Return the pretrained model of a role; None for an embedded one."""
     model = settings.roles[role].model
-    if model in EMBEDDED_MODELS:
+    if model in EMBEDDED_MODELS or find_features(model) is not None:
         return None
     try:
         return sources.find(model)
@@ -264,17 +290,18 @@ def _role_input(
     head_init = settings.protocol.head_init if completion is None else ""
     if completion is not None:
         generation.check_room(role, model, splits, completion)
-    elif model.bidirectional and head_init != "zeros":
+    elif model.bidirectional and head_init == "unembedding":
         notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
         head_init = "zeros"
     label_tokens: tuple[int, ...] = ()
     if completion is None and not model.bidirectional:
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
-        with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
+        needed = head_init == "unembedding"
+        with contextlib.suppress(*([] if needed else [errors.InputError])):
             label_tokens = classes.label_tokens(
                 role, reader.task, tokenizer, notes, reader.template
             )
-        head_init = head_init if label_tokens else "zeros"
+        head_init = head_init if label_tokens or not needed else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
         for name in pool.labelled(settings, digests.keys() - {"pretrain"}):
@@ -308,6 +335,36 @@ def _role_input(
     )
 
 
+def _features_input(
+    role: str,
+    source: FeatureSource,
+    reader: Reader,
+    splits: Mapping[str, TokenizedDocuments],
+    raw: Mapping[str, list[Document]],
+    settings: Settings,
+) -> RoleInput:
+    """Return the documents of a role whose model is features, with these."""
+    documents = {name: raw[name] for name in splits}
+    bound = features.bound(role, source, documents, reader.task.num_texts)
+    digests = {
+        name: features.digest(tokenized, bound.digests[name]) for name, tokenized in splits.items()
+    }
+    return RoleInput(
+        model=features_model(bound.name, bound.width),
+        source=None,
+        tokenizer=None,
+        label_tokens=(),
+        head_init="uniform" if settings.protocol.head_init == "uniform" else "zeros",
+        prefix=(),
+        suffix=(),
+        splits=splits,
+        streams={},
+        digests=digests,
+        num_classes=reader.task.num_classes,
+        features=bound,
+    )
+
+
 def _longest(
     own: Role,
     settings: Settings,
@@ -337,14 +394,13 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for part in ("train", "pretrain", "probe"):
         validation.check_weight_decay(f"{role}.{part}", getattr(own, part))
     splits = data.splits
-    slices = [f"slice{number}" for number in range(1, settings.num_slices + 1)]
-    for name in (*slices, "test"):
+    for name in (*settings.slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
         if data.completion is not None or pool.lacks_truth(settings, name):
             continue
         classes.check_present(name, splits[name].truth_N, data.num_classes)
-    used = [slices[list(settings.roles).index(role)]]
+    used = [f"slice{1 + list(settings.roles).index(role)}"]
     if role == "strong":
         used.append("slice2")
     if role == "strong" and settings.protocol.halves == "separate":
@@ -354,7 +410,7 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
         "probe": ["probe"],
         "probe_then_full": ["probe", "train"],
     }.get(own.train.adapt, ["train"])
-    wanted = [(name, part) for name in used for part in parts]
+    wanted = [(name, part) for name in used if name in settings.slices for part in parts]
     wanted += [("pretrain", "pretrain")] if "pretrain" in splits else []
     for name, part in wanted:
         batch, available = getattr(own, part).batch_size, len(splits[name])

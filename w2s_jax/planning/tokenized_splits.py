@@ -13,7 +13,7 @@ from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
 from w2s_jax.data.templated import tokenize_inside
 from w2s_jax.data.templates import Template
-from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.data.tokenize import TokenizedDocuments, without_tokens
 from w2s_jax.data.tokenizers import Tokenizer
 
 #: What documents look like to a role: its tokenizer, and the most tokens of a text.
@@ -32,6 +32,7 @@ class Reader:
       truncate: side at which they are cut.
       empty: what to do with texts that give no token: 'skip' or 'error'.
       template: what the texts are read inside of; None: the bare texts.
+      tokenizes: False if the role's model is features of documents, which have no tokens.
     """
 
     task: Task
@@ -41,9 +42,12 @@ class Reader:
     truncate: str
     empty: str
     template: Template | None = None
+    tokenizes: bool = True
 
     @property
     def key(self) -> Key:
+        if not self.tokenizes:
+            return "no tokens", None
         return "" if self.tokenizer is None else self.tokenizer.digest, self.limit
 
 
@@ -95,7 +99,7 @@ def tokenized_splits(
         train_docs=task.train_docs,
         test_docs=task.test_docs,
         validation_docs=task.validation_docs,
-        num_slices=1 if POOL in documents else settings.num_slices,
+        num_slices=1 if POOL in documents else len(settings.slices),
         balance=protocol.balance and classes,
         balance_test=protocol.balance_test and classes,
         grouping=protocol.grouping,
@@ -117,6 +121,10 @@ def tokenized_splits(
             removed=removed,
         )
         raw = {"slice1": raw.pop("slice1"), **slices, **raw}
+    else:
+        names = [name for name in raw if name.startswith("slice")]
+        renamed = dict(zip(names, settings.slices, strict=True))
+        raw = {renamed.get(name, name): docs for name, docs in raw.items()}
     found = [*balanced]
     undecided = "soft_label 0.5" if readers[0].task.num_classes == 2 else "undecided soft labels"
     found += [
@@ -151,6 +159,8 @@ def tokenize_split(
     name: str, documents: list[Document], reader: Reader, notes: list[str]
 ) -> TokenizedDocuments:
     """Return the documents of a split as a reader reads them; what it changes is noted."""
+    if not reader.tokenizes:
+        return without_tokens(documents, reader.task.num_classes)
     convert = tokenization(reader.task)
     if reader.template is not None:
         convert = functools.partial(

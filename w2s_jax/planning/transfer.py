@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from w2s_jax.config import Settings
 from w2s_jax.core import errors
 from w2s_jax.data.documents import Document, stable_id
+from w2s_jax.data.feature_sources import FeatureSource
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.splits import choose_test, normalised_text
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenize import TokenizedDocuments
-from w2s_jax.planning import classes, generation
+from w2s_jax.planning import classes, features, generation
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.tokenized_splits import Key, Reader, tokenize_split, without_overlong
@@ -110,6 +111,7 @@ def _load(name: str, settings: Settings, names: Sequence[str] = ()) -> LoadedTas
             empty=given.empty,
             used=splits,
             classes=names,
+            keep=("id",),
         )
 
     if name not in TASKS:
@@ -178,6 +180,7 @@ def with_set(
     own: Mapping[str, Sequence[Document]],
     settings: Settings,
     notes: list[str],
+    sources: Mapping[str, FeatureSource],
 ) -> "tuple[dict[str, list[Document]], dict[str, RoleInput]]":
     """Tokenise a test set for all roles, as the run's own test set is.
 
@@ -188,6 +191,7 @@ def with_set(
       own: the run's own splits. Documents of slices and validation are left out of the set.
       settings: of the run.
       notes: lines for the user are appended.
+      sources: of the roles whose model is features.
 
     Returns:
       {split: documents} in a generation task, else {}; and the roles with the split.
@@ -212,8 +216,16 @@ def with_set(
             else:
                 generation.check_room(role, data.model, {found.split: part}, data.completion)
                 digest = generation.with_judged(found.task, digest, chosen)
+            rows = data.features
+            if rows is not None:
+                new = features.bound(
+                    role, sources[role], {found.split: chosen}, found.task.num_texts
+                )
+                digest = features.digest(part, new.digests[found.split])
+                rows = rows.with_splits(new)
             with_split[role] = dataclasses.replace(
                 data,
+                features=rows,
                 splits={**data.splits, found.split: part},
                 digests={**data.digests, found.split: digest},
             )

@@ -1,4 +1,7 @@
-"""Features of a frozen model: the final hidden states at the read-outs of all documents."""
+"""Features of a frozen model: the final hidden states at the read-outs of all documents.
+
+Or, where a role's model is features that were computed elsewhere, the rows of these.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,8 +41,10 @@ def build(
     settings, data = resolved.settings, resolved.roles[role]
     wanted = [*splits] or sorted(name for name in data.splits if name.startswith("slice"))
     if not splits:
-        if role == "strong" and ceiling_slice(settings) != "slice1":
-            wanted.remove("slice1")
+        # A network's features of slice 1, on which no head of it is trained, would cost a pass.
+        unused = role == "strong" and ceiling_slice(settings) != "slice1"
+        if unused and not data.model.is_features:
+            wanted = [name for name in wanted if name != "slice1"]
         wanted += sorted({"test", "validation"} & set(data.splits))
     return Phase(
         kind="features",
@@ -72,7 +77,9 @@ def spec(phase: Phase) -> dict[str, Any]:
     }
     if phase.all_layers:
         found["layers"] = "all"
-    if not phase.parents and phase.weights_digest is None:
+    if phase.model.is_features:
+        del found["compute_dtype"], found["param_dtype"]
+    elif not phase.parents and phase.weights_digest is None:
         found["seed"] = phase.seed
     return found
 
@@ -81,11 +88,15 @@ def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, An
     """Compute and store the features."""
     from w2s_jax.phases import prediction
 
+    if phase.model.is_features:
+        return prediction.store_features(phase, context, folder)
     return prediction.compute_features(phase, context, folder)
 
 
 def flops(phase: Phase, resolved: Resolved) -> Flops:
-    """Return the FLOPs of a forward pass over each split."""
+    """Return the FLOPs of a forward pass over each split; 0 of features computed elsewhere."""
+    if phase.model.is_features:
+        return Flops()
     return Flops(inference=sum(forward_flops(phase, resolved).values()))
 
 

@@ -43,7 +43,7 @@ def build(
       label: as in `Phase`; '' for the method.
     """
     settings, data = resolved.settings, resolved.roles[role]
-    read = {*splits, "slice1", "slice2"}
+    read = {*splits, "slice1", "slice2"} & data.digests.keys()
     read |= {f"template {name}" for name in options.get("templates", ())}
     return Phase(
         kind="labels",
