@@ -16,7 +16,7 @@ class Document:
 
     Attributes:
       id: stable 64-bit hash of the task, the split and the content (see `stable_id`).
-      text, texts, tokens: the content.
+      text, texts, tokens: the content. Tokens may be bytes, as the pixels of an image are.
       label: ground truth, 0 to C - 1; None for text without labels.
       soft_label: from people or a judge: P(label 1) of two classes; the probabilities of C > 2
         classes, which sum to 1.
@@ -31,7 +31,7 @@ class Document:
     id: int
     text: str | None = None
     texts: tuple[str, ...] | None = None
-    tokens: tuple[int, ...] | None = None
+    tokens: tuple[int, ...] | bytes | None = None
     label: int | None = None
     soft_label: float | tuple[float, ...] | None = None
     target: str | None = None

@@ -359,7 +359,7 @@ def _record_ids(
         parts = [
             part
             for c, label in zip(candidates, labels[n], strict=True)
-            for part in (*c.texts, _label_part(task, c, label, where))
+            for part in (*_content(c), _label_part(task, c, label, where))
         ]
         base = stable_id("record", task.name, split, *parts)
         ids_N[n] = stable_id(base, seen[base])
@@ -382,13 +382,15 @@ def _documents(
         for i in picks:
             candidate, label = candidates[i], record_labels[i]
             label_part = _label_part(task, candidate, label, where)
-            base = stable_id("document", task.name, split, *candidate.texts, label_part)
+            base = stable_id("document", task.name, split, *_content(candidate), label_part)
             soft = None if is_unlabelled(candidate.soft_label) else candidate.soft_label
+            image = candidate.pixels is not None
             documents.append(
                 Document(
                     id=stable_id(base, seen[base]),
-                    text=candidate.text if isinstance(candidate.text, str) else None,
+                    text=candidate.text if isinstance(candidate.text, str) and not image else None,
                     texts=None if isinstance(candidate.text, str) else candidate.text,
+                    tokens=candidate.pixels,
                     label=None if label == UNLABELLED else label,
                     soft_label=(
                         None if soft is None else parse_soft_label(soft, where, task.classes)
@@ -401,6 +403,11 @@ def _documents(
             )
             seen[base] += 1
     return documents
+
+
+def _content(candidate: Candidate) -> tuple[str | bytes, ...]:
+    """Return what a candidate's id is a hash of: its texts, or its pixels."""
+    return candidate.texts if candidate.pixels is None else (candidate.pixels,)
 
 
 def _group(candidate: Candidate, where: str) -> str | None:

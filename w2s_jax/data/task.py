@@ -1,5 +1,6 @@
 """Declarations of tasks: how records become documents, and the sources of the records."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,35 @@ class TokenSpace:
       vocab_size: number of ids.
       pad_id, bos_id: ids of padding and of the beginning of a document.
       label_tokens: ids of the tokens for the labels 0 to C - 1 (a head may be initialised from
-        their rows of the unembedding).
+        their rows of the unembedding); () if there are none, as in images.
     """
 
     vocab_size: int
     pad_id: int
     bos_id: int
     label_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpace:
+    """How the documents of a task are images: the last H * W * channels tokens are the pixels.
+
+    They are in the order of a C array [H, W, channels].
+
+    Attributes:
+      shape: (H, W, channels).
+      first: id of the token of pixel value 0; the others follow.
+      values: number of pixel values, at most 256.
+    """
+
+    shape: tuple[int, int, int]
+    first: int = 0
+    values: int = 256
+
+    @property
+    def size(self) -> int:
+        """Number of tokens of an image, H * W * channels."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +61,8 @@ class Candidate:
       soft_label: from people or a judge, as in the record: P(label 1) of two classes; of C > 2 a
         list of probabilities, or a mapping from class to probability.
       target: the expected completion of the text, in a generation task.
+      pixels: uint8 values of an image, the content of a document of an image task, whose `text` is
+        ''.
     """
 
     text: str | tuple[str, str]
@@ -46,6 +71,7 @@ class Candidate:
     meta: Mapping[str, Any] = field(default_factory=dict)
     soft_label: Any = None
     target: str | None = None
+    pixels: bytes | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -95,6 +121,7 @@ class Task:
       hub, tfds: the dataset on the Hugging Face hub and in the TFDS catalogue.
       load: for embedded data: load(split_seed=...) -> documents by split.
       token_space: for tasks whose documents are tokens.
+      image: for tasks whose documents are images; they are tokens too.
       truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
         (a question, a reply) comes last. Default: 'start' for pairs, whose texts often begin alike;
         else 'end'.
@@ -133,6 +160,7 @@ class Task:
     tfds: Origin | None = None
     load: Callable[..., dict[str, list[Document]]] | None = None
     token_space: TokenSpace | None = None
+    image: ImageSpace | None = None
     truncate: str = ""
     warning: str | None = None
     train_split: str | None = None

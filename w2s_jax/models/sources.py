@@ -187,7 +187,13 @@ def read_ours(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         )
     record = read_json(path)
     try:
-        return record, ModelConfig(**record["spec"]["model"])
+        model = record["spec"]["model"]
+        if "architecture" in model:
+            raise InputError(
+                f"{model['name']} is a convolutional network, whose parameters are not loaded from "
+                "folders; name an embedded model, such as cnn-8"
+            )
+        return record, ModelConfig(**model)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:

@@ -22,6 +22,7 @@ from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.image_models import IMAGE_MODELS, check_documents, image_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning import classes, generation
 from w2s_jax.planning.external import check_external
@@ -131,8 +132,10 @@ def resolve(settings: Settings) -> Resolved:
     notes = [*loaded.notes]
     train_split = choose_training(loaded, task_settings.train_split, notes)
     found = {role: _source(role, settings) for role in settings.roles}
-    for role in settings.roles:
+    for role, own in settings.roles.items():
         check_model(role, found[role], settings)
+        if own.model in IMAGE_MODELS:
+            check_documents(role, own.model, task, task_settings.max_length)
     generation.check_methods(task, settings)
     if not task.generates:
         generation.check_unused(task, settings)
@@ -191,13 +194,16 @@ def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelC
     """Return a role's model, before its vocabulary and its positions are known."""
     if source is not None:
         return source.config
-    return embedded_model(settings.roles[role].model, vocab_size=1, max_positions=1)
+    name = settings.roles[role].model
+    if name in IMAGE_MODELS:
+        return image_model(name)
+    return embedded_model(name, vocab_size=1, max_positions=1)
 
 
 def _source(role: str, settings: Settings) -> ModelSource | None:
     """Return the pretrained model of a role; None for an embedded one."""
     model = settings.roles[role].model
-    if model in EMBEDDED_MODELS:
+    if model in EMBEDDED_MODELS or model in IMAGE_MODELS:
         return None
     try:
         return sources.find(model)
@@ -234,7 +240,10 @@ def _role_input(
     if reader.task.generates:
         assert tokenizer is not None
         completion = generation.completion_of(tokenizer, splits, settings.task.max_new_tokens)
-    if source is None:
+    if own.model in IMAGE_MODELS:
+        assert reader.task.image is not None
+        model = image_model(own.model, reader.task.image)
+    elif source is None:
         model = embedded_model(
             own.model,
             vocab_size=vocabulary.vocab_size,

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from w2s_jax.models import heads, network
+from w2s_jax.models import convolution, heads, network
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.image_models import ImageConfig
 from w2s_jax.training.batches import FeatureMicrobatch, Microbatch
 
 Array = jax.Array
@@ -42,6 +43,10 @@ def hidden_states(
 
 def class_features(model: ModelConfig, params: Any, micro: Microbatch, **how: str) -> Array:
     """Return the inputs of the class head, [m, K, D]; `how` as in `hidden_states`."""
+    if isinstance(model, ImageConfig):
+        return convolution.image_features(
+            model, params["backbone"], micro.tokens_RL, micro.read_outs_mK, how["compute_dtype"]
+        )
     slots_RQ = heads.seen_slots(model, micro.segment_ids_RL, micro.slots_RQ)
     hidden = hidden_states(model, params, micro, slots_RQ, **how)
     read_out = heads.read_out if slots_RQ is None else heads.read_out_of_seen

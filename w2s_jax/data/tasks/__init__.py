@@ -69,7 +69,8 @@ def _check_kind(task: Task) -> None:
             "classes; a pair has two: the first or the second text is better"
         )
     space = task.token_space
-    if space is not None and len(space.label_tokens) != task.num_classes:
+    unnamed = task.image is not None and space is not None and not space.label_tokens
+    if space is not None and not unnamed and len(space.label_tokens) != task.num_classes:
         raise InputError(
             f"task.name: task {task.name!r} has {task.num_classes} classes, but "
             f"{len(space.label_tokens)} `label_tokens`; give a token for each class"
