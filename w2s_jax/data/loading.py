@@ -172,6 +172,7 @@ def load(
     train_split: str | None = None,
     classes: Sequence[str] = (),
     keep: Collection[str] = (),
+    image_size: int | None = None,
 ) -> LoadedTask:
     """Load a task as `load_task` does, and return its source and notes too.
 
@@ -180,11 +181,17 @@ def load(
     those that meet `test_where` (see `conditions.kept_documents`). Their ids are the same with
     and without conditions. The task returned for a folder has the classes that `classes` gives, or
     that were found. Fields of records in `keep` are in `meta` of their documents.
+    Pictures are resized to `image_size` pixels a side (`task.image_size`).
     """
     conditions = Conditions.parse(where, test_where)
     _check_options(source, item_expansion, empty)
     check_classes("task.classes", classes)
-    task = get_task(name, data_dir)
+    task = get_task(name, data_dir, image_size)
+    if image_size is not None and (task.image is None or not task.image.resized):
+        raise InputError(
+            f"task.image_size: {image_size}, but task {name!r} is not a folder of PNG or JPEG "
+            "pictures; leave it at None"
+        )
     refuse_classes(task, classes, own_code=name in TASKS)
     empty = empty or task.empty
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]

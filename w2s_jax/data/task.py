@@ -35,11 +35,13 @@ class ImageSpace:
       shape: (H, W, channels).
       first: id of the token of pixel value 0; the others follow.
       values: number of pixel values, at most 256.
+      resized: whether pictures of other sizes are resized to `shape` (`task.image_size`).
     """
 
     shape: tuple[int, int, int]
     first: int = 0
     values: int = 256
+    resized: bool = False
 
     @property
     def size(self) -> int:

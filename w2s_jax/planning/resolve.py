@@ -127,6 +127,7 @@ def resolve(settings: Settings) -> Resolved:
         test_where=task_settings.test_where,
         train_split=task_settings.train_split,
         classes=task_settings.classes,
+        image_size=task_settings.image_size,
     )
     task = loaded.task
     notes = [*loaded.notes]

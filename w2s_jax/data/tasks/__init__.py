@@ -11,13 +11,14 @@ from collections.abc import Mapping
 
 from w2s_jax.core.classes import check_classes
 from w2s_jax.core.errors import InputError, did_you_mean, shown, unknown
-from w2s_jax.data import records, tfds
+from w2s_jax.data import image_files, records, tfds
 from w2s_jax.data.task import KINDS, Task
 from w2s_jax.data.tasks.local import local_task
 
 # Files and packages of this package with a tuple `TASKS`.
 _FAMILIES = (
     "digits",
+    "images",
     "sentiment",
     "grammar",
     "sentence_pairs",
@@ -90,12 +91,13 @@ def _check_kind(task: Task) -> None:
             )
 
 
-def get_task(name: str, data_dir: str | None = None) -> Task:
-    """Return a registered task, or the task of a folder with data files (see `tasks/local.py`).
+def get_task(name: str, data_dir: str | None = None, image_size: int | None = None) -> Task:
+    """Return a registered task, or that of a folder (see `tasks/local.py` and `image_files`).
 
     Args:
       name: value of `task.name`.
       data_dir: the data folder; None: the environment's W2S_DATA_DIR.
+      image_size: `task.image_size`.
 
     Raises:
       InputError: there is neither.
@@ -104,6 +106,9 @@ def get_task(name: str, data_dir: str | None = None) -> Task:
         return TASKS[name]
     if records.task_folder(name, data_dir) is not None:
         return local_task(name, data_dir)
+    images = image_files.image_folder(name, data_dir)
+    if images is not None:
+        return image_files.image_task(name, images, image_size)
     prepared = tfds.prepared_folder((name,), data_dir)
     if prepared is not None and tfds.read_info(prepared) is not None:
         return local_task(name, data_dir, prepared)
@@ -112,7 +117,8 @@ def get_task(name: str, data_dir: str | None = None) -> Task:
     if others:
         raise InputError(
             f"task.name: {name!r} is not a known task; its folder {root}/{name} contains only "
-            f"{', '.join(others)}; supported: {', '.join(records.SUFFIXES)}"
+            f"{', '.join(others)}; supported: {', '.join(records.SUFFIXES)}; of images "
+            f"{image_files.LAYOUT}"
         )
     tried = f" (there are no data files in {root / name})" if root else ""
     raise InputError(
