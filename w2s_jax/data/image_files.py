@@ -21,9 +21,9 @@ import numpy as np
 from w2s_jax.core.errors import InputError, first_line, listed
 from w2s_jax.core.files import contents
 from w2s_jax.data import pictures, records
-from w2s_jax.data.documents import stable_id
+from w2s_jax.data.documents import ImageSpace, stable_id
 from w2s_jax.data.records import OpenedRecords, Reader
-from w2s_jax.data.task import Candidate, ImageSpace, Task, TokenSpace
+from w2s_jax.data.task import Candidate, Task, TokenSpace
 
 LAYOUT = (
     "SPLIT-images-idx3-ubyte and SPLIT-labels-idx1-ubyte (also .gz), SPLIT.npz with `images` and "

@@ -1,11 +1,10 @@
 """Declarations of tasks: how records become documents, and the sources of the records."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from w2s_jax.data.documents import Document
+from w2s_jax.data.documents import Document, ImageSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +22,6 @@ class TokenSpace:
     pad_id: int
     bos_id: int
     label_tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSpace:
-    """How the documents of a task are images: the last H * W * channels tokens are the pixels.
-
-    They are in the order of a C array [H, W, channels].
-
-    Attributes:
-      shape: (H, W, channels).
-      first: id of the token of pixel value 0; the others follow.
-      values: number of pixel values, at most 256.
-      resized: whether pictures of other sizes are resized to `shape` (`task.image_size`).
-    """
-
-    shape: tuple[int, int, int]
-    first: int = 0
-    values: int = 256
-    resized: bool = False
-
-    @property
-    def size(self) -> int:
-        """Number of tokens of an image, H * W * channels."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

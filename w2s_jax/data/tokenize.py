@@ -345,6 +345,21 @@ def _assemble(
     )
 
 
+def without_tokens(documents: Sequence[Document], num_classes: int = 2) -> TokenizedDocuments:
+    """Return documents with ids and labels but no tokens, for models that read something else."""
+    num_texts = len(documents[0].texts or (None,))
+    labels_N, soft_N, soft_NC = _labels(documents, num_classes)
+    return TokenizedDocuments(
+        ids_N=np.array([document.id for document in documents], np.uint64),
+        tokens_T=np.zeros(0, np.int32),
+        offsets=np.zeros(len(documents) * num_texts + 1, np.int64),
+        labels_N=labels_N,
+        soft_N=soft_N,
+        soft_NC=soft_NC,
+        num_texts=num_texts,
+    )
+
+
 def _labels(
     documents: Sequence[Document], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:

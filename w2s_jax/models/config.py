@@ -14,6 +14,9 @@ POSITIONS = ("learned", "rope", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 
+#: Of a model that is features of documents: it has no network, just heads.
+FEATURES_FAMILY = "features"
+
 # Fields that must keep their defaults in the other kind of model.
 _ENCODER_ONLY = ("token_types", "pooler")
 _DECODER_ONLY = (
@@ -57,7 +60,8 @@ class ModelConfig:
       tied_embeddings: the unembedding is the transposed embedding.
       init_std: standard deviation of the normal initialisation; projections back into the residual
         stream are scaled by 1/sqrt(2 * num_layers) as in GPT-2.
-      family: name in `models.families.FAMILIES` ('': an embedded model).
+      family: name in `models.families.FAMILIES` ('': an embedded model; 'features': see
+        `features_model`).
       position_offset: unused leading rows of the position embedding (OPT has 2).
       rope_scaling: 'none', 'linear' (frequencies are divided by `rope_factor`) or 'llama3' (only
         low frequencies are divided: those with fewer than `rope_low_factor` turns in
@@ -180,8 +184,15 @@ class ModelConfig:
                 f"{', '.join(name for name in READ_OUTS if name != 'pooler')}"
             )
 
+    @property
+    def is_features(self) -> bool:
+        """True if there is no network, but features that were computed elsewhere."""
+        return self.family == FEATURES_FAMILY
+
     def num_parameters(self) -> int:
         """Return the size of the backbone: with embeddings, without heads and adapters."""
+        if self.is_features:
+            return 0
         d, hd = self.d_model, self.head_dim
         queries, keys = self.num_heads * hd, self.num_kv_heads * hd
         vectors = 2 if self.norm == "layernorm" else 1
@@ -310,6 +321,26 @@ EMBEDDED_MODELS: dict[str, dict[str, Any]] = {
         _rotary("rotary-d256", 256, 6, 4),
     )
 }
+
+
+def features_model(name: str, width: int) -> ModelConfig:
+    """Return what stands for a model whose features of documents, float32 [N, K, D], are given.
+
+    Args:
+      name: for users.
+      width: D.
+    """
+    sizes = dict.fromkeys(("vocab_size", "max_positions", "num_layers", "d_mlp"), 0)
+    return ModelConfig(
+        name=name,
+        d_model=width,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=width,
+        positions="none",
+        family=FEATURES_FAMILY,
+        **sizes,
+    )
 
 
 def embedded_model(name: str, *, vocab_size: int, max_positions: int) -> ModelConfig:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from w2s_jax.core import errors
-from w2s_jax.data.task import ImageSpace
+from w2s_jax.data.documents import ImageSpace
 from w2s_jax.models.config import ModelConfig
 
 #: Side of the kernels, of the pooled squares, and number of convolutions.

@@ -52,6 +52,8 @@ def record(phase: Phase, source: ModelSource | None, store: Path) -> dict[str, A
 
 
 def _base(phase: Phase, source: ModelSource | None) -> dict[str, Any]:
+    if phase.model.is_features:
+        return {"features": phase.model.name}
     if "init" in phase.parents:
         return {"phase": phase.parents["init"]}
     if source is not None:

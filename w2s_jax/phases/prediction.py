@@ -134,11 +134,32 @@ def compute_features(phase: Phase, context: Context, folder: PhaseFolder) -> dic
         features_NKD = run({"backbone": backbone})
         check_finite(phase, features_NKD, "features")
         found[split] = (data.splits[split].ids_N, features_NKD)
-    artifacts.save_features(folder, found, parameters.features_head(phase, backbone, mesh))
-    sizes = {split: len(ids_N) for split, (ids_N, _) in found.items()}
-    shape = next(iter(found.values()))[1].shape[1:]
-    return {
-        "features": {"splits": sizes, "shape": list(shape)},
+    return _kept(phase, context, folder, found, backbone) | {
         "seconds": time.monotonic() - started,
         "compile_seconds": compilation.compile_clock().seconds - compiled,
     }
+
+
+def store_features(phase: Phase, context: Context, folder: PhaseFolder) -> dict[str, Any]:
+    """Store features that were computed elsewhere, of the documents of the phase."""
+    data = context.data(phase)
+    assert data.features is not None
+    found = {
+        split: (data.splits[split].ids_N, data.features.read(split)) for split in phase.label_splits
+    }
+    return _kept(phase, context, folder, found, None)
+
+
+def _kept(
+    phase: Phase,
+    context: Context,
+    folder: PhaseFolder,
+    found: dict[str, tuple[np.ndarray, np.ndarray]],
+    backbone: Any,
+) -> dict[str, Any]:
+    """Store features by split, with a head to start from, and return their sizes."""
+    head = parameters.features_head(phase, backbone, context.mesh)
+    artifacts.save_features(folder, found, head)
+    sizes = {split: len(ids_N) for split, (ids_N, _) in found.items()}
+    shape = next(iter(found.values()))[1].shape[1:]
+    return {"features": {"splits": sizes, "shape": list(shape)}}

@@ -40,7 +40,7 @@ def _run_phase(phase: Phase, context: Context, folder: PhaseFolder) -> None:
     result: dict[str, Any] = {
         "kind": phase.kind,
         "model": phase.model.name,
-        "parameters": phase.model.num_parameters(),
+        "parameters": phase.num_parameters,
         # What trains counts the seconds of all its attempts itself.
         "seconds": time.monotonic() - started,
         "compile_seconds": compilation.compile_clock().seconds - compiled,

@@ -100,6 +100,9 @@ def model_spec(phase: Phase, starts: Iterable[str] = ("init",)) -> dict[str, Any
       phase: the phase.
       starts: keys of `parents`: phases whose own specs have the digest.
     """
+    if phase.model.is_features:
+        # The digests of the documents include their features.
+        return {"model": {"features": phase.model.d_model}}
     model = phase.model.to_dict()
     if phase.weights_digest is None:
         return {"model": model}

@@ -11,6 +11,7 @@ from typing import Any
 
 from w2s_jax.config.declarations import METHODS, LossSpec, loss_named
 from w2s_jax.core.code import code_sha256, users_code
+from w2s_jax.data.feature_sources import FEATURES, PREFIX
 from w2s_jax.data.tasks import TASKS
 from w2s_jax.models.families import FAMILIES
 from w2s_jax.planning.kinds import PHASE_KINDS
@@ -61,6 +62,9 @@ def _extensions(phase: Phase) -> Iterator[tuple[str, tuple[Any, ...]]]:
             yield loss.name, (loss.fn, loss.init_state, loss.update, *on_tokens)
         else:
             yield loss.name, (loss.fn, loss.margin)
+    function = phase.model.name.removeprefix(PREFIX)
+    if phase.kind == "features" and phase.model.is_features and function in FEATURES:
+        yield phase.model.name, (FEATURES[function].function,)
     if phase.model.family in FAMILIES:
         family = FAMILIES[phase.model.family]
         yield family.name, (family.to_config, family.views)

@@ -116,6 +116,13 @@ class Phase:
         return 1 if self.num_texts > 1 else self.num_classes
 
     @property
+    def num_parameters(self) -> int:
+        """Parameters of its model without a head; of a model that is features, those of a head."""
+        if self.model.is_features:
+            return self.model.d_model * self.head_columns
+        return self.model.num_parameters()
+
+    @property
     def targets(self) -> Literal["class", "tokens", "pairs"]:
         """What its training documents ask for (see `training.spec.StepSpec`)."""
         if self.completion is None or self.loss is None:

@@ -2,6 +2,7 @@
 
 from w2s_jax.config import Settings, TaskSettings
 from w2s_jax.core import errors
+from w2s_jax.data.feature_sources import PREFIX
 from w2s_jax.data.loading import LoadedTask
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -15,6 +16,8 @@ def reader_of(
 ) -> Reader:
     task = loaded.task
     limit, overlong = settings.task.max_length, settings.task.overlong
+    if settings.roles[role].model.startswith(PREFIX):
+        return Reader(task, None, None, overlong, task.truncate, loaded.empty, tokenizes=False)
     tokenizer = _tokenizer(role, task, source, settings)
     if source is not None:
         if tokenizer is None:

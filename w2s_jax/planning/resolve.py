@@ -15,16 +15,22 @@ from w2s_jax.config import Role, Settings, validation
 from w2s_jax.core import errors
 from w2s_jax.data.corpus import Corpus
 from w2s_jax.data.documents import Document
+from w2s_jax.data.feature_sources import FeatureSource, SplitFeatures, find_features
 from w2s_jax.data.loading import load
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import Tokenizer
 from w2s_jax.models import sources
-from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.config import (
+    EMBEDDED_MODELS,
+    ModelConfig,
+    embedded_model,
+    features_model,
+)
 from w2s_jax.models.image_models import IMAGE_MODELS, check_documents, image_model
 from w2s_jax.models.sources import ModelSource
-from w2s_jax.planning import classes, generation
+from w2s_jax.planning import classes, features, generation
 from w2s_jax.planning.external import check_external
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
@@ -51,6 +57,7 @@ class RoleInput:
       digests: split or stream -> sha256 of its tokenised contents.
       completion: how it completes prompts; None of tasks with classes.
       num_classes: of the task.
+      features: of its documents, if these are its model; they are part of `digests`.
     """
 
     model: ModelConfig
@@ -65,6 +72,7 @@ class RoleInput:
     digests: Mapping[str, str]
     completion: Completion | None = None
     num_classes: int = 2
+    features: SplitFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ def resolve(settings: Settings) -> Resolved:
         few documents for the config.
     """
     task_settings, protocol = settings.task, settings.protocol
+    given = features.find(settings)
     loaded = load(
         task_settings.name,
         task_settings.source,
@@ -127,16 +136,18 @@ def resolve(settings: Settings) -> Resolved:
         test_where=task_settings.test_where,
         train_split=task_settings.train_split,
         classes=task_settings.classes,
+        keep=("id",) if given else (),
         image_size=task_settings.image_size,
     )
     task = loaded.task
     notes = [*loaded.notes]
     train_split = choose_training(loaded, task_settings.train_split, notes)
+    features.check_task(task, given)
     found = {role: _source(role, settings) for role in settings.roles}
-    for role, own in settings.roles.items():
+    for role in settings.roles.keys() - given.keys():
         check_model(role, found[role], settings)
-        if own.model in IMAGE_MODELS:
-            check_documents(role, own.model, task, task_settings.max_length)
+        if settings.roles[role].model in IMAGE_MODELS:
+            check_documents(role, settings.roles[role].model, task, task_settings.max_length)
     generation.check_methods(task, settings)
     if not task.generates:
         generation.check_unused(task, settings)
@@ -163,7 +174,9 @@ def resolve(settings: Settings) -> Resolved:
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
     chunks: dict[Any, TokenizedDocuments] = {}
     roles = {
-        role: _role_input(
+        role: _features_input(role, given[role], reader, tokenized[reader.key], raw)
+        if role in given
+        else _role_input(
             role, found[role], reader, tokenized[reader.key], raw, settings, notes, chunks
         )
         for role, reader in readers.items()
@@ -204,7 +217,7 @@ def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelC
 def _source(role: str, settings: Settings) -> ModelSource | None:
     """Return the pretrained model of a role; None for an embedded one."""
     model = settings.roles[role].model
-    if model in EMBEDDED_MODELS or model in IMAGE_MODELS:
+    if model in EMBEDDED_MODELS or model in IMAGE_MODELS or find_features(model) is not None:
         return None
     try:
         return sources.find(model)
@@ -291,6 +304,36 @@ def _role_input(
         digests,
         completion,
         reader.task.num_classes,
+    )
+
+
+def _features_input(
+    role: str,
+    source: FeatureSource,
+    reader: Reader,
+    splits: Mapping[str, TokenizedDocuments],
+    raw: Mapping[str, list[Document]],
+) -> RoleInput:
+    """Return the documents of a role whose model is features, with these."""
+    documents = {name: raw[name] for name in splits}
+    source = features.reading(role, source, reader.task)
+    bound = features.bound(role, source, documents, reader.task.num_texts)
+    digests = {
+        name: features.digest(tokenized, bound.digests[name]) for name, tokenized in splits.items()
+    }
+    return RoleInput(
+        model=features_model(bound.name, bound.width),
+        source=None,
+        tokenizer=None,
+        label_tokens=(),
+        head_init="zeros",
+        prefix=(),
+        suffix=(),
+        splits=splits,
+        streams={},
+        digests=digests,
+        num_classes=reader.task.num_classes,
+        features=bound,
     )
 
 

@@ -8,7 +8,7 @@ from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document
 from w2s_jax.data.splits import make_splits
 from w2s_jax.data.task import Task
-from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.data.tokenize import TokenizedDocuments, without_tokens
 from w2s_jax.data.tokenizers import Tokenizer
 
 #: What documents look like to a role: its tokenizer, and the most tokens of a text.
@@ -26,6 +26,7 @@ class Reader:
       overlong: what to do with longer ones: 'truncate', 'drop' or 'error'.
       truncate: side at which they are cut.
       empty: what to do with texts that give no token: 'skip' or 'error'.
+      tokenizes: False if the role's model is features of documents, which have no tokens.
     """
 
     task: Task
@@ -34,9 +35,12 @@ class Reader:
     overlong: str
     truncate: str
     empty: str
+    tokenizes: bool = True
 
     @property
     def key(self) -> Key:
+        if not self.tokenizes:
+            return "no tokens", None
         return "" if self.tokenizer is None else self.tokenizer.digest, self.limit
 
 
@@ -131,6 +135,8 @@ def tokenized_splits(
 def _tokenize_split(
     name: str, documents: list[Document], reader: Reader, notes: list[str]
 ) -> TokenizedDocuments:
+    if not reader.tokenizes:
+        return without_tokens(documents, reader.task.num_classes)
     convert = tokenization(reader.task)
     tokenized, counts = convert(
         documents,

@@ -10,8 +10,8 @@ import functools
 
 import numpy as np
 
-from w2s_jax.data.documents import Document, hash_order, stable_id
-from w2s_jax.data.task import ImageSpace, Task, TokenSpace
+from w2s_jax.data.documents import Document, ImageSpace, hash_order, stable_id
+from w2s_jax.data.task import Task, TokenSpace
 
 SIDE = 8
 PIXEL_VALUES = 17

@@ -1,7 +1,8 @@
 """Image tasks whose files have no names of classes."""
 
 from w2s_jax.data.image_files import PIXELS, expand_image
-from w2s_jax.data.task import ImageSpace, Task
+from w2s_jax.data.documents import ImageSpace
+from w2s_jax.data.task import Task
 
 TASKS: tuple[Task, ...] = (
     Task(

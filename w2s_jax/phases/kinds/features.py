@@ -1,4 +1,7 @@
-"""Features of a frozen model: the final hidden states at the read-outs of all documents."""
+"""Features of a frozen model: the final hidden states at the read-outs of all documents.
+
+Or, where a role's model is features that were computed elsewhere, the rows of these.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -60,7 +63,9 @@ def spec(phase: Phase) -> dict[str, Any]:
         "parents": dict(phase.parents),
         "texts": phase.num_texts,
     }
-    if not phase.parents and phase.weights_digest is None:
+    if phase.model.is_features:
+        del found["compute_dtype"], found["param_dtype"]
+    elif not phase.parents and phase.weights_digest is None:
         found["seed"] = phase.seed
     return found
 
@@ -69,6 +74,8 @@ def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, An
     """Compute and store the features."""
     from w2s_jax.phases import prediction
 
+    if phase.model.is_features:
+        return prediction.store_features(phase, context, folder)
     return prediction.compute_features(phase, context, folder)
 
 
