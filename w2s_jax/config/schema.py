@@ -79,8 +79,14 @@ class Settings:
 
     @property
     def num_slices(self) -> int:
-        """Slices of the training documents: one for each role."""
+        """The number of the last slice of the training documents: there is one for each role."""
         return 2 + len(self.middle)
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """The slices; without slice 1 where no supervisor is trained on it."""
+        first = 2 if self.protocol.halves == "none" else 1
+        return tuple(f"slice{number}" for number in range(first, self.num_slices + 1))
 
 
 _EVERY = "Steps between evaluations; None: none, or ten in all where a step is selected"

@@ -81,6 +81,12 @@ class TrainSettings:
         choices=SCHEDULES,
         meaning="Learning rate after the warm-up: to 0 along a cosine or a line, or constant",
     )
+    cosine_steps: int | None = option(
+        None,
+        low=1,
+        meaning="Steps in which a cosine falls to 0, after which it rises again, and so on; None: "
+        "all. The released vision code's schedule has as many as epochs",
+    )
     warmup: float = option(
         0.0, low=0, high=1, meaning="Share of steps over which the learning rate rises linearly"
     )
@@ -118,6 +124,9 @@ class TrainSettings:
     )
     last_layers: int = option(
         1, low=1, meaning="Blocks that adapt='last_layers' trains, with final norm and head"
+    )
+    head_bias: bool = option(
+        False, meaning="The class head has a bias, as that of the released vision code"
     )
     dropout: float = option(
         0.0,
@@ -290,8 +299,9 @@ class Protocol:
 
     name: str = option(choices=tuple(PROTOCOLS), meaning="Sets all switches that are None")
     head_init: str = option(
-        choices=("unembedding", "zeros"),
-        meaning="Class head before training: the label tokens' rows of the unembedding, or 0",
+        choices=("unembedding", "zeros", "uniform"),
+        meaning="Class head before training: the label tokens' rows of the unembedding, 0, or "
+        "uniform random numbers below 1 / sqrt(D), as PyTorch initialises a layer with D inputs",
     )
     balance: bool = option(
         meaning="Balance the classes of training documents where one of C has more than 110% / C "
@@ -302,8 +312,9 @@ class Protocol:
         meaning="Keep documents with the same passage, question or text on one side of every split"
     )
     halves: str = option(
-        choices=("shared", "separate"),
-        meaning="The ceiling trains on the student's slice, or on slice 1",
+        choices=("shared", "separate", "none"),
+        meaning="The ceiling trains on the student's slice, or on slice 1; or the student's slice "
+        "is all training documents, where `weak.labels` needs no slice of its own",
     )
     item_expansion: str = option(
         choices=("all", "one"),

@@ -267,6 +267,8 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
         else:
             values["targets"] = split(values["targets"])
         merged[part] = settings(**values)
+    if merged["train"].adapt == "probe_then_full":
+        _check_same_bias(role, merged["train"], merged["probe"])
     return Role(
         model=section.model,
         tokenizer=section.tokenizer,
@@ -274,6 +276,19 @@ def _role(config: config_dict.ConfigDict, role: str) -> Role:
         labels=section.get("labels"),
         **merged,
     )
+
+
+def _check_same_bias(role: str, train: TrainSettings, probe: TrainSettings) -> None:
+    """Check that the head that is trained first is the one that is trained on.
+
+    Raises:
+      InputError: one of them has a bias.
+    """
+    if train.head_bias != probe.head_bias:
+        raise errors.InputError(
+            f"{role}.train.head_bias: {train.head_bias}; allowed with adapt='probe_then_full': "
+            f"{probe.head_bias}, that of {role}.probe"
+        )
 
 
 def check_weight_decay(section: str, train: TrainSettings) -> None:
@@ -315,11 +330,18 @@ def _check_training(section: str, values: dict[str, Any]) -> None:
     meaningless = {}
     if part == "pretrain":
         meaningless["label_smoothing"] = "as next tokens are no soft labels"
+        meaningless["head_bias"] = "as a language model has no class head"
     if values["adapt"] == "probe":
         meaningless["dropout"] = "as the features of a probe are computed once"
         if part == "train":
-            for field in ("ema", "label_smoothing"):
+            for field in ("ema", "label_smoothing", "head_bias"):
                 meaningless[field] = f"as a probe has that of {role}.probe"
     for field, why in meaningless.items():
         if values[field]:
-            raise errors.InputError(f"{section}.{field}: {values[field]!r}; allowed: 0, {why}")
+            none = "False" if isinstance(values[field], bool) else "0"
+            raise errors.InputError(f"{section}.{field}: {values[field]!r}; allowed: {none}, {why}")
+    if values["cosine_steps"] is not None and values["schedule"] != "cosine":
+        raise errors.InputError(
+            f"{section}.cosine_steps: {values['cosine_steps']}, but schedule is "
+            f"{values['schedule']!r}; allowed: None, or schedule 'cosine'"
+        )

@@ -216,7 +216,7 @@ def check_shape(shape: Sequence[int], num_texts: int, where: str) -> None:
     """
     wanted = "[N, D]" if num_texts == 1 else f"[N, {num_texts}, D], as documents are pairs of texts"
     shape = list(shape)
-    fits = len(shape) == 3 and shape[1] == num_texts or len(shape) == 2 and num_texts == 1
+    fits = tuple(shape[1:-1]) in ((num_texts,), () if num_texts == 1 else (num_texts,))
     if not fits or shape[-1] == 0:
         raise InputError(f"{where}: features of shape {shape}; allowed: {wanted}")
 

@@ -176,7 +176,7 @@ def _by_documents(earlier: dict[str, Any], resolved: Resolved) -> list[str]:
             differences.append(f"{field} ({there!r} there, {now!r} now)")
         elif name == "truncate" and name not in earlier and now is None:
             # Runs of a version without the field.
-            pairs = resolved.roles["weak"].splits["slice1"].num_texts == 2
+            pairs = resolved.roles["weak"].splits["slice2"].num_texts == 2
             differences += ["the side at which pairs are cut (task.truncate=end there)"] * pairs
     return differences
 

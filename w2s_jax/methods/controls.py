@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from w2s_jax.config.options import Option
-from w2s_jax.methods.registry import Students, refused, register
+from w2s_jax.methods.registry import Students, refused, register, require_network
 from w2s_jax.planning.plan import MethodPlanner
 
 CONTROLS = ("lora", "weight_decay", "dropout", "label_smoothing", "ema")
@@ -23,6 +23,7 @@ CONTROLS = ("lora", "weight_decay", "dropout", "label_smoothing", "ema")
 )
 def controls(planner: MethodPlanner, *, of: tuple[str, ...], **values: float) -> Students:
     """A student for each regulariser."""
+    require_network(planner.builder, "strong", "controls")
     train = planner.builder.settings.strong.train
     if train.adapt != "full":
         raise refused("controls", "strong.train.adapt='full'", f"it is {train.adapt!r}")

@@ -12,7 +12,7 @@ from w2s_jax.core.errors import InputError
 from w2s_jax.data.task import KINDS
 from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.labels import log_odds, probabilities_of
-from w2s_jax.methods.registry import Students, register
+from w2s_jax.methods.registry import Students, register, require_slice1
 from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner, PlanBuilder
 from w2s_jax.store.token_labels import chosen_of
@@ -102,6 +102,7 @@ def _vote(work: "LabelWork") -> "Labels":
 )
 def bagging(planner: MethodPlanner, *, members: int, resample: bool) -> Students:
     """Students of the mean of several supervisors."""
+    require_slice1(planner.builder, "bagging")
     builder, parents = planner.builder, {}
     for number in range(1, members + 1):
         more: dict[str, Any] = {}
@@ -136,6 +137,7 @@ def bagging(planner: MethodPlanner, *, members: int, resample: bool) -> Students
 )
 def boosting(planner: MethodPlanner, *, members: int) -> Students:
     """Students of the vote of boosted supervisors."""
+    require_slice1(planner.builder, "boosting")
     builder = planner.builder
     parents: dict[str, str] = {}
     for number in range(1, members + 1):

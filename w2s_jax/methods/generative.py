@@ -2,7 +2,7 @@
 
 from w2s_jax.config.options import Option
 from w2s_jax.data.task import KINDS
-from w2s_jax.methods.registry import Students, refused, register
+from w2s_jax.methods.registry import Students, refused, register, require_network
 from w2s_jax.planning.build import ceiling_slice
 from w2s_jax.planning.plan import MethodPlanner
 
@@ -19,6 +19,7 @@ from w2s_jax.planning.plan import MethodPlanner
 def generative(planner: MethodPlanner, *, epochs: float) -> Students:
     """Next-token training on slice 2, then students and a ceiling."""
     builder = planner.builder
+    require_network(builder, "strong", "generative")
     model = builder.resolved.roles["strong"].model
     if model.bidirectional:
         raise refused("generative", "a decoder", f"{model.name} predicts no next token")

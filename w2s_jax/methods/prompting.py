@@ -6,7 +6,12 @@ import numpy as np
 
 from w2s_jax.config.options import Option
 from w2s_jax.data.prompts import few_shot
-from w2s_jax.methods.registry import Students, register, require_label_tokens
+from w2s_jax.methods.registry import (
+    Students,
+    register,
+    require_label_tokens,
+    require_slice1,
+)
 from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner, Student
 
@@ -53,6 +58,7 @@ def prompting(planner: MethodPlanner, *, shots: int) -> Students:
     init = builder.init("strong")
     variants: dict[str, tuple[int, dict[str, str]]] = {"zero_shot": (0, {})}
     if shots:
+        require_slice1(builder, "prompting (method.prompting.shots above 0)")
         variants |= {
             "few_shot_truth": (shots, {}),
             "few_shot_weak": (shots, {"labels": naive.weak}),

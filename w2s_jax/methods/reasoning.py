@@ -16,7 +16,13 @@ from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError
 from w2s_jax.data.documents import hash_keys, hash_order
 from w2s_jax.data.tokenized import TokenizedDocuments, offsets_of
-from w2s_jax.methods.registry import Students, refused, register, require_full
+from w2s_jax.methods.registry import (
+    Students,
+    refused,
+    register,
+    require_full,
+    require_slice1,
+)
 from w2s_jax.planning.plan import MethodPlanner
 from w2s_jax.store.token_labels import Pairs
 
@@ -143,6 +149,7 @@ def _labelling_student(planner: MethodPlanner, weak: str, label: str) -> str:
 
 def _check_shots(planner: MethodPlanner, shots: int) -> None:
     """Refuse examples that slice 1 does not have, or the positions of the strong model not fit."""
+    require_slice1(planner.builder, "answer_agreement")
     data, available = planner.builder.resolved.roles["strong"], planner.size("slice1")
     if shots > available:
         raise InputError(

@@ -78,16 +78,42 @@ def register(
     return wrap
 
 
+def require_network(builder: PlanBuilder, role: str, method: str) -> None:
+    """Refuse a method where a role's model is features of documents.
+
+    Raises:
+      InputError: see above.
+    """
+    model = builder.resolved.roles[role].model
+    if model.is_features:
+        raise refused(
+            method, f"a {role} model with a network", f"{role}.model={model.name} is features alone"
+        )
+
+
 def require_full(builder: PlanBuilder, role: str, method: str) -> None:
     """Refuse a method where a role's model is not finetuned in full.
 
     Raises:
       InputError: see above.
     """
+    require_network(builder, role, method)
     adapt = builder.settings.roles[role].train.adapt
     if adapt != "full" or (role == "weak" and builder.settings.weak.labels is not None):
         found = f"{role}.train.adapt={adapt!r}" if adapt != "full" else "weak.labels is given"
         raise refused(method, f"a {role} model that is finetuned in full", found)
+
+
+def require_slice1(builder: PlanBuilder, method: str) -> None:
+    """Refuse a method that uses ground truth of slice 1 where there is no such slice.
+
+    Raises:
+      InputError: see above.
+    """
+    if "slice1" not in builder.settings.slices:
+        raise refused(
+            method, "ground truth of slice 1", "protocol.halves=none gives all to the student"
+        )
 
 
 def require_validation(builder: PlanBuilder, method: str) -> None:
@@ -106,6 +132,7 @@ def require_label_tokens(planner: MethodPlanner, method: str) -> None:
     Raises:
       InputError: for an encoder, or pairs of texts.
     """
+    require_network(planner.builder, "strong", method)
     data = planner.builder.resolved.roles["strong"]
     if data.model.bidirectional:
         raise refused(method, "a decoder", f"{data.model.name} has no label tokens")

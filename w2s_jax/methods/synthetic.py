@@ -13,7 +13,7 @@ from w2s_jax.config.options import Option
 from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.data.tokenize import soft_labels
 from w2s_jax.methods.labels import confidence_of, probabilities_of
-from w2s_jax.methods.registry import Students, register
+from w2s_jax.methods.registry import Students, refused, register, require_slice1
 from w2s_jax.metrics.classification import predicted_classes
 from w2s_jax.planning.plan import MethodPlanner
 
@@ -68,12 +68,21 @@ def _synthetic(work: "LabelWork", *, structure: str) -> "Labels":
 def synthetic(planner: MethodPlanner, *, structures: tuple[str, ...]) -> Students:
     """Students of a synthetic supervisor for each structure."""
     builder, splits = planner.builder, planner.label_splits
-    strong = builder.trained("ceiling", "strong", "slice1", label="on slice1", label_splits=splits)
+    require_slice1(builder, "synthetic")
+    strong = builder.resolved.roles["strong"].model
+    by_length = [name for name in structures if name in ("longest", "shortest")]
+    if strong.is_features and by_length:
+        raise refused(
+            "synthetic",
+            f"documents with tokens for the structure {by_length[0]!r}",
+            f"strong.model={strong.name} reads none",
+        )
+    ceiling = builder.trained("ceiling", "strong", "slice1", label="on slice1", label_splits=splits)
     students: Students = {}
     for structure in structures:
         parents = {"labels": planner.naive.weak}
         if structure.startswith("strong"):
-            parents["strong"] = strong
+            parents["strong"] = ceiling
         labels = builder.labels(
             "synthetic",
             "strong",

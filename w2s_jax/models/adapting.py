@@ -87,7 +87,8 @@ def abstract_params(
     """Return shapes, dtypes and shardings of all parameters, with the layers in one stack.
 
     Args:
-      train: settings; the backbone has `train.param_dtype`, adapters and head are float32.
+      train: settings; the backbone has `train.param_dtype`, adapters and head are float32. The
+        head has a bias if `train.head_bias`.
       config: the model.
       mesh: the mesh of the parameters.
       columns: of the class head (see `heads.init_class_head`); None: no head.
@@ -102,7 +103,7 @@ def abstract_params(
     }
     params: Params = {"backbone": traverse_util.unflatten_dict(backbone, sep=".")}
     if columns is not None:
-        params["head"] = heads.abstract_class_head(config, mesh, columns)
+        params["head"] = heads.abstract_class_head(config, mesh, columns, bias=train.head_bias)
     return params
 
 
@@ -112,5 +113,5 @@ def abstract_trained(
     """Return shapes, dtypes and shardings of the trained part; see `abstract_params`."""
     if train.adapt == "probe":
         assert columns is not None
-        return {"head": heads.abstract_class_head(config, mesh, columns)}
+        return {"head": heads.abstract_class_head(config, mesh, columns, bias=train.head_bias)}
     return split(train, config, abstract_params(train, config, mesh, columns))[0]

@@ -26,41 +26,52 @@ def init_class_head(
     label_tokens: tuple[int, ...],
     mesh: Mesh,
     columns: int = 2,
+    *,
+    bias: bool = False,
+    seed: int = 0,
 ) -> dict[str, Array]:
-    """Initialise a head without bias, {'kernel': float32 [D, columns]}, replicated on `mesh`.
+    """Initialise a head, {'kernel': float32 [D, columns]}, replicated on `mesh`.
 
     It has a column for the logit of each class, or, for pairs, a single one: the reward of a text.
 
     Args:
       how: 'unembedding' copies the columns of the label tokens from the language-model head
         (Burns et al. 2023, appendix A.1); a reward gets their difference, label 1 minus label 0.
-        Not available for encoders. 'zeros' as in the released code.
+        Not available for encoders. 'zeros' as in the released code. 'uniform' as in the code
+        released for vision: from -1 / sqrt(D) to 1 / sqrt(D), the default of torch.nn.Linear.
       config: the model.
       params: its backbone.
       label_tokens: the token that stands for each class.
       mesh: where to put the head.
       columns: the number of classes, or 1 for a reward.
+      bias: whether the head also has 'bias', float32 [columns]; 0 unless `how` is 'uniform'.
+      seed: of 'uniform'.
 
     Raises:
       InputError: for 'unembedding' with an encoder.
     """
-    if how == "zeros":
+    bias_C = jnp.zeros(columns, jnp.float32)
+    if how == "uniform":
+        bound = config.d_model**-0.5
+        of_kernel, of_bias = jax.random.split(jax.random.key(seed))
+        shape = (config.d_model, columns)
+        kernel_DC = jax.random.uniform(of_kernel, shape, jnp.float32, -bound, bound)
+        bias_C = jax.random.uniform(of_bias, (columns,), jnp.float32, -bound, bound)
+    elif how == "zeros":
         kernel_DC = jnp.zeros((config.d_model, columns), jnp.float32)
     else:
         tokens_C = jnp.asarray(label_tokens)
         kernel_DC = unembedding(config, params)[:, tokens_C].astype(jnp.float32)
         if columns == 1:
             kernel_DC = kernel_DC[:, 1:] - kernel_DC[:, :1]
-    return {"kernel": sharding.put(kernel_DC, sharding.replicated(mesh))}
+    head = {"kernel": kernel_DC} | ({"bias": bias_C} if bias else {})
+    return {name: sharding.put(value, sharding.replicated(mesh)) for name, value in head.items()}
 
 
 def abstract_class_head(
     config: ModelConfig, mesh: Mesh, columns: int = 2, *, bias: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shapes, dtypes and shardings of a head; `columns` as in `init_class_head`.
-
-    Imported heads may have a bias.
-    """
+    """Return shapes, dtypes and shardings of a head; arguments as in `init_class_head`."""
     shapes: dict[str, tuple[int, ...]] = {"kernel": (config.d_model, columns)}
     if bias:
         shapes["bias"] = (columns,)

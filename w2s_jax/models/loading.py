@@ -15,7 +15,6 @@ from w2s_jax.config import TrainSettings
 from w2s_jax.core import errors
 from w2s_jax.models import adapting, network, sources
 from w2s_jax.models.config import ModelConfig
-from w2s_jax.models.heads import abstract_class_head
 from w2s_jax.models.hf_models import local_folder
 from w2s_jax.models.importing import DTYPES, import_huggingface
 from w2s_jax.models.sources import CONVERTED, final_of, is_huggingface, read_ours
@@ -144,16 +143,13 @@ def _parts(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
         last_layers=spec.get("train", {}).get("last_layers", 1),
         # A part was trained with the base in that dtype, whatever `dtype` is requested.
         param_dtype=dtype if dtype and adapt == "full" else own_dtype,
+        head_bias=record.get("head_bias", spec.get("train", {}).get("head_bias", False)),
     )
     generates = record["kind"] == "pretrain" or "completion" in spec
     has_head = record.get("head", not generates)
     columns = _head_columns(record, spec) if has_head else None
     if train.adapt == "full":
         target = adapting.abstract_params(train, config, mesh, columns)
-        if has_head:
-            assert columns is not None
-            bias = record.get("head_bias", False)
-            target["head"] = abstract_class_head(config, mesh, columns, bias=bias)
         params = trees.load_tree(final_of(folder), target)
     else:
         target = adapting.abstract_trained(train, config, mesh, columns)

@@ -186,6 +186,11 @@ def read_ours(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
             "folder written by w2s convert, or a Hugging Face folder or id"
         )
     record = read_json(path)
+    if "features" in record.get("base", {}):
+        raise InputError(
+            f"{folder}: is a head on {record['base']['features']}, without a network; a model is "
+            "needed here"
+        )
     try:
         model = record["spec"]["model"]
         if "architecture" in model:

@@ -1,5 +1,6 @@
 """The workload of a recipe: its strong model, trained as its ceiling."""
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -28,6 +29,10 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
     resolved = resolve(validate(config))
     phases = plan(resolved)
     phase = phases.phase(phases.ceiling)
+    if phase.model.is_features:
+        raise errors.InputError(
+            f"strong.model: {phase.model.name} has no network to measure, just heads on features"
+        )
     if phase.train.adapt == "probe":
         raise errors.InputError(
             "strong.train.adapt: 'probe' cannot be measured; choose one that trains the model"
@@ -42,7 +47,8 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
     return Workload(
         mix=f"{resolved.settings.task.name} {phase.inputs['train']}",
         model=phase.model,
-        train=phase.train,
+        # Whose cost is nothing beside that of the model.
+        train=dataclasses.replace(phase.train, head_bias=False),
         loss=(phase.loss.kind, phase.loss.options),
         documents=documents,
         params=functools.partial(_params, phase, resolved),

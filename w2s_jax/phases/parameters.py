@@ -105,13 +105,16 @@ def initial(phase: Phase, source: ModelSource | None, store: Path, mesh: Mesh) -
 
 def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
     """Return the initial head: a probed one, one from the unembedding, or zeros."""
-    target = heads.abstract_class_head(phase.model, mesh, phase.head_columns)
+    bias = phase.train.head_bias
+    target = heads.abstract_class_head(phase.model, mesh, phase.head_columns, bias=bias)
     if "head" in phase.parents:
         final = PhaseFolder(store / phase.parents["head"]).final
         return trees.load_tree(final, {"head": target})["head"]
     how = phase.head_init
     if how == "unembedding" and params is None:
         stored = artifacts.load_features_head(PhaseFolder(store / phase.parents["features"]))
+        if bias:
+            stored["bias"] = np.zeros(phase.head_columns, np.float32)
         return sharding.put(stored, sharding.replicated(mesh))
     return heads.init_class_head(
         how,
@@ -120,6 +123,8 @@ def _head(phase: Phase, params: Any, store: Path, mesh: Mesh) -> dict[str, Any]:
         phase.label_tokens,
         mesh,
         phase.head_columns,
+        bias=bias,
+        seed=phase.seed,
     )
 
 

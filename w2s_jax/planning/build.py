@@ -20,12 +20,14 @@ _LATE = {
     "dropout": 0.0,
     "ema": 0.0,
     "label_smoothing": 0.0,
+    "head_bias": False,
+    "cosine_steps": None,
 }
 
 
 def ceiling_slice(settings: Settings) -> str:
     """Return the slice whose ground truth the ceiling learns."""
-    return "slice2" if settings.protocol.halves == "shared" else "slice1"
+    return "slice1" if settings.protocol.halves == "separate" else "slice2"
 
 
 def num_steps(field: str, train: TrainSettings, num_documents: int) -> int:

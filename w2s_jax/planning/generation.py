@@ -106,6 +106,11 @@ def check(task: Task, settings: Settings, models: Mapping[str, ModelConfig]) -> 
                 f"{role}.train.label_smoothing: {own.train.label_smoothing!r}; allowed for task "
                 f"{task.name!r}: 0, as it smooths classes"
             )
+        if own.train.head_bias:
+            raise errors.InputError(
+                f"{role}.train.head_bias: True; allowed for task {task.name!r}: False, as it has "
+                "no class head"
+            )
     for loss in settings.losses:
         _check_loss(loss, settings)
 

@@ -15,8 +15,14 @@ def memory_estimate(phase: Phase, resolved: Resolved) -> dict[str, int]:
 
 
 def forward_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
-    """Return the memory of a phase that trains nothing: its model's 'parameters'."""
-    del resolved
+    """Return the memory of a phase that trains nothing: its model's 'parameters'.
+
+    Of a model that is features, these, which are held by the host.
+    """
+    if phase.model.is_features:
+        sizes = {name: len(docs) for name, docs in resolved.roles[phase.role].splits.items()}
+        count = sum(sizes[name] for name in phase.label_splits)
+        return with_total({"features": 4 * count * phase.num_texts * phase.model.d_model})
     width = _WIDTHS[phase.train.param_dtype or "float32"]
     return with_total({"parameters": width * phase.model.num_parameters()})
 

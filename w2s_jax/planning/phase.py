@@ -60,7 +60,7 @@ class Phase:
         None to train on the whole split.
       suffixed: whether each document is followed by the token of its weak label.
       num_texts: read-outs per document: 1, or 2 for pairs.
-      head_init: how a class head starts: 'unembedding' or 'zeros'; '' without one.
+      head_init: how a class head starts: 'unembedding', 'zeros' or 'uniform'; '' without one.
       label_tokens: ids of the tokens that stand for the classes; () if there are none.
       num_classes: the number of classes of the task.
       streamed: whether the training text is read while it is used.

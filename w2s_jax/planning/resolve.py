@@ -50,7 +50,7 @@ class RoleInput:
       tokenizer: of the task's texts; None if its documents are tokens.
       label_tokens: ids of the tokens that stand for the classes, which are rows of the model's
         unembedding; () if there are none.
-      head_init: 'unembedding' (a head starts from the rows of these tokens) or 'zeros'.
+      head_init: 'unembedding' (a head starts from the rows of these tokens), 'zeros' or 'uniform'.
       prefix, suffix: the tokens that begin and end each text.
       splits: 'slice1', 'slice2', ..., 'validation', 'test' and 'pretrain' -> documents.
       streams: 'pretrain' -> text that is read while it is used.
@@ -122,6 +122,11 @@ def resolve(settings: Settings) -> Resolved:
         few documents for the config.
     """
     task_settings, protocol = settings.task, settings.protocol
+    if protocol.halves == "none" and settings.weak.labels is None:
+        raise errors.InputError(
+            "protocol.halves: 'none', but the weak model is trained on a slice of its own; give "
+            "weak.labels, or use shared or separate"
+        )
     given = features.find(settings)
     loaded = load(
         task_settings.name,
@@ -174,7 +179,7 @@ def resolve(settings: Settings) -> Resolved:
     notes.insert(0, f"task {task.name} from {loaded.source} ({loaded.location}): {sizes}")
     chunks: dict[Any, TokenizedDocuments] = {}
     roles = {
-        role: _features_input(role, given[role], reader, tokenized[reader.key], raw)
+        role: _features_input(role, given[role], reader, tokenized[reader.key], raw, settings)
         if role in given
         else _role_input(
             role, found[role], reader, tokenized[reader.key], raw, settings, notes, chunks
@@ -270,15 +275,16 @@ def _role_input(
     head_init = settings.protocol.head_init if completion is None else ""
     if completion is not None:
         generation.check_room(role, model, splits, completion)
-    elif model.bidirectional and head_init != "zeros":
+    elif model.bidirectional and head_init == "unembedding":
         notes.append(f"{role}: {model.name} has no unembedding: its head starts from zeros")
         head_init = "zeros"
     label_tokens: tuple[int, ...] = ()
     if completion is None and not model.bidirectional:
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
-        with contextlib.suppress(*([errors.InputError] if head_init == "zeros" else [])):
+        needed = head_init == "unembedding"
+        with contextlib.suppress(*([] if needed else [errors.InputError])):
             label_tokens = classes.label_tokens(role, reader.task, tokenizer, notes)
-        head_init = head_init if label_tokens else "zeros"
+        head_init = head_init if label_tokens or not needed else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
         for name in digests.keys() - {"pretrain"}:
@@ -313,6 +319,7 @@ def _features_input(
     reader: Reader,
     splits: Mapping[str, TokenizedDocuments],
     raw: Mapping[str, list[Document]],
+    settings: Settings,
 ) -> RoleInput:
     """Return the documents of a role whose model is features, with these."""
     documents = {name: raw[name] for name in splits}
@@ -326,7 +333,7 @@ def _features_input(
         source=None,
         tokenizer=None,
         label_tokens=(),
-        head_init="zeros",
+        head_init="uniform" if settings.protocol.head_init == "uniform" else "zeros",
         prefix=(),
         suffix=(),
         splits=splits,
@@ -366,14 +373,13 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
     for part in ("train", "pretrain", "probe"):
         validation.check_weight_decay(f"{role}.{part}", getattr(own, part))
     splits = data.splits
-    slices = [f"slice{number}" for number in range(1, settings.num_slices + 1)]
-    for name in (*slices, "test"):
+    for name in (*settings.slices, "test"):
         if name not in splits:
             raise errors.InputError(f"task.{name}_docs: there are no documents in {name}")
         if data.completion is not None:
             continue
         classes.check_present(name, splits[name].truth_N, data.num_classes)
-    used = [slices[list(settings.roles).index(role)]]
+    used = [f"slice{1 + list(settings.roles).index(role)}"]
     if role == "strong":
         used.append("slice2")
     if role == "strong" and settings.protocol.halves == "separate":
@@ -383,7 +389,7 @@ def _check(role: str, data: RoleInput, settings: Settings) -> None:
         "probe": ["probe"],
         "probe_then_full": ["probe", "train"],
     }.get(own.train.adapt, ["train"])
-    wanted = [(name, part) for name in used for part in parts]
+    wanted = [(name, part) for name in used if name in settings.slices for part in parts]
     wanted += [("pretrain", "pretrain")] if "pretrain" in splits else []
     for name, part in wanted:
         batch, available = getattr(own, part).batch_size, len(splits[name])

@@ -92,7 +92,7 @@ def tokenized_splits(
         train_docs=task.train_docs,
         test_docs=task.test_docs,
         validation_docs=task.validation_docs,
-        num_slices=settings.num_slices,
+        num_slices=len(settings.slices),
         balance=protocol.balance and classes,
         balance_test=protocol.balance_test and classes,
         grouping=protocol.grouping,
@@ -102,6 +102,9 @@ def tokenized_splits(
         ties=ties,
         notes=balanced,
     )
+    names = [name for name in raw if name.startswith("slice")]
+    renamed = dict(zip(names, settings.slices, strict=True))
+    raw = {renamed.get(name, name): docs for name, docs in raw.items()}
     found = [*balanced]
     undecided = "soft_label 0.5" if readers[0].task.num_classes == 2 else "undecided soft labels"
     found += [

@@ -14,7 +14,8 @@ def learning_rates(train: TrainSettings, total_steps: int) -> np.ndarray:
 
     A linear rise over the first `warmup` share of the steps (none by default), then cosine or
     linear decay that would reach 0 at `total_steps`, or a constant. With warm-up 0 the cosine form
-    is torch's CosineAnnealingLR, which the released code uses.
+    is torch's CosineAnnealingLR, which the released code uses. With `cosine_steps` it reaches 0
+    after so many steps (`T_max`), and has twice their period, as torch's has.
 
     Raises:
       InputError: if updates could overflow at this rate although the gradient is finite.
@@ -27,7 +28,7 @@ def learning_rates(train: TrainSettings, total_steps: int) -> np.ndarray:
         )
     warm = min(round(train.warmup * total_steps), total_steps - 1)
     rise_S = (np.arange(warm) + 1) / (warm + 1)
-    done_S = np.arange(total_steps - warm) / (total_steps - warm)
+    done_S = np.arange(total_steps - warm) / (train.cosine_steps or total_steps - warm)
     decay_S = {
         "cosine": (1 + np.cos(np.pi * done_S)) / 2,
         "linear": 1 - done_S,

@@ -31,6 +31,7 @@ _STATIC = (
     "remat",
     "adapt",
     "last_layers",
+    "head_bias",
 )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from w2s_jax.config import Settings
 from w2s_jax.core import errors
 from w2s_jax.data.classes import refuse_classes
+from w2s_jax.data.feature_sources import PREFIX
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -108,6 +109,8 @@ def is_synthetic(resolved: Resolved) -> bool:
 
 
 def _is_local(model: str) -> bool:
+    if model.startswith(PREFIX):
+        return True
     return model in EMBEDDED_MODELS or Path(model).expanduser().is_dir()
 
 
@@ -115,6 +118,11 @@ def _source(role: str, model: str) -> ModelSource | None:
     """Return a model's source; None for an embedded model."""
     if model in EMBEDDED_MODELS:
         return None
+    if model.startswith(PREFIX):
+        raise errors.InputError(
+            f"{role}.model: {model!r} is features of real documents; leave out --documents and "
+            "--tokens, and give a folder or an embedded model for the other role"
+        )
     if _is_local(model):
         from w2s_jax.models import sources
 
@@ -158,10 +166,7 @@ def _role_input(
             f"--tokens: {tokens}; allowed: at most {model.max_positions}, the positions of "
             f"{model.name}"
         )
-    sizes = {
-        f"slice{number}": documents // settings.num_slices
-        for number in range(1, settings.num_slices + 1)
-    }
+    sizes = dict.fromkeys(settings.slices, documents // len(settings.slices))
     validation = settings.task.validation_docs
     sizes["validation"] = VALIDATION_DOCUMENTS if validation is None else validation
     sizes["test"] = settings.task.test_docs or TEST_DOCUMENTS

@@ -83,7 +83,8 @@ def main(request: dict[str, Any]) -> int:
     )
     print(resolved.notes[0])
     if run.left_out:
-        print(f"not compiled (labels made without training): {', '.join(run.left_out)}")
+        reason = "labels made without training, or heads on features"
+        print(f"not compiled ({reason}): {', '.join(run.left_out)}")
     overrides: list[str] = []
     if request["search"] == "memory":
         run, overrides = searching.by_memory(compiler, run)

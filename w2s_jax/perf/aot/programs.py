@@ -61,6 +61,8 @@ def programs_of(
 ) -> tuple[list[Program], list[str]]:
     """Return the distinct programs of a plan's phases, and the titles of phases without one.
 
+    These are phases that make labels without training, and heads on features computed elsewhere.
+
     Args:
       plan: of a run.
       resolved: the resolved config of the plan.
@@ -73,7 +75,7 @@ def programs_of(
     left_out = []
     with sharding.over(mesh):
         for phase in plan.phases:
-            if PHASE_KINDS[phase.kind].forward is None:
+            if PHASE_KINDS[phase.kind].forward is None or phase.model.is_features:
                 left_out.append(phase.title)
                 continue
             made = label_passes if phase.completion is None else completing

@@ -56,12 +56,17 @@ class SliceCompiler:
         """Return the programs of a run on its mesh.
 
         Raises:
-          InputError: the run has no program of the kind in `only`.
+          InputError: the run has no program, or none of the kind in `only`.
         """
         mesh = compiler.mesh_on(self.devices, resolved.settings.mesh, self.slice)
         found, left_out = programs.programs_of(
             plan(resolved), resolved, mesh, self.slice.memory, self.host
         )
+        if not found:
+            raise errors.InputError(
+                "the run has no program to compile: all of its models are features or external "
+                "labels"
+            )
         if self.only is not None:
             found = [program for program in found if program.trains == (self.only == "steps")]
             if not found:

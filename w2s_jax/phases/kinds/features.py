@@ -32,8 +32,10 @@ def build(resolved: Resolved, role: str, parents: Mapping[str, str]) -> Phase:
     """
     settings, data = resolved.settings, resolved.roles[role]
     splits = sorted(name for name in data.splits if name.startswith("slice"))
-    if role == "strong" and ceiling_slice(settings) == "slice2":
-        splits.remove("slice1")
+    # A network's features of slice 1, on which no head of it is trained, would cost a pass.
+    unused = role == "strong" and ceiling_slice(settings) == "slice2"
+    if unused and not data.model.is_features:
+        splits = [name for name in splits if name != "slice1"]
     splits += sorted({"test", "validation"} & set(data.splits))
     return Phase(
         kind="features",

@@ -55,7 +55,9 @@ def build(
         method=(method, tuple(sorted(options.items()))),
         label_tokens=data.label_tokens,
         num_classes=data.num_classes,
-        data_digests={name: data.digests[name] for name in {*splits, "slice1", "slice2"}},
+        data_digests={
+            name: data.digests[name] for name in {*splits, "slice1", "slice2"} & data.digests.keys()
+        },
         weights_digest=weights_digest(data),
         labels_digest=resolved.outside if method == "outside" else None,
         completion=data.completion,
