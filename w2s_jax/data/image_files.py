@@ -26,8 +26,9 @@ from w2s_jax.data.records import OpenedRecords, Reader
 from w2s_jax.data.task import Candidate, Task, TokenSpace
 
 LAYOUT = (
-    "SPLIT-images-idx3-ubyte and SPLIT-labels-idx1-ubyte (also .gz), SPLIT.npz with `images` and "
-    "`labels`, or SPLIT/CLASS/*.png or *.jpg"
+    "train-images-idx3-ubyte, train-labels-idx1-ubyte and the same of t10k or test (also .gz), or "
+    "train.npz and test.npz with arrays `images` and `labels`, or train/CLASS/*.png and "
+    "test/CLASS/*.png (also .jpg)"
 )
 #: Tokens of images: the 256 pixel values, none of which stands for a class.
 PIXELS = TokenSpace(vocab_size=256, pad_id=0, bos_id=0, label_tokens=())
@@ -111,12 +112,15 @@ def open_images(task: Task, data_dir: str | None) -> OpenedRecords:
     splits = _splits(*found) if found is not None else {}
     if found is None or not splits:
         root = records.data_root(data_dir)
-        where = "neither task.data_dir nor W2S_DATA_DIR is set" if root is None else (
-            f"there are no images in {root / task.name}"
+        where = (
+            "neither task.data_dir nor W2S_DATA_DIR is set"
+            if root is None
+            else f"there are none in {root / task.name}"
         )
-        source = f" ({task.description})" if task.description else ""
-        raise InputError(f"task.data_dir: no files for task {task.name!r}{source}: {where}; put "
-                         f"{LAYOUT} there")
+        raise InputError(
+            f"task.data_dir: no images for task {task.name!r}: {where}; <data_dir>/{task.name} "
+            f"needs {LAYOUT}. {task.description}"
+        )
     folder, paths = found
     used = {path for split in splits.values() for path in (split.path, split.labels)}
     return OpenedRecords(

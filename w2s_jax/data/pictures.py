@@ -19,9 +19,7 @@ _MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB", "YCbCr": "RGB", "CMYK": 
 def has_pictures(folder: Path) -> bool:
     """Return whether a folder has a folder with a picture."""
     return any(
-        path.suffix.lower() in SUFFIXES
-        for inner in _folders(folder)
-        for path in contents(inner)
+        path.suffix.lower() in SUFFIXES for inner in _folders(folder) for path in contents(inner)
     )
 
 

@@ -20,6 +20,7 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
+from w2s_jax.models.image_models import IMAGE_MODELS
 from w2s_jax.models.hf_models import local_folder, split_id
 from w2s_jax.store import checksums
 
@@ -71,7 +72,7 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
     try:
         folder = local_folder(given)
     except hf_hub.NotFound as error:
-        match = nearest(given, EMBEDDED_MODELS)
+        match = nearest(given, (*EMBEDDED_MODELS, *IMAGE_MODELS))
         if match is None or "/" in given:
             raise
         raise hf_hub.NotFound(f"{error} (did you mean {match!r}?)") from error

@@ -124,7 +124,7 @@ def get_task(name: str, data_dir: str | None = None, image_size: int | None = No
     raise InputError(
         f"task.name: unknown value {name!r}{did_you_mean(name, TASKS)}; allowed: the tasks that "
         "`w2s data list` shows, or a folder of your own: set --data_dir (in a run "
-        f"--config.task.data_dir) to a folder laid out as {records.LAYOUT}{tried}"
+        f"--config.task.data_dir) to a folder laid out as {records.LAYOUT}, or of images{tried}"
     )
 
 

@@ -7,8 +7,8 @@ from w2s_jax.data.task import Task
 TASKS: tuple[Task, ...] = (
     Task(
         name="fashion_mnist",
-        description="28x28 images of clothes (Xiao et al. 2017): which of ten kinds is it? Files in "
-        "idx format from github.com/zalandoresearch/fashion-mnist (data/fashion).",
+        description="28x28 images of clothes: which of ten kinds is it? (Xiao et al. 2017; files in "
+        "github.com/zalandoresearch/fashion-mnist, data/fashion)",
         licence="MIT",
         fields=("image",),
         expand=expand_image,
