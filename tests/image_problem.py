@@ -9,7 +9,10 @@ KINDS = ("idx", "idx.gz", "npz", "png")
 
 
 def shapes(count, side=8, channels=1, seed=0):
-    """Return uint8 images [N, side, side(, channels)] of noise, and labels: 1 has a level bar, 0 an upright one."""
+    """Return uint8 images [N, side, side(, channels)] of noise, and labels.
+
+    Images of label 1 have a level bar, those of label 0 an upright one.
+    """
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 90, (count, side, side, channels), dtype=np.uint8)
     labels = np.arange(count) % 2

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from image_problem import KINDS, idx_bytes, shapes, write_split, write_task
 from refusals import error
+from scipy.signal import correlate
 
 from w2s_jax.cli.main import main
 from w2s_jax.data.documents import pixel_arrays
@@ -363,6 +364,36 @@ def test_a_function_gets_the_images_as_an_array(tmp_path, brightness):
     np.testing.assert_allclose(rows[:, 0, 0], images.mean((1, 2, 3)), rtol=1e-6)
     text = error(find_features("features:brightness").reading, None)
     assert text == "features:brightness reads images"
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 13, 3)])
+def test_random_convolutions_equal_scipys(shape):
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    got = FEATURES["random_convolutions"].function(images)
+    assert got.shape == (3, 4 * 4 * 64) and got.dtype == np.float32
+    filters = np.random.default_rng(0).normal(size=(9, shape[2], 64)).astype(np.float32)
+    filters -= filters.mean(0)
+    kernels = filters.reshape(3, 3, shape[2], 64).astype(np.float64)
+    image = images[1].astype(np.float64)
+    image = (image - image.mean()) / image.std()
+    for f in (0, 17, 63):
+        maps = [correlate(image[..., c], kernels[..., c, f], "same") for c in range(shape[2])]
+        response = np.maximum(sum(maps), 0)
+        rows, columns = (np.arange(5) * size // 4 for size in shape[:2])
+        for y, x in ((0, 0), (1, 3), (3, 2)):
+            cell = response[rows[y] : rows[y + 1], columns[x] : columns[x + 1]]
+            assert got.reshape(3, 4, 4, 64)[1, y, x, f] == pytest.approx(cell.max(), abs=1e-4)
+
+
+def test_random_convolutions_of_a_document_do_not_depend_on_the_others(monkeypatch):
+    function = FEATURES["random_convolutions"].function
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    images[3] = 7  # without contrast
+    together = function(images)
+    assert np.isfinite(together).all() and not together[3].any()
+    monkeypatch.setattr("w2s_jax.data.random_convolutions._BLOCK", 8 * 8 * 64 * 2)
+    np.testing.assert_allclose(function(images), together, atol=1e-5)
+    np.testing.assert_allclose(function(images[1:2]), together[1:2], atol=1e-5)
 
 
 def test_the_data_commands_show_an_image_task(tmp_path, capsys):

@@ -114,26 +114,9 @@ def test_a_transformer_reads_the_pixels_as_tokens(data_dir, tmp_path):
 
 def test_the_recipe_of_digits_has_a_strong_function(tmp_path):
     config = recipes.load_config(f"{RECIPES}/image_digits.py", [])
-    try:
-        config.losses = ("xent",)
-        result = w2s_jax.run(config, tmp_path / "run")
-        function = FEATURES["random_convolutions"].function
-        images = np.random.default_rng(0).integers(0, 17, (2, 8, 8, 1), dtype=np.uint8)
-        got = function(images)
-    finally:
-        FEATURES.pop("random_convolutions")
+    config.losses = ("xent",)
+    result = w2s_jax.run(config, tmp_path / "run")
     assert result["ceiling"]["accuracy"] > 0.88 > result["weak"]["accuracy"] > 0.5
-    # One filter at one place, by hand.
-    filters = np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32)
-    filters -= filters.mean(0)
-    window = images[1, 3:6, 2:5, 0].reshape(9) / 16  # around pixel (4, 3)
-    others = [
-        np.maximum(images[1, y - 1 : y + 2, x - 1 : x + 2, 0].reshape(9) / 16 @ filters[:, 5], 0)
-        for y, x in ((4, 2), (5, 2), (5, 3))
-    ]
-    wanted = max(np.maximum(window @ filters[:, 5], 0), *others)
-    assert got.shape == (2, 4 * 4 * 64)
-    assert got.reshape(2, 4, 4, 64)[1, 2, 1, 5] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_recipe_of_fashion_mnist_reads_its_files(tmp_path):
@@ -147,12 +130,11 @@ def test_the_recipe_of_fashion_mnist_reads_its_files(tmp_path):
     config = recipes.load_config(f"{RECIPES}/fashion_mnist.py", [])
     config.task.data_dir = str(tmp_path)
     config.task.train_docs, config.task.validation_docs = 200, 100
-    config.train.batch_size = 50
-    config.strong.model = "cnn-8"
-    config.train.epochs = 15.0
+    config.train.batch_size = config.probe.batch_size = 50
+    config.weak.train.epochs = 15.0
     config.losses = ("xent",)
     result = w2s_jax.run(config, tmp_path / "run")
-    assert result["classes"][0] == "T-shirt/top" and result["ceiling"]["accuracy"] > 0.8
+    assert result["classes"][0] == "T-shirt/top" and result["ceiling"]["accuracy"] > 0.5
 
 
 @pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="Pillow is not installed")

@@ -40,5 +40,5 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.phases.kinds.finetune",
         "w2s_jax.phases.kinds.labels",
     ),
-    "feature function": (),
+    "feature function": ("w2s_jax.data.random_convolutions",),
 }

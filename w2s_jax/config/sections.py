@@ -267,7 +267,7 @@ class TaskSettings:
         None,
         low=1,
         high=1024,
-        meaning="Pixels of a side to which pictures (PNG, JPEG) are resized; None: all have one size",
+        meaning="Pixels of a side to which pictures (PNG, JPEG) are resized; None: not at all",
     )
     where: str | None = option(
         None,

@@ -36,8 +36,8 @@ def list_tasks(console: Console) -> None:
     console.print(table)
     console.print(
         f"{len(TASKS)} tasks; any folder of files with text and label (or text_a, text_b and "
-        "label, or prompt and target), or of images, under task.data_dir also works; `w2s data list "
-        "TASK` shows the fields of a task",
+        "label, or prompt and target), or of images, under task.data_dir also works; `w2s data "
+        "list TASK` shows the fields of a task",
         highlight=False,
     )
 

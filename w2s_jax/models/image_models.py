@@ -3,7 +3,6 @@
 `models.convolution` has their forward pass.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,6 +179,6 @@ def check_documents(role: str, name: str, task: Any, max_length: int | None) -> 
         )
     if max_length is not None and max_length <= task.image.size:
         raise errors.InputError(
-            f"task.max_length: {max_length} cuts the {task.image.size} pixels of an image, of which "
-            f"{role}.model={name} needs all; leave it at None"
+            f"task.max_length: {max_length} cuts the {task.image.size} pixels of an image, of "
+            f"which {role}.model={name} needs all; leave it at None"
         )

@@ -20,8 +20,8 @@ from w2s_jax.models import checkpoint_files as files
 from w2s_jax.models import peft_files, tokenizer_record
 from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
-from w2s_jax.models.image_models import IMAGE_MODELS
 from w2s_jax.models.hf_models import local_folder, split_id
+from w2s_jax.models.image_models import IMAGE_MODELS
 from w2s_jax.store import checksums
 
 #: The `kind` of a folder written by `w2s convert`; other kinds are phase kinds.

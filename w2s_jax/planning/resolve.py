@@ -259,6 +259,7 @@ def _role_input(
     if reader.task.generates:
         assert tokenizer is not None
         completion = generation.completion_of(tokenizer, splits, settings.task.max_new_tokens)
+    model: ModelConfig
     if own.model in IMAGE_MODELS:
         assert reader.task.image is not None
         model = image_model(own.model, reader.task.image)
