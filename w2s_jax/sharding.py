@@ -37,6 +37,8 @@ class ShardingRules:
     layers: str | None = None
     classes: str | None = None
     lora: str | None = None
+    patch: str | None = None
+    channels: str | None = None
 
     def __post_init__(self) -> None:
         for logical, axis in dataclasses.asdict(self).items():

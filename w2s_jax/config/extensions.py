@@ -41,5 +41,5 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         "w2s_jax.phases.kinds.labels",
         "w2s_jax.phases.kinds.transfer",
     ),
-    "feature function": (),
+    "feature function": ("w2s_jax.data.random_convolutions",),
 }

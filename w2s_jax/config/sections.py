@@ -277,6 +277,12 @@ class TaskSettings:
     split_seed: int = option(
         0, low=0, high=MAX_SEED, meaning="Seed of the choice and the split of documents"
     )
+    image_size: int | None = option(
+        None,
+        low=1,
+        high=1024,
+        meaning="Pixels of a side to which pictures (PNG, JPEG) are resized; None: not at all",
+    )
     where: str | None = option(
         None,
         meaning="Condition on a field of the records, such as 'Rating<1500' or 'Rating<50%' (the "

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from w2s_jax.core.errors import InputError, listed, unknown
-from w2s_jax.data import check, records
+from w2s_jax.data import check, image_files, records
 from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
@@ -42,8 +42,8 @@ def list_tasks(console: Console) -> None:
     console.print(table)
     console.print(
         f"{len(TASKS)} tasks; any folder of files with text and label (or text_a, text_b and "
-        "label, or prompt and target) under task.data_dir also works; `w2s data list TASK` shows "
-        "the fields of a task",
+        "label, or prompt and target), or of images, under task.data_dir also works; `w2s data "
+        "list TASK` shows the fields of a task",
         highlight=False,
     )
 
@@ -74,7 +74,11 @@ def list_task(name: str, console: Console, *, data_dir: str | None = None) -> No
             rows["tokenizer"] = f"{task.tokenizer}, of embedded models"
         if optional:
             rows["optional fields"] = ", ".join(optional)
-        rows["local files"] = records.LAYOUT.replace("<data_dir>/<task>", folder)
+        rows["local files"] = (
+            records.LAYOUT.replace("<data_dir>/<task>", folder)
+            if task.image is None
+            else f"{folder}/: {image_files.LAYOUT}"
+        )
         rows["trains on"] = "train"
         if task.train_split:
             rows["trains on"] += f", else {task.train_split}"

@@ -1,7 +1,8 @@
 """Documents, their stable ids, and orders that depend only on a seed and those ids."""
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ class Document:
 
     Attributes:
       id: stable 64-bit hash of the task, the split and the content (see `stable_id`).
-      text, texts, tokens: the content.
+      text, texts, tokens: the content. Tokens may be bytes, as the pixels of an image are.
       label: ground truth, 0 to C - 1; None for text without labels.
       soft_label: from people or a judge: P(label 1) of two classes; the probabilities of C > 2
         classes, which sum to 1.
@@ -31,7 +32,7 @@ class Document:
     id: int
     text: str | None = None
     texts: tuple[str, ...] | None = None
-    tokens: tuple[int, ...] | None = None
+    tokens: tuple[int, ...] | bytes | None = None
     label: int | None = None
     soft_label: float | tuple[float, ...] | None = None
     target: str | None = None
@@ -56,6 +57,40 @@ class Document:
         if self.label is not None or self.soft_label is None:
             return self.label
         return _hard(self.soft_label)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpace:
+    """How the documents of a task are images: the last H * W * channels tokens are the pixels.
+
+    They are in the order of a C array [H, W, channels].
+
+    Attributes:
+      shape: (H, W, channels).
+      first: id of the token of pixel value 0; the others follow.
+      values: number of pixel values, at most 256.
+      resized: whether pictures of other sizes are resized to `shape` (`task.image_size`).
+    """
+
+    shape: tuple[int, int, int]
+    first: int = 0
+    values: int = 256
+    resized: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of tokens of an image, H * W * channels."""
+        return math.prod(self.shape)
+
+
+def pixel_arrays(documents: Sequence[Document], image: ImageSpace) -> np.ndarray:
+    """Return documents that are images as arrays, uint8 [N, H, W, channels]."""
+    pixels = []
+    for document in documents:
+        tokens = document.tokens or ()
+        values = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else np.array(tokens)
+        pixels.append((values[-image.size :] - image.first).astype(np.uint8))
+    return np.stack(pixels).reshape(-1, *image.shape)
 
 
 def _hard(soft_label: float | tuple[float, ...]) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from w2s_jax.config.tables import Table
 from w2s_jax.core.errors import InputError, first_line, shown
-from w2s_jax.data.documents import Document
+from w2s_jax.data.documents import Document, ImageSpace, pixel_arrays
 
 #: What the models of such roles begin with.
 PREFIX = "features:"
@@ -60,6 +60,15 @@ class FeatureSource(ABC):
     given: str
     name: str
 
+    def reading(self, image: ImageSpace | None) -> "FeatureSource":
+        """Return the source that reads documents which are images, or not (None).
+
+        Raises:
+          InputError: it reads images alone.
+        """
+        del image
+        return self
+
     @abstractmethod
     def bind(self, splits: Splits, num_texts: int = 1) -> SplitFeatures:
         """Return the features of the documents of a run, after checking that all have some.
@@ -79,8 +88,9 @@ class FeatureFunction:
     """A function that computes features of documents (see `register_features`)."""
 
     name: str
-    function: Callable[[Sequence[Document]], Any]
+    function: Callable[[Any], Any]
     version: str | int
+    images: bool = False
 
 
 #: Functions that compute features, by name.
@@ -88,7 +98,7 @@ FEATURES: Table[FeatureFunction] = Table("feature function")
 
 
 def register_features(
-    name: str, function: Callable[[Sequence[Document]], Any], *, version: str | int
+    name: str, function: Callable[[Any], Any], *, version: str | int, images: bool = False
 ) -> FeatureFunction:
     """Register a function that computes features, so that a role's model may be 'features:<name>'.
 
@@ -99,13 +109,14 @@ def register_features(
         and one document on its own to find out D.
       version: part of the fingerprint of every phase that uses the features. Change it whenever the
         function, or a file that it reads, changes what it returns.
+      images: whether the function takes images, uint8 [N, H, W, channels], in place of documents.
 
     Raises:
       InputError: the name is taken, or has a '/' or a '.', by which files are recognised.
     """
     if not name or set("/.\\") & set(name):
         raise InputError(f"register_features: {shown(name)} is not a name; use no '/' and no '.'")
-    return FEATURES.add(FeatureFunction(name, function, version))
+    return FEATURES.add(FeatureFunction(name, function, version, images))
 
 
 def find_features(model: str) -> FeatureSource | None:
@@ -133,9 +144,17 @@ def find_features(model: str) -> FeatureSource | None:
 class FunctionSource(FeatureSource):
     """Features that a registered function computes, when a phase needs them."""
 
-    def __init__(self, declared: FeatureFunction):
-        self.declared = declared
+    def __init__(self, declared: FeatureFunction, image: ImageSpace | None = None):
+        self.declared, self.image = declared, image
         self.given = self.name = f"{PREFIX}{declared.name}"
+
+    def reading(self, image: ImageSpace | None) -> "FunctionSource":
+        """See `FeatureSource.reading`."""
+        if not self.declared.images:
+            return self
+        if image is None:
+            raise InputError(f"{self.given} reads images")
+        return FunctionSource(self.declared, image)
 
     def bind(self, splits: Splits, num_texts: int = 1) -> SplitFeatures:
         """See `FeatureSource.bind`; only one document of each split is tried."""
@@ -158,7 +177,8 @@ class FunctionSource(FeatureSource):
     ) -> np.ndarray:
         where = f"{self.given}: {split}"
         try:
-            found = np.asarray(self.declared.function(documents))
+            read = documents if self.image is None else pixel_arrays(documents, self.image)
+            found = np.asarray(self.declared.function(read))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         except Exception as error:

@@ -116,7 +116,7 @@ def read_items(
         try:
             candidates = _expanded(task, record, where, no_label, targets)
             for candidate in candidates:
-                if not all(text.strip() for text in candidate.texts):
+                if candidate.pixels is None and not all(text.strip() for text in candidate.texts):
                     raise EmptyText(
                         f"{where}: fields {', '.join(task.fields)}: empty document: "
                         f"{shown(candidate.text)}"

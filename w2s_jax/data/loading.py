@@ -182,6 +182,7 @@ def load(
     classes: Sequence[str] = (),
     keep: Collection[str] = (),
     unlabelled: str | None = None,
+    image_size: int | None = None,
 ) -> LoadedTask:
     """Load a task as `load_task` does, and return its source and notes too.
 
@@ -191,11 +192,17 @@ def load(
     and without conditions. The task returned for a folder has the classes that `classes` gives, or
     that were found. Fields of records in `keep` are in `meta` of their documents. The pool that
     `unlabelled` names, or the layout has (see `data.unlabelled`), is the split 'unlabelled'.
+    Pictures are resized to `image_size` pixels a side (`task.image_size`).
     """
     conditions = Conditions.parse(where, test_where)
     _check_options(source, item_expansion, empty)
     check_classes("task.classes", classes)
-    task = get_task(name, data_dir)
+    task = get_task(name, data_dir, image_size)
+    if image_size is not None and (task.image is None or not task.image.resized):
+        raise InputError(
+            f"task.image_size: {image_size}, but task {name!r} is not a folder of PNG or JPEG "
+            "pictures; leave it at None"
+        )
     refuse_classes(task, classes, own_code=name in TASKS)
     empty = empty or task.empty
     notes = [] if task.warning is None else [f"task {name}: {task.warning}"]
@@ -402,7 +409,7 @@ def _record_ids(
         parts = [
             part
             for c, label in zip(candidates, labels[n], strict=True)
-            for part in (*c.texts, _label_part(task, c, label, where))
+            for part in (*_content(c), _label_part(task, c, label, where))
         ]
         base = stable_id("record", task.name, split, *parts)
         ids_N[n] = stable_id(base, seen[base])
@@ -425,13 +432,15 @@ def _documents(
         for i in picks:
             candidate, label = candidates[i], record_labels[i]
             label_part = _label_part(task, candidate, label, where)
-            base = stable_id("document", task.name, split, *candidate.texts, label_part)
+            base = stable_id("document", task.name, split, *_content(candidate), label_part)
             soft = None if is_unlabelled(candidate.soft_label) else candidate.soft_label
+            image = candidate.pixels is not None
             documents.append(
                 Document(
                     id=stable_id(base, seen[base]),
-                    text=candidate.text if isinstance(candidate.text, str) else None,
+                    text=candidate.text if isinstance(candidate.text, str) and not image else None,
                     texts=None if isinstance(candidate.text, str) else candidate.text,
+                    tokens=candidate.pixels,
                     label=None if label == UNLABELLED else label,
                     soft_label=(
                         None if soft is None else parse_soft_label(soft, where, task.classes)
@@ -444,6 +453,11 @@ def _documents(
             )
             seen[base] += 1
     return documents
+
+
+def _content(candidate: Candidate) -> tuple[str | bytes, ...]:
+    """Return what a candidate's id is a hash of: its texts, or its pixels."""
+    return candidate.texts if candidate.pixels is None else (candidate.pixels,)
 
 
 def _group(candidate: Candidate, where: str) -> str | None:

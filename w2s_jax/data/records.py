@@ -137,7 +137,7 @@ def _is_file(path: Path) -> bool:
 
 def task_folder(task: str, data_dir: str | None) -> Path | None:
     """Return the folder of `task` in the data folder if it has data files, else None."""
-    found = _contents(task, data_dir)
+    found = task_contents(task, data_dir)
     if found is None or not any(split_of(path) and _is_file(path) for path in found[1]):
         return None
     return found[0]
@@ -145,7 +145,7 @@ def task_folder(task: str, data_dir: str | None) -> Path | None:
 
 def other_files(task: str, data_dir: str | None) -> list[str]:
     """Return names of files in the folder of `task` in the data folder, if none is a data file."""
-    found = _contents(task, data_dir)
+    found = task_contents(task, data_dir)
     if found is None or task_folder(task, data_dir) is not None:
         return []
     return sorted(path.name for path in found[1])[:5]
@@ -156,7 +156,7 @@ def is_plain(name: str) -> bool:
     return name not in ("", ".", "..") and Path(name).name == name
 
 
-def _contents(task: str, data_dir: str | None) -> tuple[Path, list[Path]] | None:
+def task_contents(task: str, data_dir: str | None) -> tuple[Path, list[Path]] | None:
     """Return the folder of `task` in the data folder and what is in it; None if there is none."""
     root = data_root(data_dir)
     if root is None or not is_plain(task):
@@ -183,8 +183,13 @@ class TaskFiles:
     @property
     def first(self) -> Path:
         """The training file, else that of another official split, else any."""
-        official = (self.splits[split] for split in OFFICIAL_SPLITS if split in self.splits)
-        return next(official, next(iter(self.splits.values())))
+        return first_split(self.splits)
+
+
+def first_split(splits: Mapping[str, Any]) -> Any:
+    """Return the value of the training split, else of another official one, else of any."""
+    official = (splits[split] for split in OFFICIAL_SPLITS if split in splits)
+    return next(official, next(iter(splits.values())))
 
 
 def find_files(task: str, data_dir: str | None) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from w2s_jax.core.errors import InputError, first_line, listed, unknown
 from w2s_jax.core.files import location
 from w2s_jax.core.hf_hub import INSTALL
 from w2s_jax.data import hf_datasets, records, tfds
+from w2s_jax.data.image_files import open_images
 from w2s_jax.data.records import OpenedRecords, Reader
 from w2s_jax.data.roles import training_split
 from w2s_jax.data.task import Origin, Task
@@ -37,6 +38,10 @@ def open_records(task: Task, source: str, data_dir: str | None) -> OpenedRecords
     """
     if source not in RECORD_SOURCES:
         raise unknown("task.source", source, RECORD_SOURCES)
+    if task.image is not None:
+        if source not in ("auto", "files"):
+            raise InputError(f"task.source: {_not_available(task, source)}")
+        return open_images(task, data_dir)
     if source == "files":
         return _open_files(task, data_dir)
     if source == "auto" and _files_name(task, data_dir) is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from w2s_jax.data.documents import Document
+from w2s_jax.data.documents import Document, ImageSpace
 from w2s_jax.data.templates import Template
 
 
@@ -16,7 +16,7 @@ class TokenSpace:
       vocab_size: number of ids.
       pad_id, bos_id: ids of padding and of the beginning of a document.
       label_tokens: ids of the tokens for the labels 0 to C - 1 (a head may be initialised from
-        their rows of the unembedding).
+        their rows of the unembedding); () if there are none, as in images.
     """
 
     vocab_size: int
@@ -39,6 +39,8 @@ class Candidate:
       soft_label: from people or a judge, as in the record: P(label 1) of two classes; of C > 2 a
         list of probabilities, or a mapping from class to probability.
       target: the expected completion of the text, in a generation task.
+      pixels: uint8 values of an image, the content of a document of an image task, whose `text` is
+        ''.
     """
 
     text: str | tuple[str, str]
@@ -47,6 +49,7 @@ class Candidate:
     meta: Mapping[str, Any] = field(default_factory=dict)
     soft_label: Any = None
     target: str | None = None
+    pixels: bytes | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -96,6 +99,7 @@ class Task:
       hub, tfds: the dataset on the Hugging Face hub and in the TFDS catalogue.
       load: for embedded data: load(split_seed=...) -> documents by split.
       token_space: for tasks whose documents are tokens.
+      image: for tasks whose documents are images; they are tokens too.
       truncate: side at which over-long texts are cut: 'end', or 'start' if the most important part
         (a question, a reply) comes last. Default: 'start' for pairs, whose texts often begin alike;
         else 'end'.
@@ -137,6 +141,7 @@ class Task:
     tfds: Origin | None = None
     load: Callable[..., dict[str, list[Document]]] | None = None
     token_space: TokenSpace | None = None
+    image: ImageSpace | None = None
     truncate: str = ""
     warning: str | None = None
     train_split: str | None = None

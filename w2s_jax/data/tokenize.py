@@ -223,7 +223,9 @@ def _given_tokens(documents: Sequence[Document]) -> _Encoded:
     for document in documents:
         if document.tokens is None:
             raise InputError(f"{document.name} has no tokens, but others have")
-        tokens.append(np.asarray(document.tokens, np.int32))
+        given = document.tokens
+        tokens_L = np.frombuffer(given, np.uint8) if isinstance(given, bytes) else np.asarray(given)
+        tokens.append(tokens_L.astype(np.int32))
         length = len(document.tokens)
         if document.loss_weights is None:
             # The first token is never predicted.

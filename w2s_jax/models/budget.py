@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from w2s_jax.config import ADAPTS, REMATS, LoraSettings, TrainSettings
 from w2s_jax.core import errors
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.image_models import ImageConfig
 
 GIB = 2**30
 
@@ -179,6 +180,8 @@ def train_flops_per_token(
 
 def _layer_flops(config: ModelConfig, length: int, last_only: bool) -> list[tuple[float, float]]:
     """Return forward FLOPs per token of each layer: (of matrices, of attention)."""
+    if isinstance(config, ImageConfig):
+        return [(config.image_flops() / length, 0.0)]
     matrices = {name: 2 * i * o for name, (i, o) in config.projections().items()}
     per_slot = 4 * config.num_heads * config.head_dim
     local = config.local_layers or (config.window > 0,) * config.num_layers
@@ -279,6 +282,8 @@ def training_memory(
 
 def _kept_by_layer(config: ModelConfig, longest: int, width: int) -> int:
     """Return the bytes that a layer keeps per token; `width` is that of the compute dtype."""
+    if isinstance(config, ImageConfig):
+        return width * -(-config.image_activations() // longest)
     d, f = config.d_model, config.d_mlp
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     norms = (1 if config.shared_norm else 2) + 2 * config.post_norms

@@ -6,11 +6,12 @@ from rich.console import Console
 from rich.table import Table
 
 from w2s_jax.core.errors import InputError, nearest
-from w2s_jax.models import budget, ladders, sources
+from w2s_jax.models import budget, image_commands, ladders, sources
 from w2s_jax.models.checking import read_description
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
 from w2s_jax.models.families import FAMILIES
 from w2s_jax.models.gguf_files import dequantised, is_gguf, read_gguf
+from w2s_jax.models.image_models import IMAGE_MODELS
 from w2s_jax.models.locations import split_layers, truncated
 from w2s_jax.models.peft_files import is_adapter_folder
 
@@ -28,6 +29,7 @@ def list_models(console: Console) -> None:
     """Print the model families, the embedded models and the ladders of known models."""
     _print_families(console)
     _print_embedded(console)
+    image_commands.print_image_models(console)
     _print_ladders(console)
     console.print(
         "\nparameters: size of the backbone with embeddings; lr: default learning rate;\n"
@@ -134,6 +136,9 @@ def show_model(name: str, console: Console) -> None:
     Raises:
       InputError: if `name` is none of these, or the folder's config.json is not supported.
     """
+    if name in IMAGE_MODELS:
+        image_commands.show_image_model(name, console)
+        return
     config, title, note = _read(name)
     embedded = name in EMBEDDED_MODELS
     console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
@@ -191,7 +196,7 @@ def _read(name: str) -> tuple[ModelConfig, str, str]:
         if known.ladder in ladders.NOTES:
             note += f"; {ladders.NOTES[known.ladder]}"
         return known.config(), known.name, note
-    names = [*EMBEDDED_MODELS, *ladders.KNOWN]
+    names = [*EMBEDDED_MODELS, *IMAGE_MODELS, *ladders.KNOWN]
     short = {known.rpartition("/")[2]: known for known in names}
     match = nearest(name, [*names, *short])
     match = short.get(match or "", match)

@@ -19,9 +19,11 @@ from w2s_jax.config import REMATS
 from w2s_jax.core import errors
 from w2s_jax.models.attention import segment_positions
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.convolution import ConvolutionalNetwork
 from w2s_jax.models.decoder import Decoder
 from w2s_jax.models.dropout import Dropout
 from w2s_jax.models.encoder import Encoder
+from w2s_jax.models.image_models import ImageConfig
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ _ADAPTERS = 1
 
 
 def _module(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+    if isinstance(config, ImageConfig):
+        return ConvolutionalNetwork(config, rngs)
     return Encoder(config, rngs) if config.bidirectional else Decoder(config, rngs)
 
 

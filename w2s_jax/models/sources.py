@@ -22,6 +22,7 @@ from w2s_jax.models.checking import check_folder
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig
 from w2s_jax.models.gguf_files import is_gguf, origin_of
 from w2s_jax.models.hf_models import local_folder, split_id
+from w2s_jax.models.image_models import IMAGE_MODELS
 from w2s_jax.models.locations import split_layers, truncated, with_layers
 from w2s_jax.store import checksums
 
@@ -87,7 +88,7 @@ def find(path_or_hub_id: str | os.PathLike[str]) -> ModelSource:
     try:
         folder = local_folder(model)
     except hf_hub.NotFound as error:
-        match = nearest(model, EMBEDDED_MODELS)
+        match = nearest(model, (*EMBEDDED_MODELS, *IMAGE_MODELS))
         if match is None or "/" in given:
             raise
         raise hf_hub.NotFound(f"{error} (did you mean {match!r}?)") from error
@@ -219,7 +220,13 @@ def read_ours(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
             "needed here"
         )
     try:
-        return record, ModelConfig(**record["spec"]["model"])
+        model = record["spec"]["model"]
+        if "architecture" in model:
+            raise InputError(
+                f"{model['name']} is a convolutional network, whose parameters are not loaded from "
+                "folders; name an embedded model, such as cnn-8"
+            )
+        return record, ModelConfig(**model)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:

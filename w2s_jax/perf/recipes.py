@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from w2s_jax.config.validation import validate
 from w2s_jax.core import errors
 from w2s_jax.models import adapting, lora, network
+from w2s_jax.models.image_models import ImageConfig
 from w2s_jax.perf.workloads import Workload
 from w2s_jax.phases import parameters
 from w2s_jax.planning.phase import Phase
@@ -34,6 +35,11 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
             "leaves no ceiling to measure; set protocol.halves=separate"
         )
     phase = phases.phase(phases.ceiling)
+    if isinstance(phase.model, ImageConfig):
+        raise errors.InputError(
+            f"strong.model: {phase.model.name} is a convolutional network, which is not measured; "
+            "name a transformer"
+        )
     if phase.model.is_features:
         raise errors.InputError(
             f"strong.model: {phase.model.name} has no network to measure, just heads on features"

@@ -77,6 +77,16 @@ def check_task(task: Task, given: Mapping[str, FeatureSource]) -> None:
             )
 
 
+def reading(role: str, source: FeatureSource, task: Task) -> FeatureSource:
+    """Return `source.reading(task.image)`; errors name the role's field."""
+    try:
+        return source.reading(task.image)
+    except errors.InputError as error:
+        raise errors.InputError(
+            f"{role}.model: {error}, but the documents of task {task.name!r} are no images"
+        ) from error
+
+
 def bound(role: str, source: FeatureSource, splits: Splits, num_texts: int) -> SplitFeatures:
     """Return `source.bind(splits, num_texts)`; errors name the role's field."""
     try:

@@ -29,6 +29,7 @@ from w2s_jax.models.config import (
     embedded_model,
     features_model,
 )
+from w2s_jax.models.image_models import IMAGE_MODELS, check_documents, image_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning import classes, features, generation, pool, templates, transfer
 from w2s_jax.planning.external import bound_labels, check_external, digest_of, is_array
@@ -150,6 +151,7 @@ def resolve(settings: Settings) -> Resolved:
         classes=task_settings.classes,
         unlabelled=task_settings.unlabelled,
         keep=("id",) if given or arrays else (),
+        image_size=task_settings.image_size,
     )
     settings = pool.with_pool(settings, loaded)
     task = loaded.task
@@ -160,6 +162,8 @@ def resolve(settings: Settings) -> Resolved:
     found = {role: _source(role, settings) for role in settings.roles}
     for role in settings.roles.keys() - given.keys():
         check_model(role, found[role], settings)
+        if settings.roles[role].model in IMAGE_MODELS:
+            check_documents(role, settings.roles[role].model, task, task_settings.max_length)
     generation.check_methods(task, settings)
     if task_settings.template is not None:
         find_template(task, task_settings.template)
@@ -233,13 +237,16 @@ def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelC
     """Return a role's model, before its vocabulary and its positions are known."""
     if source is not None:
         return source.config
-    return embedded_model(settings.roles[role].model, vocab_size=1, max_positions=1)
+    name = settings.roles[role].model
+    if name in IMAGE_MODELS:
+        return image_model(name)
+    return embedded_model(name, vocab_size=1, max_positions=1)
 
 
 def _source(role: str, settings: Settings) -> ModelSource | None:
     """Return the pretrained model of a role; None for an embedded one."""
     model = settings.roles[role].model
-    if model in EMBEDDED_MODELS or find_features(model) is not None:
+    if model in EMBEDDED_MODELS or model in IMAGE_MODELS or find_features(model) is not None:
         return None
     try:
         return sources.find(model)
@@ -276,7 +283,11 @@ def _role_input(
     if reader.task.generates:
         assert tokenizer is not None
         completion = generation.completion_of(tokenizer, splits, settings.task.max_new_tokens)
-    if source is None:
+    model: ModelConfig
+    if own.model in IMAGE_MODELS:
+        assert reader.task.image is not None
+        model = image_model(own.model, reader.task.image)
+    elif source is None:
         model = embedded_model(
             own.model,
             vocab_size=vocabulary.vocab_size,
@@ -345,6 +356,7 @@ def _features_input(
 ) -> RoleInput:
     """Return the documents of a role whose model is features, with these."""
     documents = {name: raw[name] for name in splits}
+    source = features.reading(role, source, reader.task)
     bound = features.bound(role, source, documents, reader.task.num_texts)
     digests = {
         name: features.digest(tokenized, bound.digests[name]) for name, tokenized in splits.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 from w2s_jax.config import Role, Settings
 from w2s_jax.core import errors
-from w2s_jax.models import ladders
+from w2s_jax.models import image_models, ladders
 from w2s_jax.models.config import ModelConfig, embedded_model
 from w2s_jax.models.sources import ModelSource
 
@@ -24,6 +24,9 @@ def check_model(role: str, source: ModelSource | None, settings: Settings) -> No
       InputError: the model does not have the read-out, layers, adapters or pretraining asked for.
     """
     own = settings.roles[role]
+    if own.model in image_models.IMAGE_MODELS:
+        image_models.check_settings(role, own)
+        return
     if source is None:
         model = embedded_model(own.model, vocab_size=2, max_positions=2)
     else:

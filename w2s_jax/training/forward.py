@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from w2s_jax.models import heads, network
+from w2s_jax.models import convolution, heads, network
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.image_models import ImageConfig
 from w2s_jax.training.batches import FeatureMicrobatch, Microbatch
 
 Array = jax.Array
@@ -43,6 +44,10 @@ def hidden_states(
 
 def class_features(model: ModelConfig, params: Any, micro: Microbatch, **how: str) -> Array:
     """Return the inputs of the class head, [m, K, D]; `how` as in `hidden_states`."""
+    if isinstance(model, ImageConfig):
+        return convolution.image_features(
+            model, params["backbone"], micro.tokens_RL, micro.read_outs_mK, how["compute_dtype"]
+        )
     if model.read_out_layers:
         features_mJKD = layer_features(model, params, micro, **how)
         chosen = jnp.asarray(model.read_out_layers) - 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from w2s_jax.core.classes import check_classes
 from w2s_jax.core.errors import InputError, did_you_mean, shown, unknown
-from w2s_jax.data import records, tfds
+from w2s_jax.data import image_files, records, tfds
 from w2s_jax.data.task import KINDS, Task
 from w2s_jax.data.tasks.local import local_task
 from w2s_jax.data.templates import check_templates, with_file
@@ -19,6 +19,7 @@ from w2s_jax.data.templates import check_templates, with_file
 # Files and packages of this package with a tuple `TASKS`.
 _FAMILIES = (
     "digits",
+    "images",
     "sentiment",
     "grammar",
     "sentence_pairs",
@@ -71,7 +72,8 @@ def _check_kind(task: Task) -> None:
             "classes; a pair has two: the first or the second text is better"
         )
     space = task.token_space
-    if space is not None and len(space.label_tokens) != task.num_classes:
+    unnamed = task.image is not None and space is not None and not space.label_tokens
+    if space is not None and not unnamed and len(space.label_tokens) != task.num_classes:
         raise InputError(
             f"task.name: task {task.name!r} has {task.num_classes} classes, but "
             f"{len(space.label_tokens)} `label_tokens`; give a token for each class"
@@ -91,14 +93,15 @@ def _check_kind(task: Task) -> None:
             )
 
 
-def get_task(name: str, data_dir: str | None = None) -> Task:
-    """Return a registered task, or the task of a folder with data files (see `tasks/local.py`).
+def get_task(name: str, data_dir: str | None = None, image_size: int | None = None) -> Task:
+    """Return a registered task, or that of a folder (see `tasks/local.py` and `image_files`).
 
     It has the templates of its folder, too (see `templates.with_file`).
 
     Args:
       name: value of `task.name`.
       data_dir: the data folder; None: the environment's W2S_DATA_DIR.
+      image_size: `task.image_size`.
 
     Raises:
       InputError: there is neither, or the folder's templates are bad.
@@ -111,6 +114,9 @@ def _find_task(name: str, data_dir: str | None) -> Task:
         return TASKS[name]
     if records.task_folder(name, data_dir) is not None:
         return local_task(name, data_dir)
+    images = image_files.image_folder(name, data_dir)
+    if images is not None:
+        return image_files.image_task(name, images, image_size)
     prepared = tfds.prepared_folder((name,), data_dir)
     if prepared is not None and tfds.read_info(prepared) is not None:
         return local_task(name, data_dir, prepared)
@@ -119,13 +125,14 @@ def _find_task(name: str, data_dir: str | None) -> Task:
     if others:
         raise InputError(
             f"task.name: {name!r} is not a known task; its folder {root}/{name} contains only "
-            f"{', '.join(others)}; supported: {', '.join(records.SUFFIXES)}"
+            f"{', '.join(others)}; supported: {', '.join(records.SUFFIXES)}; of images "
+            f"{image_files.LAYOUT}"
         )
     tried = f" (there are no data files in {root / name})" if root else ""
     raise InputError(
         f"task.name: unknown value {name!r}{did_you_mean(name, TASKS)}; allowed: the tasks that "
         "`w2s data list` shows, or a folder of your own: set --data_dir (in a run "
-        f"--config.task.data_dir) to a folder laid out as {records.LAYOUT}{tried}"
+        f"--config.task.data_dir) to a folder laid out as {records.LAYOUT}, or of images{tried}"
     )
 
 

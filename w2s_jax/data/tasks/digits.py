@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from w2s_jax.data.documents import Document, hash_order, stable_id
+from w2s_jax.data.documents import Document, ImageSpace, hash_order, stable_id
 from w2s_jax.data.task import Task, TokenSpace
 
 SIDE = 8
@@ -130,6 +130,7 @@ def load(split_seed: int = 0, *, even: bool = True) -> dict[str, list[Document]]
     return documents
 
 
+_IMAGE = ImageSpace((SIDE, SIDE, 1), FIRST_PIXEL, PIXEL_VALUES)
 _LICENCE = "CC BY 4.0 (UCI Optical Recognition of Handwritten Digits, in scikit-learn)"
 
 TASKS: tuple[Task, ...] = (
@@ -139,6 +140,7 @@ TASKS: tuple[Task, ...] = (
         licence=_LICENCE,
         load=load,
         token_space=TokenSpace(VOCAB_SIZE, PAD, BOS, LABEL_TOKENS),
+        image=_IMAGE,
     ),
     Task(
         name="digits",
@@ -146,6 +148,7 @@ TASKS: tuple[Task, ...] = (
         licence=_LICENCE,
         load=functools.partial(load, even=False),
         token_space=TokenSpace(VOCAB_SIZE, PAD, BOS, DIGIT_TOKENS),
+        image=_IMAGE,
         classes=DIGITS,
     ),
 )

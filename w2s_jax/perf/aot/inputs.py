@@ -20,6 +20,7 @@ from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import ladders
 from w2s_jax.models.config import EMBEDDED_MODELS, ModelConfig, embedded_model
+from w2s_jax.models.image_models import IMAGE_MODELS
 from w2s_jax.models.locations import split_layers, truncated, with_layers
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.perf.workloads import VOCABULARY
@@ -110,7 +111,7 @@ def is_synthetic(resolved: Resolved) -> bool:
 
 
 def _is_local(model: str) -> bool:
-    if model.startswith(PREFIX):
+    if model.startswith(PREFIX) or model in IMAGE_MODELS:
         return True
     return model in EMBEDDED_MODELS or Path(split_layers(model)[0]).expanduser().exists()
 
@@ -119,9 +120,10 @@ def _source(role: str, model: str) -> ModelSource | None:
     """Return a model's source; None for an embedded model."""
     if model in EMBEDDED_MODELS:
         return None
-    if model.startswith(PREFIX):
+    if model.startswith(PREFIX) or model in IMAGE_MODELS:
+        what = "is features of" if model.startswith(PREFIX) else "reads the pixels of"
         raise errors.InputError(
-            f"{role}.model: {model!r} is features of real documents; leave out --documents and "
+            f"{role}.model: {model!r} {what} real documents; leave out --documents and "
             "--tokens, and give a folder or an embedded model for the other role"
         )
     if _is_local(model):

@@ -83,7 +83,7 @@ def main(request: dict[str, Any]) -> int:
     )
     print(resolved.notes[0])
     if run.left_out:
-        reason = "labels made without training, or heads on features"
+        reason = "labels made without training, heads on features, or small networks of images"
         print(f"not compiled ({reason}): {', '.join(run.left_out)}")
     overrides: list[str] = []
     if request["search"] == "memory":

@@ -23,6 +23,7 @@ from w2s_jax.losses import LOSSES
 from w2s_jax.models import adapting, budget
 from w2s_jax.models.attention import row_preferences
 from w2s_jax.models.config import ModelConfig
+from w2s_jax.models.image_models import ImageConfig
 from w2s_jax.perf import workloads
 from w2s_jax.perf.aot.abstract import Program as Program
 from w2s_jax.perf.aot.abstract import abstract, numbers_per_chip, per_chip, section
@@ -61,7 +62,8 @@ def programs_of(
 ) -> tuple[list[Program], list[str]]:
     """Return the distinct programs of a plan's phases, and the titles of phases without one.
 
-    These are phases that make labels without training, and heads on features computed elsewhere.
+    These are phases that make labels without training, heads on features computed elsewhere, and
+    small networks of images.
 
     Args:
       plan: of a run.
@@ -75,7 +77,8 @@ def programs_of(
     left_out = []
     with sharding.over(mesh):
         for phase in plan.phases:
-            if PHASE_KINDS[phase.kind].forward is None or phase.model.is_features:
+            outside = phase.model.is_features or isinstance(phase.model, ImageConfig)
+            if PHASE_KINDS[phase.kind].forward is None or outside:
                 left_out.append(phase.title)
                 continue
             made = label_passes if phase.completion is None else completing
