@@ -54,6 +54,7 @@ def _check_settings(role: str, own: Role) -> None:
         "pretrain.source": own.pretrain.source,
         "tokenizer": own.tokenizer,
         "read_out": own.read_out,
+        "read_out_layers": own.read_out_layers or None,
     }
     for field, value in unused.items():
         if value is not None:

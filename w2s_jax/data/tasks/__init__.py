@@ -106,10 +106,10 @@ def get_task(name: str, data_dir: str | None = None, image_size: int | None = No
     Raises:
       InputError: there is neither, or the folder's templates are bad.
     """
-    return with_file(_find_task(name, data_dir), data_dir)
+    return with_file(_find_task(name, data_dir, image_size), data_dir)
 
 
-def _find_task(name: str, data_dir: str | None) -> Task:
+def _find_task(name: str, data_dir: str | None, image_size: int | None) -> Task:
     if name in TASKS:
         return TASKS[name]
     if records.task_folder(name, data_dir) is not None:
