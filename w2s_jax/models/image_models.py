@@ -143,6 +143,7 @@ def check_settings(role: str, own: Any) -> None:
     problems = {
         "pretrain.source": (own.pretrain.source, None, "does not predict tokens"),
         "read_out": (own.read_out, None, "reads an image as a whole"),
+        "read_out_layers": (own.read_out_layers, (), "reads an image as a whole"),
         "tokenizer": (own.tokenizer, None, "reads no text"),
         "train.dropout": (train.dropout, 0.0, "has no dropout"),
         "train.remat": (train.remat, "none", "recomputes nothing"),
