@@ -16,6 +16,7 @@ from w2s_jax.core import errors
 from w2s_jax.models import budget, ladders
 from w2s_jax.perf.aot import compiler, hlo, inputs, search, tables, topology
 from w2s_jax.perf.aot.collectives import Collectives, collectives
+from w2s_jax.planning.plan import plan
 from w2s_jax.profiling import devices
 
 GIB = 2**30
@@ -248,6 +249,21 @@ def test_models_and_documents_need_not_exist():
     # The learning rates and dtypes are those of a run.
     assert resolved.settings.strong.train.param_dtype == "bfloat16"
     assert resolved.settings.weak.train.learning_rate == 5e-5
+
+
+def test_synthetic_pairs_are_one_text_inside_a_template():
+    def found(**fields):
+        settings = settings_of(
+            strong__model="gpt2", task__name="hh_rlhf_helpful", method__name="prompting", **fields
+        )
+        return inputs.find_inputs(settings, 1000, 100)
+
+    bare, inside = found(), found(task__template="letters")
+    assert bare.roles["strong"].splits["test"].num_texts == 2
+    assert inside.roles["strong"].splits["test"].num_texts == 1
+    assert {phase.kind for phase in plan(bare).phases} >= {"labels", "student"}
+    with pytest.raises(errors.InputError, match="unknown value 'letter'"):
+        found(task__template="letter")
 
 
 def test_synthetic_documents_of_a_folder_have_the_classes_of_the_config(tmp_path):

@@ -277,3 +277,22 @@ def test_the_search_sees_both_orders_of_a_pair(data_dir):
     minus, plus = sides
     p_NC = made(ccs._contrast, work)
     np.testing.assert_allclose(p_NC[:, 1], search(work, plus, minus), atol=1e-4)
+
+
+@pytest.mark.medium
+def test_a_run_inside_a_template_compares_the_texts_of_a_pair(data_dir, tmp_path, capsys):
+    templates = {"which": {"text": WHICH[0], "classes": ["A", "B"]}}
+    (data_dir / "pairs" / "templates.json").write_text(json.dumps(templates))
+    config = testing.tiny_config(data_dir)
+    config.losses = ("xent",)
+    config.task.name, config.task.template, config.task.max_length = "pairs", "which", 120
+    config.method.name, config.method.prompting.shots = "prompting", 0
+    result = w2s_jax.run(config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "prompting: documents inside the template which, in both orders, averaged" in out
+    assert set(result["students"]) == {"xent", "prompting_zero_shot"}
+    ceiling = tmp_path / "run" / "phases" / result["ceiling"]["phase"]
+    spec = json.loads((ceiling / "config.json").read_text())["spec"]
+    # One text, one read-out, a head of two classes that are told by the words.
+    assert "texts" not in spec and spec["label_tokens"] == [3 + ord("A"), 3 + ord("B")]
+    assert "task.template" in (tmp_path / "run" / "report" / "report.html").read_text()

@@ -71,7 +71,7 @@ def _predictions(
         for prompts, (plus_ND, minus_ND) in zip(both_orders, pairs[split], strict=True):
             p_N = predict_ccs(probe, plus_ND, minus_ND)
             found.append(1 - p_N if prompts.swapped else p_N)
-        return np.mean(found, axis=0, dtype=np.float32)
+        return np.stack(found).mean(0)
 
     p_N = predict("slice2")
     flipped = not np.allclose(oriented(p_N, work.labels("slice2")[:, 1]), p_N)

@@ -16,6 +16,7 @@ from w2s_jax.data.classes import refuse_classes
 from w2s_jax.data.feature_sources import PREFIX
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
+from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import ladders
@@ -28,6 +29,7 @@ from w2s_jax.planning import classes, generation
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
 from w2s_jax.planning.role_settings import check_model, with_defaults, with_read_out_layers
+from w2s_jax.planning.templates import Prompts
 
 #: Synthetic documents of a task's training, test and validation splits.
 DOCUMENTS, TEST_DOCUMENTS, VALIDATION_DOCUMENTS = 20_000, 1_000, 500
@@ -71,6 +73,8 @@ def find_inputs(settings: Settings, documents: int | None, tokens: int | None) -
     for name, source in sources.items():
         check_model(name, source, settings)
     task = _task(settings)
+    if settings.task.template is not None:
+        find_template(task, settings.task.template)
     generation.check_methods(task, settings)
     classes.check(task, settings)
     roles = {
@@ -182,10 +186,10 @@ def _role_input(
     completion = None
     if task.generates:
         completion = _completion(model, settings, tokens)
+    # A pair inside a template is one text.
+    texts = task.num_texts if settings.task.template is None else 1
     splits = {
-        name: synthetic_documents(
-            model, count, tokens, task.num_texts, completion, task.num_classes
-        )
+        name: synthetic_documents(model, count, tokens, texts, completion, task.num_classes)
         for name, count in sizes.items()
         if count
     }
@@ -204,6 +208,8 @@ def _role_input(
     label_tokens = () if model.bidirectional else tuple(range(task.num_classes))
     if completion is not None:
         head_init, label_tokens = "", ()
+    prompts = {name: (Prompts(splits, label_tokens, ()),) for name in task.templates}
+    digests |= {f"template {name}": f"{name}:{tokens}" for name in prompts}
     return RoleInput(
         model,
         source,
@@ -217,6 +223,7 @@ def _role_input(
         digests,
         completion,
         task.num_classes,
+        prompts,
     )
 
 

@@ -44,7 +44,9 @@ def build(
     """
     settings, data = resolved.settings, resolved.roles[role]
     read = {*splits, "slice1", "slice2"} & data.digests.keys()
-    read |= {f"template {name}" for name in options.get("templates", ())}
+    asked = options.get("templates")
+    if isinstance(asked, tuple):
+        read |= {f"template {name}" for name in data.prompts if name in asked}
     return Phase(
         kind="labels",
         role=role,
