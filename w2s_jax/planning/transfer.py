@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_jax.config import Settings
 from w2s_jax.core import errors
+from w2s_jax.data.classes import NAMED
 from w2s_jax.data.documents import Document, stable_id
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.records import OFFICIAL_SPLITS
@@ -157,6 +158,17 @@ def _check_labels(task: Task, own: Task) -> None:
         )
 
 
+def _compared(task: Task, own: Task) -> list[str]:
+    """Return a note where the classes of just one of two tasks have names."""
+    names = task.classes or own.classes
+    if task.generates or bool(task.classes) == bool(own.classes):
+        return []
+    named, other = (task, own) if task.classes else (own, task)
+    labels = ", ".join(f"{label} = {name}" for label, name in enumerate(names))
+    return [f"only the classes of {named.name} have names ({labels}); {other.name} is taken to mean "
+            "the same"]  # fmt: skip
+
+
 def _folded(task: Task) -> list[str]:
     return [name.casefold() for name in task.classes]
 
@@ -199,7 +211,9 @@ def with_set(
         reading = {
             role: _reader(found, readers[role], data, settings) for role, data in roles.items()
         }
-        lines = [*found.loaded.notes]
+        run_task = next(iter(readers.values())).task
+        lines = [line for line in found.loaded.notes if not line.startswith(NAMED)]
+        lines += _compared(found.task, run_task)
         unseen = _unseen(found, own, lines)
         different = {reader.key: reader for reader in reading.values()}
         chosen, tokenized = _chosen(found, unseen, list(different.values()), settings, lines)
