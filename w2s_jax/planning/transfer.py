@@ -165,8 +165,10 @@ def _compared(task: Task, own: Task) -> list[str]:
         return []
     named, other = (task, own) if task.classes else (own, task)
     labels = ", ".join(f"{label} = {name}" for label, name in enumerate(names))
-    return [f"only the classes of {named.name} have names ({labels}); {other.name} is taken to mean "
-            "the same"]  # fmt: skip
+    return [
+        f"only the classes of {named.name} have names ({labels}); {other.name} is taken to mean "
+        "the same"
+    ]
 
 
 def _folded(task: Task) -> list[str]:
