@@ -108,7 +108,11 @@ def test_longer_documents_do_not_change_embedded_models(data_dir):
     model = resolved_of(data_dir).roles["strong"].model
     found = resolved_of(data_dir, "long")
     assert found.roles["strong"].model == model
-    assert found.roles["strong"].splits["test:long"].longest == model.max_positions
+    longest = model.max_positions
+    assert found.roles["strong"].splits["test:long"].longest == longest
+    assert f"test:long: weak: documents are limited to the {longest} positions of the model" in (
+        found.notes
+    )
 
 
 def test_the_first_split_with_labels_is_taken(data_dir):

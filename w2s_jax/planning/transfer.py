@@ -221,7 +221,9 @@ def with_set(
         chosen, tokenized = _chosen(found, unseen, list(different.values()), settings, lines)
         with_split = {}
         for role, data in roles.items():
-            part = tokenized[reading[role].key]
+            part, limit = tokenized[reading[role].key], reading[role].limit
+            if limit != readers[role].limit and part.longest == limit:
+                lines.append(f"{role}: documents are limited to the {limit} positions of the model")
             digest = part.digest()
             if data.completion is None:
                 classes.check_present(found.split, part.truth_N, data.num_classes)
@@ -348,6 +350,19 @@ def why_not(phase: Phase) -> str:
     if not phase.total_steps or phase.loss is None or PHASE_KINDS[phase.kind].forward != "logits":
         return f"phases of kind {phase.kind!r} are not evaluated on other documents"
     return ""
+
+
+def not_kept(names: Iterable[str]) -> errors.InputError:
+    """Return the error on phases of which only the results were kept.
+
+    They are not trained again: that might not give the models behind these results.
+    """
+    return errors.InputError(
+        f"task.test_tasks: the final parameters of {errors.listed(dict.fromkeys(names))} were not "
+        "kept (checkpoint.keep_final=False, or w2s gc --finals), so these models cannot be "
+        "evaluated on other documents; use another folder (--workdir, --store), where they are "
+        "trained again"
+    )
 
 
 def add_phases(builder: "PlanBuilder", names: Iterable[str]) -> dict[str, dict[str, str]]:
