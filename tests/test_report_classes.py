@@ -290,7 +290,8 @@ def test_a_phase_stores_probabilities_labels_and_ground_truth(tmp_path, monkeypa
     data = SimpleNamespace(splits={"test": documents})
     context = SimpleNamespace(data=lambda phase: data)
     folder = PhaseFolder(tmp_path)
-    result = prediction.store(None, context, folder, {"test": p_NC})
+    phase = SimpleNamespace(inputs={"test": "test"})
+    result = prediction.store(phase, context, folder, {"test": p_NC})
     found = read_predictions(folder.predictions, "test")
     np.testing.assert_array_equal(found["ground_truth"], truth_N)
     if classes == 2:

@@ -236,6 +236,13 @@ def test_parameters_are_kept_as_long_as_sets_need_them(data_dir, tmp_path):
     message = str(caught.value)
     assert "were not kept" in message and "weak-" in message and "\n" not in message
     assert config.read_bytes() == before
+    # Another run may remove them while this one waits.
+    weak = PhaseFolder(tmp_path / "first" / "phases" / first["weak"]["phase"])
+    weak.final.rename(weak.path / "aside")
+    place = tmp_path / "first" / "phases" / first["transfer"]["copy"]["weak"]["phase"]
+    (place / "result.json").unlink()
+    with pytest.raises(errors.InputError, match="were not kept"):
+        w2s_jax.run(config_of(data_dir, "copy", **unkept), tmp_path / "first")
     assert "transfer" not in w2s_jax.run(config_of(data_dir, **unkept), tmp_path / "second")
 
 

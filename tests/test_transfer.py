@@ -108,7 +108,11 @@ def test_longer_documents_do_not_change_embedded_models(data_dir):
     model = resolved_of(data_dir).roles["strong"].model
     found = resolved_of(data_dir, "long")
     assert found.roles["strong"].model == model
-    assert found.roles["strong"].splits["test:long"].longest == model.max_positions
+    longest = model.max_positions
+    assert found.roles["strong"].splits["test:long"].longest == longest
+    assert f"test:long: weak: documents are limited to the {longest} positions of the model" in (
+        found.notes
+    )
 
 
 def test_the_first_split_with_labels_is_taken(data_dir):
@@ -187,7 +191,10 @@ def test_names_that_mean_something_else_are_refused(data_dir, monkeypatch):
     with pytest.raises(errors.InputError, match="red, blue.*bad, good.*something else"):
         resolved_of(data_dir, "colours", **named)
     # Where the run's own classes have no names, their number is all that is known.
-    assert resolved_of(data_dir, "colours").test_tasks
+    assert (
+        "test:colours: only the classes of colours have names (0 = red, 1 = blue); tiny is taken "
+        "to mean the same"
+    ) in resolved_of(data_dir, "colours").notes
     for name in ("turned", "colours"):
         del TASKS[name]
 
@@ -277,3 +284,28 @@ def test_estimates_of_a_transfer_phase(data_dir):
     assert set(forward) == {"test:other"}
     assert memory_estimate(phase, found)["total"] == 4 * trained.model.num_parameters()
     assert phase.starts == {planned.ceiling, trained.parents["init"]}
+
+
+def test_a_sweep_keeps_and_orders_what_its_sets_need(data_dir, tmp_path):
+    from w2s_jax.sweep.planning import plan_sweep
+    from w2s_jax.sweep.points import NamedPoint
+    from w2s_jax.sweep.units import make_units
+
+    points = [
+        NamedPoint(f"seed{seed}-{len(sets)}", {}, config_of(data_dir, *sets, seed=seed))
+        for seed in (0, 1)
+        for sets in ((), ("other",))
+    ]
+    for point in points:
+        point.config.mesh.population = 2
+    found = plan_sweep(points, tmp_path / "sweep", tmp_path / "store")
+    evaluated = {p.parents["model"] for p in found.phases.values() if p.kind == "transfer"}
+    kinds = [name.partition("-")[0] for name in evaluated]
+    assert sorted(kinds) == ["ceiling"] * 2 + ["student"] * 4 + ["weak"] * 2
+    assert evaluated <= found.starts
+    units = make_units(found, list(found.phases))
+    unit_of = {name: n for n, unit in enumerate(units) for name in unit.phases}
+    for name, phase in found.phases.items():
+        if phase.kind == "transfer":
+            assert units[unit_of[name]].phases == (name,)
+            assert unit_of[phase.parents["model"]] in units[unit_of[name]].after

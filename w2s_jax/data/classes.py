@@ -16,6 +16,8 @@ from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
 from w2s_jax.data.values import TWO_LABELS, decoded, is_unlabelled, label_text, plain_text
 
+#: The beginning of the note on the classes of a folder.
+NAMED = "classes of label: "
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -65,7 +67,7 @@ def with_classes(
     if not names:
         return task
     named = listed(f"{label} = {name}" for label, name in enumerate(names))
-    notes.append(f"classes of label: {named} ({order})")
+    notes.append(f"{NAMED}{named} ({order})")
     return dataclasses.replace(task, classes=names)
 
 

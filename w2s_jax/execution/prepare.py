@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from w2s_jax.config import Settings, validation, with_labels
 from w2s_jax.core import errors, processes
 from w2s_jax.execution import workdirs
+from w2s_jax.planning import transfer
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.plan import Plan
 from w2s_jax.planning.plan import plan as make_plan
@@ -91,7 +92,7 @@ def _refuse_without_parameters(plan: Plan, store: Path) -> None:
     """Refuse to evaluate phases of which only the results were kept.
 
     Raises:
-      InputError: there are such; training them again might not give the models behind the results.
+      InputError: there are such.
     """
     gone = []
     for phase in plan.phases:
@@ -102,12 +103,7 @@ def _refuse_without_parameters(plan: Plan, store: Path) -> None:
         if folder.complete and not folder.final.exists():
             gone.append(trained)
     if gone:
-        raise errors.InputError(
-            f"task.test_tasks: the final parameters of {errors.listed(dict.fromkeys(gone))} were "
-            "not kept (checkpoint.keep_final=False, or w2s gc --finals), so these models cannot be "
-            "evaluated on other documents; use another folder (--workdir, --store), where they are "
-            "trained again"
-        )
+        raise transfer.not_kept(gone)
 
 
 def prepare_alike(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_jax.config import Settings
 from w2s_jax.core import errors
+from w2s_jax.data.classes import NAMED
 from w2s_jax.data.documents import Document, stable_id
 from w2s_jax.data.feature_sources import FeatureSource
 from w2s_jax.data.loading import LoadedTask, load
@@ -159,6 +160,19 @@ def _check_labels(task: Task, own: Task) -> None:
         )
 
 
+def _compared(task: Task, own: Task) -> list[str]:
+    """Return a note where the classes of just one of two tasks have names."""
+    names = task.classes or own.classes
+    if task.generates or bool(task.classes) == bool(own.classes):
+        return []
+    named, other = (task, own) if task.classes else (own, task)
+    labels = ", ".join(f"{label} = {name}" for label, name in enumerate(names))
+    return [
+        f"only the classes of {named.name} have names ({labels}); {other.name} is taken to mean "
+        "the same"
+    ]
+
+
 def _folded(task: Task) -> list[str]:
     return [name.casefold() for name in task.classes]
 
@@ -203,13 +217,17 @@ def with_set(
         reading = {
             role: _reader(found, readers[role], data, settings) for role, data in roles.items()
         }
-        lines = [*found.loaded.notes]
+        run_task = next(iter(readers.values())).task
+        lines = [line for line in found.loaded.notes if not line.startswith(NAMED)]
+        lines += _compared(found.task, run_task)
         unseen = _unseen(found, own, lines)
         different = {reader.key: reader for reader in reading.values()}
         chosen, tokenized = _chosen(found, unseen, list(different.values()), settings, lines)
         with_split = {}
         for role, data in roles.items():
-            part = tokenized[reading[role].key]
+            part, limit = tokenized[reading[role].key], reading[role].limit
+            if limit != readers[role].limit and part.longest == limit:
+                lines.append(f"{role}: documents are limited to the {limit} positions of the model")
             digest = part.digest()
             if data.completion is None:
                 classes.check_present(found.split, part.truth_N, data.num_classes)
@@ -344,6 +362,19 @@ def why_not(phase: Phase) -> str:
     if not phase.total_steps or phase.loss is None or PHASE_KINDS[phase.kind].forward != "logits":
         return f"phases of kind {phase.kind!r} are not evaluated on other documents"
     return ""
+
+
+def not_kept(names: Iterable[str]) -> errors.InputError:
+    """Return the error on phases of which only the results were kept.
+
+    They are not trained again: that might not give the models behind these results.
+    """
+    return errors.InputError(
+        f"task.test_tasks: the final parameters of {errors.listed(dict.fromkeys(names))} were not "
+        "kept (checkpoint.keep_final=False, or w2s gc --finals), so these models cannot be "
+        "evaluated on other documents; use another folder (--workdir, --store), where they are "
+        "trained again"
+    )
 
 
 def add_phases(builder: "PlanBuilder", names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from w2s_jax.planning.kinds import PhaseKind, register_kind
 from w2s_jax.planning.memory import forward_memory
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.resolve import Resolved
+from w2s_jax.planning.transfer import not_kept
 
 if TYPE_CHECKING:
     from w2s_jax.phases.context import Context
@@ -62,9 +63,12 @@ def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, An
     from w2s_jax.phases import completions, parameters, prediction
 
     resolved = context.resolved
-    source = context.data(phase).source
+    source, trained = context.data(phase).source, phase.parents["model"]
+    if not context.folder(trained).final.exists():
+        # A run without the test set has completed it in the meantime.
+        raise not_kept([trained])
     start = parameters.initial(phase, source, context.store, context.mesh)
-    params = parameters.load(phase, start, context.folder(phase.parents["model"]))
+    params = parameters.load(phase, start, context.folder(trained))
     if phase.completion is None:
         return prediction.predict(phase, context, folder, params)
     # The answers are judged by the functions of the other task.
