@@ -195,7 +195,7 @@ def _read(path: Path, *stamp: int) -> GgufModel:
         }
         order = reader.byte_order
     except Exception as error:  # damaged files raise errors of many types
-        unknown = re.search(r"(\d+) is not a valid GGMLQuantizationType", str(error))
+        unknown = re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", str(error))
         if unknown:
             raise InputError(
                 f"{path}: has tensors of an unknown type (number {unknown[1]}); known: "
