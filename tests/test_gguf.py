@@ -25,6 +25,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 import w2s_jax
 from w2s_jax import models, sharding, testing
 from w2s_jax.cli.main import main
+from w2s_jax.core.errors import InputError
 from w2s_jax.data.tokenizers import load_tokenizer
 from w2s_jax.models import gguf_files, sources
 from w2s_jax.models.convert import convert
@@ -290,9 +291,29 @@ def test_a_truncated_file_is_refused(good, size):
     assert message.endswith("download it again")
 
 
+def test_damaged_headers_are_refused_in_one_line(described):
+    """Any byte of the header may be wrong: the file loads, or one line says why it does not."""
+    data = described.read_bytes()
+    size = min(tensor.offset for tensor in gguf_files.read_gguf(described).tensors.values())
+    draw, outcomes = np.random.default_rng(0), []
+    for place in draw.integers(0, size, 150):
+        changed = bytearray(data)
+        changed[place] = draw.integers(256)
+        described.write_bytes(bytes(changed))
+        try:
+            sources.find(described)
+        except InputError as error:
+            assert "\n" not in str(error) and str(described) in str(error)
+            outcomes.append("refused")
+        else:
+            outcomes.append("loaded")
+    assert {"refused", "loaded"} == set(outcomes)
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGML" * 100)
     assert "is damaged or truncated, or not a GGUF file" in refused(tmp_path / "a.gguf")
+    assert refused(tmp_path / "none.gguf") == f"{tmp_path / 'none.gguf'}: no such file"
     (tmp_path / "a.bin").write_bytes(b"GGUF" * 100)
     assert "is a file; give the folder of a model, or a .gguf file" in refused(tmp_path / "a.bin")
 
