@@ -234,7 +234,7 @@ def _reader(gguf: ModuleType) -> Any:
     It would read an array that a damaged header makes endless to its end.
     """
 
-    class Reader(gguf.GGUFReader):  # type: ignore[name-defined,misc]
+    class Reader(gguf.GGUFReader):  # type: ignore[name-defined]
         def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:
             found = super()._get(offset, dtype, count, *args, **kwargs)
             if len(found) < count:
