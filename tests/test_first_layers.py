@@ -15,7 +15,7 @@ import w2s_jax
 from w2s_jax import models, testing
 from w2s_jax.cli.main import main
 from w2s_jax.models import checkpoint_files as files
-from w2s_jax.models import heads, importing, loading, network, sources
+from w2s_jax.models import heads, hf_models, importing, loading, network, sources
 from w2s_jax.models.convert import convert
 
 LAYERS = 5
@@ -50,17 +50,15 @@ def test_the_hidden_states_are_those_after_the_block_and_the_final_norm(
     deep(model_type, tmp_path / "model", monkeypatch)
     config, params = models.load(tmp_path / "model", one())
     tokens = np.random.default_rng(0).integers(3, 60, (2, 12))
-    full, taps = network.forward_with_taps(config, params, tokens, tap=lambda x: x)
-    for count in (1, 3, 4, LAYERS):
+    _, taps = network.forward_with_taps(config, params, tokens, tap=lambda x: x)
+    for count in (1, 4):
         cut, few = models.load(f"{tmp_path / 'model'}@layers={count}", one())
         assert cut.name == f"{config.name}@layers={count}" and cut.num_layers == count
         assert {len(x) for x in jax.tree.leaves(few["blocks"])} == {count}
         hidden = models.forward(cut, few, tokens)
-        wanted = full
-        if count < LAYERS:
-            block = taps[count - 1]
-            bidirectional = config.bidirectional
-            wanted = block if bidirectional else normed(config, block, params["final_norm"])
+        wanted = taps[count - 1]
+        if not config.bidirectional:
+            wanted = normed(config, wanted, params["final_norm"])
         np.testing.assert_allclose(hidden, wanted, rtol=1e-4, atol=1e-5)
         if not config.bidirectional:
             # The heads are the same.
@@ -125,6 +123,22 @@ def test_an_existing_path_of_that_name_wins(tmp_path, monkeypatch):
     assert config.num_layers == LAYERS
     cut, _ = models.load(f"{tmp_path / 'model@layers=2'}@layers=3", one())
     assert cut.num_layers == 3
+
+
+def test_a_revision_of_the_hub_is_named_with_its_layers(tmp_path, monkeypatch):
+    deep("gpt_neox", tmp_path / "snapshot", monkeypatch)
+    asked = []
+
+    def download(name, revision):
+        asked.append((name, revision))
+        return tmp_path / "snapshot"
+
+    monkeypatch.setattr(hf_models, "_download", download)
+    source = sources.find("org/name@step3000@layers=2")
+    assert source.name == "name@step3000@layers=2" and source.config.num_layers == 2
+    assert source.location == f"{tmp_path / 'snapshot'}@layers=2"
+    assert models.load("org/name@layers=3", one())[0].num_layers == 3
+    assert asked == [("org/name", "step3000"), ("org/name", None)]
 
 
 def test_a_class_head_of_the_whole_model_is_left_out(tmp_path, monkeypatch):

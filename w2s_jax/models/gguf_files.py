@@ -187,7 +187,7 @@ def _read(path: Path, *stamp: int) -> GgufModel:
     del stamp
     gguf = package(path)
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _reader(gguf)(path)
         metadata = {
             name: field.contents()
             for name, field in reader.fields.items()
@@ -195,7 +195,7 @@ def _read(path: Path, *stamp: int) -> GgufModel:
         }
         order = reader.byte_order
     except Exception as error:  # damaged files raise errors of many types
-        unknown = re.search(r"(\d+) is not a valid GGMLQuantizationType", str(error))
+        unknown = re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", str(error))
         if unknown:
             raise InputError(
                 f"{path}: has tensors of an unknown type (number {unknown[1]}); known: "
@@ -225,6 +225,23 @@ def _read(path: Path, *stamp: int) -> GgufModel:
             int(tensor.n_bytes) // rows,
         )
     return GgufModel(path, metadata, tensors, (path,))
+
+
+@functools.cache
+def _reader(gguf: ModuleType) -> Any:
+    """Return the package's reader, made to notice the end of the file.
+
+    It would read an array that a damaged header makes endless to its end.
+    """
+
+    class Reader(gguf.GGUFReader):  # type: ignore[name-defined]
+        def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:
+            found = super()._get(offset, dtype, count, *args, **kwargs)
+            if len(found) < count:
+                raise ValueError("the file ends early")
+            return found
+
+    return Reader
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

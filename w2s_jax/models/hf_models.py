@@ -21,7 +21,7 @@ from w2s_jax.models.checkpoint_files import (
     TOKENIZER_FILES,
     no_safetensors,
 )
-from w2s_jax.models.gguf_files import is_gguf
+from w2s_jax.models.gguf_files import SUFFIX, is_gguf
 
 _ID = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
@@ -54,6 +54,8 @@ def local_folder(path_or_id: str | os.PathLike[str]) -> Path:
         return path
     if path.exists():
         raise InputError(f"{path}: is a file; give the folder of a model, or a .gguf file")
+    if path.suffix == SUFFIX:
+        raise hf_hub.NotFound(f"{path}: no such file")
     found = split_id(str(path_or_id))
     if found is None:
         raise hf_hub.NotFound(
