@@ -35,5 +35,6 @@ def get_config(seed: str = "0") -> config_dict.ConfigDict:
 
     config.strong.model = "features:random_convolutions"
     config.strong.train.adapt = "probe"
+    config.strong.probe.learning_rate = 2e-4
     config.strong.probe.epochs = 10.0
     return config

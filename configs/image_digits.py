@@ -33,6 +33,6 @@ def get_config(seed: str = "0") -> config_dict.ConfigDict:
 
     config.strong.model = "features:random_convolutions"
     config.strong.train.adapt = "probe"
-    config.strong.probe.learning_rate = 1e-3
+    config.strong.probe.learning_rate = 2e-4
     config.strong.probe.steps = 300
     return config

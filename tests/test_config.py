@@ -89,6 +89,19 @@ def test_each_protocol_sets_its_switches_and_each_switch_can_be_set(name):
         ({"train__label_smoothing": 1.0}, ["train.label_smoothing", "1.0", "below 1"]),
         ({"pretrain__label_smoothing": 0.1}, ["pretrain.label_smoothing", "0.1", "allowed: 0"]),
         ({"probe__dropout": 0.1}, ["weak.probe.dropout", "0.1", "allowed: 0"]),
+        ({"pretrain__head_bias": True}, ["pretrain.head_bias", "True", "allowed: False"]),
+        (
+            {"train__adapt": "probe", "train__head_bias": True},
+            ["weak.train.head_bias", "allowed: False", "weak.probe"],
+        ),
+        (
+            {"train__adapt": "probe_then_full", "strong__probe__head_bias": True},
+            ["strong.train.head_bias", "False", "allowed", "True", "strong.probe"],
+        ),
+        (
+            {"train__cosine_steps": 5, "train__schedule": "linear"},
+            ["train.cosine_steps", "5", "'linear'", "'cosine'"],
+        ),
         (
             {"strong__train__adapt": "probe", "strong__train__ema": 0.9},
             ["strong.train.ema", "0.9", "strong.probe"],

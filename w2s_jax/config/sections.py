@@ -335,7 +335,10 @@ class Role:
     pretrain: PretrainSettings
     probe: ProbeSettings
     lora: LoraSettings
-    model: str = option(meaning="Name of an embedded model, or what `models.load` takes")
+    model: str = option(
+        meaning="Name of an embedded model, what `models.load` takes, or 'features:' and a file or "
+        "a function"
+    )
     tokenizer: str | None = option(meaning="Tokenizer; None: the model's own")
     read_out: str | None = option(
         choices=READ_OUTS, meaning="Slots that the class head reads; None: the model's own"

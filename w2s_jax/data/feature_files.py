@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from w2s_jax.core.errors import InputError, did_you_mean, shown
-from w2s_jax.core.files import contents, is_remote, location
+from w2s_jax.core.files import contents, location
 from w2s_jax.data import feature_formats as formats
 from w2s_jax.data.documents import Document
 from w2s_jax.data.feature_sources import (
@@ -41,11 +41,25 @@ class _Place:
 
 
 class FeatureFiles(FeatureSource):
-    """A file of features, or a folder of such files, which are read in the order of their names."""
+    """A file of features, or a folder of such files, which are read in the order of their names.
 
-    def __init__(self, given: str, path: Path, files: Sequence[Path]):
-        self.given, self.name = f"{PREFIX}{given}", f"{PREFIX}{path.name}"
-        self.files = tuple(files)
+    Attributes:
+      files: their paths.
+      array: the array that is read, in files of several.
+      what: its numbers, in errors.
+    """
+
+    def __init__(
+        self,
+        given: str,
+        name: str,
+        files: Sequence[Path],
+        *,
+        array: str = "features",
+        what: str = "features",
+    ):
+        self.given, self.name = given, name
+        self.files, self.array, self.what = tuple(files), array, what
 
     @classmethod
     def find(cls, given: str, registered: Sequence[str] = ()) -> "FeatureFiles":
@@ -59,9 +73,9 @@ class FeatureFiles(FeatureSource):
           InputError: there is no such file, or it is not one of features.
         """
         subject = f"{PREFIX}{given}"
-        path = location(given)
-        if not given or is_remote(path):
+        if not given or "://" in given:
             raise InputError(f"{subject}: give a local file or folder, or a registered name")
+        path = location(given)
         if path.is_dir():
             files = sorted(p for p in contents(path) if p.suffix in formats.SUFFIXES)
             files = [p for p in files if not formats.has_ids_of(p)]
@@ -71,23 +85,23 @@ class FeatureFiles(FeatureSource):
                     f"{subject}: no files of features in this folder (it has: {found}); allowed: "
                     f"{', '.join(formats.SUFFIXES)}"
                 )
-            return cls(given, path.absolute(), files)
+            return cls(subject, f"{PREFIX}{path.absolute().name}", files)
         if not path.exists():
             raise InputError(f"{subject}: no such file{_similar(path, registered)}")
         formats.check_suffix(path, subject)
-        return cls(given, path, [path])
+        return cls(subject, f"{PREFIX}{path.name}", [path])
 
     def bind(self, splits: Splits, num_texts: int = 1) -> SplitFeatures:
         """See `FeatureSource.bind`; all rows are read once, and checked."""
         ids = [formats.read_ids(path) for path in self.files]
-        shapes = [formats.shape_of(path) for path in self.files]
+        shapes = [formats.shape_of(path, self.array) for path in self.files]
         for path, own_ids, shape in zip(self.files, ids, shapes, strict=True):
             if len(own_ids) != (shape[0] if shape else 0):
                 raise InputError(
                     f"{path}: {len(own_ids):,} ids and {shape[0] if shape else 0:,} rows of "
-                    "features; there must be one id per row"
+                    f"{self.what}; there must be one id per row"
                 )
-            check_shape(shape, num_texts, str(path))
+            check_shape(shape, num_texts, str(path), self.what)
             if shape[-1] != shapes[0][-1]:
                 raise InputError(
                     f"{path}: {shape[-1]} numbers per row, but {self.files[0].name} has "
@@ -112,12 +126,13 @@ class FeatureFiles(FeatureSource):
             here_N = files_N == number
             if not here_N.any():
                 continue
-            found = as_rows(formats.read_rows(path, rows_N[here_N]), num_texts, str(path))
+            read = formats.read_rows(path, self.array, rows_N[here_N])
+            found = as_rows(read, num_texts, str(path), self.what)
             if out is None:
                 out = np.zeros((len(places), *found.shape[1:]), np.float32)
             out[here_N] = found
         assert out is not None, split
-        refuse_not_finite(out, documents, f"{self.given}: {split}")
+        refuse_not_finite(out, documents, f"{self.given}: {split}", self.what)
         return out
 
     def _places(
@@ -171,7 +186,7 @@ class FeatureFiles(FeatureSource):
         found += f" and {total - len(own_missing):,} by {_OWN}"
         id_ = shown(_own(first)) if by_own else f"{first.id:#018x}"
         return InputError(
-            f"{self.given}: no features for {count:,} of {total:,} documents (the first: "
+            f"{self.given}: no {self.what} for {count:,} of {total:,} documents (the first: "
             f"{first.name}, id {id_}); {found}; w2s data ids TASK --to=FILE lists both"
         )
 

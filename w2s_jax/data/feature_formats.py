@@ -1,4 +1,4 @@
-"""Formats of files of features: ids, shapes, and chosen rows. Imports no JAX."""
+"""Formats of files with ids and an array of a row for each, such as features. Imports no JAX."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -11,18 +11,18 @@ import numpy as np
 
 from w2s_jax.core.errors import InputError, first_line, listed, unknown
 
-_IDS, _FEATURES = "ids", "features"
+_IDS = "ids"
 #: Rows that are read at a time where a format does not give single ones.
 _BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class _Format:
-    """A format: (path) -> ids; (path) -> shape; (path, sorted rows) -> features of these rows."""
+    """A format: (path) -> ids; (path, name) -> shape; (path, name, sorted rows) -> these rows."""
 
     ids: Callable[[Path], np.ndarray]
-    shape: Callable[[Path], tuple[int, ...]]
-    rows: Callable[[Path, np.ndarray], np.ndarray]
+    shape: Callable[[Path, str], tuple[int, ...]]
+    rows: Callable[[Path, str, np.ndarray], np.ndarray]
 
 
 def check_suffix(path: Path, subject: str) -> None:
@@ -62,25 +62,25 @@ def read_ids(path: Path) -> list[int | str]:
     return found
 
 
-def shape_of(path: Path) -> tuple[int, ...]:
-    """Return the shape of the features of a file.
+def shape_of(path: Path, name: str) -> tuple[int, ...]:
+    """Return the shape of the array `name` of a file.
 
     Raises:
       InputError: it cannot be read.
     """
     with _naming(path):
-        return _FORMATS[path.suffix].shape(path)
+        return _FORMATS[path.suffix].shape(path, name)
 
 
-def read_rows(path: Path, rows_N: np.ndarray) -> np.ndarray:
-    """Return rows of the features of a file, in the order of `rows_N`, in the file's dtype.
+def read_rows(path: Path, name: str, rows_N: np.ndarray) -> np.ndarray:
+    """Return rows of the array `name` of a file, in the order of `rows_N`, in the file's dtype.
 
     Raises:
       InputError: it cannot be read.
     """
     wanted_M, back_N = np.unique(rows_N, return_inverse=True)
     with _naming(path):
-        return _FORMATS[path.suffix].rows(path, wanted_M)[back_N]
+        return _FORMATS[path.suffix].rows(path, name, wanted_M)[back_N]
 
 
 @contextmanager
@@ -108,12 +108,12 @@ def _npz_member(path: Path, name: str) -> np.ndarray:
         return np.asarray(file[name])
 
 
-def _npz_shape(path: Path) -> tuple[int, ...]:
+def _npz_shape(path: Path, name: str) -> tuple[int, ...]:
     with zipfile.ZipFile(path) as archive:
-        if f"{_FEATURES}.npy" not in archive.namelist():
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            raise InputError(_lacks(path, "array", _FEATURES, names))
-        with archive.open(f"{_FEATURES}.npy") as member:
+        if f"{name}.npy" not in archive.namelist():
+            names = [found.removesuffix(".npy") for found in archive.namelist()]
+            raise InputError(_lacks(path, "array", name, names))
+        with archive.open(f"{name}.npy") as member:
             major, _ = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0
             read = read if major == 1 else np.lib.format.read_array_header_2_0
@@ -151,14 +151,14 @@ def _safetensors_ids(path: Path) -> np.ndarray:
         return np.asarray(file.get_tensor(_IDS))
 
 
-def _safetensors_shape(path: Path) -> tuple[int, ...]:
-    with _opened(path, _FEATURES) as file:
-        return tuple(file.get_slice(_FEATURES).get_shape())
+def _safetensors_shape(path: Path, name: str) -> tuple[int, ...]:
+    with _opened(path, name) as file:
+        return tuple(file.get_slice(name).get_shape())
 
 
-def _safetensors_rows(path: Path, rows_M: np.ndarray) -> np.ndarray:
-    with _opened(path, _FEATURES) as file:
-        part = file.get_slice(_FEATURES)
+def _safetensors_rows(path: Path, name: str, rows_M: np.ndarray) -> np.ndarray:
+    with _opened(path, name) as file:
+        part = file.get_slice(name)
         blocks = []
         for block in np.unique(rows_M // _BLOCK):
             here_M = rows_M[rows_M // _BLOCK == block]
@@ -187,17 +187,17 @@ def _parquet_ids(path: Path) -> np.ndarray:
     return np.array(values, str) if values and isinstance(values[0], str) else column.to_numpy()
 
 
-def _parquet_shape(path: Path) -> tuple[int, ...]:
-    file = _column(path, _FEATURES)
+def _parquet_shape(path: Path, name: str) -> tuple[int, ...]:
+    file = _column(path, name)
     count: int = file.metadata.num_rows
-    for batch in file.iter_batches(1, columns=[_FEATURES]):
+    for batch in file.iter_batches(1, columns=[name]):
         return (count, *_lists(batch.column(0), path, 0).shape[1:])
     return (0, 0)
 
 
-def _parquet_rows(path: Path, rows_M: np.ndarray) -> np.ndarray:
+def _parquet_rows(path: Path, name: str, rows_M: np.ndarray) -> np.ndarray:
     start, found = 0, []
-    for batch in _column(path, _FEATURES).iter_batches(_BLOCK, columns=[_FEATURES]):
+    for batch in _column(path, name).iter_batches(_BLOCK, columns=[name]):
         low, high = np.searchsorted(rows_M, [start, start + len(batch)])
         if low < high:
             picked = batch.column(0).take(rows_M[low:high] - start)
@@ -221,13 +221,13 @@ def _lists(column: Any, path: Path, start: int) -> np.ndarray:
         sizes = pc.unique(lengths).to_pylist()
         if len(sizes) > 1 or None in sizes:
             raise InputError(
-                f"{path}: rows of features have different lengths, or are missing (at row {start} "
+                f"{path}: rows have different lengths, or are missing (at row {start} "
                 f"or after: {', '.join(map(str, sizes[:3]))})"
             )
         shape.append(sizes[0])
         column = column.flatten()
     if column.null_count:
-        raise InputError(f"{path}: {column.null_count:,} features at row {start} or after are null")
+        raise InputError(f"{path}: {column.null_count:,} numbers at row {start} or after are null")
     return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
@@ -239,13 +239,15 @@ _FORMATS = {
     ".npz": _Format(
         lambda path: _npz_member(path, _IDS),
         _npz_shape,
-        lambda path, rows_M: _npz_member(path, _FEATURES)[rows_M],
+        lambda path, name, rows_M: _npz_member(path, name)[rows_M],
     ),
     ".npy": _Format(
-        _npy_ids, lambda path: _npy(path).shape, lambda path, rows_M: _npy(path)[rows_M]
+        _npy_ids,
+        lambda path, name: _npy(path).shape,
+        lambda path, name, rows_M: _npy(path)[rows_M],
     ),
     ".safetensors": _Format(_safetensors_ids, _safetensors_shape, _safetensors_rows),
     ".parquet": _Format(_parquet_ids, _parquet_shape, _parquet_rows),
 }
-#: The endings of files of features.
+#: The endings of such files.
 SUFFIXES = tuple(_FORMATS)

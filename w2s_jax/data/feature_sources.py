@@ -189,26 +189,27 @@ class FunctionSource(FeatureSource):
         return rows_NKD
 
 
-def as_rows(values: np.ndarray, num_texts: int, where: str) -> np.ndarray:
+def as_rows(values: np.ndarray, num_texts: int, where: str, what: str = "features") -> np.ndarray:
     """Return features as float32 [N, K, D].
 
     Args:
       values: numbers [N, D], or [N, K, D].
       num_texts: K.
       where: what an error begins with.
+      what: the numbers, in errors.
 
     Raises:
       InputError: another shape, or values that are not real numbers.
     """
-    check_shape(values.shape, num_texts, where)
+    check_shape(values.shape, num_texts, where, what)
     if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
-        raise InputError(f"{where}: features of dtype {values.dtype}; they must be real numbers")
+        raise InputError(f"{where}: {what} of dtype {values.dtype}; they must be real numbers")
     with np.errstate(over="ignore"):  # `refuse_not_finite` reports what float32 cannot hold
         rows = values.astype(np.float32)
     return np.ascontiguousarray(rows.reshape(len(values), num_texts, values.shape[-1]))
 
 
-def check_shape(shape: Sequence[int], num_texts: int, where: str) -> None:
+def check_shape(shape: Sequence[int], num_texts: int, where: str, what: str = "features") -> None:
     """Check that features have the shape [N, D], or [N, K, D] of documents of K texts.
 
     Raises:
@@ -216,12 +217,15 @@ def check_shape(shape: Sequence[int], num_texts: int, where: str) -> None:
     """
     wanted = "[N, D]" if num_texts == 1 else f"[N, {num_texts}, D], as documents are pairs of texts"
     shape = list(shape)
-    fits = tuple(shape[1:-1]) in ((num_texts,), () if num_texts == 1 else (num_texts,))
+    fits = len(shape) == 3 and shape[1] == num_texts
+    fits |= len(shape) == 2 and num_texts == 1
     if not fits or shape[-1] == 0:
-        raise InputError(f"{where}: features of shape {shape}; allowed: {wanted}")
+        raise InputError(f"{where}: {what} of shape {shape}; allowed: {wanted}")
 
 
-def refuse_not_finite(rows_NKD: np.ndarray, documents: Sequence[Document], where: str) -> None:
+def refuse_not_finite(
+    rows_NKD: np.ndarray, documents: Sequence[Document], where: str, what: str = "features"
+) -> None:
     """Refuse features with a NaN, or with numbers beyond float32.
 
     Raises:
@@ -231,6 +235,6 @@ def refuse_not_finite(rows_NKD: np.ndarray, documents: Sequence[Document], where
     if bad_N.any():
         first = documents[int(bad_N.argmax())]
         raise InputError(
-            f"{where}: the features of {int(bad_N.sum()):,} of {len(bad_N):,} documents are not "
+            f"{where}: the {what} of {int(bad_N.sum()):,} of {len(bad_N):,} documents are not "
             f"finite in float32 (the first: {first.name}, id {first.id:#018x})"
         )

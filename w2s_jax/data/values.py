@@ -25,10 +25,10 @@ TWO_LABELS = frozenset(_LABELS)
 _INTEGRAL_TEXT = re.compile(r"(-?\d+)\.0*", re.ASCII)
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
 # float32 probabilities may leave [0, 1] by rounding errors.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 # Probabilities in files are often rounded to three digits.
-_SUM_TOLERANCE = 1e-3
-_FLOAT32_ROUNDING = 6e-8
+SUM_TOLERANCE = 1e-3
+FLOAT32_ROUNDING = 6e-8
 
 
 def is_missing(value: Any) -> bool:
@@ -209,12 +209,12 @@ def parse_probabilities(value: Any, subject: str, classes: tuple[str, ...]) -> t
             raise InputError(f"{subject} {shown(item)} of class {name!r}; allowed: 0 to 1")
         numbers.append(number)
     total = math.fsum(numbers)
-    if abs(total - 1) > _SUM_TOLERANCE:
+    if abs(total - 1) > SUM_TOLERANCE:
         raise InputError(
-            f"{subject} {shown(value)} has the sum {total:g}; allowed: 1 (within {_SUM_TOLERANCE})"
+            f"{subject} {shown(value)} has the sum {total:g}; allowed: 1 (within {SUM_TOLERANCE})"
         )
     # What float32 has rounded stays as it is, so that stored labels are read unchanged.
-    if abs(total - 1) <= _FLOAT32_ROUNDING * count:
+    if abs(total - 1) <= FLOAT32_ROUNDING * count:
         return tuple(numbers)
     return tuple(number / total for number in numbers)
 
@@ -247,7 +247,7 @@ def probability(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     # NaN fails every comparison.
-    return min(max(number, 0.0), 1.0) if -_ROUNDING <= number <= 1 + _ROUNDING else None
+    return min(max(number, 0.0), 1.0) if -ROUNDING <= number <= 1 + ROUNDING else None
 
 
 def group_key(value: Any, where: str) -> str | None:

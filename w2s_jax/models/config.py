@@ -330,16 +330,18 @@ def features_model(name: str, width: int) -> ModelConfig:
       name: for users.
       width: D.
     """
-    sizes = dict.fromkeys(("vocab_size", "max_positions", "num_layers", "d_mlp"), 0)
     return ModelConfig(
         name=name,
+        vocab_size=0,
+        max_positions=0,
         d_model=width,
+        num_layers=0,
         num_heads=1,
-        num_kv_heads=1,
         head_dim=width,
+        d_mlp=0,
+        num_kv_heads=1,
         positions="none",
         family=FEATURES_FAMILY,
-        **sizes,
     )
 
 

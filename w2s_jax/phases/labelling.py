@@ -253,9 +253,14 @@ def _external(work: LabelWork) -> Labels | CompletionLabels:
             split: work.given(ids_N, join_texts(texts, ids_N, f"{path}: {split}"))
             for split, ids_N in ids.items()
         }
+    arrays = work.context.resolved.labels
+    made: Labels = {}
+    if arrays is not None:
+        for split in work.phase.label_splits:
+            made |= work.of_all(split, arrays.read(split)[:, 0])
+        return made
     task = work.context.resolved.task
     found = read_external_labels(path, () if task is None else task.classes)
-    made: Labels = {}
     for split in work.phase.label_splits:
         soft_NC = join_labels(found, work.documents(split).ids_N, f"{path}: {split}")
         made |= work.of_all(split, soft_NC)

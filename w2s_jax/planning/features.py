@@ -2,11 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from w2s_jax.config import Role, Settings
 from w2s_jax.core import errors
-from w2s_jax.data.feature_sources import FeatureSource, SplitFeatures, Splits, find_features
+from w2s_jax.data.feature_formats import SUFFIXES
+from w2s_jax.data.feature_sources import (
+    PREFIX,
+    FeatureSource,
+    SplitFeatures,
+    Splits,
+    find_features,
+)
 from w2s_jax.data.task import Task
 from w2s_jax.data.tokenize import TokenizedDocuments
 
@@ -24,6 +32,11 @@ def find(settings: Settings) -> dict[str, FeatureSource]:
             source = find_features(own.model)
         except errors.InputError as error:
             raise errors.InputError(f"{role}.model: {error}") from error
+        if source is None and Path(own.model).suffix in SUFFIXES and Path(own.model).is_file():
+            raise errors.InputError(
+                f"{role}.model: {own.model} is a file; if it has features of documents, give "
+                f"{PREFIX}{own.model}"
+            )
         if source is not None:
             _check_settings(role, own)
             found[role] = source

@@ -119,7 +119,7 @@ class Phase:
     def num_parameters(self) -> int:
         """Parameters of its model without a head; of a model that is features, those of a head."""
         if self.model.is_features:
-            return self.model.d_model * self.head_columns
+            return (self.model.d_model + self.train.head_bias) * self.head_columns
         return self.model.num_parameters()
 
     @property

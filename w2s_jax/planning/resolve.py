@@ -31,7 +31,7 @@ from w2s_jax.models.config import (
 from w2s_jax.models.image_models import IMAGE_MODELS, check_documents, image_model
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning import classes, features, generation
-from w2s_jax.planning.external import check_external
+from w2s_jax.planning.external import bound_labels, check_external, digest_of, is_array
 from w2s_jax.planning.phase import Completion
 from w2s_jax.planning.pretraining_text import open_stream, read_chunks, stream_digest
 from w2s_jax.planning.readers import reader_of
@@ -83,9 +83,10 @@ class Resolved:
       settings: the validated config, with defaults that depend on the models filled in.
       roles: 'weak', 'strong' -> model and data.
       notes: facts about data and models for the user: counts, over-long documents.
-      outside: sha256 of the file with the supervisor's labels, if these are external.
+      outside: sha256 of the supervisor's labels, or of their file, if these are external.
       task: the task.
       documents: split -> its documents, of generation tasks: answers are compared with them.
+      labels: the supervisor's labels, if these are external arrays; float32 [N, 1, C].
     """
 
     settings: Settings
@@ -94,6 +95,7 @@ class Resolved:
     outside: str | None = None
     task: Task | None = None
     documents: Mapping[str, list[Document]] = field(default_factory=dict)
+    labels: SplitFeatures | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -128,6 +130,7 @@ def resolve(settings: Settings) -> Resolved:
             "weak.labels, or use shared or separate"
         )
     given = features.find(settings)
+    arrays = settings.weak.labels is not None and is_array(settings.weak.labels)
     loaded = load(
         task_settings.name,
         task_settings.source,
@@ -141,7 +144,7 @@ def resolve(settings: Settings) -> Resolved:
         test_where=task_settings.test_where,
         train_split=task_settings.train_split,
         classes=task_settings.classes,
-        keep=("id",) if given else (),
+        keep=("id",) if given or arrays else (),
         image_size=task_settings.image_size,
     )
     task = loaded.task
@@ -197,8 +200,13 @@ def resolve(settings: Settings) -> Resolved:
     if task.generates:
         generation.check_functions(task, kept)
         generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
-    outside = None
-    if settings.weak.labels is not None:
+    outside, rows = None, None
+    if settings.weak.labels is not None and arrays:
+        labelled = roles["weak"].splits.keys() - {"slice1", "pretrain"}
+        needed = {name: docs for name, docs in raw.items() if name in labelled}
+        rows = bound_labels(settings.weak.labels, needed, task, notes)
+        outside = digest_of(rows)
+    elif settings.weak.labels is not None:
         outside = check_external(
             settings.weak.labels,
             roles["weak"].splits,
@@ -206,7 +214,7 @@ def resolve(settings: Settings) -> Resolved:
             tokenizers=[d.tokenizer for d in roles.values()] if task.generates else None,
             classes=task.classes,
         )
-    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept)
+    return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept, rows)
 
 
 def _config(role: str, source: ModelSource | None, settings: Settings) -> ModelConfig:

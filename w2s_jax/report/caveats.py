@@ -26,6 +26,7 @@ from w2s_jax.report.settings import Key, Setting
 #: Name of a caveat -> its heading on the page.
 CAVEATS = {
     "same model": "Weak and strong model are the same",
+    "features": "Sizes of models that are features",
     "undefined": "No gap to recover",
     "indistinguishable": "Not distinguishable",
     "documents": "Too few test documents",
@@ -65,6 +66,7 @@ def setting_caveats(setting: Setting) -> list[tuple[str, str]]:
     seeds = list(setting.seeds.values())
     students = list(setting.estimates.gap)
     lines = [("same model", text) for text in _same_model(setting.runs[0].result)]
+    lines += [("features", text) for text in _sizes_of_heads(setting.runs[0].result)]
     lines += _gap_caveats(setting, seeds) + _difference_caveats(setting, seeds)
     chance, level = [], chance_level(setting.classes)
     for (role, label), found in setting.estimates.accuracy.items():
@@ -106,6 +108,17 @@ def _same_model(result: Result) -> list[str]:
     return [
         f"The weak and the strong model are the same ({name}): a gap between them is due to"
         " their training, not to the model."
+    ]
+
+
+def _sizes_of_heads(result: Result) -> list[str]:
+    names = dict.fromkeys(str(entry.get("model")) for _, _, entry in roles(result))
+    heads = [name for name in names if name.startswith("features:")]
+    if not heads:
+        return []
+    return [
+        f"Of {join(heads)} the parameters are those of the head alone: the size of what computed"
+        " the features is not known."
     ]
 
 

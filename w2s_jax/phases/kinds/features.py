@@ -82,7 +82,9 @@ def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, An
 
 
 def flops(phase: Phase, resolved: Resolved) -> Flops:
-    """Return the FLOPs of a forward pass over each split."""
+    """Return the FLOPs of a forward pass over each split; 0 of features computed elsewhere."""
+    if phase.model.is_features:
+        return Flops()
     return Flops(inference=sum(forward_flops(phase, resolved).values()))
 
 
