@@ -152,7 +152,7 @@ def resolve(settings: Settings) -> Resolved:
     train_split = choose_training(loaded, task_settings.train_split, notes)
     features.check_task(task, given)
     found = {role: _source(role, settings) for role in settings.roles}
-    for role in settings.roles.keys() - given.keys():
+    for role in (role for role in settings.roles if role not in given):
         check_model(role, found[role], settings)
         if settings.roles[role].model in IMAGE_MODELS:
             check_documents(role, settings.roles[role].model, task, task_settings.max_length)
