@@ -190,6 +190,19 @@ def test_ids_that_are_doubles(tmp_path, suffix):
     assert "ids of dtype float64; allowed: integers or text (doubles round ids" in text
 
 
+def test_an_id_that_is_spelt_in_two_ways(tmp_path):
+    path = write(tmp_path / "f.npz", ["5", "0x5"], VALUES[:2])
+    text = error(bound, path, documents(IDS[:1]))
+    assert "id 5 occurs twice (f.npz, row 0; f.npz, row 1)" in text
+
+
+def test_a_file_that_changes_during_a_run_is_not_read(tmp_path):
+    path = write(tmp_path / "f.npz", IDS, VALUES)
+    found = bound(path, documents(IDS))
+    write(path, IDS, VALUES + 1)
+    assert "has changed since the run began" in error(found.read, "s0")
+
+
 def test_python_objects_are_never_loaded(tmp_path):
     path = tmp_path / "f.npz"
     np.savez(path, ids=np.array(["a", 1], object), features=VALUES[:2])

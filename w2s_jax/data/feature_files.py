@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,8 @@ _DECIMAL, _HEX = re.compile(r"-?[0-9]{1,20}"), re.compile(r"0[xX][0-9a-fA-F]{1,1
 _OWN = "the records' own `id`"
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The place of a row: its file, as an index, and its number in there."""
-
-    file: int
-    row: int
+#: The place of a row: its file, as an index, and its number in there.
+Place = tuple[int, int]
 
 
 class FeatureFiles(FeatureSource):
@@ -109,18 +104,24 @@ class FeatureFiles(FeatureSource):
                 )
         places = self._places(ids, splits)
 
-        def read(split: str) -> np.ndarray:
-            return self._rows(places[split], splits[split], split, num_texts)
+        digests: dict[str, str] = {}
 
-        digests = {split: hashlib.sha256(read(split).tobytes()).hexdigest() for split in splits}
+        def read(split: str) -> np.ndarray:
+            rows_NKD = self._rows(places[split], splits[split], split, num_texts)
+            digest = hashlib.sha256(rows_NKD.tobytes()).hexdigest()
+            if digests.setdefault(split, digest) != digest:
+                raise InputError(f"{self.given}: has changed since the run began; run it again")
+            return rows_NKD
+
+        for split in splits:
+            read(split)
         return SplitFeatures(self.name, shapes[0][-1], digests, read)
 
     def _rows(
-        self, places: Sequence[_Place], documents: Sequence[Document], split: str, num_texts: int
+        self, places: Sequence[Place], documents: Sequence[Document], split: str, num_texts: int
     ) -> np.ndarray:
         """Return the rows at some places, float32 [N, K, D]."""
-        files_N = np.array([place.file for place in places], np.int64)
-        rows_N = np.array([place.row for place in places], np.int64)
+        files_N, rows_N = np.array(places, np.int64).reshape(-1, 2).T
         out: np.ndarray | None = None
         for number, path in enumerate(self.files):
             here_N = files_N == number
@@ -135,31 +136,42 @@ class FeatureFiles(FeatureSource):
         refuse_not_finite(out, documents, f"{self.given}: {split}", self.what)
         return out
 
-    def _places(
-        self, ids: Sequence[Sequence[Any]], splits: Splits
-    ) -> dict[str, tuple[_Place, ...]]:
+    def _places(self, ids: Sequence[Sequence[int | str]], splits: Splits) -> dict[str, list[Place]]:
         """Return the place of each document's row: by document ids, else by the records' own."""
-        where: dict[Any, _Place] = {}
-        for file, own_ids in enumerate(ids):
-            for row, id_ in enumerate(own_ids):
-                if id_ in where:
-                    raise self._twice(id_, where[id_], _Place(file, row))
-                where[id_] = _Place(file, row)
-        of_document = {n: place for id_, place in where.items() if (n := _number(id_)) is not None}
+        rows = [
+            (id_, (file, row))
+            for file, own_ids in enumerate(ids)
+            for row, id_ in enumerate(own_ids)
+        ]
+        self._by_id(rows)
+        numbers = [(n, place) for id_, place in rows if (n := _number(id_)) is not None]
+        of_document = dict(numbers)
         documents = [document for own in splits.values() for document in own]
         missing = [d for d in documents if d.id not in of_document]
         if not missing:
-            return {s: tuple(of_document[d.id] for d in own) for s, own in splits.items()}
-        of_own = {str(id_): place for id_, place in where.items()}
+            of_document = self._by_id(numbers)
+            return {s: [of_document[d.id] for d in own] for s, own in splits.items()}
+        texts = [(str(id_), place) for id_, place in rows]
+        of_own = dict(texts)
         own_missing = [d for d in documents if _own(d) not in of_own]
         if not own_missing:
+            of_own = self._by_id(texts)
             self._refuse_shared(documents)
-            return {s: tuple(of_own[str(_own(d))] for d in own) for s, own in splits.items()}
+            return {s: [of_own[str(_own(d))] for d in own] for s, own in splits.items()}
         raise self._missing(documents, missing, own_missing)
 
-    def _twice(self, id_: Any, first: _Place, second: _Place) -> InputError:
-        a, b = (f"{self.files[place.file].name}, row {place.row}" for place in (first, second))
-        return InputError(f"{self.given}: id {shown(id_)} occurs twice ({a}; {b})")
+    def _by_id(self, rows: Sequence[tuple[Any, Place]]) -> dict[Any, Place]:
+        """Return places by id.
+
+        Raises:
+          InputError: an id occurs twice, maybe spelt in two ways.
+        """
+        found: dict[Any, Place] = {}
+        for id_, place in rows:
+            if found.setdefault(id_, place) is not place:
+                a, b = (f"{self.files[f].name}, row {row}" for f, row in (found[id_], place))
+                raise InputError(f"{self.given}: id {shown(id_)} occurs twice ({a}; {b})")
+        return found
 
     def _refuse_shared(self, documents: Sequence[Document]) -> None:
         """Refuse ids of records of which several documents have one."""

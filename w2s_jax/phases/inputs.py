@@ -218,7 +218,10 @@ class TrainingInputs:
             )
             return streamed, lambda: streamed.real_token_share
         if train.adapt == "probe":
-            return put_feature_batches(self.order_SB, self.targets_NC, mesh), lambda: 1.0
+            found = put_feature_batches(
+                self.order_SB, self.targets_NC, mesh, table=phase.looks_up_targets
+            )
+            return found, lambda: 1.0
         packed = packing.pack(
             self.renumbered_documents(),
             self.order_SB,

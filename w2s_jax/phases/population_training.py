@@ -113,7 +113,9 @@ def _batches(
     order_PSB = [orders[of_member.phase.seed] for of_member in data]
     targets_PNC = [of_member.targets_NC for of_member in data]
     if first.phase.train.adapt == "probe":
-        batches = population.put_feature_batches(order_PSB, targets_PNC, mesh)
+        batches = population.put_feature_batches(
+            order_PSB, targets_PNC, mesh, table=first.phase.looks_up_targets
+        )
         return batches, [1.0] * len(data)
     documents, extras = first.renumbered_documents(), first.spec.extras
     options: dict[str, Any] = {

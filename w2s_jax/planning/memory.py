@@ -31,7 +31,9 @@ def probe_memory(phase: Phase, resolved: Resolved) -> dict[str, int]:
     """Return the memory of a phase that trains a head: 'features' of all documents, 'batches'."""
     documents = resolved.roles[phase.role].splits[phase.inputs["train"]]
     features = 4 * len(documents) * documents.num_texts * phase.model.d_model
-    batches = (8 + 4 * phase.num_classes) * phase.train.batch_size * phase.total_steps
+    count = phase.train.batch_size * phase.total_steps
+    labelled = len(documents) if phase.looks_up_targets else count
+    batches = 8 * count + 4 * phase.num_classes * labelled
     return with_total({"features": features, "batches": batches})
 
 

@@ -123,6 +123,14 @@ class Phase:
         return self.model.num_parameters()
 
     @property
+    def looks_up_targets(self) -> bool:
+        """True if its batches look soft labels up, and do not have them (`Bucket.targets_NC`).
+
+        Heads on the features of a network keep the program that they have always had.
+        """
+        return self.model.is_features and self.num_classes > 2
+
+    @property
     def targets(self) -> Literal["class", "tokens", "pairs"]:
         """What its training documents ask for (see `training.spec.StepSpec`)."""
         if self.completion is None or self.loss is None:

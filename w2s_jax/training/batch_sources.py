@@ -183,7 +183,7 @@ def put_batches(
 
 
 def put_feature_batches(
-    order_SB: np.ndarray, targets_NC: np.ndarray, mesh: Mesh
+    order_SB: np.ndarray, targets_NC: np.ndarray, mesh: Mesh, *, table: bool = False
 ) -> ResidentBatches:
     """Place the batches of a probe on all devices of the mesh, without the features.
 
@@ -191,8 +191,10 @@ def put_feature_batches(
       order_SB: int32 row index of each document.
       targets_NC: float32 soft labels by document.
       mesh: the mesh.
+      table: whether batches look their targets up (see `Bucket.targets_NC`).
     """
-    bucket = sharding.put(feature_bucket(order_SB, targets_NC), sharding.replicated(mesh))
+    bucket = feature_bucket(order_SB, targets_NC, table=table)
+    bucket = sharding.put(bucket, sharding.replicated(mesh))
     return _resident((bucket,), padded(np.zeros(len(order_SB), np.int32)), mesh)
 
 

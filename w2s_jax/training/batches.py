@@ -135,16 +135,24 @@ class Bucket:
     Attributes:
       batches: a `Batch` whose arrays have a leading axis S, the batches of the bucket.
       index_S: int32, for each step of the phase the index of its batch in the bucket that holds it.
+      targets_NC: float32 soft labels by document, of probes whose batches have no `targets_BC`:
+        these would take far more memory with many classes. Else None.
     """
 
     batches: Batch
     index_S: Any
+    targets_NC: Any = None
 
     def batch_at(self, step: jax.Array) -> Batch:
         """Return the batch of a step, which must be in this bucket."""
         take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
         index = take(self.index_S, step)
-        return jax.tree.map(lambda x: take(x, index), self.batches)
+        batch = jax.tree.map(lambda x: take(x, index), self.batches)
+        if self.targets_NC is None:
+            return batch
+        assert isinstance(batch.microbatches, FeatureMicrobatch)
+        documents_B = batch.microbatches.documents_m.reshape(-1)
+        return dataclasses.replace(batch, targets_BC=self.targets_NC[documents_B])
 
 
 class BatchExtras(NamedTuple):
@@ -267,20 +275,22 @@ def _has_targets(bucket: Bucket) -> bool:
     return bool(micro.targets.weights_RQ.any())
 
 
-def feature_bucket(order_SB: np.ndarray, targets_NC: np.ndarray) -> Bucket:
+def feature_bucket(order_SB: np.ndarray, targets_NC: np.ndarray, *, table: bool = False) -> Bucket:
     """Return the batches of a probe, as numpy arrays; all have one shape.
 
     Args:
       order_SB: int32 row index of each document.
       targets_NC: float32 soft labels by document.
+      table: whether batches look their targets up (see `Bucket.targets_NC`).
     """
     batches = Batch(
         FeatureMicrobatch(order_SB[:, None]),
-        targets_BC=targets_NC[order_SB],
+        targets_BC=None if table else targets_NC[order_SB],
         weights_B=np.ones(order_SB.shape, np.float32),
     )
     index_S = np.arange(len(order_SB), dtype=np.int32)
-    return jax.tree.map(padded, Bucket(batches, index_S))
+    bucket = jax.tree.map(padded, Bucket(batches, index_S))
+    return dataclasses.replace(bucket, targets_NC=targets_NC) if table else bucket
 
 
 def bucket_shardings(bucket: Bucket, mesh: Mesh) -> Bucket:

@@ -214,7 +214,11 @@ def put_batches(
 
 
 def put_feature_batches(
-    order_PSB: Sequence[np.ndarray], targets_PNC: Sequence[np.ndarray], mesh: Mesh
+    order_PSB: Sequence[np.ndarray],
+    targets_PNC: Sequence[np.ndarray],
+    mesh: Mesh,
+    *,
+    table: bool = False,
 ) -> MemberBatches:
     """Place the batches of probes on the same features.
 
@@ -222,13 +226,17 @@ def put_feature_batches(
       order_PSB: int32 row index of each document, for each member.
       targets_PNC: each member's float32 soft labels by document.
       mesh: of `make_mesh`.
+      table: whether batches look their targets up (see `Bucket.targets_NC`).
     """
     members = [
-        (feature_bucket(order_SB, targets_NC),)
+        (feature_bucket(order_SB, targets_NC, table=table),)
         for order_SB, targets_NC in zip(order_PSB, targets_PNC, strict=True)
     ]
     shared = all(order_SB is order_PSB[0] for order_SB in order_PSB)
     axes = _SHARED_ORDER if shared else _OWN_PROBE_ORDER
+    if table:
+        of_batches = dataclasses.replace(axes.batches, targets_BC=_SHARED)
+        axes = dataclasses.replace(axes, batches=of_batches, targets_NC=_OWN)
     return _put(members, axes, padded(np.zeros(len(order_PSB[0]), np.int32)), mesh)
 
 
