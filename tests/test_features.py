@@ -19,6 +19,7 @@ from w2s_jax.planning.external import normalised
 from w2s_jax.planning.memory import memory_estimate
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
+from w2s_jax.training.batches import feature_bucket
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".parquet")
 #: Of all sizes, some of which are negative as signed integers.
@@ -307,6 +308,18 @@ def test_what_a_function_returns_is_checked(function, message):
         assert text.startswith("features:odd: s0: ") and re.search(message, text), text
     finally:
         FEATURES.pop("odd")
+
+
+def test_looked_up_soft_labels_are_those_of_batches_that_have_them():
+    rng = np.random.default_rng(0)
+    order = rng.permuted(np.tile(np.arange(24, dtype=np.int32), (5, 1)), axis=1)[:, :8]
+    soft = softmax(rng.normal(size=(24, 6))).astype(np.float32)
+    whole, table = (feature_bucket(order, soft, table=table) for table in (False, True))
+    assert table.batches.targets_BC is None and table.targets_NC.shape == (24, 6)
+    for step in range(5):
+        ours, theirs = (bucket.batch_at(step) for bucket in (table, whole))
+        np.testing.assert_array_equal(ours.targets_BC, soft[order[step]])
+        np.testing.assert_array_equal(ours.targets_BC, theirs.targets_BC)
 
 
 # --- runs, before any work ------------------------------------------------------------------------

@@ -151,6 +151,29 @@ def test_a_ceiling_is_a_logistic_regression(images, tmp_path):
     assert (ours.argmax(1) == theirs.predict(features[test_rows])).mean() > 0.95
 
 
+@pytest.mark.parametrize("images", CLASSES, indirect=True)
+def test_heads_that_are_trained_together_are_those_trained_alone(images, tmp_path):
+    """Of more than two classes, each has a table of soft labels."""
+    runs = []
+    for population in (1, 2):
+        config = config_of(images[0])
+        config.losses = ("xent",)
+        config.protocol.early_stopping = "none"
+        config.mesh.population = population
+        workdir = tmp_path / str(population)
+        runs.append((w2s_jax.run(config, workdir), workdir))
+    phase = runs[1][1] / "phases" / runs[1][0]["ceiling"]["phase"]
+    population = json.loads((phase / "result.json").read_text())["execution"]["population"]
+    assert population["members"] == 2
+    for entry in ("ceiling", "xent"):
+        found = [run[0]["students"].get(entry, run[0]["ceiling"]) for run in runs]
+        alone, together = (
+            predictions(run[1], of_run) for run, of_run in zip(runs, found, strict=True)
+        )
+        a, b = (np.array([rows[id_][1] for id_ in alone]) for rows in (alone, together))
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 # --- functions ------------------------------------------------------------------------------------
 
 

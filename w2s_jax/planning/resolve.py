@@ -292,7 +292,9 @@ def _role_input(
         # A tokenizer may spell them with several tokens, which is an error if they are needed.
         needed = head_init == "unembedding"
         with contextlib.suppress(*([] if needed else [errors.InputError])):
-            label_tokens = classes.label_tokens(role, reader.task, tokenizer, notes)
+            # What they are not needed for is not worth a note.
+            told = notes if needed else []
+            label_tokens = classes.label_tokens(role, reader.task, tokenizer, told)
         head_init = head_init if label_tokens or not needed else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
