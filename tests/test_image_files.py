@@ -78,6 +78,21 @@ def test_equal_images_are_of_one_group_and_dots_in_names_are_accepted(tmp_path):
     assert documents[0].id != documents[1].id
 
 
+@pytest.mark.parametrize("kind", KINDS_HERE)
+def test_records_have_ids_by_which_features_from_elsewhere_are_found(tmp_path, kind):
+    write_task(tmp_path, kind=kind, train=4, test=2)
+    documents = load("shapes", data_dir=str(tmp_path), keep=("id",)).documents
+    images = shapes(6)[0]
+    found = {d.meta["id"]: d.tokens for own in documents.values() for d in own}
+    names = (
+        [f"train/class{n % 2}/{n:04}.png" for n in range(4)]
+        + [f"test/class{n % 2}/{n:04}.png" for n in range(2)]
+        if kind == "png"
+        else [*(f"train/{n}" for n in range(4)), "test/0", "test/1"]
+    )
+    assert found == {name: image.tobytes() for name, image in zip(names, images, strict=True)}
+
+
 def test_digits_are_the_images_of_scikit_learn():
     from sklearn.datasets import load_digits
 

@@ -4,7 +4,8 @@
     train.npz, test.npz                                          arrays `images` and `labels`
     train/CLASS/*.png, test/CLASS/*.png                          PNG or JPEG, read by Pillow
 
-Pixels are uint8, images [H, W] or [H, W, channels]. The records of a split are {'image', 'label'}.
+Pixels are uint8, images [H, W] or [H, W, channels]. The records of a split are {'image', 'label',
+'id'}; the id is 'train/CLASS/x.png', or the split and the index in its array: 'train/0'.
 All failures are `InputError`s that name the file.
 """
 
@@ -126,7 +127,7 @@ def open_images(task: Task, data_dir: str | None) -> OpenedRecords:
     return OpenedRecords(
         "files",
         str(folder),
-        {name: _reader(split, task) for name, split in splits.items()},
+        {name: _reader(name, split, task) for name, split in splits.items()},
         {name: split.path.name for name, split in splits.items()},
         tuple(path.name for path in paths if path not in used),
     )
@@ -166,20 +167,23 @@ def _splits(folder: Path, paths: list[Path]) -> dict[str, _Split]:
     return dict(sorted(found.items()))
 
 
-def _reader(split: _Split, task: Task) -> Reader:
+def _reader(name: str, split: _Split, task: Task) -> Reader:
     def read() -> Iterator[tuple[str, dict[str, Any]]]:
         with records.reaching(split.path):
-            yield from _read(split, task.image)
+            yield from _read(split, task.image, name)
 
     return read
 
 
-def _read(split: _Split, image: ImageSpace | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(
+    split: _Split, image: ImageSpace | None, name: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of a split, after checking their shape (None: any)."""
     if split.is_pictures:
         size = image.shape[0] if image is not None and image.resized else None
         for where, array, label in pictures.read_pictures(split.path, size):
-            yield where, _record(array, label, where, image)
+            own = f"{name}/{where.rpartition(', ')[2]}"
+            yield where, _record(array, label, where, image) | {"id": own}
         return
     if split.labels is None:
         images, labels = _read_npz(split.path)
@@ -192,7 +196,8 @@ def _read(split: _Split, image: ImageSpace | None) -> Iterator[tuple[str, dict[s
         raise InputError(f"{split.path}: the file holds no images")
     for number, (array, label) in enumerate(zip(images, labels, strict=True), start=1):
         where = f"{split.path}, image {number}"
-        yield where, _record(array, label.item(), where, image)
+        own = f"{name}/{number - 1}"
+        yield where, _record(array, label.item(), where, image) | {"id": own}
 
 
 def _record(array: np.ndarray, label: Any, where: str, image: ImageSpace | None) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def package(path: Path) -> ModuleType:
       InputError: it is not installed; names the file that needs it.
     """
     try:
-        return importlib.import_module("gguf")
+        import gguf
     except ImportError as error:
         raise InputError(
             f"{path}: GGUF files need the package gguf; install it with pip install 'w2s_jax[gguf]'"

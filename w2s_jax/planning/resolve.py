@@ -160,7 +160,7 @@ def resolve(settings: Settings) -> Resolved:
     others = [transfer.load_set(name, task, settings) for name in task_settings.test_tasks]
     features.check_task(task, given)
     found = {role: _source(role, settings) for role in settings.roles}
-    for role in settings.roles.keys() - given.keys():
+    for role in (role for role in settings.roles if role not in given):
         check_model(role, found[role], settings)
         if settings.roles[role].model in IMAGE_MODELS:
             check_documents(role, settings.roles[role].model, task, task_settings.max_length)
