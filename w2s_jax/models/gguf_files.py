@@ -5,7 +5,6 @@ memory. Imports no JAX.
 """
 
 import functools
-import importlib
 import math
 import re
 from collections import Counter
@@ -125,6 +124,7 @@ def package(path: Path) -> ModuleType:
         raise InputError(
             f"{path}: GGUF files need the package gguf; install it with pip install 'w2s_jax[gguf]'"
         ) from error
+    return gguf
 
 
 def read_gguf(path: Path) -> GgufModel:

@@ -13,7 +13,8 @@ from rich.console import Console
 from w2s_jax.config import Settings
 from w2s_jax.core import watchdog
 from w2s_jax.planning.phase import Phase
-from w2s_jax.planning.resolve import Resolved, RoleInput
+from w2s_jax.planning.resolve import Resolved
+from w2s_jax.planning.role_inputs import RoleInput
 from w2s_jax.store.artifacts import PhaseFolder, phase_folder
 
 

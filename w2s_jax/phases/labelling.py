@@ -27,7 +27,7 @@ from w2s_jax.phases import completed, completions, kept_batches, parameters, pre
 from w2s_jax.phases.context import Context
 from w2s_jax.planning.phase import Phase
 from w2s_jax.planning.pool import lacks_truth, require_truth
-from w2s_jax.planning.resolve import RoleInput
+from w2s_jax.planning.role_inputs import RoleInput
 from w2s_jax.planning.templates import Prompts
 from w2s_jax.profiling import compilation
 from w2s_jax.store import artifacts, token_labels

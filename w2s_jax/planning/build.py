@@ -10,7 +10,7 @@ from w2s_jax.core import errors
 from w2s_jax.data.packing import steps_per_epoch
 from w2s_jax.planning import pool
 from w2s_jax.planning.phase import Phase
-from w2s_jax.planning.resolve import RoleInput
+from w2s_jax.planning.role_inputs import RoleInput
 
 #: Train settings that change memory or speed, but no result.
 _EXECUTION_ONLY = ("microbatch_size", "remat", "max_shapes")

@@ -28,7 +28,7 @@ from w2s_jax.planning.tokenized_splits import Key, Reader, tokenize_split, witho
 
 if TYPE_CHECKING:
     from w2s_jax.planning.plan import PlanBuilder
-    from w2s_jax.planning.resolve import RoleInput
+    from w2s_jax.planning.role_inputs import RoleInput
 
 #: The first of these splits that a task has is its test set.
 _PREFERRED = ("test", "validation", "train")
@@ -113,6 +113,7 @@ def _load(name: str, settings: Settings, names: Sequence[str] = ()) -> LoadedTas
             used=splits,
             classes=names,
             keep=("id",),
+            image_size=given.image_size,
         )
 
     if name not in TASKS:
@@ -133,10 +134,10 @@ def _check_labels(task: Task, own: Task) -> None:
             f"it is of kind {task.kind!r}, but task {own.name!r} of kind {own.kind!r}; list tasks "
             "of the same kind"
         )
-    if (task.token_space is None) != (own.token_space is None) or task.token_space not in (
-        None,
-        own.token_space,
-    ):
+    tokens = task.token_space in (None, own.token_space)
+    tokens &= (task.token_space is None) == (own.token_space is None)
+    shapes = [None if one.image is None else one.image.shape for one in (task, own)]
+    if not tokens or shapes[0] != shapes[1]:
         raise errors.InputError(
             f"its documents are {_contents(task)}, but those of task {own.name!r} are "
             f"{_contents(own)}, which its models read"
@@ -183,6 +184,9 @@ def _named(task: Task) -> str:
 
 
 def _contents(task: Task) -> str:
+    if task.image is not None:
+        height, width, channels = task.image.shape
+        return f"images of {height} x {width} pixels of {channels} numbers"
     space = task.token_space
     return "texts" if space is None else f"tokens of a vocabulary of {space.vocab_size}"
 
@@ -236,9 +240,8 @@ def with_set(
                 digest = generation.with_judged(found.task, digest, chosen)
             rows = data.features
             if rows is not None:
-                new = features.bound(
-                    role, sources[role], {found.split: chosen}, found.task.num_texts
-                )
+                source = features.reading(role, sources[role], found.task)
+                new = features.bound(role, source, {found.split: chosen}, found.task.num_texts)
                 digest = features.digest(part, new.digests[found.split])
                 rows = rows.with_splits(new)
             with_split[role] = dataclasses.replace(

@@ -12,7 +12,8 @@ from w2s_jax.core import errors
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.execution.prepare import Prepared, prepare
 from w2s_jax.planning.phase import Phase
-from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
+from w2s_jax.planning.resolve import Resolved, resolve
+from w2s_jax.planning.role_inputs import RoleInput
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep.points import NamedPoint
 

@@ -27,7 +27,8 @@ from w2s_jax.models.sources import ModelSource
 from w2s_jax.perf.workloads import VOCABULARY
 from w2s_jax.planning import classes, generation
 from w2s_jax.planning.phase import Completion
-from w2s_jax.planning.resolve import Resolved, RoleInput, resolve
+from w2s_jax.planning.resolve import Resolved, resolve
+from w2s_jax.planning.role_inputs import RoleInput
 from w2s_jax.planning.role_settings import check_model, with_defaults, with_read_out_layers
 from w2s_jax.planning.templates import Prompts
 
