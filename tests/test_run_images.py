@@ -72,6 +72,29 @@ def test_a_run_again_and_microbatches_have_the_same_result(finished, data_dir, t
     assert micro["ceiling"]["accuracy"] == pytest.approx(result["ceiling"]["accuracy"], abs=0.06)
 
 
+def test_phases_that_are_trained_together_have_the_same_result(data_dir, tmp_path):
+    from w2s_jax.config import add_loss
+
+    def run(population):
+        config = config_of(data_dir, mesh__population=population, train__steps=20)
+        add_loss(config, "bold", kind="confidence", alpha_max=0.9)
+        config.losses = ("xent", "confidence", "bold")
+        config.protocol.early_stopping = "none"
+        folder = tmp_path / f"population{population}"
+        return w2s_jax.run(config, folder), folder / "phases"
+
+    def predicted(phase):
+        return np.array(pq.read_table(phase / "predictions.parquet")["p"].to_pylist())
+
+    (alone, apart), (together, group) = run(1), run(4)
+    for label, student in alone["students"].items():
+        name = student["phase"]
+        assert together["students"][label]["phase"] == name
+        record = json.loads((group / name / "result.json").read_text())
+        assert record["execution"].get("population", {}).get("members", 1) > 1, record["execution"]
+        np.testing.assert_allclose(predicted(group / name), predicted(apart / name), atol=1e-3)
+
+
 def test_a_phase_is_no_pretrained_model(finished, data_dir, tmp_path):
     result, workdir = finished
     phase = workdir / "phases" / result["weak"]["phase"]
