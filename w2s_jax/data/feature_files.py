@@ -103,23 +103,27 @@ class FeatureFiles(FeatureSource):
                     f"{shapes[0][-1]}"
                 )
         places = self._places(ids, splits)
-
         digests: dict[str, str] = {}
 
-        def read(split: str) -> np.ndarray:
-            rows_NKD = self._rows(places[split], splits[split], split, num_texts)
+        def checked(split: str, rows_NKD: np.ndarray) -> np.ndarray:
+            refuse_not_finite(rows_NKD, splits[split], f"{self.given}: {split}", self.what)
             digest = hashlib.sha256(rows_NKD.tobytes()).hexdigest()
             if digests.setdefault(split, digest) != digest:
                 raise InputError(f"{self.given}: has changed since the run began; run it again")
             return rows_NKD
 
-        for split in splits:
-            read(split)
+        # At once, as some formats are read as a whole.
+        every = self._rows([place for own in places.values() for place in own], num_texts)
+        bounds = np.cumsum([len(own) for own in places.values()])[:-1]
+        for split, rows_NKD in zip(places, np.split(every, bounds), strict=True):
+            checked(split, rows_NKD)
+
+        def read(split: str) -> np.ndarray:
+            return checked(split, self._rows(places[split], num_texts))
+
         return SplitFeatures(self.name, shapes[0][-1], digests, read)
 
-    def _rows(
-        self, places: Sequence[Place], documents: Sequence[Document], split: str, num_texts: int
-    ) -> np.ndarray:
+    def _rows(self, places: Sequence[Place], num_texts: int) -> np.ndarray:
         """Return the rows at some places, float32 [N, K, D]."""
         files_N, rows_N = np.array(places, np.int64).reshape(-1, 2).T
         out: np.ndarray | None = None
@@ -132,8 +136,7 @@ class FeatureFiles(FeatureSource):
             if out is None:
                 out = np.zeros((len(places), *found.shape[1:]), np.float32)
             out[here_N] = found
-        assert out is not None, split
-        refuse_not_finite(out, documents, f"{self.given}: {split}", self.what)
+        assert out is not None
         return out
 
     def _places(self, ids: Sequence[Sequence[int | str]], splits: Splits) -> dict[str, list[Place]]:
