@@ -221,7 +221,7 @@ def phase(register, tmp_path):
     """A phase with the loss, and its empty folder."""
     register(1)
     settings = validation.loss_settings("of_code", {"kind": "of_code"})
-    model = types.SimpleNamespace(family="")
+    model = types.SimpleNamespace(family="", name="")
     phase = types.SimpleNamespace(
         task="",
         loss=settings,
@@ -274,7 +274,7 @@ def test_the_code_of_each_extension_that_a_phase_runs_is_recorded(monkeypatch):
         monkeypatch.setitem(table._entries, spec.name, spec)
 
     def names(family="", method=None, kind="labels"):
-        model = types.SimpleNamespace(family=family)
+        model = types.SimpleNamespace(family=family, name="")
         phase = types.SimpleNamespace(loss=None, model=model, method=method, kind=kind, task="")
         return list(phase_code(phase))
 
@@ -305,7 +305,7 @@ def test_the_code_of_parents_counts(tmp_path, monkeypatch):
         monkeypatch.setitem(METHODS._entries, "own_method", made)
 
     def phase(name, parents, method=None):
-        model = types.SimpleNamespace(family="")
+        model = types.SimpleNamespace(family="", name="")
         kind = name.partition("-")[0]
         more = {"loss": None, "model": model, "method": method, "kind": kind}
         return types.SimpleNamespace(name=name, parents=parents, task="", **more)

@@ -21,6 +21,7 @@ from w2s_jax.data.splits import choose_test, normalised_text
 from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS
 from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.models.image_models import IMAGE_MODELS, check_documents
 from w2s_jax.planning import classes, features, generation
 from w2s_jax.planning.kinds import PHASE_KINDS
 from w2s_jax.planning.phase import Phase
@@ -136,11 +137,15 @@ def _check_labels(task: Task, own: Task) -> None:
         )
     tokens = task.token_space in (None, own.token_space)
     tokens &= (task.token_space is None) == (own.token_space is None)
-    shapes = [None if one.image is None else one.image.shape for one in (task, own)]
-    if not tokens or shapes[0] != shapes[1]:
+    if not tokens:
         raise errors.InputError(
             f"its documents are {_contents(task)}, but those of task {own.name!r} are "
             f"{_contents(own)}, which its models read"
+        )
+    if task.image is not None and own.image is not None and task.image.shape != own.image.shape:
+        raise errors.InputError(
+            f"its images have the shape {list(task.image.shape)}, but those of task {own.name!r} "
+            f"{list(own.image.shape)}"
         )
     if task.generates:
         return
@@ -184,9 +189,6 @@ def _named(task: Task) -> str:
 
 
 def _contents(task: Task) -> str:
-    if task.image is not None:
-        height, width, channels = task.image.shape
-        return f"images of {height} x {width} pixels of {channels} numbers"
     space = task.token_space
     return "texts" if space is None else f"tokens of a vocabulary of {space.vocab_size}"
 
@@ -229,6 +231,8 @@ def with_set(
         chosen, tokenized = _chosen(found, unseen, list(different.values()), settings, lines)
         with_split = {}
         for role, data in roles.items():
+            if data.model.name in IMAGE_MODELS:
+                check_documents(role, data.model.name, found.task, settings.task.max_length)
             part, limit = tokenized[reading[role].key], reading[role].limit
             if limit != readers[role].limit and part.longest == limit:
                 lines.append(f"{role}: documents are limited to the {limit} positions of the model")
