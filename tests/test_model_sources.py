@@ -413,7 +413,7 @@ def test_errors_say_where_a_missing_model_was_searched(tmp_path):
         assert "did you mean" not in line
     assert "/no/such: no such folder; give a folder, or a hub id such as" in path
     assert odd.startswith("no such: no such folder; give")
-    assert file.endswith("file: is a file; give the folder of a model")
+    assert file.endswith("file: is a file; give the folder of a model, or a .gguf file")
 
 
 def test_a_tokenizer_must_fit_the_embedding(tmp_path):
