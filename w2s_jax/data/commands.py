@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -27,29 +28,9 @@ MAX_RULE = 100
 MAX_CLASS_ROWS = 50
 
 
-def _load(
-    name: str,
-    source: str,
-    data_dir: str | None,
-    expansion: str,
-    seed: int,
-    console: Console,
-    empty: str | None,
-    train_split: str | None,
-    classes: Sequence[str],
-    unlabelled: str | None,
-) -> LoadedTask:
-    loaded = load(
-        name,
-        source,
-        data_dir,
-        expansion,
-        seed=seed,
-        empty=empty,
-        train_split=train_split,
-        classes=classes,
-        unlabelled=unlabelled,
-    )
+def _load(name: str, console: Console, **how: Any) -> LoadedTask:
+    """Load a task (`how` is as of `loading.load`), and print where it is from, and its notes."""
+    loaded = load(name, **how)
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
     files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
     if loaded.unused:
@@ -57,7 +38,7 @@ def _load(
     if files:
         console.print("; ".join(files), highlight=False, markup=False)
     console.print(loaded.task.description, highlight=False, markup=False)
-    for note in (*loaded.notes, *_on_training(loaded, train_split)):
+    for note in (*loaded.notes, *_on_training(loaded, how.get("train_split"))):
         console.print(f"note: {note}", highlight=False, markup=False)
     return loaded
 
@@ -86,38 +67,30 @@ def show_task(
     *,
     n: int = 3,
     split: str | None = None,
-    source: str = "auto",
-    data_dir: str | None = None,
-    item_expansion: str = "all",
-    seed: int = 0,
-    empty: str | None = None,
-    train_split: str | None = None,
-    classes: Sequence[str] = (),
-    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
     max_length: int | None = None,
     overlong: str = "truncate",
     template: str | None = None,
+    **how: Any,
 ) -> None:
     """Print `n` documents of a split (default: the first) as the model sees them.
+
+    Args:
+      name: of the task.
+      console: to print on.
+      n: number of documents.
+      split: of the documents.
+      tokenizer_name: of the tokenizer.
+      max_length, overlong: as in `tokenize`.
+      template: of the task, around the texts; None: the bare texts.
+      **how: as of `loading.load`.
 
     Raises:
       InputError: an unknown task, split or template, or bad data.
     """
     if n < 1:
         raise InputError(f"--n: {n}; must be at least 1")
-    loaded = _load(
-        name,
-        source,
-        data_dir,
-        item_expansion,
-        seed,
-        console,
-        empty,
-        train_split,
-        classes,
-        unlabelled,
-    )
+    loaded = _load(name, console, **how)
     split = next(iter(loaded.documents)) if split is None else split
     if split not in loaded.documents:
         raise unknown("--split", split, loaded.documents)
@@ -198,33 +171,21 @@ def check_task(
     name: str,
     console: Console,
     *,
-    source: str = "auto",
-    data_dir: str | None = None,
-    item_expansion: str = "all",
-    seed: int = 0,
-    empty: str | None = None,
-    train_split: str | None = None,
-    classes: Sequence[str] = (),
-    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
+    **how: Any,
 ) -> None:
     """Print counts, class balance, lengths, duplicates and leaks of a task's splits.
+
+    Args:
+      name: of the task.
+      console: to print on.
+      tokenizer_name: of the tokenizer.
+      **how: as of `loading.load`.
 
     Raises:
       InputError: an unknown task, or bad data.
     """
-    loaded = _load(
-        name,
-        source,
-        data_dir,
-        item_expansion,
-        seed,
-        console,
-        empty,
-        train_split,
-        classes,
-        unlabelled,
-    )
+    loaded = _load(name, console, **how)
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
     convert = tokenization(loaded.task)

@@ -81,10 +81,8 @@ def source_of(role: str, settings: Settings) -> ModelSource | None:
     model = settings.roles[role].model
     if model in EMBEDDED_MODELS or model in IMAGE_MODELS or find_features(model) is not None:
         return None
-    try:
+    with errors.of_field(f"{role}.model"):
         return sources.find(model)
-    except errors.InputError as error:
-        raise errors.InputError(f"{role}.model: {error}") from error
 
 
 def role_input(
