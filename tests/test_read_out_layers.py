@@ -123,7 +123,7 @@ def test_relative_depths_are_rounded_up_to_blocks(layers, depths, blocks):
     repeated = len(depths) > len(blocks)
     assert len(notes) == repeated
     if repeated:
-        assert notes[0].startswith("strong: read_out_layers") and "blocks 1, 1, 2 of 2" in notes[0]
+        assert notes[0].startswith("strong: read_out_layers") and "layers 1, 1, 2 of 2" in notes[0]
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_the_command_line_takes_depths_and_names_blocks_that_are_counted_once(
     flags = [f"--config.{field}={value}" for field, value in overrides.items()]
     arguments = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", *flags]
     assert main([*arguments, "--dry_run"]) == 0
-    assert "read_out_layers 0.5, 0.6 are blocks 2, 2 of 3" in capsys.readouterr().out
+    assert "read_out_layers 0.5, 0.6 are layers 2, 2 of 3" in capsys.readouterr().out
     assert main([*arguments, "--config.strong.read_out_layers=2"]) == 2
     assert "strong.read_out_layers: 2; allowed: numbers above 0" in capsys.readouterr().err
 
