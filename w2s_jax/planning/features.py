@@ -77,7 +77,11 @@ def check_task(task: Task, given: Mapping[str, FeatureSource]) -> None:
 
 
 def reading(role: str, source: FeatureSource, task: Task) -> FeatureSource:
-    """Return `source.reading(task.image)`; errors name the role's field."""
+    """Return `source.reading(task.image)`.
+
+    Raises:
+      InputError: the source reads images, and the documents are none; names the role's field.
+    """
     try:
         return source.reading(task.image)
     except errors.InputError as error:
@@ -87,7 +91,11 @@ def reading(role: str, source: FeatureSource, task: Task) -> FeatureSource:
 
 
 def bound(role: str, source: FeatureSource, splits: Splits, num_texts: int) -> SplitFeatures:
-    """Return `source.bind(splits, num_texts)`; errors name the role's field."""
+    """Return `source.bind(splits, num_texts)`.
+
+    Raises:
+      InputError: as `source.bind`; names the role's field.
+    """
     with errors.of_field(f"{role}.model"):
         return source.bind(splits, num_texts)
 
