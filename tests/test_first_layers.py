@@ -1,4 +1,4 @@
-"""MODEL@layers=K: the first K blocks of a checkpoint, with its final norm."""
+"""MODEL@layers=K: the first K layers of a checkpoint, with its final norm."""
 
 import dataclasses
 import json
@@ -155,7 +155,7 @@ def test_a_class_head_of_the_whole_model_is_left_out(tmp_path, monkeypatch):
     [
         ("@layers=0", ["'0'", "at least 1"]),
         ("@layers=-1", ["'-1'", "at least 1"]),
-        ("@layers=two", ["'two'", "the number of blocks to keep"]),
+        ("@layers=two", ["'two'", "the number of layers to keep"]),
         ("@layers=", ["''", "MODEL[@REVISION]@layers=K"]),
         ("@layers=2@main", ["'2@main'", "at the end"]),
         ("@layers=6", ["6", "allowed: 1 to 5"]),
@@ -222,7 +222,7 @@ def test_adapters_of_blocks_that_are_left_out_are_refused(tmp_path, monkeypatch)
     ):
         np.testing.assert_array_equal(cut, all_[:2])
     message = error(models.load, f"{high}@layers=2", one())
-    assert "adapts block 4, but the model is cut after 2 (@layers=2)" in message
+    assert "adapts layer 4, but the model is cut after 2 (@layers=2)" in message
     # The base may be cut itself.
     record = json.loads((high / files.ADAPTER_CONFIG).read_text())
     for count, fits in ((2, False), (4, True)):
@@ -231,7 +231,7 @@ def test_adapters_of_blocks_that_are_left_out_are_refused(tmp_path, monkeypatch)
         if fits:
             assert models.load(high, one())[0].num_layers == count
         else:
-            assert "adapts block 4" in error(models.load, high, one())
+            assert "adapts layer 4" in error(models.load, high, one())
     assert "allowed: 1 to 4" in error(models.load, f"{high}@layers=5", one())
 
 

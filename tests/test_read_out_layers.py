@@ -58,31 +58,33 @@ def layer_norm(x, norm):
 
 
 @pytest.mark.parametrize("read_out", ["last", "first", "mean"])
-@pytest.mark.parametrize("per_device", [True, False])
-def test_encoder_features_of_each_layer_are_those_of_its_first_layers(read_out, per_device):
+def test_encoder_features_of_each_layer_are_those_of_its_first_layers(read_out):
     config, params = deep(bidirectional=True, token_types=1, read_out=read_out)
     config = dataclasses.replace(config, tied_embeddings=True)
-    found = features(config, params, features="layers", per_device=per_device)
-    assert found.shape == (37, LAYERS, 2, 16)
-    for count in range(1, LAYERS + 1):
+    pair = [features(config, params, features="layers", per_device=own) for own in (True, False)]
+    for count in (1, 3, LAYERS):
         alone = features(*first_layers(config, params, count), features=True)
-        np.testing.assert_allclose(found[:, count - 1], alone, rtol=1e-5, atol=1e-5)
+        for found in pair:
+            assert found.shape == (37, LAYERS, 2, 16)
+            np.testing.assert_allclose(found[:, count - 1], alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_decoder_features_before_the_last_layer_lack_only_the_final_norm(scan, monkeypatch):
-    monkeypatch.setattr(network, "scan_by_default", lambda config: scan)
-    config, params = deep(
-        window=3, local_layers=(True, False, True, True, False), norm_epsilon=1e-5 + scan * 1e-12
-    )
-    found = features(config, params, features="layers")
+def test_decoder_features_before_the_last_layer_lack_only_the_final_norm(monkeypatch):
+    config, params = deep(window=3, local_layers=(True, False, True, True, False))
+    pair = []
+    for scan in (True, False):
+        monkeypatch.setattr(network, "scan_by_default", lambda config, scan=scan: scan)
+        # Another config, as a compiled program is found by it.
+        other = dataclasses.replace(config, norm_epsilon=1e-5 + scan * 1e-12)
+        pair.append(features(other, params, features="layers"))
     for count in range(1, LAYERS + 1):
         alone = features(*first_layers(config, params, count), features=True)
-        ours = found[:, count - 1]
-        if count < LAYERS:
-            assert np.abs(ours - alone).max() > 0.1
-            ours = layer_norm(ours, params["final_norm"])
-        np.testing.assert_allclose(ours, alone, rtol=1e-4, atol=1e-4)
+        for found in pair:
+            ours = found[:, count - 1]
+            if count < LAYERS:
+                assert np.abs(ours - alone).max() > 0.1
+                ours = layer_norm(ours, params["final_norm"])
+            np.testing.assert_allclose(ours, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_reads_some_layers_has_their_mean():
@@ -121,7 +123,7 @@ def test_relative_depths_are_rounded_up_to_blocks(layers, depths, blocks):
     repeated = len(depths) > len(blocks)
     assert len(notes) == repeated
     if repeated:
-        assert notes[0].startswith("strong: read_out_layers") and "blocks 1, 1, 2 of 2" in notes[0]
+        assert notes[0].startswith("strong: read_out_layers") and "layers 1, 1, 2 of 2" in notes[0]
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ def test_the_command_line_takes_depths_and_names_blocks_that_are_counted_once(
     flags = [f"--config.{field}={value}" for field, value in overrides.items()]
     arguments = ["run", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", *flags]
     assert main([*arguments, "--dry_run"]) == 0
-    assert "read_out_layers 0.5, 0.6 are blocks 2, 2 of 3" in capsys.readouterr().out
+    assert "read_out_layers 0.5, 0.6 are layers 2, 2 of 3" in capsys.readouterr().out
     assert main([*arguments, "--config.strong.read_out_layers=2"]) == 2
     assert "strong.read_out_layers: 2; allowed: numbers above 0" in capsys.readouterr().err
 

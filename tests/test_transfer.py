@@ -16,7 +16,7 @@ from w2s_jax.planning import costs
 from w2s_jax.planning.memory import memory_estimate
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
-from w2s_jax.planning.transfer import split_name
+from w2s_jax.planning.test_sets import split_name
 
 
 def write(data_dir, name, rows, split="test"):

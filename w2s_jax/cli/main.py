@@ -190,7 +190,7 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 def _data(options: argparse.Namespace) -> int:
     from w2s_jax.config.recipes import load_config
     from w2s_jax.core.classes import class_names
-    from w2s_jax.data import commands, id_list
+    from w2s_jax.data import commands, id_list, listing
 
     _check_data_options(options)
     recipe = load_config(options.config, []) if options.config else {}  # registers its tasks
@@ -200,9 +200,9 @@ def _data(options: argparse.Namespace) -> int:
         # Wide enough not to break names, in a narrow terminal too.
         console = terminal.console(columns=220)
         if options.task is None:
-            commands.list_tasks(console)
+            listing.list_tasks(console)
         else:
-            commands.list_task(options.task, console, data_dir=data_dir)
+            listing.list_task(options.task, console, data_dir=data_dir)
         return 0
     console = terminal.console()
     where = {"source": options.source, "data_dir": data_dir}

@@ -367,7 +367,7 @@ class Role:
         above=0,
         high=1,
         meaning="Relative depths of the layers whose hidden states a probe's head reads, averaged: "
-        "d is block ceil(d L) of L; empty: the last. Only with `adapt='probe'`",
+        "d is layer ceil(d L) of L; empty: the last. Only with `adapt='probe'`",
     )
     labels: str | None = option(
         None,

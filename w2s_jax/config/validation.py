@@ -244,10 +244,8 @@ def _checkpoint(section: config_dict.ConfigDict) -> CheckpointSettings:
     """The settings, with a location that can be written, as far as is known before work starts."""
     settings = CheckpointSettings(**section.to_dict())
     if settings.dir is not None:
-        try:
+        with errors.of_field("checkpoint.dir"):
             files.checkpoint_location(settings.dir)
-        except errors.InputError as error:
-            raise errors.InputError(f"checkpoint.dir: {error}") from error
     return settings
 
 

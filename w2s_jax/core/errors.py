@@ -5,7 +5,8 @@ what is allowed. The command line prints that line and exits with `exit_status`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -33,6 +34,15 @@ class TrainingFailed(W2SError):
 
 class StorageError(W2SError):
     """Something could not be stored or read; complete checkpoints are intact: exit status 1."""
+
+
+@contextmanager
+def of_field(field: str) -> Iterator[None]:
+    """Begin the `InputError`s of a block with the field whose value they are about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
 
 
 def shown(value: Any, limit: int = 80) -> str:

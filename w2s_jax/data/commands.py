@@ -1,8 +1,8 @@
-"""The commands `w2s data list | show | check | prepare`."""
+"""The commands `w2s data show | check | prepare`; `listing` has `w2s data list`."""
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -11,14 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from w2s_jax.core.errors import InputError, listed, unknown
-from w2s_jax.data import check, image_files, records
+from w2s_jax.data import check
 from w2s_jax.data.completions import tokenization
 from w2s_jax.data.documents import Document, hash_order
 from w2s_jax.data.loading import LoadedTask, load
 from w2s_jax.data.roles import POOL
 from w2s_jax.data.task import Task
-from w2s_jax.data.tasks import TASKS, get_task
-from w2s_jax.data.tasks.local import LABEL_FIELDS
 from w2s_jax.data.templated import tokenize_inside
 from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
@@ -30,99 +28,9 @@ MAX_RULE = 100
 MAX_CLASS_ROWS = 50
 
 
-def list_tasks(console: Console) -> None:
-    """Print all registered tasks: kind, names in the catalogues, templates, licence."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("task", "kind", "hub", "tfds", "templates", "licence"):
-        table.add_column(column, no_wrap=True)
-    for name in sorted(TASKS):
-        task = TASKS[name]
-        templates = ", ".join(task.templates) or "-"
-        table.add_row(name, task.kind, *_origins(task), templates, task.licence)
-    console.print(table)
-    console.print(
-        f"{len(TASKS)} tasks; any folder of files with text and label (or text_a, text_b and "
-        "label, or prompt and target), or of images, under task.data_dir also works; `w2s data "
-        "list TASK` shows the fields of a task",
-        highlight=False,
-    )
-
-
-def list_task(name: str, console: Console, *, data_dir: str | None = None) -> None:
-    """Print what a task is, its sources, templates, and the fields and files of local data.
-
-    Raises:
-      InputError: an unknown task.
-    """
-    task = get_task(name, data_dir)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    folder = f"<data_dir>/{task.folder or task.name}"
-    rows = {
-        "task": task.name,
-        "about": task.description,
-        "kind": task.kind,
-        "licence": task.licence,
-        **dict(zip(("hub", "tfds"), _origins(task), strict=True)),
-    }
-    if task.load is None:
-        rows["required fields"] = ", ".join(task.fields)
-        optional = list(task.optional_fields)
-        if set(LABEL_FIELDS) <= set(optional):
-            rows["required fields"] += f"; {' or '.join(LABEL_FIELDS)}"
-            optional = [name for name in optional if name not in LABEL_FIELDS]
-        if task.tokenizer:
-            rows["tokenizer"] = f"{task.tokenizer}, of embedded models"
-        if optional:
-            rows["optional fields"] = ", ".join(optional)
-        rows["local files"] = (
-            records.LAYOUT.replace("<data_dir>/<task>", folder)
-            if task.image is None
-            else f"{folder}/: {image_files.LAYOUT}"
-        )
-        rows["trains on"] = "train"
-        if task.train_split:
-            rows["trains on"] += f", else {task.train_split}"
-    for name, template in task.templates.items():
-        words = f" -> {' | '.join(template.classes)}" if template.classes else ""
-        rows[f"template {name}"] = f"{json.dumps(template.text, ensure_ascii=False)}{words}"
-    for title, value in rows.items():
-        table.add_row(title, value)
-    console.print(table, highlight=False, markup=False)
-
-
-def _origins(task: Task) -> tuple[str, str]:
-    if task.load is not None:
-        return "embedded", "embedded"
-    hub = "-"
-    if task.hub is not None:
-        inner = task.hub.config or task.hub.folder
-        hub = task.hub.name + (f" ({inner})" if inner else "")
-    return hub, "-" if task.tfds is None else task.tfds.name
-
-
-def _load(
-    name: str,
-    source: str,
-    data_dir: str | None,
-    expansion: str,
-    seed: int,
-    console: Console,
-    empty: str | None,
-    train_split: str | None,
-    classes: Sequence[str],
-    unlabelled: str | None,
-) -> LoadedTask:
-    loaded = load(
-        name,
-        source,
-        data_dir,
-        expansion,
-        seed=seed,
-        empty=empty,
-        train_split=train_split,
-        classes=classes,
-        unlabelled=unlabelled,
-    )
+def _load(name: str, console: Console, **how: Any) -> LoadedTask:
+    """Load a task (`how` is as of `loading.load`), and print where it is from, and its notes."""
+    loaded = load(name, **how)
     console.print(f"{name}: from {loaded.source}, {loaded.location}", highlight=False, markup=False)
     files = [f"{split}: {name}" for split, name in loaded.names.items() if name != split]
     if loaded.unused:
@@ -130,7 +38,7 @@ def _load(
     if files:
         console.print("; ".join(files), highlight=False, markup=False)
     console.print(loaded.task.description, highlight=False, markup=False)
-    for note in (*loaded.notes, *_on_training(loaded, train_split)):
+    for note in (*loaded.notes, *_on_training(loaded, how.get("train_split"))):
         console.print(f"note: {note}", highlight=False, markup=False)
     return loaded
 
@@ -159,38 +67,30 @@ def show_task(
     *,
     n: int = 3,
     split: str | None = None,
-    source: str = "auto",
-    data_dir: str | None = None,
-    item_expansion: str = "all",
-    seed: int = 0,
-    empty: str | None = None,
-    train_split: str | None = None,
-    classes: Sequence[str] = (),
-    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
     max_length: int | None = None,
     overlong: str = "truncate",
     template: str | None = None,
+    **how: Any,
 ) -> None:
     """Print `n` documents of a split (default: the first) as the model sees them.
+
+    Args:
+      name: of the task.
+      console: to print on.
+      n: number of documents.
+      split: of the documents.
+      tokenizer_name: of the tokenizer.
+      max_length, overlong: as in `tokenize`.
+      template: of the task, around the texts; None: the bare texts.
+      **how: as of `loading.load`.
 
     Raises:
       InputError: an unknown task, split or template, or bad data.
     """
     if n < 1:
         raise InputError(f"--n: {n}; must be at least 1")
-    loaded = _load(
-        name,
-        source,
-        data_dir,
-        item_expansion,
-        seed,
-        console,
-        empty,
-        train_split,
-        classes,
-        unlabelled,
-    )
+    loaded = _load(name, console, **how)
     split = next(iter(loaded.documents)) if split is None else split
     if split not in loaded.documents:
         raise unknown("--split", split, loaded.documents)
@@ -271,33 +171,21 @@ def check_task(
     name: str,
     console: Console,
     *,
-    source: str = "auto",
-    data_dir: str | None = None,
-    item_expansion: str = "all",
-    seed: int = 0,
-    empty: str | None = None,
-    train_split: str | None = None,
-    classes: Sequence[str] = (),
-    unlabelled: str | None = None,
     tokenizer_name: str = "bytes",
+    **how: Any,
 ) -> None:
     """Print counts, class balance, lengths, duplicates and leaks of a task's splits.
+
+    Args:
+      name: of the task.
+      console: to print on.
+      tokenizer_name: of the tokenizer.
+      **how: as of `loading.load`.
 
     Raises:
       InputError: an unknown task, or bad data.
     """
-    loaded = _load(
-        name,
-        source,
-        data_dir,
-        item_expansion,
-        seed,
-        console,
-        empty,
-        train_split,
-        classes,
-        unlabelled,
-    )
+    loaded = _load(name, console, **how)
     tokenizer = _tokenizer(loaded, tokenizer_name)
     facts = {}
     convert = tokenization(loaded.task)

@@ -1,15 +1,13 @@
 """Load a task: records to documents."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from functools import partial
 
 from w2s_jax.core.classes import check_classes
 from w2s_jax.core.errors import InputError, unknown
+from w2s_jax.data.choosing import ITEM_EXPANSION, documents_of
 from w2s_jax.data.classes import (
     refuse_classes,
     refuse_one_class,
@@ -18,22 +16,16 @@ from w2s_jax.data.classes import (
     with_classes,
 )
 from w2s_jax.data.conditions import Conditions, kept_documents
-from w2s_jax.data.documents import Document, hash_keys, stable_id
-from w2s_jax.data.items import Item, Items, read_items
+from w2s_jax.data.documents import Document
+from w2s_jax.data.items import Items, read_items
 from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.roles import POOL, training_split
 from w2s_jax.data.sources import RECORD_SOURCES, open_records
-from w2s_jax.data.task import Candidate, Task
+from w2s_jax.data.task import Task
 from w2s_jax.data.tasks import TASKS, get_task
 from w2s_jax.data.templates import check_templates, templates_file
 from w2s_jax.data.unlabelled import embedded_pool, read_pool, with_pool
-from w2s_jax.data.values import (
-    UNLABELLED,
-    group_key,
-    is_unlabelled,
-    parse_label,
-    parse_soft_label,
-)
+from w2s_jax.data.values import UNLABELLED, parse_label, parse_soft_label
 
 __all__ = [
     "EMPTY",
@@ -46,7 +38,6 @@ __all__ = [
 ]
 
 SOURCES = (*RECORD_SOURCES, "embedded")
-ITEM_EXPANSION = {"paper": "all", "released": "one"}
 
 #: What to do with records that have an empty text, and documents that give no token.
 EMPTY = ("skip", "error")
@@ -212,38 +203,16 @@ def load(
     if not own_classes:
         check_templates(task, template_file)
     if task.load is not None and source in ("auto", "embedded"):
-        documents, pool_names = task.load(split_seed=split_seed), {}
-        if not task.generates:
-            refuse_other_labels(documents, task)
-        if unlabelled is not None:
-            split, pool_documents = embedded_pool(task, unlabelled, documents, train_split, notes)
-            rest = {name: docs for name, docs in documents.items() if name != split}
-            documents, pool_names = rest | {POOL: pool_documents}, {POOL: split}
-        documents = kept_documents(documents, conditions, train_split, {}, notes)
-        embedded = LoadedTask(
-            task,
-            documents,
-            "embedded",
-            "this package",
-            tuple(notes),
-            empty,
-            pool_names,
-            pool=unlabelled,
-        )
-        return _with_seen_classes(embedded, train_split)
+        embedded = _embedded(task, split_seed, conditions, train_split, unlabelled, notes)
+        return _with_seen_classes(dataclasses.replace(embedded, empty=empty), train_split)
 
     opened = open_records(task, source, data_dir)
     opened, pool = with_pool(task, opened, unlabelled, train_split)
     keep = {*conditions.fields, *keep}
+    skip_empty = empty == "skip"
 
     def read(split: str) -> Items:
-        return read_items(
-            task,
-            split,
-            opened.splits[split],
-            skip_empty=empty == "skip",
-            keep=keep,
-        )
+        return read_items(task, split, opened.splits[split], skip_empty=skip_empty, keep=keep)
 
     splits = [s for s in _official_first(opened.splits) if used is None or s in used]
     if pool is not None:
@@ -254,32 +223,14 @@ def load(
         all_items = {split: read(split) for split in splits}
         task = with_classes(task, all_items, classes, notes)
         check_templates(task, template_file)
-    documents, fields, without = {}, {}, ""
-    for split in splits:
-        found = dataclasses.replace(all_items.get(split) or read(split), task=task)
-        fields[split] = found.fields
-        notes += found.notes
-        labels = found.labels()
-        without = found.without_labels(labels)
-        if without:
-            notes.append(f"{split}: left out, because {without}")
-            continue
-        chosen = _choose(task, split, found.items, labels, item_expansion, seed, split_seed)
-        documents[split] = _documents(task, split, found.items, labels, chosen)
-        if split == "train":
-            refuse_one_class(documents[split], task.classes)
-        notes += _several_targets(split, documents[split])
-    if not documents and without:
-        raise InputError(
-            f"{opened.location}, split test: field {task.label_field!r}: the only split is "
-            f"unlabelled: {without}"
-        )
+    make = partial(documents_of, task, expansion=item_expansion, seed=seed, split_seed=split_seed)
+    each = (dataclasses.replace(all_items.get(s) or read(s), task=task) for s in splits)
+    documents, fields = _converted(each, make, opened.location, notes)
     names = dict(opened.names)
     if pool is not None:
-        found = read_pool(task, pool, skip_empty=empty == "skip", keep=keep, notes=notes)
+        found = read_pool(task, pool, skip_empty=skip_empty, keep=keep, notes=notes)
         none = [[UNLABELLED] * len(candidates) for _, candidates in found.items]
-        chosen = _choose(task, pool.split, found.items, none, item_expansion, seed, split_seed)
-        documents[POOL] = _documents(task, pool.split, found.items, none, chosen)
+        documents[POOL] = make(pool.split, found.items, none)
         fields[POOL] = found.fields
         names.pop(pool.split, None)
         names[POOL] = pool.file
@@ -296,6 +247,69 @@ def load(
         None if pool is None else pool.name,
     )
     return _with_seen_classes(loaded, train_split)
+
+
+def _embedded(
+    task: Task,
+    split_seed: int,
+    conditions: Conditions,
+    train_split: str | None,
+    unlabelled: str | None,
+    notes: list[str],
+) -> LoadedTask:
+    """Return the documents that the code of a task makes; of its pool those without labels."""
+    assert task.load is not None
+    documents, names = task.load(split_seed=split_seed), {}
+    if not task.generates:
+        refuse_other_labels(documents, task)
+    if unlabelled is not None:
+        split, pool_documents = embedded_pool(task, unlabelled, documents, train_split, notes)
+        rest = {name: docs for name, docs in documents.items() if name != split}
+        documents, names = rest | {POOL: pool_documents}, {POOL: split}
+    documents = kept_documents(documents, conditions, train_split, {}, notes)
+    return LoadedTask(
+        task, documents, "embedded", "this package", tuple(notes), names=names, pool=unlabelled
+    )
+
+
+def _converted(
+    read: Iterable[Items],
+    make: Callable[..., list[Document]],
+    location: str,
+    notes: list[str],
+) -> tuple[dict[str, list[Document]], dict[str, tuple[str, ...]]]:
+    """Return the documents of each split with labels, and the fields of the records of each split.
+
+    Args:
+      read: the records of each split, one split in memory at a time.
+      make: (split, records, labels) -> documents.
+      location: the folder or dataset, for errors.
+      notes: get a line for a split that is left out.
+
+    Raises:
+      InputError: the only split has no labels; the labels of 'train' are all the same.
+    """
+    documents: dict[str, list[Document]] = {}
+    fields, without = {}, ""
+    for found in read:
+        split, task = found.split, found.task
+        fields[split] = found.fields
+        notes += found.notes
+        labels = found.labels()
+        without = found.without_labels(labels)
+        if without:
+            notes.append(f"{split}: left out, because {without}")
+            continue
+        documents[split] = make(split, found.items, labels)
+        if split == "train":
+            refuse_one_class(documents[split], task.classes)
+        notes += _several_targets(split, documents[split])
+    if not documents and without:
+        raise InputError(
+            f"{location}, split test: field {task.label_field!r}: the only split is "
+            f"unlabelled: {without}"
+        )
+    return documents, fields
 
 
 def _check_options(source: str, item_expansion: str, empty: str | None) -> None:
@@ -347,140 +361,3 @@ def _several_targets(split: str, documents: Sequence[Document]) -> list[str]:
         f"{split}: {len(several):,} {'prompt occurs' if len(several) == 1 else 'prompts occur'} "
         f"with different targets, in {count:,} documents"
     ]
-
-
-def _choose(
-    task: Task,
-    split: str,
-    items: Sequence[Item],
-    labels: Sequence[Sequence[int | None]],
-    expansion: str,
-    seed: int,
-    split_seed: int,
-) -> list[list[int]]:
-    """Return the indices of the candidates of each record that become documents."""
-    if all(len(candidates) == 1 for _, candidates in items):
-        return [[0]] * len(items)
-    if task.num_classes > 2 and not task.orders:
-        where, candidates = next(item for item in items if len(item[1]) > 1)
-        raise InputError(
-            f"{where}: `expand` of task {task.name!r} returns {len(candidates)} candidates; a task "
-            f"of {task.num_classes} classes makes one of each record"
-        )
-    ids_N = _record_ids(task, split, items, labels)
-    if task.orders:
-        order_N = hash_keys(ids_N, "order of texts", split_seed) >> np.uint64(32)
-        return [[int(order_N[n]) % len(found)] for n, (_, found) in enumerate(items)]
-    if expansion == "all":
-        right_N = hash_keys(ids_N, "right", split_seed)
-        wrong_N = hash_keys(ids_N, "wrong", split_seed)
-    else:
-        right_N = hash_keys(ids_N, "right of one", seed)
-        wrong_N = hash_keys(ids_N, "wrong of one", seed)
-    is_right_N = hash_keys(ids_N, "right or wrong", seed) >> np.uint64(63) == 1
-    chosen = []
-    for n, (where, candidates) in enumerate(items):
-        if len(candidates) == 1:
-            chosen.append([0])
-            continue
-        rights = [i for i, label in enumerate(labels[n]) if label == 1]
-        wrongs = [i for i, label in enumerate(labels[n]) if label == 0]
-        if not rights or not wrongs:
-            missing = "right" if not rights else "wrong"
-            raise InputError(
-                f"{where}: fields {', '.join(task.fields)}: {len(candidates)} "
-                f"candidates, but none is {missing}"
-            )
-        right, wrong = rights[int(right_N[n]) % len(rights)], wrongs[int(wrong_N[n]) % len(wrongs)]
-        if expansion == "all":
-            chosen.append([right, wrong])
-        else:
-            chosen.append([right if is_right_N[n] else wrong])
-    return chosen
-
-
-def _record_ids(
-    task: Task, split: str, items: Sequence[Item], labels: Sequence[Sequence[int | None]]
-) -> np.ndarray:
-    """Return uint64 ids of the records, from all candidates; equal records get distinct ids."""
-    seen: Counter[int] = Counter()
-    ids_N = np.zeros(len(items), np.uint64)
-    for n, (where, candidates) in enumerate(items):
-        parts = [
-            part
-            for c, label in zip(candidates, labels[n], strict=True)
-            for part in (*_content(c), _label_part(task, c, label, where))
-        ]
-        base = stable_id("record", task.name, split, *parts)
-        ids_N[n] = stable_id(base, seen[base])
-        seen[base] += 1
-    return ids_N
-
-
-def _documents(
-    task: Task,
-    split: str,
-    items: Sequence[Item],
-    labels: Sequence[Sequence[int | None]],
-    chosen: Sequence[Sequence[int]],
-) -> list[Document]:
-    # Ids include the label, and occurrences count equal (text, label) only, so that ids do not
-    # depend on the order of the records.
-    seen: Counter[int] = Counter()
-    documents = []
-    for (where, candidates), record_labels, picks in zip(items, labels, chosen, strict=True):
-        for i in picks:
-            candidate, label = candidates[i], record_labels[i]
-            label_part = _label_part(task, candidate, label, where)
-            base = stable_id("document", task.name, split, *_content(candidate), label_part)
-            soft = None if is_unlabelled(candidate.soft_label) else candidate.soft_label
-            image = candidate.pixels is not None
-            documents.append(
-                Document(
-                    id=stable_id(base, seen[base]),
-                    text=candidate.text if isinstance(candidate.text, str) and not image else None,
-                    texts=None if isinstance(candidate.text, str) else candidate.text,
-                    tokens=candidate.pixels,
-                    label=None if label == UNLABELLED else label,
-                    soft_label=(
-                        None if soft is None else parse_soft_label(soft, where, task.classes)
-                    ),
-                    target=candidate.target,
-                    group=_group(candidate, where),
-                    meta=candidate.meta,
-                    where=where,
-                )
-            )
-            seen[base] += 1
-    return documents
-
-
-def _content(candidate: Candidate) -> tuple[str | bytes, ...]:
-    """Return what a candidate's id is a hash of: its texts, or its pixels."""
-    return candidate.texts if candidate.pixels is None else (candidate.pixels,)
-
-
-def _group(candidate: Candidate, where: str) -> str | None:
-    # Text from an `expand` function is that function's key; files' own values have several forms.
-    group: Any = candidate.group
-    return group if isinstance(group, str) and group else group_key(group, where)
-
-
-def _label_part(task: Task, candidate: Candidate, label: int | None, where: str) -> str | int:
-    """Return the label's part of an id; soft labels as numbers, however the file writes them.
-
-    That of a document with a target is the target, so that ids of one prompt with several targets
-    do not depend on the order of the records. Of more than two classes it is the name, so that ids
-    do not change with the number of classes or their order.
-    """
-    if candidate.target is not None:
-        return f"target {candidate.target}"
-    if label is None:
-        soft = parse_soft_label(candidate.soft_label, where, task.classes)
-        if isinstance(soft, tuple):
-            named = sorted((name, p) for name, p in zip(task.classes, soft, strict=True) if p)
-            return f"soft {named!r}"
-        return f"soft {soft!r}"
-    if task.num_classes > 2 and label != UNLABELLED:
-        return f"class {task.classes[label]}"
-    return label

@@ -104,36 +104,36 @@ def make_splits(
         counts = {name: sum(d.is_tie for d in documents[name]) for name in names}
         ties |= {name: count for name, count in counts.items() if count}
     keys = group_keys([document for name in names for document in documents[name]], grouping)
-    pool = grouped(documents[train], keys, split_seed)
+    groups = grouped(documents[train], keys, split_seed)
     test_groups = grouped(documents[test], keys, split_seed) if test else []
     validation_groups = grouped(documents[validation], keys, split_seed) if validation else []
-    classes = _classes(pool)
-    before = _size(pool), _size(validation_groups)
+    classes = _classes(groups)
+    before = _size(groups), _size(validation_groups)
     validation_groups = without(validation_groups, test_groups, keys)
-    pool = without(pool, [*test_groups, *validation_groups], keys)
+    groups = without(groups, [*test_groups, *validation_groups], keys)
 
     test_classes = classes if balance_test else ()
-    lost = {train: before[0] - _size(pool)}
+    lost = {train: before[0] - _size(groups)}
     if validation:
         lost[validation] = before[1] - _size(validation_groups)
     with _naming_removed(lost):
         if test:
             chosen_test, _ = _take(test_groups, test_docs, test_classes, "task.test_docs", test)
         else:
-            size = _size(pool)
-            chosen_test, pool = _carve(pool, test_docs, test_classes, "task.test_docs", train)
-            lost[train] += size - _size(pool) - len(chosen_test)
+            size = _size(groups)
+            chosen_test, groups = _carve(groups, test_docs, test_classes, "task.test_docs", train)
+            lost[train] += size - _size(groups) - len(chosen_test)
         if validation:
             chosen_validation, _ = _take(
                 validation_groups, validation_docs, test_classes, "task.validation_docs", validation
             )
         else:
-            size = _size(pool)
-            chosen_validation, pool = _carve(
-                pool, validation_docs, test_classes, "task.validation_docs", train
+            size = _size(groups)
+            chosen_validation, groups = _carve(
+                groups, validation_docs, test_classes, "task.validation_docs", train
             )
-            lost[train] += size - _size(pool) - len(chosen_validation)
-        training = _training(pool, train_docs, classes if balance else (), train, notes)
+            lost[train] += size - _size(groups) - len(chosen_validation)
+        training = _training(groups, train_docs, classes if balance else (), train, notes)
     if removed is not None:
         removed |= lost
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_jax.core.errors import InputError, did_you_mean, listed, nearest
+from w2s_jax.core.errors import InputError, did_you_mean, listed, nearest, of_field
 from w2s_jax.core.files import contents, location
 from w2s_jax.data import records
 from w2s_jax.data.documents import Document
@@ -145,10 +145,8 @@ def read_pool(
             else:
                 yield where, {k: None if k in names else value for k, value in record.items()}
 
-    try:
+    with of_field("task.unlabelled"):
         found = read_items(task, POOL, read, skip_empty=skip_empty, keep=keep, targets=False)
-    except InputError as error:
-        raise InputError(f"task.unlabelled: {error}") from error
     items = []
     for where, candidates in found.items:
         if len(candidates) > 1 and not task.orders:

@@ -54,7 +54,7 @@ class Checked:
       names: maps the tensor names in `views` (of every layer) to those in the files.
       absent: flat paths of language-model head parameters that the folder lacks; they become zeros.
       head: the tensors of the class head, 'kernel' and perhaps 'bias'; {} if there is none, or if
-        blocks are left out.
+        layers are left out.
       head_problem: why the class head cannot be read, which matters only where it is used; else ''.
       adapters: PEFT's adapters, which are merged into `stored`, if the folder has only these.
       gguf: the GGUF file that the model is read from, if it is not a folder.
@@ -123,7 +123,7 @@ def check_folder(folder: Path, layers: int | None = None) -> Checked:
 
     Args:
       folder: the folder or file.
-      layers: the number of blocks of the model that is wanted; None: all. What the folder holds
+      layers: the number of layers of the model that is wanted; None: all. What the folder holds
         beyond them is checked too.
 
     Raises:
@@ -166,13 +166,13 @@ def check_folder(folder: Path, layers: int | None = None) -> Checked:
 
 
 def _fewer(folder: Path, layers: int | None, of_base: int | None) -> int | None:
-    """Return the blocks of a model of adapters, whose base may have been cut itself."""
+    """Return the number of layers of a model of adapters, whose base may have been cut itself."""
     if layers is None or of_base is None:
         return of_base if layers is None else layers
     if layers > of_base:
         raise InputError(
             f"{with_layers(str(folder), layers)}: layers: {layers}; allowed: 1 to {of_base}, the "
-            "blocks of the model"
+            "layers of the model"
         )
     return layers
 

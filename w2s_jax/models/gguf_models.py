@@ -86,7 +86,11 @@ class _Keys:
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Return a positive integer; required if there is no default."""
+        """Return a positive integer.
+
+        Raises:
+          InputError: it is something else, or missing without a default.
+        """
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(
@@ -96,7 +100,11 @@ class _Keys:
         return value
 
     def require(self, key: str, *allowed: Any) -> None:
-        """Refuse a value that changes the computation."""
+        """Refuse a value that changes the computation.
+
+        Raises:
+          InputError: there is a value that is not in `allowed`.
+        """
         value = self.get(key)
         if value is not None and value not in allowed:
             raise InputError(

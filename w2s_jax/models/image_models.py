@@ -4,11 +4,15 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from w2s_jax.core import errors
 from w2s_jax.data.documents import ImageSpace
 from w2s_jax.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from w2s_jax.config import Role
+    from w2s_jax.data.task import Task
 
 #: Side of the kernels, of the pooled squares, and number of convolutions.
 KERNEL, POOL, CONVOLUTIONS = 3, 2, 2
@@ -129,12 +133,12 @@ def image_model(name: str, image: ImageSpace = SHOWN) -> ImageConfig:
     )
 
 
-def check_settings(role: str, own: Any) -> None:
+def check_settings(role: str, own: "Role") -> None:
     """Refuse settings of a role that only transformers have.
 
     Args:
       role: for the error.
-      own: the settings, a `config.Role`, whose model is in `IMAGE_MODELS`.
+      own: the settings, whose model is in `IMAGE_MODELS`.
 
     Raises:
       InputError: one of them is set; says what is allowed.
@@ -161,13 +165,13 @@ def check_settings(role: str, own: Any) -> None:
             )
 
 
-def check_documents(role: str, name: str, task: Any, max_length: int | None) -> None:
+def check_documents(role: str, name: str, task: "Task", max_length: int | None) -> None:
     """Refuse documents that are no images, and a limit that would cut them.
 
     Args:
       role: for the error.
       name: of the model, one of `IMAGE_MODELS`.
-      task: the task, a `data.task.Task`.
+      task: the task.
       max_length: `task.max_length`.
 
     Raises:

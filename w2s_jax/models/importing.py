@@ -69,7 +69,7 @@ def import_huggingface(
       dtype: dtype of the parameters, 'float32' or 'bfloat16', independent of the file's; the head
         is float32.
       with_head: whether to read the class head, if there is one.
-      layers: the number of first blocks to read, with the final norm and without a class head;
+      layers: the number of first layers to read, with the final norm and without a class head;
         None: the whole model.
 
     Raises:

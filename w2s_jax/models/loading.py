@@ -53,7 +53,7 @@ def load(
     Args:
       path_or_hub_id: a phase folder, DIR/phases/<kind>-<fingerprint>; a folder written by
         `w2s convert`; a folder in Hugging Face's layout; or a hub id, optionally with '@revision'.
-        MODEL@layers=K is the model of the first K blocks of one of these, with its final norm.
+        MODEL@layers=K is the model of the first K layers of one of these, with its final norm.
       mesh: where to put the parameters (default: a copy on each device).
       dtype: dtype of the parameters, 'float32' or 'bfloat16' (None: as stored in a phase or
         converted folder; float32 for Hugging Face's).
@@ -131,7 +131,7 @@ def _load_ours(folder: Path, mesh: Mesh, dtype: str | None) -> Loaded:
 
 
 def _first_layers(loaded: Loaded, layers: int, location: str) -> Loaded:
-    """Return the first blocks of a model, without its head."""
+    """Return the first layers of a model, without its head."""
     config = truncated(loaded.config, layers, location)
     if layers == loaded.config.num_layers:
         return dataclasses.replace(loaded, config=config, head=None)

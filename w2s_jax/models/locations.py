@@ -25,7 +25,7 @@ def split_layers(given: str | os.PathLike[str]) -> tuple[str, int | None]:
         return text, None
     if not (number.isascii() and number.isdecimal() and int(number) > 0):
         raise InputError(
-            f"{text}: layers: {number!r}; allowed: the number of blocks to keep, at least 1, at "
+            f"{text}: layers: {number!r}; allowed: the number of layers to keep, at least 1, at "
             "the end: MODEL[@REVISION]@layers=K"
         )
     return model, int(number)
@@ -37,22 +37,22 @@ def with_layers(model: str, layers: int | None) -> str:
 
 
 def truncated(config: ModelConfig, layers: int | None, location: str) -> ModelConfig:
-    """Return the model of the first `layers` blocks of a model; None: all.
+    """Return the model of the first layers of a model.
 
     Args:
       config: the whole model.
-      layers: number of blocks.
+      layers: their number; None: all.
       location: the whole model as the user named it, for the error message.
 
     Raises:
-      InputError: if the model has fewer blocks.
+      InputError: if the model has fewer.
     """
     if layers is None:
         return config
     if layers > config.num_layers:
         raise InputError(
             f"{with_layers(location, layers)}: layers: {layers}; allowed: 1 to "
-            f"{config.num_layers}, the blocks of the model"
+            f"{config.num_layers}, the layers of the model"
         )
     cut = dataclasses.replace(
         config,

@@ -45,7 +45,7 @@ class Adapters:
       config: content of adapter_config.json.
       base: folder of the base model.
       file: adapter_model.safetensors.
-      layers: the number of first blocks of the base that are the model; None: all.
+      layers: the number of first layers of the base that are the model; None: all.
     """
 
     config: dict[str, Any]
@@ -117,10 +117,10 @@ def merged(
       family: the family of the base.
       config: the whole base.
       stored: its tensors.
-      layers: the number of its blocks that are used; None: all.
+      layers: the number of its layers that are used; None: all.
 
     Raises:
-      InputError: if the adapters do not fit the base, or adapt blocks that are left out. The
+      InputError: if the adapters do not fit the base, or adapt layers that are left out. The
         message names the file and the tensor.
     """
     names = file_names(family, config, stored.keys())
@@ -133,8 +133,8 @@ def merged(
         block = _BLOCK.search(name)
         if layers is not None and block is not None and int(block[1]) >= layers:
             raise InputError(
-                f"{tensor.location}: adapts block {int(block[1]) + 1}, but the model is cut after "
-                f"{layers} (@layers={layers}); keep all adapted blocks"
+                f"{tensor.location}: adapts layer {int(block[1]) + 1}, but the model is cut after "
+                f"{layers} (@layers={layers}); keep all adapted layers"
             )
         found = _LORA.fullmatch(name)
         if found is not None:

@@ -47,7 +47,7 @@ class ModelSource:
         digest and K. Paths, times and tokenizers are not included.
       huggingface: content of the Hugging Face config.json that the model came from, if any.
       tokenizer: folder with the tokenizer files, if any.
-      layers: the number of first blocks of which the model consists; None: all of the folder's.
+      layers: the number of first layers of which the model consists; None: all of the folder's.
     """
 
     given: str
@@ -61,7 +61,7 @@ class ModelSource:
 
     @property
     def location(self) -> str:
-        """The folder, with '@layers=K' if blocks are left out: what `models.load` takes."""
+        """The folder, with '@layers=K' if layers are left out: what `models.load` takes."""
         return with_layers(str(self.folder), self.layers)
 
 

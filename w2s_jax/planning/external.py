@@ -1,8 +1,7 @@
 """Checks of a file of external labels, before anything is computed. Imports no JAX."""
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +84,7 @@ def bound_labels(path: str, documents: Splits, task: Task, notes: list[str]) -> 
     if not location.exists():
         raise errors.InputError(f"weak.labels: {path}: no such file")
     files = FeatureFiles(path, location.name, [location], array="p", what="probabilities")
-    with _of_the_field():
+    with errors.of_field("weak.labels"):
         bound = files.bind(documents)
     given = f"weak.labels: {path}"
     count = task.num_classes
@@ -141,7 +140,7 @@ _Join = Callable[[str, np.ndarray], None]
 
 
 def _joined_texts(path: str, tokenizers: Sequence[Tokenizer | None]) -> _Join:
-    with _of_the_field():
+    with errors.of_field("weak.labels"):
         found = read_external_texts(path)
         different = {tokenizer.digest: tokenizer for tokenizer in tokenizers if tokenizer}
         for tokenizer in different.values():
@@ -154,7 +153,7 @@ def _joined_texts(path: str, tokenizers: Sequence[Tokenizer | None]) -> _Join:
 
 
 def _joined_labels(path: str, classes: tuple[str, ...], notes: list[str]) -> _Join:
-    with _of_the_field():
+    with errors.of_field("weak.labels"):
         found = read_external_labels(path, classes)
 
     def join(split: str, ids_N: np.ndarray) -> None:
@@ -192,11 +191,3 @@ def _check_spelling(path: str, found: Mapping[int, str], tokenizer: Tokenizer) -
                 raise errors.InputError(f"{document.name}: {reason}") from error
         raise
     check_spelling(documents, tokenizer, tokens_T, lengths_N)
-
-
-@contextlib.contextmanager
-def _of_the_field() -> Iterator[None]:
-    try:
-        yield
-    except errors.InputError as error:
-        raise errors.InputError(f"weak.labels: {error}") from error

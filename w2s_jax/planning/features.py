@@ -28,10 +28,8 @@ def find(settings: Settings) -> dict[str, FeatureSource]:
     """
     found = {}
     for role, own in settings.roles.items():
-        try:
+        with errors.of_field(f"{role}.model"):
             source = find_features(own.model)
-        except errors.InputError as error:
-            raise errors.InputError(f"{role}.model: {error}") from error
         if source is None and Path(own.model).suffix in SUFFIXES and Path(own.model).is_file():
             raise errors.InputError(
                 f"{role}.model: {own.model} is a file; if it has features of documents, give "
@@ -79,7 +77,11 @@ def check_task(task: Task, given: Mapping[str, FeatureSource]) -> None:
 
 
 def reading(role: str, source: FeatureSource, task: Task) -> FeatureSource:
-    """Return `source.reading(task.image)`; errors name the role's field."""
+    """Return `source.reading(task.image)`.
+
+    Raises:
+      InputError: the source reads images, and the documents are none; names the role's field.
+    """
     try:
         return source.reading(task.image)
     except errors.InputError as error:
@@ -89,11 +91,13 @@ def reading(role: str, source: FeatureSource, task: Task) -> FeatureSource:
 
 
 def bound(role: str, source: FeatureSource, splits: Splits, num_texts: int) -> SplitFeatures:
-    """Return `source.bind(splits, num_texts)`; errors name the role's field."""
-    try:
+    """Return `source.bind(splits, num_texts)`.
+
+    Raises:
+      InputError: as `source.bind`; names the role's field.
+    """
+    with errors.of_field(f"{role}.model"):
         return source.bind(splits, num_texts)
-    except errors.InputError as error:
-        raise errors.InputError(f"{role}.model: {error}") from error
 
 
 def digest(documents: TokenizedDocuments, of_features: str) -> str:

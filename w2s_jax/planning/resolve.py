@@ -21,7 +21,7 @@ from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.models.image_models import IMAGE_MODELS, check_documents
 from w2s_jax.models.sources import ModelSource
-from w2s_jax.planning import classes, features, generation, pool, transfer
+from w2s_jax.planning import classes, features, generation, pool, test_sets
 from w2s_jax.planning.external import bound_labels, check_external, digest_of, is_array
 from w2s_jax.planning.readers import reader_of
 from w2s_jax.planning.role_inputs import (
@@ -115,7 +115,7 @@ def resolve(settings: Settings) -> Resolved:
     task = loaded.task
     notes = [*loaded.notes]
     train_split = choose_training(loaded, task_settings.train_split, notes)
-    others = [transfer.load_set(name, task, settings) for name in task_settings.test_tasks]
+    others = [test_sets.load_set(name, task, settings) for name in task_settings.test_tasks]
     found = {role: source_of(role, settings) for role in settings.roles}
     _check_models(task, found, given, settings)
     readers = {
@@ -158,7 +158,7 @@ def resolve(settings: Settings) -> Resolved:
         generation.check_tokenizers(settings, {role: d.tokenizer for role, d in roles.items()})
     outside, rows = _outside(task, roles, raw, settings, notes)
     for other in others:
-        chosen, roles = transfer.with_set(other, roles, readers, raw, settings, notes, given)
+        chosen, roles = test_sets.with_set(other, roles, readers, raw, settings, notes, given)
         kept |= chosen
     tasks = {other.split: other.task for other in others}
     return Resolved(settings, roles, tuple(dict.fromkeys(notes)), outside, task, kept, tasks, rows)

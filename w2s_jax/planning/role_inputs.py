@@ -81,10 +81,8 @@ def source_of(role: str, settings: Settings) -> ModelSource | None:
     model = settings.roles[role].model
     if model in EMBEDDED_MODELS or model in IMAGE_MODELS or find_features(model) is not None:
         return None
-    try:
+    with errors.of_field(f"{role}.model"):
         return sources.find(model)
-    except errors.InputError as error:
-        raise errors.InputError(f"{role}.model: {error}") from error
 
 
 def role_input(
@@ -139,12 +137,8 @@ def role_input(
         head_init = "zeros"
     label_tokens: tuple[int, ...] = ()
     if completion is None and not model.bidirectional:
-        # A tokenizer may spell them with several tokens, which is an error if they are needed.
         needed = head_init == "unembedding"
-        with contextlib.suppress(*([] if needed else [errors.InputError])):
-            # What they are not needed for is not worth a note.
-            told = notes if needed else []
-            label_tokens = classes.label_tokens(role, reader.task, tokenizer, told, reader.template)
+        label_tokens = _label_tokens(role, reader, notes, needed=needed)
         head_init = head_init if label_tokens or not needed else "zeros"
     digests = {name: documents.digest() for name, documents in splits.items()}
     if completion is not None:
@@ -177,6 +171,20 @@ def role_input(
         reader.task.num_classes,
         prompts,
     )
+
+
+def _label_tokens(role: str, reader: Reader, notes: list[str], *, needed: bool) -> tuple[int, ...]:
+    """Return the ids of the tokens that stand for the classes; () if there are none.
+
+    Raises:
+      InputError: the tokenizer spells one with several tokens, and they are needed.
+    """
+    if needed:
+        return classes.label_tokens(role, reader.task, reader.tokenizer, notes, reader.template)
+    with contextlib.suppress(errors.InputError):
+        # What they are not needed for is not worth a note.
+        return classes.label_tokens(role, reader.task, reader.tokenizer, [], reader.template)
+    return ()
 
 
 def features_input(

@@ -91,13 +91,13 @@ def with_read_out_layers(
     """
     count = model.num_layers
     # Rounded first, so that 0.1 of 30 layers is 3, though the product is above 3 in floating point.
-    blocks = [max(1, math.ceil(round(depth * count, 9))) for depth in depths]
-    if len(set(blocks)) < len(blocks):
+    layers = [max(1, math.ceil(round(depth * count, 9))) for depth in depths]
+    if len(set(layers)) < len(layers):
         notes.append(
-            f"{role}: read_out_layers {', '.join(f'{depth:g}' for depth in depths)} are blocks "
-            f"{', '.join(map(str, blocks))} of {count}; each is counted once"
+            f"{role}: read_out_layers {', '.join(f'{depth:g}' for depth in depths)} are layers "
+            f"{', '.join(map(str, layers))} of {count}; each is counted once"
         )
-    return dataclasses.replace(model, read_out_layers=tuple(sorted(set(blocks))))
+    return dataclasses.replace(model, read_out_layers=tuple(sorted(set(layers))))
 
 
 def with_defaults(own: Role, model: ModelConfig) -> Role:

@@ -227,10 +227,10 @@ def load_features(
     shape, path, sizes = tuple(record["shape"]), folder.features, record["splits"]
     if not layers:
         return _load_by_id(path, "features", sizes, shape, split, ids_N)
-    total = np.zeros((len(ids_N), *shape), np.float32)
+    total_NKD = np.zeros((len(ids_N), *shape), np.float32)
     for number in layers:
-        total += _load_by_id(path, f"layer{number}", sizes, shape, split, ids_N)
-    return total / np.float32(len(layers))
+        total_NKD += _load_by_id(path, f"layer{number}", sizes, shape, split, ids_N)
+    return total_NKD / np.float32(len(layers))
 
 
 def load_features_head(folder: PhaseFolder) -> dict[str, np.ndarray]:

@@ -59,7 +59,11 @@ def spec(phase: Phase) -> dict[str, Any]:
 
 
 def run(phase: Phase, context: "Context", folder: "PhaseFolder") -> dict[str, Any]:
-    """Predict the documents with the final parameters, and store the predictions."""
+    """Predict the documents with the final parameters, and store the predictions.
+
+    Raises:
+      InputError: the parameters are gone.
+    """
     from w2s_jax.phases import completions, parameters, prediction
 
     resolved = context.resolved
