@@ -12,6 +12,7 @@ from w2s_jax import testing
 from w2s_jax.config.validation import validate
 from w2s_jax.data import register_features
 from w2s_jax.data.feature_sources import FEATURES
+from w2s_jax.execution.results import NO_CEILING
 from w2s_jax.planning.plan import plan
 from w2s_jax.planning.resolve import resolve
 from w2s_jax.sweep.planning import SharedResolver
@@ -152,6 +153,23 @@ def test_an_empty_condition_on_test_documents_keeps_all(data_dir):
         sizes[condition] = len(splits["slice1"]) + len(splits["slice2"]), len(splits["test"])
     assert sizes == {None: (50, 30), "": (50, 60)}
     assert "is empty" in error(validate, config_of(data_dir, task__template=""))
+
+
+# --- unlabelled documents ------------------------------------------------------------------------
+
+
+def test_without_halves_too_no_ceiling_learns_an_unlabelled_pool(data_dir, tmp_path):
+    rows = testing.tiny_records(60, seed=11)
+    write_records(data_dir / "mine", "pool", [{"text": row["text"]} for row in rows],
+                  [f"pool {n}" for n in range(60)])  # fmt: skip
+    ids = [*(str(n) for n in range(160)), *(f"pool {n}" for n in range(60))]
+    labels = write(tmp_path / "p.npz", ids, np.full((220, 2), 0.5, np.float32), "p")
+    given = {"weak__labels": str(labels), "protocol__halves": "none", "task__unlabelled": "pool"}
+    assert plan(resolve(validate(config_of(data_dir, **given)))).ceiling is None
+    assert "halves" not in NO_CEILING.split("; ")[0]  # whichever it is
+    settings = validate(config_of(data_dir, **given, method__name="saliency"))
+    message = error(lambda: plan(resolve(settings)))
+    assert "needs a ceiling, and with protocol.halves='none'" in message
 
 
 # --- methods -------------------------------------------------------------------------------------
