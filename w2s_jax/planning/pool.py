@@ -60,8 +60,8 @@ def check(settings: Settings) -> None:
         needed = METHODS[method.kind].truth_of
         if needed == "ceiling" and halves != "separate":
             raise errors.InputError(
-                f"method.name: {method.kind!r} needs a ceiling, and with protocol.halves={halves!r} the "
-                "documents of task.unlabelled, which have no labels, would be its training "
+                f"method.name: {method.kind!r} needs a ceiling, and with "
+                f"protocol.halves={halves!r} the documents of task.unlabelled, which have no labels, would be its training "
                 "documents; set protocol.halves=separate"
             )
         if needed == "slice2":
