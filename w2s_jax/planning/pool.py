@@ -61,8 +61,8 @@ def check(settings: Settings) -> None:
         if needed == "ceiling" and halves != "separate":
             raise errors.InputError(
                 f"method.name: {method.kind!r} needs a ceiling, and with "
-                f"protocol.halves={halves!r} the documents of task.unlabelled, which have no labels, would be its training "
-                "documents; set protocol.halves=separate"
+                f"protocol.halves={halves!r} the documents of task.unlabelled, which have "
+                "no labels, would be its training documents; set protocol.halves=separate"
             )
         if needed == "slice2":
             able = (name for name, spec in METHODS.items() if spec.truth_of != "slice2")
