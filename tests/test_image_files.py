@@ -205,7 +205,6 @@ def test_bad_idx_files_are_named(tmp_path, kind, parts):
 @pytest.mark.parametrize(
     "arrays,parts",
     [
-        ({"images": shapes(4)[0]}, ["has no array 'labels'", "images"]),
         ({"x": shapes(4)[0]}, ["has no array 'images'", "x"]),
         ({"images": shapes(4)[0] / 255, "labels": np.arange(4)}, ["float64 [4, 8, 8]", "uint8"]),
         ({"images": shapes(4)[0][0], "labels": np.arange(4)}, ["uint8 [8, 8]", "[N, H, W]"]),
@@ -228,6 +227,20 @@ def test_bad_npz_files_are_named(tmp_path, arrays, parts):
     assert text.startswith(f"{path}: ")
     for part in parts:
         assert part in text, text
+
+
+def test_npz_files_without_labels_may_be_the_unlabelled_pool_alone(tmp_path):
+    images, labels = shapes(6)
+    (tmp_path / "shapes").mkdir()
+    np.savez(tmp_path / "shapes" / "train.npz", images=images, labels=labels)
+    np.savez(tmp_path / "shapes" / "extra.npz", images=images[:4])
+    found = load("shapes", data_dir=str(tmp_path), used=("train",), unlabelled="extra")
+    pool = found.documents["unlabelled"]
+    assert [d.tokens for d in pool] == [image.tobytes() for image in images[:4]]
+    assert all(d.label is None for d in pool)
+    np.savez(tmp_path / "shapes" / "train.npz", images=images)
+    text = error(load, "shapes", data_dir=str(tmp_path))
+    assert "train.npz, image 1: field 'label'" in text and "this one is unlabelled" in text
 
 
 def test_npz_labels_may_be_names(tmp_path):

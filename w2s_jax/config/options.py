@@ -32,7 +32,7 @@ class Option:
       low, high: the smallest and the largest value, or entry of a tuple, whose entries are then
         numbers. A float must be finite, unless `high` is not.
       above, below: as `low` and `high`, but excluded.
-      also: values that are allowed outside this range.
+      also: values that are allowed outside this range; of texts, '' where it means something.
       choices: the allowed values, or entries of a tuple; (): all.
       value_type: the type of the values; None: that of the default, or float if that is None.
     """
@@ -70,7 +70,7 @@ class Option:
                 ("below", self.below),
             )
             bounds = [f"{word} {bound}" for word, bound in words if bound is not None]
-        return " and ".join(bounds) + "".join(f", or {value}" for value in self.also)
+        return " and ".join(bounds) + "".join(f", or {value}" for value in self.also if value != "")
 
     def check(self, field: str, value: Any) -> Any:
         """Return a valid value. Strings in a tuple are split at commas: ('a,b',) on a command line.
@@ -87,7 +87,7 @@ class Option:
         if self.choices:
             choice(field, value, self.choices)
         elif isinstance(value, str):
-            if value != self.default:
+            if value != self.default and value not in self.also:
                 _check_text(field, value)
         elif isinstance(value, float) and not math.isfinite(value) and self.high != math.inf:
             words = f"a finite number {self.allowed}".rstrip()

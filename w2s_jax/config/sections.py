@@ -289,7 +289,7 @@ class TaskSettings:
         "lower half), that training and validation documents meet; None: all",
     )
     test_where: str | None = option(
-        None, meaning="The same of test documents; None: as `where`; '': all"
+        None, also=("",), meaning="The same of test documents; None: as `where`; '': all"
     )
     test_tasks: tuple[str, ...] = option(
         (),

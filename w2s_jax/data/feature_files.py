@@ -102,7 +102,7 @@ class FeatureFiles(FeatureSource):
                     f"{path}: {shape[-1]} numbers per row, but {self.files[0].name} has "
                     f"{shapes[0][-1]}"
                 )
-        places = self._places(ids, splits)
+        places, records = self._places(ids, splits)
         digests: dict[str, str] = {}
 
         def checked(split: str, rows_NKD: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ class FeatureFiles(FeatureSource):
         def read(split: str) -> np.ndarray:
             return checked(split, self._rows(places[split], num_texts))
 
-        return SplitFeatures(self.name, shapes[0][-1], digests, read)
+        return SplitFeatures(self.name, shapes[0][-1], digests, read, records)
 
     def _rows(self, places: Sequence[Place], num_texts: int) -> np.ndarray:
         """Return the rows at some places, float32 [N, K, D]."""
@@ -139,8 +139,13 @@ class FeatureFiles(FeatureSource):
         assert out is not None
         return out
 
-    def _places(self, ids: Sequence[Sequence[int | str]], splits: Splits) -> dict[str, list[Place]]:
-        """Return the place of each document's row: by document ids, else by the records' own."""
+    def _places(
+        self, ids: Sequence[Sequence[int | str]], splits: Splits
+    ) -> tuple[dict[str, list[Place]], dict[str, Document]]:
+        """Return the place of each document's row: by document ids, else by the records' own.
+
+        The second value is `SplitFeatures.records`.
+        """
         rows = [
             (id_, (file, row))
             for file, own_ids in enumerate(ids)
@@ -153,14 +158,15 @@ class FeatureFiles(FeatureSource):
         missing = [d for d in documents if d.id not in of_document]
         if not missing:
             of_document = self._by_id(numbers)
-            return {s: [of_document[d.id] for d in own] for s, own in splits.items()}
+            return {s: [of_document[d.id] for d in own] for s, own in splits.items()}, {}
         texts = [(str(id_), place) for id_, place in rows]
         of_own = dict(texts)
         own_missing = [d for d in documents if _own(d) not in of_own]
         if not own_missing:
             of_own = self._by_id(texts)
             self._refuse_shared(documents)
-            return {s: [of_own[str(_own(d))] for d in own] for s, own in splits.items()}
+            by_own = {str(_own(d)): d for d in documents}
+            return {s: [of_own[str(_own(d))] for d in own] for s, own in splits.items()}, by_own
         raise self._missing(documents, missing, own_missing)
 
     def _by_id(self, rows: Sequence[tuple[Any, Place]]) -> dict[Any, Place]:

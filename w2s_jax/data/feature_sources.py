@@ -7,7 +7,7 @@ Imports no JAX.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,21 +32,48 @@ class SplitFeatures:
       width: D, numbers per text.
       digests: split -> sha256 of its features; of a function, of its name and version.
       read: split -> its features, float32 [N, K, D].
+      records: record -> its document, where the documents were found by their records' own `id`.
     """
 
     name: str
     width: int
     digests: Mapping[str, str]
     read: Callable[[str], np.ndarray]
+    records: Mapping[str, Document] = field(default_factory=dict)
 
     def with_splits(self, other: "SplitFeatures") -> "SplitFeatures":
-        """Return the features of the splits of both, which are from one source."""
+        """Return the features of the splits of both, which are from one source.
+
+        Raises:
+          InputError: they have other widths, or other documents with one `id` of a record, which
+            therefore have the features of one row.
+        """
+        if other.width != self.width:
+            raise InputError(
+                f"{self.name}: {other.width} numbers per text, but {self.width} for the run's own "
+                "documents"
+            )
+        shared = [id_ for id_ in other.records if id_ in self.records]
+        shared = [i for i in shared if _content(other.records[i]) != _content(self.records[i])]
+        if shared:
+            first = other.records[shared[0]]
+            raise InputError(
+                f"{self.name}: its ids are the records' own `id`s, but {len(shared):,} of "
+                f"{len(other.records):,} documents share theirs with another document of the run "
+                f"(the first: {first.name}, id {shown(shared[0])}); use document ids: w2s data ids "
+                "TASK --to=FILE"
+            )
         digests = {**self.digests, **other.digests}
 
         def read(split: str) -> np.ndarray:
             return (other if split in other.digests else self).read(split)
 
-        return SplitFeatures(self.name, self.width, digests, read)
+        records = {**self.records, **other.records}
+        return SplitFeatures(self.name, self.width, digests, read, records)
+
+
+def _content(document: Document) -> tuple[object, ...]:
+    return document.text, document.texts, document.tokens
 
 
 class FeatureSource(ABC):

@@ -270,24 +270,24 @@ def _read_idx(path: Path, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the arrays `images` and `labels` of a .npz file; nothing is unpickled."""
-    arrays = {}
+    """Read the arrays `images` and `labels` of a .npz file; nothing is unpickled.
+
+    Without `labels`, all are -1: unlabelled, as of records.
+    """
     try:
         with path.open("rb") as stored, np.load(stored, allow_pickle=False) as found:
             names = list(found)
-            for name in ("images", "labels"):
-                if name not in names:
-                    raise InputError(
-                        f"{path}: has no array {name!r}; it has: {listed(names, 'none')}"
-                    )
-                arrays[name] = found[name]
+            if "images" not in names:
+                raise InputError(f"{path}: has no array 'images'; it has: {listed(names, 'none')}")
+            arrays = {name: found[name] for name in ("images", "labels") if name in names}
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
     except Exception as error:  # of zipfile, zlib and NumPy
         raise InputError(f"{path}: is not a readable .npz file ({first_line(error)})") from error
-    images, labels = arrays["images"], arrays["labels"]
+    images = arrays["images"]
+    labels = arrays.get("labels", np.full(len(images) if images.ndim else 0, -1))
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise InputError(
             f"{path}: `images` is {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W] or "

@@ -16,9 +16,8 @@ from w2s_jax.store.artifacts import PhaseFolder
 
 #: `pgr_note` of students without a ceiling.
 NO_CEILING = (
-    "There is no ceiling, so no PGR: with protocol.halves='shared' it would be trained on the "
-    "documents of task.unlabelled, which have no labels; protocol.halves=separate trains it on "
-    "slice 1."
+    "There is no ceiling, so no PGR: it would be trained on the documents of task.unlabelled, "
+    "which have no labels; protocol.halves=separate trains it on slice 1."
 )
 
 

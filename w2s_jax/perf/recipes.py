@@ -31,8 +31,9 @@ def recipe_workload(config: config_dict.ConfigDict) -> Workload:
     phases = plan(resolved)
     if phases.ceiling is None:
         raise errors.InputError(
-            f"protocol.halves: 'shared', but task.unlabelled={resolved.settings.task.unlabelled!r} "
-            "leaves no ceiling to measure; set protocol.halves=separate"
+            f"protocol.halves: {resolved.settings.protocol.halves!r}, but task.unlabelled="
+            f"{resolved.settings.task.unlabelled!r} leaves no ceiling to measure; set "
+            "protocol.halves=separate"
         )
     phase = phases.phase(phases.ceiling)
     if isinstance(phase.model, ImageConfig):

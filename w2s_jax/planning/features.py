@@ -100,6 +100,14 @@ def bound(role: str, source: FeatureSource, splits: Splits, num_texts: int) -> S
         return source.bind(splits, num_texts)
 
 
+def joined(role: str, own: SplitFeatures, other: SplitFeatures) -> SplitFeatures:
+    """Return `own.with_splits(other)`; errors name the role's field."""
+    try:
+        return own.with_splits(other)
+    except errors.InputError as error:
+        raise errors.InputError(f"{role}.model: {error}") from error
+
+
 def digest(documents: TokenizedDocuments, of_features: str) -> str:
     """Return the sha256 of ids, labels and features: what a split is to a head on them."""
     return hashlib.sha256(f"{documents.digest()}{of_features}".encode()).hexdigest()

@@ -106,10 +106,19 @@ class PlanBuilder:
         name = self.make("pretrain", role=role, split=split, epochs=epochs, parents=parents)
         return {"init": name}
 
-    def features(self, role: str, init: Mapping[str, str] | None = None) -> str:
-        """Add features of a role's frozen model: pretrained, or that of the phase in `init`."""
+    def features(
+        self, role: str, init: Mapping[str, str] | None = None, split: str | None = None
+    ) -> str:
+        """Add features of a role's frozen model: pretrained, or that of the phase in `init`.
+
+        They are those of the documents that probes of every run need, and of `split`.
+        """
         parents = self.init(role) if init is None else init
-        return self.make("features", role=role, parents=parents)
+        name = self.make("features", role=role, parents=parents)
+        splits = self.phases[name].label_splits
+        if split is None or split in splits:
+            return name
+        return self.make("features", role=role, parents=parents, splits=(split, *splits))
 
     def labels(
         self,
@@ -159,7 +168,7 @@ class PlanBuilder:
         start = self.init(role) if init is None else dict(init)
         given, where = dict(parents or {}), {"role": role, "split": split}
         if adapt in ("probe", "probe_then_full"):
-            probed = given | {"features": self.features(role, start)}
+            probed = given | {"features": self.features(role, start, split)}
             if adapt == "probe":
                 return self.make(kind, **where, parents=probed, probe=True, **more)
             shared = {k: more[k] for k in ("loss", "subset", "seed") if k in more}

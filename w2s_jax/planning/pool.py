@@ -55,14 +55,14 @@ def check(settings: Settings) -> None:
     """
     if settings.task.unlabelled is None:
         return
-    shared = settings.protocol.halves == "shared"
+    halves = settings.protocol.halves
     for method in settings.methods:
         needed = METHODS[method.kind].truth_of
-        if needed == "ceiling" and shared:
+        if needed == "ceiling" and halves != "separate":
             raise errors.InputError(
-                f"method.name: {method.kind!r} needs a ceiling, and with protocol.halves='shared' "
-                "the documents of task.unlabelled, which have no labels, would be its training "
-                "documents; set protocol.halves=separate"
+                f"method.name: {method.kind!r} needs a ceiling, and with "
+                f"protocol.halves={halves!r} the documents of task.unlabelled, which have "
+                "no labels, would be its training documents; set protocol.halves=separate"
             )
         if needed == "slice2":
             able = (name for name, spec in METHODS.items() if spec.truth_of != "slice2")

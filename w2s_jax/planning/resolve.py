@@ -19,6 +19,7 @@ from w2s_jax.data.records import OFFICIAL_SPLITS
 from w2s_jax.data.task import Task
 from w2s_jax.data.templates import find_template
 from w2s_jax.data.tokenize import TokenizedDocuments
+from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.image_models import IMAGE_MODELS, check_documents
 from w2s_jax.models.sources import ModelSource
 from w2s_jax.planning import classes, features, generation, pool, test_sets
@@ -176,14 +177,31 @@ def _check_models(
         check_model(role, found[role], settings)
         if settings.roles[role].model in IMAGE_MODELS:
             check_documents(role, settings.roles[role].model, task, settings.task.max_length)
-    generation.check_methods(task, settings)
     if settings.task.template is not None:
         find_template(task, settings.task.template)
+    configs = {}
     if task.generates:
         configs = {role: config_of(role, found[role], settings) for role in found}
-        generation.check(task, settings, configs)
     else:
         generation.check_unused(task, settings)
+    check_training(task, settings, configs)
+
+
+def check_training(task: Task, settings: Settings, models: Mapping[str, ModelConfig]) -> None:
+    """Check that methods and losses of a run suit its task.
+
+    Args:
+      task: the task.
+      settings: of the run.
+      models: role -> model; of generation tasks.
+
+    Raises:
+      InputError: one does not.
+    """
+    generation.check_methods(task, settings)
+    if task.generates:
+        generation.check(task, settings, models)
+    else:
         classes.check(task, settings)
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from w2s_jax.config import METHODS, Settings
+from w2s_jax.config import METHODS, MethodSettings, Settings
 from w2s_jax.config.options import Option
 from w2s_jax.core import errors
 from w2s_jax.data.documents import Document
@@ -54,6 +54,15 @@ def names_of(choice: str, task: Task, settings: Settings) -> tuple[str, ...]:
     return () if settings.task.template is None else (settings.task.template,)
 
 
+def averaging(settings: Settings) -> tuple[MethodSettings, ...]:
+    """Return the methods of a run that can average over templates, with that option alone."""
+    return tuple(
+        MethodSettings(method.kind, (("templates", dict(method.options)["templates"]),))
+        for method in settings.methods
+        if METHODS[method.kind].options.get("templates") is TEMPLATES
+    )
+
+
 def prompts_of(
     reader: Reader,
     model: ModelConfig,
@@ -83,10 +92,9 @@ def prompts_of(
     """
     task = reader.task
     readers: dict[str, list[str]] = {}
-    for method in settings.methods:
-        if METHODS[method.kind].options.get("templates") is TEMPLATES:
-            for name in names_of(dict(method.options)["templates"], task, settings):
-                readers.setdefault(name, []).append(method.kind)
+    for method in averaging(settings):
+        for name in names_of(dict(method.options)["templates"], task, settings):
+            readers.setdefault(name, []).append(method.kind)
     if model.bidirectional or reader.tokenizer is None:
         return {}
     limits = [] if settings.task.max_length is None else [settings.task.max_length]

@@ -241,7 +241,7 @@ def with_set(
                 source = features.reading(role, sources[role], found.task)
                 new = features.bound(role, source, {found.split: chosen}, found.task.num_texts)
                 digest = features.digest(part, new.digests[found.split])
-                rows = rows.with_splits(new)
+                rows = features.joined(role, rows, new)
             with_split[role] = dataclasses.replace(
                 data,
                 features=rows,

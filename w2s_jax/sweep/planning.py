@@ -11,9 +11,11 @@ from w2s_jax.config import CheckpointSettings, LogSettings, MeshSettings, Settin
 from w2s_jax.core import errors
 from w2s_jax.data.tokenize import TokenizedDocuments
 from w2s_jax.execution.prepare import Prepared, prepare
+from w2s_jax.planning import generation
 from w2s_jax.planning.phase import Phase
-from w2s_jax.planning.resolve import Resolved, resolve
+from w2s_jax.planning.resolve import Resolved, check_training, resolve
 from w2s_jax.planning.role_inputs import RoleInput
+from w2s_jax.planning.templates import averaging
 from w2s_jax.store.artifacts import PhaseFolder
 from w2s_jax.sweep.points import NamedPoint
 
@@ -122,7 +124,9 @@ class SharedResolver:
     def __call__(self, settings: Settings) -> Resolved:
         """Return `resolve(settings)`."""
         key = _read_settings(settings)
-        if key not in self._resolved:
+        if key in self._resolved:
+            _check(self._resolved[key], settings)
+        else:
             found = resolve(settings)
             roles = {role: self._with_kept(data) for role, data in found.roles.items()}
             self._resolved[key] = dataclasses.replace(found, roles=roles)
@@ -144,8 +148,25 @@ class SharedResolver:
         return dataclasses.replace(data, splits=splits)
 
 
+def _check(found: Resolved, settings: Settings) -> None:
+    """Check what `resolve` checks of settings that are not part of `_read_settings`.
+
+    Raises:
+      InputError: losses or methods do not suit the task or the models.
+    """
+    assert found.task is not None
+    check_training(found.task, settings, {role: data.model for role, data in found.roles.items()})
+    if found.task.generates:
+        tokenizers = {role: data.tokenizer for role, data in found.roles.items()}
+        generation.check_tokenizers(settings, tokenizers)
+
+
 def _read_settings(settings: Settings) -> Settings:
-    """Return the settings with defaults for everything that `resolve` does not read."""
+    """Return the settings with defaults for everything that `resolve` does not read.
+
+    It checks losses and methods (see `_check`), and reads documents inside the templates over which
+    methods average.
+    """
     # Only the expansion 'one' draws documents with the run's own seed.
     seed = settings.seed if settings.protocol.item_expansion == "one" else 0
     return dataclasses.replace(
@@ -153,7 +174,7 @@ def _read_settings(settings: Settings) -> Settings:
         name="",
         seed=seed,
         losses=(),
-        methods=(),
+        methods=averaging(settings),
         method_losses=(),
         eval_every=None,
         mesh=MeshSettings(),
