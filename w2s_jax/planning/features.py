@@ -101,11 +101,13 @@ def bound(role: str, source: FeatureSource, splits: Splits, num_texts: int) -> S
 
 
 def joined(role: str, own: SplitFeatures, other: SplitFeatures) -> SplitFeatures:
-    """Return `own.with_splits(other)`; errors name the role's field."""
-    try:
+    """Return `own.with_splits(other)`.
+
+    Raises:
+      InputError: as `with_splits`; names the role's field.
+    """
+    with errors.of_field(f"{role}.model"):
         return own.with_splits(other)
-    except errors.InputError as error:
-        raise errors.InputError(f"{role}.model: {error}") from error
 
 
 def digest(documents: TokenizedDocuments, of_features: str) -> str:
