@@ -3,7 +3,7 @@
     w2s sweep --config=configs/sweeps/books.py --workdir=runs/books --config.task.data_dir=DIR \
         --config.task.tokenizer=DIR/tokenizer.json
 
-The section on books in docs/results.md says how to make DIR, and has the results.
+The section on books in docs/results.md says how to make DIR, and has results of another seed.
 """
 
 from ml_collections import config_dict
