@@ -153,6 +153,7 @@ def test_a_class_head_of_the_whole_model_is_left_out(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "suffix,words",
     [
+        ("@layer=4", ["'layer'", "did you mean 'layers'?"]),
         ("@layers=0", ["'0'", "at least 1"]),
         ("@layers=-1", ["'-1'", "at least 1"]),
         ("@layers=two", ["'two'", "the number of layers to keep"]),

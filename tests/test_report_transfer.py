@@ -70,8 +70,8 @@ def test_a_point_has_both_accuracies():
         for name, entry in run.result["students"].items()
     }
     assert ax.get_xlim() == ax.get_ylim()
-    assert "made_up_task (300 documents" in ax.get_xlabel()
-    assert ax.get_ylabel() == "accuracy on elsewhere (200 documents)"
+    assert ax.get_xlabel() == "accuracy on made_up_task (300 documents)"
+    assert ax.get_ylabel() == "accuracy on elsewhere\n(200 documents, 1 seed per point)"
     assert f"loss_0 {drawn['loss_0'][0]:.3f} and {drawn['loss_0'][1]:.3f}" in panel.alt_text
 
 
@@ -85,7 +85,7 @@ def test_points_of_several_seeds_are_means():
     assert x == pytest.approx(sum(r.result["weak"]["accuracy"] for r in runs) / 4)
     far = [r.result["transfer"]["elsewhere"]["weak"]["accuracy"] for r in runs]
     assert y == pytest.approx(sum(far) / 4)
-    assert "4 seeds per point" in ax.get_xlabel()
+    assert "4 seeds per point" in ax.get_ylabel()
 
 
 def test_more_than_a_few_students_share_a_style():

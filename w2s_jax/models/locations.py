@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
-from w2s_jax.core.errors import InputError
+from w2s_jax.core.errors import InputError, unknown
 from w2s_jax.models.config import ModelConfig
 from w2s_jax.models.families import FAMILIES
 
@@ -17,10 +18,13 @@ def split_layers(given: str | os.PathLike[str]) -> tuple[str, int | None]:
     An existing path of the whole name is a model of that name.
 
     Raises:
-      InputError: if K is not a positive integer.
+      InputError: if K is not a positive integer, or something else is asked for.
     """
     text = os.fspath(given)
     model, mark, number = text.rpartition(_LAYERS)
+    option = re.search(r"@(\w+)=\d+$", text)
+    if not mark and option and not Path(text).expanduser().exists():
+        raise unknown(f"{text}: option", option[1], ["layers"])
     if not mark or Path(text).expanduser().exists():
         return text, None
     if not (number.isascii() and number.isdecimal() and int(number) > 0):

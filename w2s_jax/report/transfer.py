@@ -265,7 +265,9 @@ def _draw(ax: "Axes", task: str, other: str, table: _Table, labels: Sequence[str
     ax.set_ylim(ends)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
     tested = [count_documents(e for sets in table.values() for e in sets[n]) for n in (0, 1)]
-    ax.set_xlabel(escape_mathtext(f"accuracy on {task} ({tested[0]}, {seeds_per_point(seeds)})"))
-    ax.set_ylabel(escape_mathtext(f"accuracy on {other} ({tested[1]})"))
+    # Two lines on the side without the legend, as a panel is narrow.
+    counts = f"{tested[1]}, {seeds_per_point(seeds)}"
+    ax.set_xlabel(escape_mathtext(f"accuracy on {task} ({tested[0]})"))
+    ax.set_ylabel(escape_mathtext(f"accuracy on {other}\n({counts})"))
     style(ax)
     legend(ax)

@@ -10,6 +10,7 @@ from rich.table import Table
 from w2s_jax.core import errors, files
 from w2s_jax.execution import code_changes
 from w2s_jax.planning.costs import phase_flops
+from w2s_jax.report.results import plural
 from w2s_jax.store.artifacts import phase_folder
 from w2s_jax.sweep import costs, local, records
 from w2s_jax.sweep.planning import SweepPlan, plan_sweep
@@ -121,7 +122,7 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
     states = records.states(plan.store, plan.parents)
     missing = [name for name, state in states.items() if state != "done"]
     console.print(
-        f"{len(plan.runs)} runs with {uses.total()} phases, {len(phases)} of them distinct, "
+        f"{plural(len(plan.runs), 'run')} with {uses.total()} phases, {len(phases)} of them distinct, "
         f"{shared} shared by several runs; {len(phases) - len(missing)} done, {len(missing)} "
         "missing",
         highlight=False,
