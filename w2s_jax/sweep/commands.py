@@ -122,9 +122,9 @@ def print_plan(plan: SweepPlan, mfu: float, console: Console, *, all_runs: bool)
     states = records.states(plan.store, plan.parents)
     missing = [name for name, state in states.items() if state != "done"]
     console.print(
-        f"{plural(len(plan.runs), 'run')} with {uses.total()} phases, {len(phases)} of them distinct, "
-        f"{shared} shared by several runs; {len(phases) - len(missing)} done, {len(missing)} "
-        "missing",
+        f"{plural(len(plan.runs), 'run')} with {uses.total()} phases, {len(phases)} of them "
+        f"distinct, {shared} shared by several runs; {len(phases) - len(missing)} done, "
+        f"{len(missing)} missing",
         highlight=False,
     )
     print_counts({name: phase.kind for name, phase in phases.items()}, states, console)
