@@ -14,28 +14,24 @@ settings are from that recipe, not tuned on these data; docs/results.md has the 
 to 14, which take less than a minute each on two CPU cores.
 """
 
+from pathlib import Path
+
 from ml_collections import config_dict
 
-from w2s_jax.config import default_config
+from w2s_jax.recipes import other_recipe
+
+DIGITS = Path(__file__).with_name("image_digits.py")
 
 
 def get_config(seed: str = "0") -> config_dict.ConfigDict:
     """Return the recipe, with all seeds set to `seed`."""
-    config = default_config()
+    config = other_recipe(DIGITS, seed)
     config.name = f"fashion-mnist-{seed}"
-    config.seed = config.task.split_seed = int(seed)
     config.task.name = "fashion_mnist"
     config.task.train_docs = 10_000
     config.task.validation_docs = 1_000
-    # Balanced thresholds of ten classes need a batch of at least four documents of each.
     config.train.batch_size = config.probe.batch_size = 100
-
-    config.weak.model = "cnn-4"
-    config.weak.train.learning_rate = 3e-3
+    config.weak.train.steps = config.strong.probe.steps = None
     config.weak.train.epochs = 3.0
-
-    config.strong.model = "features:random_convolutions"
-    config.strong.train.adapt = "probe"
-    config.strong.probe.learning_rate = 2e-4
     config.strong.probe.epochs = 10.0
     return config

