@@ -537,6 +537,13 @@ def test_learning_rates_equal_their_formulas(schedule):
     assert rates.dtype == np.float32 and len(rates) == 50
 
 
+def test_a_cosine_of_few_steps_falls_and_rises_again():
+    settings = TrainSettings(learning_rate=0.1, schedule="cosine", cosine_steps=4)
+    half = 0.1 * (1 + np.sqrt(0.5)) / 2
+    expected = [0.1, half, 0.05, 0.1 - half, 0.0, 0.1 - half, 0.05, half, 0.1, half]
+    np.testing.assert_allclose(learning_rates(settings, 10), expected, atol=1e-8)
+
+
 def test_a_probe_s_gradient_is_that_of_logistic_regression():
     """One step of plain gradient descent on a head over features, against the closed form."""
     rng = np.random.default_rng(0)
